@@ -1,0 +1,1 @@
+"""Ways to start workers and to watch them: processes on this machine."""

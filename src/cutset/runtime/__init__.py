@@ -1,0 +1,1 @@
+"""The pipeline at work: channels between neighbours, workers, and the caller's session."""

@@ -1,0 +1,1 @@
+"""Bundles: the pieces on disk, their specification, how they are written, read and proven."""
