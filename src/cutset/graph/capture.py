@@ -1,0 +1,153 @@
+"""From a model to a graph: the one user of `torch.export`.
+
+The captured program is brought into one form: no operation changes a tensor in place, so that
+a stage can never alter what another stage still reads. Where every in-place operation acts on a
+tensor that nobody else sees (``relu_`` after a convolution), it is exchanged for its twin that
+returns a new tensor. Where a view is changed, torch's own functionalisation rewrites the program.
+Both compute the same numbers with the same kernels.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch.export import Dim as ExportDim
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from cutset.errors import CaptureError
+from cutset.graph.functionalise import replace_inplace_operations
+from cutset.graph.ir import Graph
+from cutset.graph.lowering import CapturedModel, lower_program
+from cutset.graph.source import is_library_file
+from cutset.tensors import BATCH, TensorSpec
+
+MAX_ROWS = 1 << 24
+"""Upper end of the range of rows that a captured model is asked to hold for."""
+
+ExampleInputs: TypeAlias = "torch.Tensor | Sequence[Any] | Mapping[str, Any]"
+"""A tensor, positional arguments, or keyword arguments; each tensor with rows along its first
+dimension, two rows or more."""
+
+
+def capture_graph(model: torch.nn.Module, example_inputs: ExampleInputs) -> Graph:
+    """Captures a model as plain data; see `capture_model`."""
+    return capture_model(model, example_inputs).graph
+
+
+def capture_model(model: torch.nn.Module, example_inputs: ExampleInputs) -> CapturedModel:
+    """Captures a model in evaluation mode with a dynamic number of rows.
+
+    Args:
+        model: any module that `torch.export` can trace; it is not changed, but for being put
+            into evaluation mode.
+        example_inputs: inputs with at least two rows along the first dimension of every tensor.
+
+    Raises:
+        CaptureError: an input has fewer than two rows, the model cannot be traced, or its
+            result does not grow with the rows.
+    """
+    model.eval()
+    args, kwargs = _split_inputs(example_inputs)
+    flat = tuple(t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor))
+    for tensor in flat:
+        if tensor.dim() == 0 or tensor.shape[0] < 2:
+            raise CaptureError(
+                f"example input of shape {list(tensor.shape)}: every input needs at least two "
+                "rows along its first dimension, so that the number of rows stays free"
+            )
+    exported = replace_inplace_operations(_export(model, args, kwargs))
+    return lower_program(model, exported, flat)
+
+
+def export_piece(piece: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> ExportedProgram:
+    """Exports a piece of a captured model, its number of rows free.
+
+    Args:
+        piece: what `cutset.graph.pieces.build_piece` made.
+        inputs: tensors with two rows or more; dimensions that grow with the rows are recognised
+            by the piece's ``input_specs``.
+
+    Raises:
+        CaptureError: the piece cannot be exported with a free number of rows.
+    """
+    specs: Sequence[TensorSpec] = piece.input_specs  # type: ignore[assignment]
+    shapes = tuple(
+        {i: ExportDim.AUTO for i, dim in enumerate(spec.shape) if not isinstance(dim, int)}
+        for spec in specs
+    )
+    try:
+        with torch.no_grad():
+            exported = torch.export.export(
+                piece, tuple(inputs), dynamic_shapes=(shapes,), strict=False
+            )
+    except Exception as error:
+        raise _capture_error(piece, error) from error
+    for name, spec in zip(exported.graph_signature.user_inputs, specs, strict=True):
+        value = next(node for node in exported.graph.nodes if node.name == name).meta["val"]
+        for length, dim in zip(value.shape, spec.shape, strict=True):
+            if isinstance(length, int) and not isinstance(dim, int):
+                raise CaptureError(
+                    f"{spec.name}: the number of rows became fixed at {length} when the piece "
+                    "was exported; an operation in it works for this number only"
+                )
+    return exported
+
+
+def _split_inputs(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example_inputs, torch.Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    return tuple(example_inputs), {}
+
+
+def _export(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> ExportedProgram:
+    batch = ExportDim(BATCH, min=1, max=MAX_ROWS)
+
+    def dims(value: Any) -> dict[int, Any] | None:
+        return {0: batch} if isinstance(value, torch.Tensor) else None
+
+    try:
+        bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+        shapes = pytree.tree_map(dims, dict(bound))
+        with torch.no_grad():
+            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        raise _capture_error(model, error) from error
+
+
+def _capture_error(model: torch.nn.Module, error: Exception) -> CaptureError:
+    """Says where the capture stopped: module path, source line, operation."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    module_path = source = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        if id(owner) in paths:
+            module_path = paths[id(owner)]
+        if not is_library_file(frame.f_code.co_filename):
+            source = f"{Path(frame.f_code.co_filename).name}:{line}"
+    match = re.search(r"\b(?:aten|prims|torchvision)[.:]+\w+(?:\.\w+)?", str(error))
+    where = "".join(
+        (
+            f" in module {module_path!r}" if module_path else "",
+            f" at {source}" if source else "",
+            f", operation {match[0]}" if match else "",
+        )
+    )
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return CaptureError(
+        f"torch.export cannot trace the model{where}: {lines[0]}. Make the forward free of "
+        "decisions on tensor values and of a fixed number of rows",
+        module_path=module_path,
+        source=source,
+        operation=match[0] if match else None,
+    )
