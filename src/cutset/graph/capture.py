@@ -85,7 +85,7 @@ def export_piece(piece: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Expo
     try:
         with torch.no_grad():
             exported = torch.export.export(
-                piece, tuple(inputs), dynamic_shapes=(shapes,), strict=False
+                piece, tuple(inputs), dynamic_shapes=shapes, strict=False
             )
     except Exception as error:
         raise _capture_error(piece, error) from error

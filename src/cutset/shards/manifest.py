@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from cutset.graph.ir import Graph
+from cutset.images import Preprocessing
 from cutset.planning.plan import Plan
 from cutset.tensors import TensorSpec
 
@@ -17,24 +18,6 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     path: str
     num_bytes: int
     sha256: str
-
-
-class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How an image becomes a row: resize the shorter side, crop the centre, scale, normalise.
-
-    Attributes:
-        resize: length in pixels of the shorter side after resizing.
-        crop: height and width in pixels of the centre crop.
-        interpolation: ``"bilinear"``, ``"bicubic"`` or ``"nearest"``.
-        mean: subtracted per channel after scaling to 0..1.
-        std: divided by per channel.
-    """
-
-    resize: int
-    crop: tuple[int, int]
-    interpolation: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
 
 
 class StageEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
