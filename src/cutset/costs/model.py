@@ -1,10 +1,32 @@
-"""What the planner needs to know of a model and of the devices, as plain numbers."""
+"""What the planner needs to know of a model and of the devices, as plain numbers.
+
+Nothing here imports torch. A model is a row of *pieces*, the operations between two neighbouring
+boundaries; boundary 0 is the model's input, the last one its output, those between are places
+where a cut may be. A stage is a run of pieces from one boundary to another, and costs
+
+- seconds: the sum of its pieces' on the device, with the fastest backend measured there;
+- memory: the runtime's base + its weights, a weight that several pieces share counted once + the
+  largest peak of activations among its pieces, times the micro-batches in flight.
+"""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 import msgspec
 
+from cutset.devices import Device
+from cutset.errors import PlanError
+from cutset.graph.cuts import CutPoint, CutPoints
+from cutset.graph.ir import Graph
+
 PROFILE_FORMAT = "cutset-profile/1"
+INPUT_NAME = "input"
+OUTPUT_NAME = "output"
+REFERENCE = ""
+"""The name under which a cost model keeps the seconds of the device that others are scaled from."""
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,3 +73,318 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     num_threads: int
     pieces: tuple[PieceProfile, ...]
     software: dict[str, str]
+
+
+class SharedWeight(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bytes of weights that several pieces use; `pieces` are their indices, rising."""
+
+    num_bytes: int
+    pieces: tuple[int, ...]
+
+
+class PieceSeconds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Seconds of every piece for one micro-batch on one device with one backend.
+
+    Attributes:
+        device: name of the device (or of its profile); `REFERENCE` for the one others scale.
+        backend: name of the backend; ``""`` where none was measured.
+        seconds: by piece; None where this backend cannot run the piece.
+    """
+
+    device: str
+    backend: str
+    seconds: tuple[float | None, ...]
+
+
+class CostModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model as plain numbers: n pieces between n + 1 boundaries.
+
+    Attributes:
+        micro_batch: rows of a micro-batch; all seconds are for this many.
+        positions: of the boundaries in the graph, n + 1 of them.
+        names: of the boundaries: ``"input"``, the cut points' ``after``, ``"output"``.
+        kinds: of the boundaries as `CutPoint.kind`; ``""`` at both ends.
+        cut_bytes_per_row: bytes that cross each boundary for one row.
+        flops_per_row: multiply-adds of each piece.
+        own_weight_bytes: bytes of the weights that only this piece uses.
+        shared_weights: weights that several pieces use.
+        peak_bytes_per_row: most bytes of activations alive at once within each piece.
+        seconds: by device and backend.
+        base_bytes: what a worker needs before it holds any shard.
+        num_in_flight: micro-batches whose activations a stage holds at once.
+    """
+
+    micro_batch: int
+    positions: tuple[int, ...]
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    cut_bytes_per_row: tuple[int, ...]
+    flops_per_row: tuple[int, ...]
+    own_weight_bytes: tuple[int, ...]
+    shared_weights: tuple[SharedWeight, ...]
+    peak_bytes_per_row: tuple[int, ...]
+    seconds: tuple[PieceSeconds, ...]
+    base_bytes: int = 0
+    num_in_flight: int = 1
+
+    @property
+    def num_pieces(self) -> int:
+        """How many pieces: one more than the places where a cut may be."""
+        return len(self.positions) - 1
+
+    def weight_bytes(self, start: int, stop: int) -> int:
+        """Bytes of the weights that pieces `start` up to `stop` use, each weight once."""
+        shared = sum(
+            weight.num_bytes
+            for weight in self.shared_weights
+            if any(start <= piece < stop for piece in weight.pieces)
+        )
+        return sum(self.own_weight_bytes[start:stop]) + shared
+
+    def memory_bytes(self, start: int, stop: int) -> int:
+        """Bytes that a stage of pieces `start` up to `stop` needs on its device."""
+        peak = max(self.peak_bytes_per_row[start:stop])
+        activations = self.num_in_flight * self.micro_batch * peak
+        return self.base_bytes + self.weight_bytes(start, stop) + activations
+
+    def seconds_on(self, device: Device) -> tuple[PieceSeconds, ...]:
+        """Seconds of every piece on a device, one entry for each backend.
+
+        Its own measurements where there are any (by its name, or by the file that
+        `Device.profile` names), else the reference's divided by its speed.
+
+        Raises:
+            PlanError: the device names a profile that is not part of this cost model.
+        """
+        own = [s for s in self.seconds if s.device == device.name]
+        if not own and device.profile is not None:
+            own = [s for s in self.seconds if s.device == device.profile]
+            if not own:
+                raise PlanError(
+                    f"device {device.name!r} has its costs in {device.profile!r}, which was not "
+                    "read; pass that profile to costs_from_profile under this name"
+                )
+        if own:
+            return tuple(own)
+        scaled = tuple(
+            PieceSeconds(
+                device=device.name,
+                backend=entry.backend,
+                seconds=tuple(None if s is None else s / device.speed for s in entry.seconds),
+            )
+            for entry in self.seconds
+            if entry.device == REFERENCE
+        )
+        if not scaled:
+            raise PlanError(f"there are no costs for device {device.name!r}")
+        return scaled
+
+
+def load_profile(path: str | Path) -> Profile:
+    """Reads a profile that `cutset profile` wrote.
+
+    Raises:
+        PlanError: the file cannot be read, is no profile, or of another format version.
+    """
+    try:
+        profile = msgspec.json.decode(Path(path).read_bytes(), type=Profile)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path}: the profile cannot be read: {error}") from error
+    if profile.format != PROFILE_FORMAT:
+        raise PlanError(f"{path}: expected format {PROFILE_FORMAT!r}, got {profile.format!r}")
+    return profile
+
+
+def costs_from_flops(
+    graph: Graph,
+    cuts: CutPoints,
+    *,
+    micro_batch: int = 1,
+    flops_per_s: float = 1e9,
+    base_bytes: int = 0,
+    num_in_flight: int = 1,
+    granularity: str = "unit",
+) -> CostModel:
+    """A cost model in which time is multiply-adds alone (`--cost flops`).
+
+    Args:
+        graph: the captured model.
+        cuts: its positions, judged.
+        micro_batch: rows of a micro-batch, at least 1.
+        flops_per_s: multiply-adds that a device of speed 1 does in a second; above 0.
+        base_bytes: what a worker needs before it holds any shard.
+        num_in_flight: micro-batches whose activations a stage holds at once.
+        granularity: ``"unit"`` to cut at the candidates only, ``"op"`` between any two operations.
+
+    Raises:
+        ValueError: a number is out of its range, or `granularity` unknown.
+    """
+    if micro_batch < 1 or flops_per_s <= 0 or num_in_flight < 1 or base_bytes < 0:
+        raise ValueError(
+            "micro_batch, num_in_flight from 1, flops_per_s above 0, base_bytes from 0"
+        )
+    points = _boundaries(cuts, granularity)
+    model = _without_seconds(graph, points, micro_batch, base_bytes, num_in_flight)
+    seconds = tuple(flops * micro_batch / flops_per_s for flops in model.flops_per_row)
+    entry = PieceSeconds(device=REFERENCE, backend="", seconds=seconds)
+    return msgspec.structs.replace(model, seconds=(entry,))
+
+
+def costs_from_profile(
+    graph: Graph,
+    cuts: CutPoints,
+    profiles: Profile | Mapping[str, Profile],
+    *,
+    base_bytes: int = 0,
+    num_in_flight: int = 1,
+    granularity: str = "unit",
+) -> CostModel:
+    """A cost model from measurements.
+
+    Args:
+        graph: the captured model.
+        cuts: its positions, judged, as when it was profiled.
+        profiles: one profile, from which every device is scaled by its speed; or profiles by name
+            of the device, or of the file that `Device.profile` names. Devices that are not named
+            are scaled from the first.
+        base_bytes: what a worker needs before it holds any shard.
+        num_in_flight: micro-batches whose activations a stage holds at once.
+        granularity: ``"op"`` shares each piece's seconds among its operations by multiply-adds,
+            for a look at what respecting units costs.
+
+    Raises:
+        PlanError: a profile was made for other cut points, or the micro-batches differ.
+        ValueError: no profile, or a number out of its range.
+    """
+    named = {REFERENCE: profiles} if isinstance(profiles, Profile) else dict(profiles)
+    if not named or num_in_flight < 1 or base_bytes < 0:
+        raise ValueError("give at least one profile, num_in_flight from 1, base_bytes from 0")
+    named = {REFERENCE: next(iter(named.values())), **named}
+    micro_batch = named[REFERENCE].micro_batch
+    points = _boundaries(cuts, granularity)
+    model = _without_seconds(graph, points, micro_batch, base_bytes, num_in_flight)
+    entries: list[PieceSeconds] = []
+    for name, profile in named.items():
+        _check_profile(profile, cuts, micro_batch)
+        for backend in sorted({b for piece in profile.pieces for b in piece.timings}):
+            timings = [piece.timings.get(backend) for piece in profile.pieces]
+            seconds = tuple(None if t is None else t.median_s for t in timings)
+            if granularity == "op":
+                seconds = _share_seconds(seconds, cuts, model)
+            entries.append(PieceSeconds(device=name, backend=backend, seconds=seconds))
+    return msgspec.structs.replace(model, seconds=tuple(entries))
+
+
+def _boundaries(cuts: CutPoints, granularity: str) -> tuple[CutPoint, ...]:
+    if granularity not in ("unit", "op"):
+        raise ValueError(f"granularity is 'unit' or 'op', got {granularity!r}")
+    points = cuts.points if granularity == "unit" else (*cuts.points, *cuts.refused)
+    return tuple(sorted(points, key=lambda point: point.position))
+
+
+def _without_seconds(
+    graph: Graph,
+    points: Sequence[CutPoint],
+    micro_batch: int,
+    base_bytes: int,
+    num_in_flight: int,
+) -> CostModel:
+    num_operations = len(graph.operations)
+    inner = [point for point in points if 0 < point.position < num_operations]
+    positions = (0, *(point.position for point in inner), num_operations)
+    spans = list(itertools.pairwise(positions))
+    peaks = _live_bytes(graph)
+    sizes = {parameter.name: parameter.num_bytes for parameter in graph.parameters}
+    users: dict[str, set[int]] = {}
+    for piece, (start, stop) in enumerate(spans):
+        for operation in graph.operations[start:stop]:
+            for name in operation.parameters:
+                users.setdefault(name, set()).add(piece)
+    own = [0] * len(spans)
+    shared: dict[tuple[int, ...], int] = {}
+    for name, pieces in users.items():
+        if len(pieces) == 1:
+            own[min(pieces)] += sizes[name]
+        else:
+            key = tuple(sorted(pieces))
+            shared[key] = shared.get(key, 0) + sizes[name]
+    outputs = sum(graph.spec_of(name).bytes_per_sample for name in dict.fromkeys(graph.outputs))
+    return CostModel(
+        micro_batch=micro_batch,
+        positions=positions,
+        names=(INPUT_NAME, *(point.after for point in inner), OUTPUT_NAME),
+        kinds=("", *(point.kind for point in inner), ""),
+        cut_bytes_per_row=(
+            sum(spec.bytes_per_sample for spec in graph.inputs),
+            *(point.bytes_per_sample for point in inner),
+            outputs,
+        ),
+        flops_per_row=tuple(
+            sum(operation.flops for operation in graph.operations[start:stop])
+            for start, stop in spans
+        ),
+        own_weight_bytes=tuple(own),
+        shared_weights=tuple(SharedWeight(num_bytes=b, pieces=p) for p, b in shared.items()),
+        peak_bytes_per_row=tuple(max(peaks[start:stop]) for start, stop in spans),
+        seconds=(),
+        base_bytes=base_bytes,
+        num_in_flight=num_in_flight,
+    )
+
+
+def _live_bytes(graph: Graph) -> list[int]:
+    """Bytes alive while each operation runs: what it or a later one reads, and its result."""
+    last_use = dict.fromkeys(graph.outputs, len(graph.operations))
+    for index, operation in enumerate(graph.operations):
+        for name in operation.inputs:
+            last_use[name] = max(last_use.get(name, 0), index)
+    ending: dict[int, int] = {}
+    alive = 0
+    for spec in graph.inputs:
+        alive += spec.bytes_per_sample
+        end = last_use.get(spec.name, 0)
+        ending[end] = ending.get(end, 0) + spec.bytes_per_sample
+    peaks = []
+    for index, operation in enumerate(graph.operations):
+        size = operation.bytes_per_sample
+        alive += size
+        peaks.append(alive)
+        end = max(last_use.get(operation.name, index), index)
+        ending[end] = ending.get(end, 0) + size
+        alive -= ending.pop(index, 0)
+    return peaks
+
+
+def _check_profile(profile: Profile, cuts: CutPoints, micro_batch: int) -> None:
+    expected = [*(point.after for point in cuts.points), OUTPUT_NAME]
+    actual = [piece.last for piece in profile.pieces]
+    if actual != expected:
+        at = next((i for i, (a, e) in enumerate(zip(actual, expected, strict=False)) if a != e), -1)
+        detail = f"piece {at} ends at {actual[at]!r}, not {expected[at]!r}" if at >= 0 else ""
+        raise PlanError(
+            f"the profile of {profile.model!r} on {profile.device!r} has {len(actual)} pieces, "
+            f"this model has {len(expected)}{'; ' + detail if detail else ''}; profile it again "
+            "with the same model, keep, divide and max_tensors"
+        )
+    if profile.micro_batch != micro_batch:
+        raise PlanError(
+            f"the profile of {profile.device!r} was made with micro-batches of "
+            f"{profile.micro_batch} rows, another one with {micro_batch}; profile it again"
+        )
+
+
+def _share_seconds(
+    seconds: tuple[float | None, ...], cuts: CutPoints, model: CostModel
+) -> tuple[float | None, ...]:
+    """Shares measured seconds among the finer pieces of `model`, by multiply-adds."""
+    edges = [point.position for point in cuts.points]
+    owner = [sum(edge <= start for edge in edges) for start in model.positions[:-1]]
+    total = [0] * len(seconds)
+    for piece, flops in zip(owner, model.flops_per_row, strict=True):
+        total[piece] += flops
+    shares: list[float | None] = []
+    for piece, flops in zip(owner, model.flops_per_row, strict=True):
+        whole = seconds[piece]
+        part = flops / total[piece] if total[piece] else 1 / owner.count(piece)
+        shares.append(None if whole is None else whole * part)
+    return tuple(shares)

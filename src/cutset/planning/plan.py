@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
+
+from cutset.errors import PlanError
 
 PLAN_FORMAT = "cutset-plan/1"
 
@@ -20,11 +24,16 @@ class StagePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         units: paths of the units that it holds.
         device: name of the device it runs on.
         compute_s: predicted seconds for one micro-batch.
-        send_s: predicted seconds to send one micro-batch's outputs to the next stage, 0 for the
-            last one.
+        send_s: predicted seconds to send one micro-batch's outputs to the next stage; for the
+            last one to the caller, 0 where the cluster names none.
         weight_bytes: bytes of the parameters, buffers and constants that it holds.
         memory_bytes: predicted bytes of memory that it needs on its device.
         output_bytes_per_sample: bytes that leave it for one row.
+        receive_s: predicted seconds to receive one micro-batch's inputs.
+        backend: the backend that `compute_s` was measured with, or ``""``.
+        memory_limit_bytes: what the device has, or None where memory is no limit.
+        flops: multiply-adds for one row.
+        cut_kind: kind of the cut that ends it, ``""`` for the last stage.
     """
 
     index: int
@@ -39,6 +48,46 @@ class StagePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     weight_bytes: int
     memory_bytes: int
     output_bytes_per_sample: int
+    receive_s: float = 0.0
+    backend: str = ""
+    memory_limit_bytes: int | None = None
+    flops: int = 0
+    cut_kind: str = ""
+
+
+class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A proof that no plan has an objective below `bound_s`.
+
+    Attributes:
+        name: ``"volume"``, ``"largest node"``, ``"cover"``, ``"cut count"``, ``"exhaustion"`` or
+            ``"relaxation"``; `cutset.planning.bounds` says what each proves.
+        bound_s: seconds.
+        detail: the numbers behind it, in words.
+    """
+
+    name: str
+    bound_s: float
+    detail: str
+
+
+class Alternative(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What another number of stages would give.
+
+    Attributes:
+        num_stages: 1 is "do not split".
+        devices: names in pipeline order; empty where nothing fits.
+        last: where each stage would end; empty where nothing fits.
+        period_s: predicted seconds per micro-batch, None where nothing fits.
+        latency_s: predicted seconds for one micro-batch alone, None where nothing fits.
+        reason: why there is no such plan, or ``""``.
+    """
+
+    num_stages: int
+    devices: tuple[str, ...] = ()
+    last: tuple[str, ...] = ()
+    period_s: float | None = None
+    latency_s: float | None = None
+    reason: str = ""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,6 +103,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         bound_s: no plan under the same rules can have an objective below this.
         bound_by: which certificate gives `bound_s` (``"exhaustion"``, ``"volume"``, ...).
         gap: objective / bound_s - 1; 0 when the plan is proven the best.
+        serial: whether a stage computes, receives and sends one after the other.
+        fixed_order: whether the devices had to come in the cluster's order.
+        max_latency_s: the limit that was asked for, or None.
+        min_rows_per_s: the throughput that was asked for, or None.
+        family: the cuts among which the proof holds: ``"prefix"`` (of one topological order),
+            ``"downset"`` (of every order), or ``"given"`` (the caller named them).
+        certificates: every bound that was worked out, the tightest first.
+        alternatives: the best plan for other numbers of stages, "do not split" first.
+        unused_devices: devices of the cluster that get no stage.
+        notes: what else a reader should know, a sentence each.
     """
 
     format: str
@@ -65,3 +124,55 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     bound_s: float
     bound_by: str
     gap: float
+    serial: bool = False
+    fixed_order: bool = False
+    max_latency_s: float | None = None
+    min_rows_per_s: float | None = None
+    family: str = "prefix"
+    certificates: tuple[Certificate, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
+    unused_devices: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rows_per_s(self) -> float:
+        """Predicted rows per second in steady state; infinity where nothing costs time."""
+        return self.micro_batch / self.period_s if self.period_s else float("inf")
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the bound meets the objective, to rounding."""
+        return self.gap <= 1e-9
+
+
+def plan_to_json(plan: Plan) -> str:
+    """The plan as an indented JSON document, which `plan_from_json` reads."""
+    return msgspec.json.format(msgspec.json.encode(plan), indent=2).decode()
+
+
+def plan_from_json(text: str | bytes, *, source: str = "plan") -> Plan:
+    """Reads a plan; `source` names it in errors.
+
+    Raises:
+        PlanError: not JSON, an unknown or missing key, a wrong type, or another format version.
+    """
+    try:
+        plan = msgspec.json.decode(text, type=Plan)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise PlanError(f"{source}: no valid plan: {error}") from error
+    if plan.format != PLAN_FORMAT:
+        raise PlanError(f"{source}: expected format {PLAN_FORMAT!r}, got {plan.format!r}")
+    return plan
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Reads a plan from a file.
+
+    Raises:
+        PlanError: the file cannot be read, or as `plan_from_json`.
+    """
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise PlanError(f"{path}: the plan cannot be read: {error}") from error
+    return plan_from_json(text, source=str(path))
