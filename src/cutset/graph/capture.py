@@ -63,7 +63,7 @@ def capture_model(model: torch.nn.Module, example_inputs: ExampleInputs) -> Capt
                 "rows along its first dimension, so that the number of rows stays free"
             )
     exported = replace_inplace_operations(_export(model, args, kwargs))
-    return lower_program(model, exported, flat)
+    return lower_program(model, exported, (args, kwargs))
 
 
 def export_piece(piece: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> ExportedProgram:

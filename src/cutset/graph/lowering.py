@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
+from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Graph as FxGraph
 from torch.fx import Node
 from torch.utils import _pytree as pytree
@@ -31,8 +31,11 @@ class CapturedModel:
             weights.
         weights: the tensors behind the weight placeholders, by placeholder name; values are the
             parameter's original name and the tensor.
-        example_inputs: the flat tensor inputs that the model was captured with.
+        example_inputs: the tensor inputs that the model was captured with, flat, in the order
+            of the graph's inputs.
         output_names: how the caller knows the outputs: keys of a dict, or ``"0"``, ``"1"``, ...
+        arguments: all leaves of the model's arguments, tensors or not, and how they are nested.
+        leaf_of_input: where each input of the graph stands among the leaves.
     """
 
     graph: Graph
@@ -40,6 +43,21 @@ class CapturedModel:
     weights: Mapping[str, tuple[str, torch.Tensor]]
     example_inputs: tuple[torch.Tensor, ...]
     output_names: tuple[str, ...]
+    arguments: tuple[tuple[Any, ...], pytree.TreeSpec]
+    leaf_of_input: tuple[int, ...]
+
+    def call(self, model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Any:
+        """Calls the whole model with the graph's flat inputs, nested as its forward wants them.
+
+        An argument that the graph does not read keeps its example's value.
+        """
+        leaves, spec = list(self.arguments[0]), self.arguments[1]
+        num_rows = inputs[0].shape[0]
+        leaves = [leaf[:num_rows] if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        for position, tensor in zip(self.leaf_of_input, inputs, strict=True):
+            leaves[position] = tensor
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+        return model(*args, **kwargs)
 
 
 def dim_of(length: int | torch.SymInt, batch_symbol: Any) -> Dim | None:
@@ -58,14 +76,16 @@ def dim_of(length: int | torch.SymInt, batch_symbol: Any) -> Dim | None:
 
 
 def lower_program(
-    model: torch.nn.Module, exported: ExportedProgram, example_inputs: tuple[torch.Tensor, ...]
+    model: torch.nn.Module,
+    exported: ExportedProgram,
+    arguments: tuple[tuple[Any, ...], dict[str, Any]],
 ) -> CapturedModel:
     """Reads the plain graph out of an exported program without in-place operations.
 
     Raises:
         CaptureError: the model keeps state, or a result has no row per sample.
     """
-    return _Lowering(model, exported, example_inputs).run()
+    return _Lowering(model, exported, arguments).run()
 
 
 class _Lowering:
@@ -75,11 +95,12 @@ class _Lowering:
         self,
         model: torch.nn.Module,
         exported: ExportedProgram,
-        example_inputs: tuple[torch.Tensor, ...],
+        arguments: tuple[tuple[Any, ...], dict[str, Any]],
     ) -> None:
         self._model = model
         self._exported = exported
-        self._example_inputs = example_inputs
+        leaves, spec = pytree.tree_flatten(arguments)
+        self._arguments = (tuple(leaves), spec)
         self._program = exported.graph_module.graph
         self._program.eliminate_dead_code()
         self._parameters = _list_parameters(model, exported)
@@ -132,18 +153,20 @@ class _Lowering:
             graph=graph,
             program=self._program,
             weights=self._weights,
-            example_inputs=self._used_inputs(inputs),
+            example_inputs=tuple(self._arguments[0][i] for i in self._leaves_of(inputs)),
             output_names=self._output_names(),
+            arguments=self._arguments,
+            leaf_of_input=self._leaves_of(inputs),
         )
 
-    def _used_inputs(self, inputs: Sequence[Node]) -> tuple[torch.Tensor, ...]:
+    def _leaves_of(self, inputs: Sequence[Node]) -> tuple[int, ...]:
+        """Where each input stands among the leaves of the arguments."""
         names = [
             spec.arg.name
             for spec in self._exported.graph_signature.input_specs
-            if spec.kind is InputKind.USER_INPUT and isinstance(spec.arg, TensorArgument)
+            if spec.kind is InputKind.USER_INPUT
         ]
-        by_name = dict(zip(names, self._example_inputs, strict=True))
-        return tuple(by_name[node.name] for node in inputs)
+        return tuple(names.index(node.name) for node in inputs)
 
     def _operation(self, node: Node, flops: int) -> Operation | None:
         """The node as an operation, or None for numbers, checks and what stands on weights."""

@@ -1,15 +1,93 @@
-"""manifest.json, the contract of a bundle: its specification, reading and writing."""
+"""``manifest.json``, the contract of a bundle: this docstring is the format's specification.
+
+A bundle is a folder::
+
+    NAME.cutset/
+      manifest.json            this file; UTF-8 JSON, at most 64 MiB
+      stage-0/program.pt2      the stage for torch
+      stage-0/model.onnx       the stage for onnxruntime and openvino (may be missing)
+      stage-1/...
+      reference.safetensors    a small input and the true tensor at every boundary
+
+The words *must* and *may* below are meant strictly. A reader refuses a bundle that breaks a rule
+marked [M] with `ManifestError`, [U] with `UnsafeBundle`, [C] with `ChecksumMismatch`,
+[V] with `UnsupportedVersion`; `cutset verify` reports the rules marked [R].
+
+**Version.** ``format`` is ``"cutset-bundle/N"``. It is read before anything else. A reader of
+version N refuses a greater one [V]. Every change of this specification gets a new N.
+
+**Keys.** The document is one JSON object with exactly the keys of `Manifest`; objects within it
+have exactly the keys of their types. An unknown, missing or wrongly typed key is an error [M] that
+names its JSON path (``$.stages[1].flops``). A tuple is a JSON array. Key order means nothing.
+Writers write UTF-8 without a byte order mark, sorted by nothing, and end with a newline.
+
+**Paths.** Every path is relative to the folder, with ``/`` between its parts; a part consists of
+ASCII letters, digits, ``.``, ``_``, ``-``, begins with a letter, digit or ``_``, and so is never
+``.`` or ``..`` [U]. No file or folder in a bundle may be a symbolic link or anything but a plain
+file or folder [U]. The files of stage k lie in ``stage-k/`` and no other stage's do [M].
+
+**Files.** ``files`` lists every file but ``manifest.json``, each once, with its size in bytes and
+its sha256 in lower-case hex. A listed file that is missing, or differs in size or hash, is an error
+[C]; so is a file or folder that is not listed [U]. A node that runs some stages only may hold
+their folders only: the files of other stages may be missing there, and so may the reference.
+
+**Tensors.** ``{"name", "shape", "dtype"}``; a shape holds lengths, ``"batch"`` for the number of
+rows, ``"batch*K"`` for K entries a row. The name is that of the operation or model input that makes
+the tensor and is unique within the bundle.
+
+**Graph.** ``graph`` is the whole captured model (see `cutset.graph.ir`): inputs and operations
+have distinct names, an operation reads only inputs and earlier operations, ``graph.outputs`` are
+names of inputs or operations, an operation's parameters are listed in ``graph.parameters`` [M].
+
+**Stages.** At least one; ``index`` counts from 0; ``plan.stages`` has as many [M]. Their
+``operations``, ``units`` and ``parameters`` are names from the graph [M]. Stage 0 takes the graph's
+inputs, stage k+1 takes what stage k returns, and the last stage returns the graph's outputs, by
+names [M], shapes and dtypes [R]. A tensor that a later stage needs is passed on by the stages
+between. Every operation is in exactly one stage [R]; every parameter is in one, or in several and
+then in ``shared_parameters``, or in none and then in ``unused_parameters`` [R]. Every boundary is a
+legal cut point of the graph under ``keep``, ``divide`` and ``max_tensors`` [R].
+
+**Programs.** ``program.pt2`` is what `torch.export.save` writes, restricted as
+`cutset.shards.archive` and `cutset.shards.decode` say [U]: raw tensors, listed operations, no pickle
+at all. It takes the stage's ``inputs`` and returns its ``outputs``, in order; holds the stage's
+``parameters`` under their original names and no others [R]; and its calls are the stage's
+operations [R]. ``model.onnx`` computes the same, restricted as `cutset.shards.onnx_safety` says
+[U]; where it is null, ``model_missing`` says why [M].
+
+**Reference.** ``reference`` is a safetensors file whose keys are tensor names: the model's inputs,
+the tensors of every boundary, the model's outputs, computed by the whole model in torch with
+``num_threads`` threads. All are contiguous and have the same number of rows. Chained stages must
+reproduce them bit for bit with torch [R].
+
+**Words.** ``output_names`` has as many entries as ``outputs``; ``labels`` are in the order of the
+output's last dimension [M].
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import TypeVar
+
 import msgspec
 
+from cutset.errors import ManifestError, UnsafeBundle, UnsupportedVersion
 from cutset.graph.ir import Graph
 from cutset.images import Preprocessing
 from cutset.planning.plan import Plan
 from cutset.tensors import TensorSpec
 
 BUNDLE_FORMAT = "cutset-bundle/1"
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 64 << 20
+
+_FORMAT = re.compile(r"cutset-bundle/([1-9][0-9]{0,8})")
+_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,127}){0,7}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_JSON_PATH = re.compile(r" - at `(.+)`$")
+MANIFEST_NAME = "manifest.json"
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -97,3 +175,210 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     reference: str
     num_threads: int
     files: tuple[FileEntry, ...]
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's content, in lower-case hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class _Version(msgspec.Struct, frozen=True):
+    """The one key that is read before all others."""
+
+    format: str
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The manifest as it is written to disk, after checking it.
+
+    Raises:
+        ManifestError: it contradicts itself.
+        UnsafeBundle: a path in it is not permitted.
+    """
+    check_manifest(manifest)
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Reads and checks the content of a manifest.json.
+
+    Raises:
+        UnsupportedVersion: it is of a newer format.
+        ManifestError: it is no JSON, has an unknown or wrong key, or contradicts itself; `path`
+            is the JSON path of the place.
+        UnsafeBundle: a path in it is not permitted.
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ManifestError(
+            f"{MANIFEST}: {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are read", path="$"
+        )
+    version = _decode(data, _Version).format
+    match = _FORMAT.fullmatch(version)
+    if match is not None and version != BUNDLE_FORMAT:
+        raise UnsupportedVersion(
+            f"{MANIFEST}: format {version[:60]!r}, this Cutset reads {BUNDLE_FORMAT!r}; update "
+            f"Cutset, or split the model again with this version",
+            path=MANIFEST,
+            expected=BUNDLE_FORMAT,
+            actual=version,
+        )
+    if match is None:
+        raise contradiction("$.format", f"is {version[:60]!r}, expected {BUNDLE_FORMAT!r}")
+    manifest = _decode(data, Manifest)
+    check_manifest(manifest)
+    return manifest
+
+
+_T = TypeVar("_T")
+
+
+def _decode(data: bytes, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        found = _JSON_PATH.search(text)
+        raise ManifestError(f"{MANIFEST}: {text}", path=found[1] if found else "$") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ManifestError(f"{MANIFEST}: not JSON: {error}", path="$") from error
+
+
+def contradiction(json_path: str, what: str) -> ManifestError:
+    """The error for a value at `json_path` that contradicts the rest."""
+    return ManifestError(f"{MANIFEST}: {json_path} {what}", path=json_path)
+
+
+def check_relative_path(path: str, *, json_path: str) -> None:
+    """Checks that `path` cannot lead out of the bundle.
+
+    Raises:
+        UnsafeBundle: it is absolute, not normalised, or has characters beyond the permitted.
+    """
+    if not _PATH.fullmatch(path):
+        raise UnsafeBundle(
+            f"{MANIFEST}: {json_path} is the path {path[:120]!r}; a bundle's paths are relative, "
+            f"without '..', of letters, digits, '.', '_', '-' and '/'",
+            path=path,
+        )
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Checks what the types cannot say: the rules marked [M], and paths.
+
+    Raises:
+        ManifestError: two places contradict each other; `path` is the JSON path of one.
+        UnsafeBundle: a path in it is not permitted.
+    """
+    _check_files(manifest)
+    _check_graph(manifest.graph)
+    _check_stages(manifest)
+    _check_chain(manifest)
+    if manifest.num_threads < 1:
+        raise contradiction("$.num_threads", f"is {manifest.num_threads}, expected 1 or more")
+    if manifest.max_tensors < 1:
+        raise contradiction("$.max_tensors", f"is {manifest.max_tensors}, expected 1 or more")
+    if len(manifest.output_names) != len(manifest.outputs):
+        raise contradiction(
+            "$.output_names",
+            f"has {len(manifest.output_names)} entries for {len(manifest.outputs)} outputs",
+        )
+    known = {parameter.name for parameter in manifest.graph.parameters}
+    for key in ("shared_parameters", "unused_parameters"):
+        _check_known(getattr(manifest, key), known, f"$.{key}", "parameter")
+
+
+def _check_known(names: Iterable[str], known: Collection[str], json_path: str, kind: str) -> None:
+    for index, name in enumerate(names):
+        if name not in known:
+            raise contradiction(
+                f"{json_path}[{index}]", f"names the {kind} {name[:120]!r}, which the graph lacks"
+            )
+
+
+def _check_files(manifest: Manifest) -> None:
+    seen: set[str] = set()
+    for index, entry in enumerate(manifest.files):
+        check_relative_path(entry.path, json_path=f"$.files[{index}].path")
+        if entry.path in seen or entry.path == MANIFEST:
+            raise contradiction(f"$.files[{index}].path", f"lists {entry.path!r} twice")
+        seen.add(entry.path)
+        if entry.num_bytes < 0 or not _SHA256.fullmatch(entry.sha256):
+            raise contradiction(f"$.files[{index}]", "has no size in bytes or no sha256 in hex")
+    places = [("$.reference", manifest.reference, "")]
+    for index, stage in enumerate(manifest.stages):
+        places.append((f"$.stages[{index}].program", stage.program, f"stage-{index}/"))
+        if stage.model is not None:
+            places.append((f"$.stages[{index}].model", stage.model, f"stage-{index}/"))
+        if (stage.model is None) != bool(stage.model_missing):
+            raise contradiction(
+                f"$.stages[{index}].model_missing", "is given exactly where model is null"
+            )
+    for json_path, path, folder in places:
+        check_relative_path(path, json_path=json_path)
+        if path not in seen:
+            raise contradiction(json_path, f"is {path!r}, which $.files does not list")
+        if not path.startswith(folder):
+            raise contradiction(json_path, f"is {path!r}, expected a file in {folder!r}")
+
+
+def _check_graph(graph: Graph) -> None:
+    names: set[str] = set()
+    for index, spec in enumerate(graph.inputs):
+        if spec.name in names:
+            raise contradiction(f"$.graph.inputs[{index}].name", f"repeats {spec.name!r}")
+        names.add(spec.name)
+    parameters = {parameter.name for parameter in graph.parameters}
+    if len(parameters) != len(graph.parameters):
+        raise contradiction("$.graph.parameters", "has a name twice")
+    for index, operation in enumerate(graph.operations):
+        place = f"$.graph.operations[{index}]"
+        _check_known(operation.inputs, names, f"{place}.inputs", "earlier tensor")
+        _check_known(operation.parameters, parameters, f"{place}.parameters", "parameter")
+        if operation.name in names:
+            raise contradiction(f"{place}.name", f"repeats {operation.name!r}")
+        names.add(operation.name)
+    _check_known(graph.outputs, names, "$.graph.outputs", "tensor")
+
+
+def _check_stages(manifest: Manifest) -> None:
+    graph, stages = manifest.graph, manifest.stages
+    if not stages:
+        raise contradiction("$.stages", "is empty")
+    if len(manifest.plan.stages) != len(stages):
+        raise contradiction(
+            "$.plan.stages", f"has {len(manifest.plan.stages)} entries for {len(stages)} stages"
+        )
+    operations = {operation.name for operation in graph.operations}
+    parameters = {parameter.name for parameter in graph.parameters}
+    for index, stage in enumerate(stages):
+        place = f"$.stages[{index}]"
+        if stage.index != index:
+            raise contradiction(f"{place}.index", f"is {stage.index}, expected {index}")
+        _check_known(stage.operations, operations, f"{place}.operations", "operation")
+        _check_known(stage.parameters, parameters, f"{place}.parameters", "parameter")
+
+
+def _check_chain(manifest: Manifest) -> None:
+    """Each stage takes, by name, what the one before it returns."""
+    stages = manifest.stages
+    given = {spec.name for spec in manifest.graph.inputs}
+    source = "$.graph.inputs"
+    for index, stage in enumerate(stages):
+        for key, specs in (("inputs", stage.inputs), ("outputs", stage.outputs)):
+            if not specs or len({spec.name for spec in specs}) != len(specs):
+                raise contradiction(f"$.stages[{index}].{key}", "is empty or names a tensor twice")
+        taken = {spec.name for spec in stage.inputs}
+        if taken != given:
+            odd = min(taken ^ given)
+            raise contradiction(
+                f"$.stages[{index}].inputs",
+                f"and {source} do not meet: {odd[:120]!r} is in one of them only",
+            )
+        given, source = {spec.name for spec in stage.outputs}, f"$.stages[{index}].outputs"
+    outputs = tuple(spec.name for spec in manifest.outputs)
+    if outputs != manifest.graph.outputs or set(outputs) != given:
+        raise contradiction("$.outputs", f"are not those of $.graph.outputs and {source}")

@@ -1,0 +1,302 @@
+"""Writes a bundle: one program per stage, the manifest, the reference tensors.
+
+Everything is written to a temporary folder beside the target, which is renamed at the end: nobody
+ever sees half a bundle, and an interrupted export leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors.torch import save as to_safetensors
+from torch.utils import _pytree as pytree
+
+from cutset import __version__
+from cutset.costs.model import live_bytes
+from cutset.errors import BundleError
+from cutset.graph.capture import ExampleInputs, capture_model, export_piece
+from cutset.graph.lowering import CapturedModel
+from cutset.graph.pieces import Piece, build_piece
+from cutset.images import Preprocessing
+from cutset.planning.plan import Plan
+from cutset.shards.manifest import (
+    BUNDLE_FORMAT,
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    StageEntry,
+    sha256_of,
+)
+from cutset.shards.onnx_export import export_onnx
+
+logger = logging.getLogger(__name__)
+
+REFERENCE_NAME = "reference.safetensors"
+REFERENCE_ROWS = 2
+
+
+def export_bundle(
+    model: torch.nn.Module,
+    plan: Plan,
+    directory: str | os.PathLike[str],
+    *,
+    captured: CapturedModel | None = None,
+    example_inputs: ExampleInputs | None = None,
+    model_name: str = "",
+    weights: str = "",
+    preprocessing: Preprocessing | None = None,
+    labels: Sequence[str] | None = None,
+    keep: Collection[str] = (),
+    divide: Collection[str] = (),
+    max_tensors: int = 1,
+    num_threads: int = 1,
+    replace: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Writes the stages of a plan as a bundle.
+
+    Args:
+        model: the whole model, in evaluation mode; its results are the reference.
+        plan: which operations each stage holds.
+        directory: the bundle's folder; by custom it ends in ``.cutset``.
+        captured: what `capture_model` returned for `model`; captured again if None.
+        example_inputs: inputs to capture with, needed when `captured` is None.
+        model_name: how the model was asked for; its class's name if empty.
+        weights: where the weights came from, in words.
+        preprocessing: how images become rows, or None.
+        labels: names of the classes, or None.
+        keep: as given to `find_cut_points`; `verify_bundle` judges the cuts by it.
+        divide: likewise.
+        max_tensors: likewise.
+        num_threads: threads with which the reference tensors are computed.
+        replace: whether a bundle that is there already may be replaced.
+        progress: called with a few words before each step.
+
+    Returns:
+        The bundle's folder.
+
+    Raises:
+        BundleError: the folder exists, or cannot be written (disk full, no permission).
+        CaptureError: the model or a stage cannot be exported.
+    """
+    target = Path(directory).absolute()
+    report = progress or (lambda _text: None)
+    _check_target(target, replace=replace)
+    if captured is None:
+        if example_inputs is None:
+            raise ValueError("export_bundle needs either captured or example_inputs")
+        captured = capture_model(model, example_inputs)
+    with _threads(num_threads), _temporary_folder(target) as folder:
+        writer = _BundleWriter(captured, plan, folder, report)
+        stages = writer.write_stages()
+        writer.write_reference(model)
+        manifest = Manifest(
+            format=BUNDLE_FORMAT,
+            created_by={
+                "cutset": __version__,
+                "torch": str(torch.__version__),
+                "python": platform.python_version(),
+            },
+            model=model_name or captured.graph.model_class,
+            weights=weights,
+            keep=tuple(keep),
+            divide=tuple(divide),
+            max_tensors=max_tensors,
+            graph=captured.graph,
+            stages=stages,
+            outputs=tuple(captured.graph.spec_of(name) for name in captured.graph.outputs),
+            output_names=captured.output_names,
+            shared_parameters=_shared(stages),
+            unused_parameters=_unused(captured, stages),
+            plan=plan,
+            preprocessing=preprocessing,
+            labels=tuple(labels) if labels is not None else None,
+            reference=REFERENCE_NAME,
+            num_threads=num_threads,
+            files=_file_entries(folder),
+        )
+        _write(folder / MANIFEST_NAME, msgspec.json.format(msgspec.json.encode(manifest)))
+        _move_into_place(folder, target)
+    return target
+
+
+class _BundleWriter:
+    """Writes the stages and the reference into a folder."""
+
+    def __init__(
+        self,
+        captured: CapturedModel,
+        plan: Plan,
+        folder: Path,
+        report: Callable[[str], None],
+    ) -> None:
+        self._captured = captured
+        self._plan = plan
+        self._folder = folder
+        self._report = report
+        rows = tuple(tensor[:REFERENCE_ROWS] for tensor in captured.example_inputs)
+        specs = captured.graph.inputs
+        self._tensors = {s.name: t for s, t in zip(specs, rows, strict=True)}
+        self._inputs = rows
+
+    def write_stages(self) -> tuple[StageEntry, ...]:
+        """Writes every stage's programs, computing the tensors at the boundaries on the way."""
+        entries = []
+        for stage in self._plan.stages:
+            self._report(f"exporting stage {stage.index} ({stage.first} ... {stage.last})")
+            piece = build_piece(self._captured, stage.start, stage.stop)
+            entries.append(self._write_stage(stage.index, stage.start, stage.stop, piece))
+        return tuple(entries)
+
+    def _write_stage(self, index: int, start: int, stop: int, piece: Piece) -> StageEntry:
+        graph = self._captured.graph
+        inputs = tuple(self._tensors[spec.name] for spec in piece.input_specs)
+        with torch.no_grad():
+            outputs = piece(*inputs)
+        self._tensors |= {s.name: t for s, t in zip(piece.output_specs, outputs, strict=True)}
+        exported = export_piece(piece, inputs)
+        folder = f"stage-{index}"
+        (self._folder / folder).mkdir()
+        program = f"{folder}/program.pt2"
+        # Example inputs would be stored pickled; the reference tensors serve instead.
+        exported.example_inputs = None
+        _write_program(exported, self._folder / program)
+        onnx_path = f"{folder}/model.onnx"
+        missing = export_onnx(
+            exported,
+            self._folder / onnx_path,
+            input_names=[spec.name for spec in piece.input_specs],
+            output_names=[spec.name for spec in piece.output_specs],
+        )
+        sizes = {p.name: p.num_bytes for p in graph.parameters}
+        return StageEntry(
+            index=index,
+            operations=tuple(operation.name for operation in graph.operations[start:stop]),
+            units=self._plan.stages[index].units,
+            parameters=piece.weight_names,
+            inputs=piece.input_specs,
+            outputs=piece.output_specs,
+            program=program,
+            model=None if missing else onnx_path,
+            model_missing=missing,
+            weight_bytes=sum(sizes[name] for name in piece.weight_names),
+            peak_activation_bytes=max(live_bytes(graph)[start:stop]),
+            flops=sum(operation.flops for operation in graph.operations[start:stop]),
+        )
+
+    def write_reference(self, model: torch.nn.Module) -> None:
+        """Writes inputs, boundaries and, from the whole model itself, the results."""
+        self._report("running the whole model for the reference tensors")
+        with torch.no_grad():
+            results = self._captured.call(model, self._inputs)
+        leaves = [t for t in pytree.tree_leaves(results) if isinstance(t, torch.Tensor)]
+        for name, tensor in zip(self._captured.graph.outputs, leaves, strict=True):
+            self._tensors[name] = tensor
+        tensors = {name: tensor.clone().contiguous() for name, tensor in self._tensors.items()}
+        _write(self._folder / REFERENCE_NAME, to_safetensors(tensors))
+
+
+@contextlib.contextmanager
+def _threads(num_threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check_target(target: Path, *, replace: bool) -> None:
+    if not (target.exists() or target.is_symlink()):
+        return
+    is_bundle = target.is_dir() and (target / MANIFEST_NAME).is_file()
+    is_empty = target.is_dir() and not any(target.iterdir())
+    if is_empty or (is_bundle and replace):
+        return
+    what = "a bundle is there already" if is_bundle else "it exists and is no bundle"
+    raise BundleError(f"{target}: {what}; choose another folder", path=str(target))
+
+
+@contextlib.contextmanager
+def _temporary_folder(target: Path) -> Iterator[Path]:
+    """A folder beside the target, gone when the block ends unless it was moved away."""
+    folder: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        folder.chmod(0o755)
+        yield folder
+    except OSError as error:
+        raise BundleError(
+            f"{target}: the bundle cannot be written: {error.strerror or error}; "
+            "nothing was left behind",
+            path=str(target),
+        ) from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move_into_place(folder: Path, target: Path) -> None:
+    if target.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+        target.rename(old / "bundle")
+        try:
+            folder.rename(target)
+        except OSError:
+            (old / "bundle").rename(target)
+            raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
+    else:
+        folder.rename(target)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+
+
+def _write_program(exported: torch.export.ExportedProgram, path: Path) -> None:
+    try:
+        torch.export.save(exported, path)
+    except RuntimeError as error:
+        # torch's archive writer reports a full disk this way.
+        raise OSError(None, f"torch could not write {path.name} ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _shared(stages: Sequence[StageEntry]) -> tuple[str, ...]:
+    holders: dict[str, int] = {}
+    for stage in stages:
+        for name in stage.parameters:
+            holders[name] = holders.get(name, 0) + 1
+    return tuple(name for name, count in holders.items() if count > 1)
+
+
+def _unused(captured: CapturedModel, stages: Sequence[StageEntry]) -> tuple[str, ...]:
+    used = {name for stage in stages for name in stage.parameters}
+    return tuple(p.name for p in captured.graph.parameters if p.name not in used)
+
+
+def _file_entries(folder: Path) -> tuple[FileEntry, ...]:
+    return tuple(
+        FileEntry(
+            path=path.relative_to(folder).as_posix(),
+            num_bytes=path.stat().st_size,
+            sha256=sha256_of(path),
+        )
+        for path in sorted(path for path in folder.rglob("*") if path.is_file())
+    )

@@ -1,0 +1,73 @@
+"""Writes a stage as an ONNX model."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+
+logger = logging.getLogger(__name__)
+
+
+def export_onnx(
+    exported: ExportedProgram,
+    path: Path,
+    *,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+) -> str:
+    """Writes an exported stage as ONNX.
+
+    Not every operation of torch has a counterpart in ONNX, so that a stage without an ONNX model
+    is no error: the manifest says so and why.
+
+    Args:
+        exported: the stage.
+        path: the file to write.
+        input_names: names of its inputs, in order.
+        output_names: names of its outputs, in order; one that is also an input (a tensor that
+            is only passed on) gets the suffix ``_out``, since ONNX names must be unique.
+
+    Returns:
+        Why the stage cannot be expressed in ONNX, or ``""``.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    unique = [f"{name}_out" if name in input_names else name for name in output_names]
+    # The exporter prints its progress and warns about what does not matter here.
+    quiet = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(quiet):
+            program = torch.onnx.export(
+                exported,
+                dynamo=True,
+                verbose=False,
+                optimize=True,
+                input_names=list(input_names),
+                output_names=unique,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = _root_cause(error)
+        logger.info("no ONNX model for %s: %s", path.parent.name, reason)
+        return reason
+    assert program is not None
+    for node in program.model.graph.all_nodes():
+        # Scopes and traces of the exporter; they name the author's files and double the size.
+        node.metadata_props.clear()
+        node.doc_string = None
+    program.save(path)
+    return ""
+
+
+def _root_cause(error: BaseException) -> str:
+    """The first line of what the exporter stumbled over; its own message only lists its steps."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
