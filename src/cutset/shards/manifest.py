@@ -48,8 +48,8 @@ then in ``shared_parameters``, or in none and then in ``unused_parameters`` [R].
 legal cut point of the graph under ``keep``, ``divide`` and ``max_tensors`` [R].
 
 **Programs.** ``program.pt2`` is what `torch.export.save` writes, restricted as
-`cutset.shards.archive` and `cutset.shards.decode` say [U]: raw tensors, listed operations, no pickle
-at all. It takes the stage's ``inputs`` and returns its ``outputs``, in order; holds the stage's
+`cutset.shards.archive` and `cutset.shards.decode` say [U]: raw tensors, listed operations, no
+pickle at all. It takes the stage's ``inputs`` and returns its ``outputs``, in order; holds the stage's
 ``parameters`` under their original names and no others [R]; and its calls are the stage's
 operations [R]. ``model.onnx`` computes the same, restricted as `cutset.shards.onnx_safety` says
 [U]; where it is null, ``model_missing`` says why [M].
@@ -80,14 +80,13 @@ from cutset.planning.plan import Plan
 from cutset.tensors import TensorSpec
 
 BUNDLE_FORMAT = "cutset-bundle/1"
-MANIFEST = "manifest.json"
+MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
 
 _FORMAT = re.compile(r"cutset-bundle/([1-9][0-9]{0,8})")
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,127}){0,7}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _JSON_PATH = re.compile(r" - at `(.+)`$")
-MANIFEST_NAME = "manifest.json"
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -214,15 +213,15 @@ def decode_manifest(data: bytes) -> Manifest:
     """
     if len(data) > MAX_MANIFEST_BYTES:
         raise ManifestError(
-            f"{MANIFEST}: {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are read", path="$"
+            f"{MANIFEST_NAME}: {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are read", path="$"
         )
     version = _decode(data, _Version).format
     match = _FORMAT.fullmatch(version)
     if match is not None and version != BUNDLE_FORMAT:
         raise UnsupportedVersion(
-            f"{MANIFEST}: format {version[:60]!r}, this Cutset reads {BUNDLE_FORMAT!r}; update "
-            f"Cutset, or split the model again with this version",
-            path=MANIFEST,
+            f"{MANIFEST_NAME}: format {version[:60]!r}, this Cutset reads {BUNDLE_FORMAT!r}; "
+            f"update Cutset, or split the model again with this version",
+            path=MANIFEST_NAME,
             expected=BUNDLE_FORMAT,
             actual=version,
         )
@@ -242,14 +241,14 @@ def _decode(data: bytes, kind: type[_T]) -> _T:
     except msgspec.ValidationError as error:
         text = str(error)
         found = _JSON_PATH.search(text)
-        raise ManifestError(f"{MANIFEST}: {text}", path=found[1] if found else "$") from error
+        raise ManifestError(f"{MANIFEST_NAME}: {text}", path=found[1] if found else "$") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ManifestError(f"{MANIFEST}: not JSON: {error}", path="$") from error
+        raise ManifestError(f"{MANIFEST_NAME}: not JSON: {error}", path="$") from error
 
 
 def contradiction(json_path: str, what: str) -> ManifestError:
     """The error for a value at `json_path` that contradicts the rest."""
-    return ManifestError(f"{MANIFEST}: {json_path} {what}", path=json_path)
+    return ManifestError(f"{MANIFEST_NAME}: {json_path} {what}", path=json_path)
 
 
 def check_relative_path(path: str, *, json_path: str) -> None:
@@ -260,8 +259,8 @@ def check_relative_path(path: str, *, json_path: str) -> None:
     """
     if not _PATH.fullmatch(path):
         raise UnsafeBundle(
-            f"{MANIFEST}: {json_path} is the path {path[:120]!r}; a bundle's paths are relative, "
-            f"without '..', of letters, digits, '.', '_', '-' and '/'",
+            f"{MANIFEST_NAME}: {json_path} is the path {path[:120]!r}; a bundle's paths are "
+            f"relative, without '..', of letters, digits, '.', '_', '-' and '/'",
             path=path,
         )
 
@@ -303,7 +302,7 @@ def _check_files(manifest: Manifest) -> None:
     seen: set[str] = set()
     for index, entry in enumerate(manifest.files):
         check_relative_path(entry.path, json_path=f"$.files[{index}].path")
-        if entry.path in seen or entry.path == MANIFEST:
+        if entry.path in seen or entry.path == MANIFEST_NAME:
             raise contradiction(f"$.files[{index}].path", f"lists {entry.path!r} twice")
         seen.add(entry.path)
         if entry.num_bytes < 0 or not _SHA256.fullmatch(entry.sha256):

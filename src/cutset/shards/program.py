@@ -1,0 +1,79 @@
+"""A stage program as plain, checked data: calls, weights, inputs, outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """An argument that is the result of an earlier call, an input or a weight, by its name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class OnDevice:
+    """An argument that names the device on which the program was captured."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """One call of a listed operation.
+
+    Attributes:
+        target: e.g. ``"torch.ops.aten.conv2d.default"``.
+        arguments: name in the operation's signature, and the value.
+        results: names of what it returns.
+        is_sequence: whether it returns a tuple or list that holds `results` in order.
+    """
+
+    target: str
+    arguments: tuple[tuple[str, Any], ...]
+    results: tuple[str, ...]
+    is_sequence: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weight:
+    """A tensor that the program holds: a view of one member of the archive.
+
+    Attributes:
+        name: its original name in the model, e.g. ``"layer1.0.conv1.weight"``.
+        member: archive member with its bytes.
+        dtype: of its elements.
+        sizes: shape.
+        strides: in elements.
+        offset: first element within the member.
+    """
+
+    name: str
+    member: str
+    dtype: torch.dtype
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Program:
+    """A stage program, checked, not yet runnable.
+
+    Attributes:
+        path: its path within the bundle.
+        inputs: names of its tensor inputs, in order.
+        weights: what it holds, by the name that calls use.
+        calls: in execution order.
+        outputs: names of the tensors it returns, in order.
+        stored: original names of all weights in the archive, used or not.
+    """
+
+    path: str
+    inputs: tuple[str, ...]
+    weights: dict[str, Weight]
+    calls: tuple[Call, ...]
+    outputs: tuple[str, ...]
+    stored: frozenset[str]
