@@ -1,0 +1,165 @@
+"""What a backend is, which ones there are, and how one is chosen.
+
+A backend turns a stage's file into a function from tensors to tensors. The runtime knows no more
+of it than `StageProgram`. Only the backend that is asked for is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import time
+from statistics import median
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from cutset.errors import CutsetError, EngineError
+
+if TYPE_CHECKING:
+    from cutset.shards.load import Bundle
+    from cutset.shards.manifest import StageEntry
+
+_LOG = logging.getLogger(__name__)
+
+BACKENDS: tuple[str, ...] = ("torch", "onnxruntime")
+"""Every backend that this version knows, the reference first."""
+
+AUTO = "auto"
+
+_MODULES = {
+    "torch": "cutset.backends.eager",
+    "onnxruntime": "cutset.backends.onnx",
+}
+_TRIAL_LIMIT_S = 0.5
+_TRIAL_RUNS = 5
+
+
+class StageProgram(Protocol):
+    """One loaded stage."""
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that runs it."""
+
+    def __call__(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Computes the stage's outputs, in the order of its contract.
+
+        The caller has checked rank, shape and dtype of the inputs. The outputs may share memory
+        with the inputs (a stage may pass a tensor on), never with an earlier call's outputs.
+        """
+
+
+class BackendModule(Protocol):
+    """What the module of a backend offers."""
+
+    def load(
+        self, bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int
+    ) -> StageProgram:
+        """Loads one stage."""
+
+    def why_not(self, entry: StageEntry) -> str:
+        """Why this backend cannot run the stage here, in words with a hint; ``""`` if it can."""
+
+
+def check_backend_name(name: str) -> None:
+    """Refuses a name that is neither ``"auto"`` nor a backend.
+
+    Raises:
+        EngineError: there is no such backend; the message lists those there are.
+    """
+    if name != AUTO and name not in BACKENDS:
+        raise EngineError(
+            f"there is no backend {name!r}; choose one of {', '.join((AUTO, *BACKENDS))}"
+        )
+
+
+def load_stage(
+    bundle: Bundle, stage: int, *, backend: str, num_threads: int, micro_batch: int
+) -> StageProgram:
+    """Loads one stage for one backend.
+
+    Args:
+        bundle: opened and checked, at least for this stage.
+        stage: index of the stage.
+        backend: a name from `BACKENDS`, or ``"auto"``: every backend that can run the stage is
+            tried on random rows for at most half a second, and the one with the least median time
+            is kept. A session asks for this only when a stage is loaded for the first time; a
+            worker that replaces another gets the same backend, so that answers do not change.
+        num_threads: threads to compute with.
+        micro_batch: rows of the largest micro-batch.
+
+    Raises:
+        EngineError: no such backend, or it cannot run this stage; says why and what to do.
+        BundleError: the stage's file is missing, changed or unsafe.
+    """
+    check_backend_name(backend)
+    entry = bundle.manifest.stages[stage]
+    if backend != AUTO:
+        reason = _module(backend).why_not(entry)
+        if reason:
+            raise EngineError(f"backend {backend!r} cannot run stage {stage}: {reason}")
+        return _module(backend).load(
+            bundle, stage, num_threads=num_threads, micro_batch=micro_batch
+        )
+    programs = [
+        _module(name).load(bundle, stage, num_threads=num_threads, micro_batch=micro_batch)
+        for name in BACKENDS
+        if not _module(name).why_not(entry)
+    ]
+    if len(programs) == 1:
+        return programs[0]
+    return _fastest(programs, entry, micro_batch)
+
+
+def _module(name: str) -> BackendModule:
+    module: BackendModule = importlib.import_module(_MODULES[name])
+    return module
+
+
+def _fastest(programs: list[StageProgram], entry: StageEntry, micro_batch: int) -> StageProgram:
+    inputs = random_inputs(entry, micro_batch)
+    best, best_s = programs[0], float("inf")
+    for program in programs:
+        try:
+            elapsed_s = _median_time(program, inputs)
+        except (RuntimeError, CutsetError) as error:
+            # Random rows may be refused (an embedding wants small indices). The reference backend
+            # then runs the stage, and the log says so.
+            _LOG.warning("stage %d: backend %s not tried: %s", entry.index, program.backend, error)
+            continue
+        _LOG.info("stage %d: %s took %.6f s", entry.index, program.backend, elapsed_s)
+        if elapsed_s < best_s:
+            best, best_s = program, elapsed_s
+    return best
+
+
+def _median_time(program: StageProgram, inputs: tuple[torch.Tensor, ...]) -> float:
+    program(inputs)
+    samples: list[float] = []
+    started = time.perf_counter()
+    while len(samples) < _TRIAL_RUNS and time.perf_counter() - started < _TRIAL_LIMIT_S:
+        begin = time.perf_counter()
+        program(inputs)
+        samples.append(time.perf_counter() - begin)
+    return median(samples) if samples else time.perf_counter() - started
+
+
+def random_inputs(entry: StageEntry, num_rows: int) -> tuple[torch.Tensor, ...]:
+    """Seeded inputs for a stage: normal for floating and complex dtypes, zeros for the others.
+
+    Args:
+        entry: the stage.
+        num_rows: rows of the inputs.
+    """
+    generator = torch.Generator().manual_seed(0)
+    inputs = []
+    for spec in entry.inputs:
+        dtype: torch.dtype = getattr(torch, spec.dtype)
+        shape = spec.concrete_shape(num_rows)
+        if dtype.is_floating_point or dtype.is_complex:
+            inputs.append(torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype))
+        else:
+            inputs.append(torch.zeros(shape, dtype=dtype))
+    return tuple(inputs)

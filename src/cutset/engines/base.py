@@ -1,0 +1,283 @@
+"""What the runtime asks of an engine, and the messages between a session and its workers.
+
+An engine starts worker processes, delivers small control messages to and from them, and notices
+when one ends. It never touches a tensor: those go from neighbour to neighbour. An engine is two
+protocols (`Engine`, `WorkerHandle`), behind which processes of this machine, Ray actors or
+anything else may stand.
+
+The life of a worker, as messages (commands to the right, events to the left)::
+
+    session                              worker
+       | <------------------------ Started |   its libraries are imported
+       | Load ---------------------------> |
+       | <------------- Loaded or Refused  |
+       | Connect(epoch) -----------------> |   makes both links anew, drops what it held
+       | <--------------- Connected(epoch) |
+       | <---------------------- Heartbeat |   all the time; carries the statistics
+       | <------------ BatchFailed(epoch)  |   one micro-batch could not be computed
+       | <--------------- LinkLost(epoch)  |   the session then connects under a new epoch
+       | Stop ---------------------------> |
+       | <------------------------- Exited |   said by the engine, not by the worker
+
+Control messages are not sent per micro-batch, so their cost does not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """Base of the control messages: frozen, strict, told apart by the class's name."""
+
+
+class Load(_Message, frozen=True, kw_only=True):
+    """Load one stage of a bundle.
+
+    Attributes:
+        bundle: folder of the bundle, as the worker sees it.
+        stage: index of the stage.
+        backend: name of the backend, or ``"auto"``.
+        micro_batch: most rows that a micro-batch may have.
+        num_threads: threads to compute with.
+        cpus: cores to pin the worker to; empty leaves that to the system.
+        heartbeat_s: the session takes a worker for frozen after this many silent seconds.
+        num_spans: how many micro-batches to keep a timeline of; 0 keeps none.
+    """
+
+    bundle: str
+    stage: int
+    backend: str
+    micro_batch: int
+    num_threads: int
+    cpus: tuple[int, ...]
+    heartbeat_s: float
+    num_spans: int
+
+
+class Connect(_Message, frozen=True, kw_only=True):
+    """Make both links anew under `epoch`; whatever belongs to an older epoch is dropped.
+
+    Attributes:
+        epoch: counts up from 1 within a session.
+        session: random name of the session; part of every link's name in the store.
+        store_host: where the session's TCPStore listens.
+        store_port: its port.
+        connect_timeout_s: how long to wait for a neighbour to connect.
+        link_timeout_s: how long a neighbour may be silent or refuse to take a tensor.
+    """
+
+    epoch: int
+    session: str
+    store_host: str
+    store_port: int
+    connect_timeout_s: float
+    link_timeout_s: float
+
+
+class Collect(_Message, frozen=True, kw_only=True):
+    """Send the statistics now; with `spans`, the timeline too."""
+
+    spans: bool
+
+
+class Stop(_Message, frozen=True, kw_only=True):
+    """Leave."""
+
+
+Command = Load | Connect | Collect | Stop
+
+
+class StageStats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a worker did since it was loaded.
+
+    Attributes:
+        num_rows: rows computed.
+        num_micro_batches: micro-batches computed.
+        busy_s: seconds spent computing.
+        waiting_s: seconds in which the computing thread waited for work.
+        receiving_s: seconds from the arrival of a header to the end of its tensors.
+        sending_s: seconds spent handing outputs to the next process.
+        received_bytes: bytes of tensors received.
+        sent_bytes: bytes of tensors sent.
+        rss_bytes: resident memory of the process.
+    """
+
+    num_rows: int = 0
+    num_micro_batches: int = 0
+    busy_s: float = 0.0
+    waiting_s: float = 0.0
+    receiving_s: float = 0.0
+    sending_s: float = 0.0
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    rss_bytes: int = 0
+
+
+class Span(msgspec.Struct, frozen=True, array_like=True):
+    """One thing that one process did to one micro-batch.
+
+    Attributes:
+        sequence: number of the micro-batch.
+        activity: ``"receive"``, ``"compute"`` or ``"send"``.
+        start_s: beginning on the host's monotonic clock.
+        stop_s: end on the same clock.
+    """
+
+    sequence: int
+    activity: str
+    start_s: float
+    stop_s: float
+
+
+class Started(_Message, frozen=True, kw_only=True):
+    """The worker runs and has imported its libraries."""
+
+    pid: int
+
+
+class Loaded(_Message, frozen=True, kw_only=True):
+    """The stage is ready to compute with `backend`; loading took `load_s` seconds."""
+
+    backend: str
+    load_s: float
+
+
+class Refused(_Message, frozen=True, kw_only=True):
+    """The stage cannot be loaded.
+
+    Attributes:
+        kind: name of the class in `cutset.errors`.
+        message: what went wrong.
+        details: the attributes of the error, those that are strings.
+    """
+
+    kind: str
+    message: str
+    details: dict[str, str]
+
+
+class Connected(_Message, frozen=True, kw_only=True):
+    """Both links of `epoch` stand."""
+
+    epoch: int
+
+
+class LinkLost(_Message, frozen=True, kw_only=True):
+    """A link of `epoch` failed.
+
+    Attributes:
+        epoch: the epoch that is over because of it.
+        link: ``"stage 0 -> stage 1"``; the caller is called ``caller``.
+        seconds: how long was waited for the neighbour, 0 where it closed the link.
+        reason: what was seen.
+    """
+
+    epoch: int
+    link: str
+    seconds: float
+    reason: str
+
+
+class BatchFailed(_Message, frozen=True, kw_only=True):
+    """A micro-batch could not be computed; it left the pipeline here.
+
+    Attributes:
+        epoch: the epoch in which it was sent.
+        sequence: number of the micro-batch.
+        kind: ``"ContractViolation"`` or ``"StageFailed"``.
+        message: what to tell the caller.
+        boundary: where, for a ContractViolation.
+        expected: the promised tensor, for a ContractViolation.
+        actual: the tensor that came, for a ContractViolation.
+    """
+
+    epoch: int
+    sequence: int
+    kind: str
+    message: str
+    boundary: str = ""
+    expected: str = ""
+    actual: str = ""
+
+
+class Heartbeat(_Message, frozen=True, kw_only=True):
+    """The worker lives.
+
+    Attributes:
+        stats: what it did so far.
+        computing_s: for how long it has been computing the present micro-batch; 0 if none.
+        epoch: the newest epoch it heard of.
+    """
+
+    stats: StageStats
+    computing_s: float
+    epoch: int
+
+
+class Timeline(_Message, frozen=True, kw_only=True):
+    """A part of the worker's timeline; `last` marks the final part."""
+
+    spans: tuple[Span, ...]
+    last: bool
+
+
+class Exited(_Message, frozen=True, kw_only=True):
+    """The worker is gone; `reason` is made of its exit status and its last words."""
+
+    reason: str
+
+
+Event = (
+    Started | Loaded | Refused | Connected | LinkLost | BatchFailed | Heartbeat | Timeline | Exited
+)
+
+
+class WorkerHandle(Protocol):
+    """One started worker, as the session sees it."""
+
+    @property
+    def stage(self) -> int:
+        """Index of the stage that it was started for."""
+
+    def send(self, command: Command) -> None:
+        """Delivers `command`. To a dead worker it does nothing: `Exited` tells of the death."""
+
+    def kill(self) -> None:
+        """Ends the worker at once, also a frozen one; harmless when it is gone."""
+
+    def join(self, timeout_s: float) -> bool:
+        """Waits until the worker is gone and `Exited` was said; False when it is not in time."""
+
+
+class Engine(Protocol):
+    """Starts workers and watches them."""
+
+    @property
+    def name(self) -> str:
+        """``"local"``, ``"ray"``, ..."""
+
+    @property
+    def host(self) -> str:
+        """The address on which the session's own process listens, and no other."""
+
+    def device_of(self, stage: int) -> str:
+        """Name of the device that `stage` runs on, for messages."""
+
+    def start(self, stage: int, on_event: Callable[[WorkerHandle, Event], None]) -> WorkerHandle:
+        """Starts a worker for `stage`, without waiting for it.
+
+        Args:
+            stage: index of the stage.
+            on_event: called from a thread of the engine's for every event of the worker; the
+                last event is `Exited`.
+
+        Raises:
+            EngineError: the worker could not be started.
+        """
+
+    def close(self) -> None:
+        """Kills what still runs and frees what the engine holds."""

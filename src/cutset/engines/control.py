@@ -1,0 +1,89 @@
+"""Control messages over a stream socket: one JSON document a line, bounded, strictly decoded."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+import msgspec
+
+from cutset.engines.base import Command, Event
+from cutset.errors import EngineError
+
+MAX_LINE_BYTES = 1 << 20
+"""No control message is longer; a peer that sends a longer line is not one of ours."""
+
+MessageT = TypeVar("MessageT")
+
+
+class ControlSocket(Generic[MessageT]):
+    """One end of a control connection.
+
+    Sending is thread-safe; receiving belongs to one thread.
+    """
+
+    def __init__(self, connection: socket.socket, decoder: msgspec.json.Decoder[MessageT]) -> None:
+        self._connection = connection
+        self._decoder = decoder
+        self._encoder = msgspec.json.Encoder()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def for_session(cls, connection: socket.socket) -> ControlSocket[Event]:
+        """The session's end, which receives events."""
+        return ControlSocket(connection, msgspec.json.Decoder(Event))
+
+    @classmethod
+    def for_worker(cls, connection: socket.socket) -> ControlSocket[Command]:
+        """The worker's end, which receives commands."""
+        return ControlSocket(connection, msgspec.json.Decoder(Command))
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Sends one message.
+
+        Raises:
+            OSError: the other end is gone.
+        """
+        line = self._encoder.encode(message) + b"\n"
+        with self._lock:
+            self._connection.sendall(line)
+
+    def messages(self) -> Iterator[MessageT]:
+        """Yields messages until the other end closes or dies.
+
+        Raises:
+            EngineError: a line is too long or is no message.
+        """
+        pending = bytearray()
+        while True:
+            try:
+                data = self._connection.recv(65536)
+            except ConnectionError:
+                return
+            if not data:
+                return
+            pending += data
+            *lines, rest = pending.split(b"\n")
+            pending = bytearray(rest)
+            for line in lines:
+                yield self._decode(bytes(line))
+            if len(pending) > MAX_LINE_BYTES:
+                raise EngineError(
+                    f"a control message is longer than {MAX_LINE_BYTES} bytes; the connection"
+                    " is not used any more"
+                )
+
+    def _decode(self, line: bytes) -> MessageT:
+        try:
+            return self._decoder.decode(line)
+        except msgspec.DecodeError as error:
+            raise EngineError(f"a control message cannot be understood: {error}") from error
+
+    def close(self) -> None:
+        """Closes the connection; a thread in `messages` stops."""
+        with contextlib.suppress(OSError):  # the other end closed first
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection.close()

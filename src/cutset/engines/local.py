@@ -1,0 +1,189 @@
+"""The default engine: one process of this machine per stage, nothing to install or start.
+
+A worker is ``python -m cutset.runtime.worker --control-fd N`` in a session of its own, so that
+Ctrl-C at a terminal reaches the caller only, who then closes the workers in order. It holds one
+end of a socket pair; when the caller dies in whatever way, the system closes the other end and
+the worker leaves (see `cutset.runtime.worker`).
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+from cutset.engines.base import Command, Event, Exited, WorkerHandle
+from cutset.engines.control import ControlSocket
+from cutset.errors import EngineError
+
+_LOG = logging.getLogger(__name__)
+
+_WORKER_MODULE = "cutset.runtime.worker"
+_LAST_WORDS_LINES = 20
+_REAP_TIMEOUT_S = 5.0
+
+
+class LocalWorker:
+    """A worker process of this machine; see `cutset.engines.base.WorkerHandle`.
+
+    Two threads belong to it: one reads its control messages, one its standard error.
+    """
+
+    def __init__(
+        self,
+        stage: int,
+        process: subprocess.Popen[bytes],
+        connection: socket.socket,
+        on_event: Callable[[WorkerHandle, Event], None],
+    ) -> None:
+        self._stage = stage
+        self._process = process
+        self._control = ControlSocket.for_session(connection)
+        self._on_event = on_event
+        self._last_words: collections.deque[str] = collections.deque(maxlen=_LAST_WORDS_LINES)
+        self._gone = threading.Event()
+        self._stderr_reader = threading.Thread(
+            target=self._read_stderr, name=f"cutset-stderr-{stage}", daemon=True
+        )
+        self._event_reader = threading.Thread(
+            target=self._read_events, name=f"cutset-control-{stage}", daemon=True
+        )
+        self._stderr_reader.start()
+        self._event_reader.start()
+
+    @property
+    def stage(self) -> int:
+        """Index of the stage that it was started for."""
+        return self._stage
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def send(self, command: Command) -> None:
+        """Delivers `command`; to a dead worker it does nothing."""
+        with contextlib.suppress(OSError):  # its Exited event says why
+            self._control.send(command)
+
+    def kill(self) -> None:
+        """Sends SIGKILL, which also ends a stopped process."""
+        self._process.kill()
+
+    def join(self, timeout_s: float) -> bool:
+        """Waits until the process is gone and `Exited` was said; False when not in time."""
+        return self._gone.wait(timeout_s)
+
+    def _read_events(self) -> None:
+        try:
+            for event in self._control.messages():
+                self._on_event(self, event)
+        except EngineError as error:
+            self._last_words.append(str(error))
+        # No control connection, no worker: one that closed it but lives on is ended.
+        try:
+            self._process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(_REAP_TIMEOUT_S)
+        self._stderr_reader.join(1.0)
+        self._control.close()
+        self._gone.set()
+        self._on_event(self, Exited(reason=self._describe_exit()))
+
+    def _read_stderr(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as stream:
+            for line in stream:
+                text = line.decode(errors="replace").rstrip()
+                self._last_words.append(text)
+                _LOG.debug("stage %d (pid %d): %s", self._stage, self.pid, text)
+
+    def _describe_exit(self) -> str:
+        code = self._process.returncode
+        if code is not None and code < 0:
+            status = f"was ended by {signal.Signals(-code).name}"
+            if -code == signal.SIGKILL:
+                status += " (by hand, for want of memory, or because it no longer answered)"
+        else:
+            status = f"left with exit status {code}"
+        words = next((line for line in reversed(self._last_words) if line.strip()), "")
+        return f"process {self.pid} {status}" + (f"; its last words: {words}" if words else "")
+
+
+class LocalEngine:
+    """Processes of this machine; see `cutset.engines.base.Engine`.
+
+    Args:
+        devices: name of each stage's device, for messages.
+        num_threads: threads that each worker computes with.
+    """
+
+    name = "local"
+    host = "127.0.0.1"
+
+    def __init__(self, devices: tuple[str, ...], *, num_threads: int) -> None:
+        self._devices = devices
+        self._num_threads = num_threads
+        self._workers: list[LocalWorker] = []
+
+    def device_of(self, stage: int) -> str:
+        """Name of the device that `stage` runs on."""
+        return self._devices[stage]
+
+    def start(self, stage: int, on_event: Callable[[WorkerHandle, Event], None]) -> LocalWorker:
+        """Starts a worker process, without waiting for it.
+
+        Raises:
+            EngineError: the system refuses another process.
+        """
+        ours, theirs = socket.socketpair()
+        try:
+            # The arguments are ours alone, so nothing a bundle says reaches this command line.
+            process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-m", _WORKER_MODULE, "--control-fd", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+                env=self._environment(),
+            )
+        except OSError as error:
+            ours.close()
+            raise EngineError(
+                f"the worker process of stage {stage} cannot be started: {error}"
+            ) from error
+        finally:
+            theirs.close()
+        worker = LocalWorker(stage, process, ours, on_event)
+        self._workers = [other for other in self._workers if not other.join(0)]
+        self._workers.append(worker)
+        _LOG.info("stage %d: worker process %d started", stage, process.pid)
+        return worker
+
+    def close(self) -> None:
+        """Kills the processes that still run and waits for their end."""
+        for worker in self._workers:
+            worker.kill()
+        for worker in self._workers:
+            worker.join(_REAP_TIMEOUT_S)
+        self._workers.clear()
+
+    def _environment(self) -> dict[str, str]:
+        # OpenMP reads its number of threads once, when it is loaded; torch.set_num_threads alone
+        # does not reach threads that other libraries make.
+        return {
+            **os.environ,
+            "OMP_NUM_THREADS": str(self._num_threads),
+            "MKL_NUM_THREADS": str(self._num_threads),
+            # A file torch.py in the caller's working directory must not shadow the real one.
+            "PYTHONSAFEPATH": "1",
+        }

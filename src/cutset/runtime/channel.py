@@ -1,0 +1,341 @@
+"""A link between two neighbours: headers and tensors over a two-rank gloo process group.
+
+Each link of each epoch has a process group of its own, on its own prefix of the session's
+TCPStore. A neighbour that dies is noticed at once (its end is closed by the system), one that is
+merely silent after the link's time-out; a sender with nothing to send says so regularly.
+Nothing that has once failed is used again: the next epoch makes new groups.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime as dt
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, TCPStore
+
+from cutset.errors import LinkTimeout
+from cutset.runtime.wire import (
+    DATA,
+    KEEP_ALIVE,
+    Header,
+    WireError,
+    as_bytes,
+    from_bytes,
+    header_bytes,
+    is_dense,
+    layout_of,
+    pack_header,
+    unpack_header,
+)
+from cutset.tensors import TensorSpec
+
+# The type stubs know neither its options nor that it sends and receives.
+_Gloo: Any = ProcessGroupGloo
+
+_HEADER_TAG = 0
+_TENSOR_TAG = 1
+_SENDER_RANK = 0
+_RECEIVER_RANK = 1
+_STORE_TIMEOUT = dt.timedelta(seconds=10)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LinkContract:
+    """What a link may carry.
+
+    Attributes:
+        index: 0 from the caller to the first stage, then counting up to the last, which leads
+            from the last stage back to the caller.
+        name: ``"caller -> stage 0"``.
+        specs: the tensors of one micro-batch, in order.
+        max_rows: rows of the largest micro-batch.
+    """
+
+    index: int
+    name: str
+    specs: tuple[TensorSpec, ...]
+    max_rows: int
+
+    @property
+    def max_bytes(self) -> int:
+        """Bytes of the largest micro-batch's tensors."""
+        return sum(spec.num_bytes(self.max_rows) for spec in self.specs)
+
+
+@dataclasses.dataclass(slots=True)
+class Parcel:
+    """One micro-batch on its way.
+
+    Attributes:
+        sequence: its number within the session.
+        num_rows: its rows.
+        tensors: in the order of the link's contract.
+        release: gives the memory of the received tensors back; call it once, when nothing reads
+            them any more.
+        arrived_s: monotonic time at which its header came.
+        received_s: monotonic time at which its last tensor was complete.
+    """
+
+    sequence: int
+    num_rows: int
+    tensors: tuple[torch.Tensor, ...]
+    release: Callable[[], None] = lambda: None
+    arrived_s: float = 0.0
+    received_s: float = 0.0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
+
+
+class LinkClosedError(Exception):
+    """The neighbour closed the link, or died, or what it sent makes no sense."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StoreAddress:
+    """Where a session's store is, and under which prefix an epoch keeps its links.
+
+    Attributes:
+        host: address of the store.
+        port: its port.
+        prefix: session and epoch.
+        listen_host: address on which this process listens for its neighbours.
+    """
+
+    host: str
+    port: int
+    prefix: str
+    listen_host: str
+
+
+def serve_store(host: str) -> TCPStore:
+    """Starts a store that listens on `host` only, on a port that the system chooses.
+
+    Raises:
+        OSError: the address is not one of this machine's.
+    """
+    # Left alone, the store listens on every interface; so it gets a socket that is bound already.
+    listener = socket.create_server((host, 0), backlog=256)
+    port = listener.getsockname()[1]
+    store = TCPStore(
+        host,
+        port,
+        None,
+        True,
+        _STORE_TIMEOUT,
+        wait_for_workers=False,
+        master_listen_fd=listener.fileno(),
+    )
+    listener.detach()  # the store closes it
+    return store
+
+
+def connect(
+    address: StoreAddress, link: LinkContract, *, sends: bool, timeout_s: float, idle_s: float
+) -> Any:
+    """Makes one end of a link; the neighbour does the same at the same time.
+
+    Args:
+        address: the session's store.
+        link: the link to make.
+        sends: True at the sender's end.
+        timeout_s: how long to wait for the neighbour to connect.
+        idle_s: how long any later send or receive may take.
+
+    Returns:
+        The link's process group, for a `Sender` or `Receiver`.
+
+    Raises:
+        LinkTimeout: the neighbour did not come.
+    """
+    started = time.monotonic()
+    try:
+        # A client of its own: a store's blocking get keeps other threads from the same client,
+        # and two links waiting for each other's neighbours would stand still.
+        store = TCPStore(
+            address.host,
+            address.port,
+            None,
+            False,
+            dt.timedelta(seconds=timeout_s),
+            wait_for_workers=False,
+        )
+        options = _Gloo._Options()
+        options._devices = [_Gloo.create_device(hostname=address.listen_host)]
+        options._threads = 1
+        options._timeout = dt.timedelta(seconds=timeout_s)
+        prefix = PrefixStore(f"{address.prefix}/link/{link.index}", store)
+        group = _Gloo(prefix, _SENDER_RANK if sends else _RECEIVER_RANK, 2, options)
+    except RuntimeError as error:  # torch's DistError and its kin
+        waited_s = time.monotonic() - started
+        raise LinkTimeout(
+            f"link {link.name}: the neighbour did not connect within {waited_s:.1f} s ({error})",
+            link=link.name,
+            seconds=waited_s,
+        ) from error
+    group._set_default_timeout(dt.timedelta(seconds=idle_s))
+    return group
+
+
+class Sender:
+    """The sending end of a link; belongs to one thread."""
+
+    def __init__(self, group: Any, link: LinkContract, epoch: int) -> None:
+        self._group = group
+        self._link = link
+        self._epoch = epoch
+        self._buffer = bytearray(header_bytes(len(link.specs)))
+        self._header = torch.frombuffer(self._buffer, dtype=torch.uint8)
+
+    def send(self, parcel: Parcel) -> None:
+        """Sends one micro-batch and waits until the system has taken all of it.
+
+        Raises:
+            LinkClosedError: the neighbour is gone.
+            LinkTimeout: the neighbour did not take it in time.
+            WireError: a tensor is of a kind that cannot be sent.
+        """
+        tensors = [_dense(tensor) for tensor in parcel.tensors]
+        header = Header(
+            kind=DATA,
+            epoch=self._epoch,
+            sequence=parcel.sequence,
+            num_rows=parcel.num_rows,
+            layouts=tuple(layout_of(tensor) for tensor in tensors),
+        )
+        self._send(header, [as_bytes(tensor) for tensor in tensors if tensor.numel()])
+
+    def keep_alive(self) -> None:
+        """Tells the neighbour that this end lives.
+
+        Raises:
+            LinkClosedError: the neighbour is gone.
+            LinkTimeout: the neighbour did not take it in time.
+        """
+        self._send(Header(kind=KEEP_ALIVE, epoch=self._epoch), [])
+
+    def _send(self, header: Header, payloads: list[torch.Tensor]) -> None:
+        pack_header(header, self._buffer)
+        with _translated(self._link):
+            works = [self._group.send([self._header], _RECEIVER_RANK, _HEADER_TAG)]
+            works += [self._group.send([data], _RECEIVER_RANK, _TENSOR_TAG) for data in payloads]
+            for work in works:
+                work.wait()
+
+
+class Receiver:
+    """The receiving end of a link; belongs to one thread.
+
+    Args:
+        group: the link's process group.
+        link: what it may carry.
+        epoch: the epoch that every message must name.
+        reuse: keep the memory of released parcels for later ones.
+    """
+
+    def __init__(self, group: Any, link: LinkContract, epoch: int, *, reuse: bool) -> None:
+        self._group = group
+        self._link = link
+        self._epoch = epoch
+        self._buffer = bytearray(header_bytes(len(link.specs)))
+        self._header = torch.frombuffer(self._buffer, dtype=torch.uint8)
+        self._reuse = reuse
+        self._free: list[torch.Tensor] = []
+
+    def receive(self) -> tuple[Header, Parcel]:
+        """Waits for one message and receives its tensors.
+
+        Returns:
+            The header, and the parcel; a keep-alive has no tensors.
+
+        Raises:
+            LinkClosedError: the neighbour is gone, or sent what no neighbour sends.
+            LinkTimeout: nothing came in time, not even a keep-alive.
+        """
+        with _translated(self._link):
+            self._group.recv([self._header], _SENDER_RANK, _HEADER_TAG).wait()
+        arrived_s = time.monotonic()
+        try:
+            header = unpack_header(
+                self._buffer,
+                epoch=self._epoch,
+                max_rows=self._link.max_rows,
+                max_bytes=self._link.max_bytes,
+            )
+        except WireError as error:
+            raise LinkClosedError(f"link {self._link.name}: {error}") from error
+        if header.kind == KEEP_ALIVE:
+            return header, Parcel(sequence=0, num_rows=0, tensors=())
+        memory = self._take_memory(sum(_padded(layout.num_bytes) for layout in header.layouts))
+        tensors = []
+        works = []
+        offset = 0
+        with _translated(self._link):
+            for layout in header.layouts:
+                piece = memory[offset : offset + layout.num_bytes]
+                if layout.num_bytes:
+                    works.append(self._group.recv([piece], _SENDER_RANK, _TENSOR_TAG))
+                tensors.append(from_bytes(piece, layout))
+                offset += _padded(layout.num_bytes)
+            for work in works:
+                work.wait()
+        parcel = Parcel(
+            sequence=header.sequence,
+            num_rows=header.num_rows,
+            tensors=tuple(tensors),
+            arrived_s=arrived_s,
+            received_s=time.monotonic(),
+        )
+        if self._reuse:
+            parcel.release = lambda: self._free.append(memory)
+        return header, parcel
+
+    def _take_memory(self, num_bytes: int) -> torch.Tensor:
+        if not self._reuse:
+            return torch.empty(num_bytes, dtype=torch.uint8)
+        try:
+            # list.pop and list.append are atomic; as many buffers exist as parcels were held at
+            # once, which the session's window bounds.
+            return self._free.pop()
+        except IndexError:
+            room = sum(_padded(spec.num_bytes(self._link.max_rows)) for spec in self._link.specs)
+            return torch.empty(max(room, num_bytes), dtype=torch.uint8)
+
+
+def _padded(num_bytes: int) -> int:
+    """`num_bytes` rounded up to a cache line, torch's own alignment of tensors."""
+    return -(-num_bytes // 64) * 64
+
+
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor`, or a dense copy that keeps the order of its dimensions where it has gaps."""
+    if is_dense(tensor.shape, tensor.stride()):
+        return tensor
+    return tensor.clone(memory_format=torch.preserve_format)
+
+
+@contextlib.contextmanager
+def _translated(link: LinkContract) -> Iterator[None]:
+    """Turns gloo's RuntimeErrors into ours."""
+    started = time.monotonic()
+    try:
+        yield
+    except RuntimeError as error:
+        waited_s = time.monotonic() - started
+        text = str(error).splitlines()[0]
+        if "imed out" in text:
+            raise LinkTimeout(
+                f"link {link.name}: the neighbour was silent for {waited_s:.1f} s; it is frozen,"
+                " or the network between them is down",
+                link=link.name,
+                seconds=waited_s,
+            ) from error
+        raise LinkClosedError(f"link {link.name} was closed by the neighbour ({text})") from error

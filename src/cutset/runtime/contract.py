@@ -1,0 +1,195 @@
+"""Contracts at the boundaries: links of a bundle, checks of tensors, and errors in our words."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+
+import torch
+
+from cutset.errors import ContractViolation, EngineError, StageFailed
+from cutset.runtime.channel import LinkContract
+from cutset.shards.manifest import Manifest
+from cutset.tensors import TensorSpec, dim_factor
+
+CALLER = "caller"
+
+# What torch says when a stage's weights do not fit the tensor it got. Bare, none of them says
+# where or why; the splitting guide lists them as the signs of a unit that was cut apart.
+_MISFITS = (
+    (
+        re.compile(r"mat1 and mat2 shapes cannot be multiplied"),
+        (
+            "a residual block or an inception module was cut apart, or the shard belongs to another"
+            " model"
+        ),
+    ),
+    (
+        re.compile(r"running_mean should contain \d+ elements"),
+        (
+            "its normalisation expects other channels: the shard belongs to another model, or a unit"
+            " was cut apart"
+        ),
+    ),
+    (
+        re.compile(r"expected input.* to have \d+ channels"),
+        (
+            "its convolution expects other channels: the shard belongs to another model, or a unit was"
+            " cut apart"
+        ),
+    ),
+)
+
+
+def links_of(manifest: Manifest, micro_batch: int) -> tuple[LinkContract, ...]:
+    """The links of the ring: caller, stages, caller.
+
+    Args:
+        manifest: of the bundle.
+        micro_batch: rows of the largest micro-batch.
+
+    Returns:
+        One link more than there are stages.
+
+    Raises:
+        ContractViolation: a stage does not take what the one before gives.
+    """
+    stages = manifest.stages
+    for before, after in itertools.pairwise(stages):
+        if before.outputs != after.inputs:
+            raise ContractViolation(
+                f"stage {before.index} gives {_listed(before.outputs)}, but stage {after.index}"
+                f" takes {_listed(after.inputs)}; the bundle is broken, split the model again",
+                boundary=boundary_into(manifest, after.index),
+                expected=_listed(after.inputs),
+                actual=_listed(before.outputs),
+            )
+    names = [CALLER, *(f"stage {stage.index}" for stage in stages), CALLER]
+    specs = [*(stage.inputs for stage in stages), stages[-1].outputs]
+    return tuple(
+        LinkContract(
+            index=index,
+            name=f"{names[index]} -> {names[index + 1]}",
+            specs=specs[index],
+            max_rows=micro_batch,
+        )
+        for index in range(len(specs))
+    )
+
+
+def boundary_into(manifest: Manifest, stage: int) -> str:
+    """Name of the boundary before a stage, e.g. ``"into stage 1, after layer3.0"``."""
+    if stage == 0:
+        return "into stage 0, the model's input"
+    return f"into stage {stage}, after {manifest.plan.stages[stage - 1].last}"
+
+
+def boundary_out_of(manifest: Manifest, stage: int) -> str:
+    """Name of the boundary behind a stage, e.g. ``"out of stage 0, after layer2.1"``."""
+    if stage == len(manifest.stages) - 1:
+        return f"out of stage {stage}, the model's output"
+    return f"out of stage {stage}, after {manifest.plan.stages[stage].last}"
+
+
+def check_tensors(
+    tensors: Sequence[torch.Tensor], specs: Sequence[TensorSpec], num_rows: int, boundary: str
+) -> None:
+    """Checks number, rank, shape and dtype of the tensors of one micro-batch.
+
+    Args:
+        tensors: what came.
+        specs: what was promised.
+        num_rows: rows of the micro-batch.
+        boundary: where, for the message.
+
+    Raises:
+        ContractViolation: something differs.
+    """
+    if len(tensors) != len(specs):
+        raise ContractViolation(
+            f"{boundary}: {len(specs)} tensors expected ({_listed(specs)}), {len(tensors)} came",
+            boundary=boundary,
+            expected=_listed(specs),
+            actual=f"{len(tensors)} tensors",
+        )
+    for tensor, spec in zip(tensors, specs, strict=True):
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype != spec.dtype or tuple(tensor.shape) != spec.concrete_shape(num_rows):
+            actual = f"{dtype}[{', '.join(map(str, tensor.shape))}]"
+            raise ContractViolation(
+                f"{boundary}: tensor {spec.name!r} is {actual} where the bundle promises {spec}"
+                f" with {num_rows} rows; {_advice(spec, dtype, tensor)}",
+                boundary=boundary,
+                expected=str(spec),
+                actual=actual,
+            )
+
+
+def count_rows(tensors: Sequence[torch.Tensor], specs: Sequence[TensorSpec]) -> int:
+    """How many rows a request has, by the first dimension of its first input with a batch.
+
+    Raises:
+        ContractViolation: the number of inputs is wrong, or an input has no first dimension.
+        EngineError: there is no row.
+    """
+    boundary = "into stage 0, the model's input"
+    if len(tensors) != len(specs):
+        check_tensors(tensors, specs, 0, boundary)
+    for tensor, spec in zip(tensors, specs, strict=True):
+        factor = dim_factor(spec.shape[0]) if spec.shape else None
+        if factor is None:
+            continue
+        if tensor.dim() == 0:
+            check_tensors(tensors, specs, 1, boundary)
+        num_rows = int(tensor.shape[0]) // factor
+        if num_rows == 0:
+            raise EngineError(
+                f"input {spec.name!r} of shape {tuple(tensor.shape)} has no rows; give at least one"
+            )
+        return num_rows
+    return 1
+
+
+def explain_failure(
+    manifest: Manifest, stage: int, device: str, error: Exception, inputs: Sequence[torch.Tensor]
+) -> StageFailed:
+    """Says what went wrong in a stage, where, and the likely cause.
+
+    Args:
+        manifest: of the bundle.
+        stage: index of the stage that raised.
+        device: name of its device.
+        error: what the backend raised.
+        inputs: what the stage was given.
+    """
+    plan = manifest.plan.stages[stage]
+    given = ", ".join(
+        f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for tensor in inputs
+    )
+    where = (
+        f"stage {stage} ({plan.first} to {plan.last}, on {device}) failed on {given}"
+        f" {boundary_into(manifest, stage)}"
+    )
+    text = " ".join(str(error).split()) or type(error).__name__
+    for pattern, cause in _MISFITS:
+        if pattern.search(text):
+            return StageFailed(
+                f"{where}: its weights do not fit that tensor. Likely cause: {cause};"
+                f" `cutset verify` names the culprit. (The backend said: {text[:300]})",
+                stage=stage,
+                device=device,
+            )
+    return StageFailed(f"{where}: {type(error).__name__}: {text[:500]}", stage=stage, device=device)
+
+
+def _advice(spec: TensorSpec, dtype: str, tensor: torch.Tensor) -> str:
+    if dtype != spec.dtype:
+        return f"convert it to {spec.dtype}"
+    if tensor.dim() != len(spec.shape):
+        return f"give it {len(spec.shape)} dimensions"
+    return "give it the promised lengths"
+
+
+def _listed(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"{spec.name}: {spec}" for spec in specs)

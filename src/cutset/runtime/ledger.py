@@ -1,0 +1,295 @@
+"""Who asked for what, what is on its way, and what was answered: nothing lost, nothing twice.
+
+A request is cut into micro-batches, numbered through the session. A micro-batch is *waiting* or *in
+flight*; at most `window` are in flight. When an epoch ends, those in flight go back to the front
+of the waiting ones, and are sent again in the same order under the next epoch. An answer counts
+only when its micro-batch is in flight in the epoch in which it comes, so a late one is dropped.
+
+When a worker dies, any of those in flight may have killed it. They are then sent one at a time
+until each is answered, so that the next death names its cause; the third death fails it.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+
+import torch
+
+from cutset.errors import CutsetError, StageFailed
+from cutset.runtime.channel import Parcel
+from cutset.tensors import TensorSpec, dim_factor
+
+Outputs = tuple[torch.Tensor, ...]
+
+
+class Request:
+    """One call of a caller: some rows in, as many out.
+
+    Args:
+        num_parts: micro-batches that it was cut into.
+        specs: of the outputs, in order.
+        finish: turns the joined outputs into what the caller gets.
+    """
+
+    def __init__(
+        self,
+        num_parts: int,
+        specs: Sequence[TensorSpec],
+        finish: Callable[[Outputs], object],
+    ) -> None:
+        self.future: Future[object] = Future()
+        self.started = False
+        self.done = False
+        self._parts: list[Outputs | None] = [None] * num_parts
+        self._num_missing = num_parts
+        self._specs = specs
+        self._finish = finish
+
+    def put(self, part: int, outputs: Outputs) -> bool:
+        """Keeps the outputs of one micro-batch; True when it was the last missing one."""
+        self._parts[part] = outputs
+        self._num_missing -= 1
+        return self._num_missing == 0
+
+    def resolve(self) -> None:
+        """Joins the parts and gives them to whoever waits."""
+        parts = [part for part in self._parts if part is not None]
+        joined = parts[0] if len(parts) == 1 else self._join(parts)
+        self._parts.clear()
+        self._settle(lambda: self.future.set_result(self._finish(joined)))
+
+    def reject(self, error: CutsetError) -> None:
+        """Gives `error` to whoever waits."""
+        self._parts.clear()
+        self._settle(lambda: self.future.set_exception(error))
+
+    def _join(self, parts: list[Outputs]) -> Outputs:
+        # Outputs without a batch dimension are the same for every micro-batch.
+        return tuple(
+            torch.cat([part[index] for part in parts])
+            if spec.shape and dim_factor(spec.shape[0])
+            else parts[0][index]
+            for index, spec in enumerate(self._specs)
+        )
+
+    @staticmethod
+    def _settle(action: Callable[[], None]) -> None:
+        try:
+            action()
+        except InvalidStateError:
+            return  # the caller cancelled it in the same moment
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class MicroBatch:
+    """A slice of a request's rows.
+
+    Attributes:
+        sequence: its number within the session.
+        request: whose rows they are.
+        part: its place within the request.
+        num_rows: how many rows.
+        inputs: views of the caller's tensors.
+        num_deaths: how often a worker died while it was in flight.
+        suspect: True until it is answered, once a worker died while it was in flight.
+    """
+
+    sequence: int
+    request: Request
+    part: int
+    num_rows: int
+    inputs: Outputs
+    num_deaths: int = 0
+    suspect: bool = False
+
+
+class Ledger:
+    """The account of a session; thread-safe.
+
+    Args:
+        window: most micro-batches in flight.
+        max_deaths: after so many deaths of workers a micro-batch is failed.
+    """
+
+    def __init__(self, *, window: int, max_deaths: int) -> None:
+        self.window = window
+        self._max_deaths = max_deaths
+        self._lock = threading.Lock()
+        self._waiting: collections.deque[MicroBatch] = collections.deque()
+        self._in_flight: collections.OrderedDict[int, MicroBatch] = collections.OrderedDict()
+        self._num_suspects = 0
+        self._next_sequence = 0
+        self._send: Callable[[Parcel], None] | None = None
+        self._epoch = 0
+        self._error: CutsetError | None = None
+        self._num_settled = 0
+        self._last_progress_s = time.monotonic()
+
+    @property
+    def error(self) -> CutsetError | None:
+        """Why the session is over, or None."""
+        return self._error
+
+    @property
+    def num_settled(self) -> int:
+        """Micro-batches answered or failed so far."""
+        return self._num_settled
+
+    @property
+    def num_in_flight(self) -> int:
+        """Micro-batches in flight."""
+        return len(self._in_flight)
+
+    @property
+    def num_waiting(self) -> int:
+        """Micro-batches not sent yet."""
+        return len(self._waiting)
+
+    def stalled_s(self) -> float:
+        """For how long micro-batches have been in flight without any being settled."""
+        with self._lock:
+            if not self._in_flight:
+                return 0.0
+            return time.monotonic() - self._last_progress_s
+
+    def submit(self, request: Request, slices: Sequence[tuple[int, Outputs]]) -> None:
+        """Takes a request's micro-batches, given as (rows, inputs), in order.
+
+        Raises:
+            CutsetError: the session is over; says why.
+        """
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            for part, (num_rows, inputs) in enumerate(slices):
+                self._waiting.append(
+                    MicroBatch(self._next_sequence, request, part, num_rows, inputs)
+                )
+                self._next_sequence += 1
+            self._pump()
+
+    def open_epoch(self, epoch: int, send: Callable[[Parcel], None]) -> None:
+        """Begins to send what waits; `send` must not block."""
+        with self._lock:
+            self._epoch = epoch
+            self._send = send
+            self._last_progress_s = time.monotonic()
+            self._pump()
+
+    def close_epoch(self, killer: StageFailed | None) -> int:
+        """Takes back what is in flight.
+
+        Args:
+            killer: how a worker died, where one did.
+
+        Returns:
+            How many micro-batches were failed for having killed their worker too often.
+        """
+        failed = []
+        with self._lock:
+            self._send = None
+            self._epoch = 0
+            for batch in reversed(self._in_flight.values()):
+                if killer is not None:
+                    batch.num_deaths += 1
+                    self._num_suspects += not batch.suspect
+                    batch.suspect = True
+                if killer is not None and batch.num_deaths >= self._max_deaths:
+                    self._forget(batch)
+                    failed.append(batch)
+                else:
+                    self._waiting.appendleft(batch)
+            self._in_flight.clear()
+        for batch in failed:
+            assert killer is not None
+            self._reject(
+                batch.request,
+                StageFailed(
+                    f"a micro-batch of {batch.num_rows} rows was given up: its worker died"
+                    f" {batch.num_deaths} times while it was computed. The last time: {killer}",
+                    stage=killer.stage,
+                    device=killer.device,
+                ),
+            )
+        return len(failed)
+
+    def answer(self, epoch: int, sequence: int, outputs: Outputs) -> None:
+        """Takes the outputs of a micro-batch; a late or unknown one is dropped."""
+        with self._lock:
+            batch = self._settle(epoch, sequence)
+            complete = (
+                batch is not None
+                and not batch.request.done
+                and batch.request.put(batch.part, outputs)
+            )
+            if complete:
+                assert batch is not None
+                batch.request.done = True
+        if complete:
+            assert batch is not None
+            batch.request.resolve()
+
+    def fail(self, epoch: int, sequence: int, error: CutsetError) -> None:
+        """Fails a micro-batch, and its request with it; a late or unknown one is dropped."""
+        with self._lock:
+            batch = self._settle(epoch, sequence)
+        if batch is not None:
+            self._reject(batch.request, error)
+
+    def end(self, error: CutsetError) -> None:
+        """Ends the session: everything open is failed with `error`, and so is all that follows."""
+        with self._lock:
+            if self._error is None:
+                self._error = error
+            self._send = None
+            batches = [*self._in_flight.values(), *self._waiting]
+            self._in_flight.clear()
+            self._waiting.clear()
+        for batch in batches:
+            self._reject(batch.request, error)
+
+    def _settle(self, epoch: int, sequence: int) -> MicroBatch | None:
+        if epoch != self._epoch:
+            return None
+        batch = self._in_flight.pop(sequence, None)
+        if batch is not None:
+            self._forget(batch)
+            self._pump()
+        return batch
+
+    def _forget(self, batch: MicroBatch) -> None:
+        self._num_suspects -= batch.suspect
+        self._num_settled += 1
+        self._last_progress_s = time.monotonic()
+
+    def _reject(self, request: Request, error: CutsetError) -> None:
+        with self._lock:
+            if request.done:
+                return
+            request.done = True
+        request.reject(error)
+
+    def _pump(self) -> None:
+        while self._send is not None and self._waiting:
+            limit = 1 if self._num_suspects else self.window
+            if len(self._in_flight) >= limit:
+                return
+            batch = self._waiting.popleft()
+            request = batch.request
+            if not request.done and not request.started:
+                request.started = True
+                request.done = not request.future.set_running_or_notify_cancel()
+            if request.done:  # cancelled, or failed by another of its micro-batches
+                self._num_suspects -= batch.suspect
+                continue
+            if not self._in_flight:
+                self._last_progress_s = time.monotonic()
+            self._in_flight[batch.sequence] = batch
+            self._send(
+                Parcel(sequence=batch.sequence, num_rows=batch.num_rows, tensors=batch.inputs)
+            )

@@ -1,0 +1,478 @@
+"""Brings the workers of a session up, watches them, and brings them up again.
+
+One thread, the supervisor, does all of it. It goes round this circle, once for each epoch::
+
+    bring up: start missing workers side by side, load, connect all links under a new epoch
+    watch:    until a worker dies, freezes or computes for too long, or a link fails
+    set back: take what is in flight back, end what must be ended, wait a little longer each time
+
+After too many set-backs without a single answer between them it gives up: the session ends with
+an error that says what was tried. Every wait has a limit.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from cutset import errors
+from cutset.engines.base import (
+    BatchFailed,
+    Collect,
+    Connect,
+    Connected,
+    Engine,
+    Event,
+    Exited,
+    Heartbeat,
+    LinkLost,
+    Load,
+    Loaded,
+    Refused,
+    Span,
+    StageStats,
+    Started,
+    Stop,
+    Timeline,
+    WorkerHandle,
+)
+from cutset.errors import (
+    BundleError,
+    ContractViolation,
+    CutsetError,
+    EngineError,
+    LinkTimeout,
+    StageFailed,
+)
+from cutset.runtime.circuit import Circuit
+from cutset.runtime.ledger import Ledger
+
+_LOG = logging.getLogger(__name__)
+
+_TICK_S = 0.25
+_GRACE_S = 0.5
+_STOP_TIMEOUT_S = 1.0
+_KILL_TIMEOUT_S = 5.0
+_MAX_BACK_OFF_S = 5.0
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long a session waits for what, and how often it tries.
+
+    Attributes:
+        heartbeat_s: a worker that is silent for so long is taken for frozen and killed.
+        link_timeout_s: a neighbour that is silent for so long has lost its link.
+        connect_timeout_s: how long neighbours may take to connect.
+        start_timeout_s: how long a worker may take to start and to load its stage.
+        compute_timeout_s: how long a stage may compute on one micro-batch.
+        max_restarts: so many set-backs without an answer between them are borne.
+        back_off_s: pause before the second attempt; each further one waits twice as long, at
+            most 5 s. The first is made at once.
+        max_deaths: a micro-batch whose worker died so often is failed.
+    """
+
+    heartbeat_s: float = 5.0
+    link_timeout_s: float = 10.0
+    connect_timeout_s: float = 10.0
+    start_timeout_s: float = 120.0
+    compute_timeout_s: float = 300.0
+    max_restarts: int = 5
+    back_off_s: float = 0.1
+    max_deaths: int = 3
+
+
+class _SetbackError(Exception):
+    """The epoch is over. `killer` is set where a worker died; `fatal` where trying is useless."""
+
+    def __init__(
+        self, error: CutsetError, *, killer: StageFailed | None = None, fatal: bool = False
+    ) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.killer = killer
+        self.fatal = fatal
+
+
+class _StoppingError(Exception):
+    """The session is being closed."""
+
+
+class _Stage:
+    """What the supervisor knows of one stage."""
+
+    def __init__(self, load: Load) -> None:
+        self.load = load
+        self.worker: WorkerHandle | None = None
+        self.pid = 0
+        self.loaded = False
+        self.connected_epoch = 0
+        self.heard_s = 0.0
+        self.stats = StageStats()
+        self.stats_s = 0.0
+        self.past = StageStats()
+        self.num_restarts = -1
+        self.load_s = 0.0
+        self.spans: list[Span] = []
+        self.spans_complete = threading.Event()
+
+    def forget_worker(self) -> None:
+        """The worker is gone; its statistics stay."""
+        self.past = _added(self.past, self.stats)
+        self.stats = StageStats()
+        self.worker = None
+        self.pid = 0
+        self.loaded = False
+
+    @property
+    def total(self) -> StageStats:
+        """Statistics over all workers of this stage; the memory is the present one's."""
+        return _added(self.past, self.stats)
+
+
+class Supervisor:
+    """Keeps the workers of one session running.
+
+    Args:
+        engine: starts workers; closed by the supervisor at the end.
+        loads: what each stage is to load.
+        connect: the links' address, as a command whose epoch is filled in for each attempt.
+        make_circuit: makes the caller's own circuit: (epoch, on_connected, on_lost) -> Circuit.
+        ledger: whose micro-batches are to be computed.
+        limits: how long and how often.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        loads: tuple[Load, ...],
+        connect: Connect,
+        make_circuit: Callable[[int, Callable[[int], None], Callable[[LinkLost], None]], Circuit],
+        ledger: Ledger,
+        limits: Limits,
+    ) -> None:
+        self._engine = engine
+        self.stages = tuple(_Stage(load) for load in loads)
+        self._connect = connect
+        self._make_circuit = make_circuit
+        self._ledger = ledger
+        self._limits = limits
+        self._events: queue.SimpleQueue[tuple[WorkerHandle | None, Event] | None] = (
+            queue.SimpleQueue()
+        )
+        self._stopping = threading.Event()
+        self._circuit: Circuit | None = None
+        self._caller_connected = 0
+        self._tried: list[str] = []
+        self._num_setbacks = 0
+        self._settled_at_setback = -1
+        self._ticked_s = time.monotonic()
+        self.epoch = 0
+        self.up = threading.Event()
+        self.changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="cutset-supervisor", daemon=True)
+
+    def start(self) -> None:
+        """Begins; `up` is set when the first epoch stands or the session has failed."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the workers and waits until they are gone. Safe to call twice."""
+        self._stopping.set()
+        self._events.put(None)
+        limit_s = _STOP_TIMEOUT_S + _KILL_TIMEOUT_S * (len(self.stages) + 1)
+        if self._thread.ident is not None:
+            self._thread.join(limit_s)
+
+    def collect(self, *, spans: bool, timeout_s: float) -> None:
+        """Asks every worker for its statistics and waits until they are here, or the time is up."""
+        asked_s = time.monotonic()
+        for stage in self.stages:
+            stage.spans_complete.clear()
+            worker = stage.worker
+            if worker is not None:
+                worker.send(Collect(spans=spans))
+
+        def answered() -> bool:
+            return all(
+                stage.worker is None
+                or (stage.stats_s >= asked_s and (not spans or stage.spans_complete.is_set()))
+                for stage in self.stages
+            )
+
+        with self.changed:
+            self.changed.wait_for(answered, timeout_s)
+
+    # --- the supervisor's thread
+
+    def _run(self) -> None:
+        try:
+            self._supervise()
+        except _StoppingError:
+            self._ledger.end(EngineError("the session was closed"))
+        except CutsetError as error:
+            self._ledger.end(error)
+        except BaseException as error:  # noqa: BLE001  # forwarded to every open request
+            ending = EngineError(f"the session ended by a fault of its own: {error!r}")
+            ending.__cause__ = error
+            self._ledger.end(ending)
+            _LOG.exception("the supervisor failed")
+        finally:
+            self._shut_down()
+            self.up.set()
+
+    def _supervise(self) -> None:
+        while True:
+            try:
+                self._bring_up()
+                self.up.set()
+                self._watch()
+            except _SetbackError as setback:  # noqa: PERF203  # once an epoch
+                self._set_back(setback)
+
+    def _bring_up(self) -> None:
+        self.epoch += 1
+        deadline_s = time.monotonic() + self._limits.start_timeout_s
+        for index, stage in enumerate(self.stages):
+            if stage.worker is None:
+                stage.worker = self._engine.start(index, lambda w, e: self._events.put((w, e)))
+                stage.heard_s = time.monotonic()
+                stage.num_restarts += 1
+        while not all(stage.loaded for stage in self.stages):
+            self._step(deadline_s, "start and load its stage", lambda stage: stage.loaded)
+        deadline_s = time.monotonic() + self._limits.connect_timeout_s
+        self._circuit = self._make_circuit(
+            self.epoch,
+            lambda epoch: self._events.put((None, Connected(epoch=epoch))),
+            lambda event: self._events.put((None, event)),
+        )
+        for stage in self.stages:
+            assert stage.worker is not None
+            stage.worker.send(msgspec.structs.replace(self._connect, epoch=self.epoch))
+        while self._caller_connected != self.epoch or any(
+            stage.connected_epoch != self.epoch for stage in self.stages
+        ):
+            self._step(deadline_s, "connect", lambda stage: stage.connected_epoch == self.epoch)
+        _LOG.info("epoch %d: %d stages connected", self.epoch, len(self.stages))
+        self._ledger.open_epoch(self.epoch, self._circuit.send)
+
+    def _watch(self) -> None:
+        while True:
+            self._step(None, "", lambda _: True)
+            stalled_s = self._ledger.stalled_s()
+            if stalled_s > self._limits.compute_timeout_s * (len(self.stages) + 1):
+                raise _SetbackError(
+                    LinkTimeout(
+                        f"nothing came back from the last stage for {stalled_s:.0f} s",
+                        link=f"stage {len(self.stages) - 1} -> caller",
+                        seconds=stalled_s,
+                    )
+                )
+
+    def _step(
+        self, deadline_s: float | None, what: str, finished: Callable[[_Stage], bool]
+    ) -> None:
+        """Handles one event, or looks after the clocks when none comes within a tick.
+
+        Raises:
+            _SetbackError: the epoch is over.
+            _StoppingError: the session is being closed.
+        """
+        try:
+            item = self._events.get(timeout=_TICK_S)
+        except queue.Empty:
+            item = None
+        if self._stopping.is_set():
+            raise _StoppingError
+        if item is not None:
+            self._handle(*item)
+        self._check_clocks()
+        if deadline_s is not None and time.monotonic() > deadline_s:
+            late = next((i for i, s in enumerate(self.stages) if not finished(s)), None)
+            if late is None:
+                raise _SetbackError(EngineError(f"the caller did not {what} in time"))
+            raise self._kill(late, f"did not {what} in time")
+
+    def _handle(self, worker: WorkerHandle | None, event: Event) -> None:
+        if worker is None:
+            if isinstance(event, Connected):
+                self._caller_connected = event.epoch
+            elif isinstance(event, LinkLost):
+                self._lose_link(event)
+            return
+        stage = self.stages[worker.stage]
+        if stage.worker is not worker:
+            return  # a former worker's last words
+        stage.heard_s = time.monotonic()
+        if isinstance(event, Exited):
+            raise self._bury(worker.stage, event.reason)
+        if isinstance(event, LinkLost):
+            self._lose_link(event)
+        elif isinstance(event, Refused):
+            first = stage.num_restarts == 0
+            raise self._kill(worker.stage, event.message, error=_rebuilt(event), fatal=first)
+        elif isinstance(event, BatchFailed):
+            self._ledger.fail(event.epoch, event.sequence, self._failure(worker.stage, event))
+        elif isinstance(event, Heartbeat):
+            self._hear(stage, event)
+        else:
+            self._note_progress(stage, event)
+
+    def _note_progress(self, stage: _Stage, event: Event) -> None:
+        if isinstance(event, Started):
+            stage.pid = event.pid
+            assert stage.worker is not None
+            stage.worker.send(stage.load)
+        elif isinstance(event, Loaded):
+            stage.loaded = True
+            stage.load_s = event.load_s
+            # The same backend for ever, so that a replacement gives the same numbers.
+            stage.load = msgspec.structs.replace(stage.load, backend=event.backend)
+        elif isinstance(event, Connected):
+            stage.connected_epoch = event.epoch
+        elif isinstance(event, Timeline):
+            stage.spans.extend(event.spans)
+            if event.last:
+                stage.spans_complete.set()
+                with self.changed:
+                    self.changed.notify_all()
+
+    def _hear(self, stage: _Stage, event: Heartbeat) -> None:
+        with self.changed:
+            stage.stats = event.stats
+            stage.stats_s = time.monotonic()
+            self.changed.notify_all()
+        if event.computing_s > self._limits.compute_timeout_s:
+            raise self._kill(
+                stage.load.stage, f"computed for {event.computing_s:.1f} s on one micro-batch"
+            )
+
+    def _lose_link(self, event: LinkLost) -> None:
+        if event.epoch != self.epoch:
+            return
+        # A neighbour's death closes its links a moment before the engine tells of the death.
+        deadline_s = time.monotonic() + _GRACE_S
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            try:
+                item = self._events.get(timeout=left_s)
+            except queue.Empty:
+                break
+            if self._stopping.is_set():
+                raise _StoppingError
+            if item is not None and not isinstance(item[1], LinkLost):
+                self._handle(*item)
+        raise _SetbackError(LinkTimeout(event.reason, link=event.link, seconds=event.seconds))
+
+    def _check_clocks(self) -> None:
+        now_s = time.monotonic()
+        slept_s = now_s - self._ticked_s
+        self._ticked_s = now_s
+        if slept_s > self._limits.heartbeat_s / 2:
+            # It was this process that stood still (suspended, or starved): nobody else is late.
+            for stage in self.stages:
+                stage.heard_s = now_s
+            return
+        for index, stage in enumerate(self.stages):
+            silent_s = now_s - stage.heard_s
+            if stage.loaded and stage.worker and silent_s > self._limits.heartbeat_s:
+                raise self._kill(index, f"was silent for {silent_s:.1f} s and taken for frozen")
+
+    def _kill(
+        self, index: int, reason: str, *, error: CutsetError | None = None, fatal: bool = False
+    ) -> _SetbackError:
+        worker = self.stages[index].worker
+        assert worker is not None
+        worker.kill()
+        worker.join(_KILL_TIMEOUT_S)
+        return self._bury(index, reason, error=error, fatal=fatal)
+
+    def _bury(
+        self, index: int, reason: str, *, error: CutsetError | None = None, fatal: bool = False
+    ) -> _SetbackError:
+        self.stages[index].forget_worker()
+        device = self._engine.device_of(index)
+        killer = StageFailed(
+            f"the worker of stage {index} on {device}: {reason}", stage=index, device=device
+        )
+        return _SetbackError(error or killer, killer=killer, fatal=fatal)
+
+    def _failure(self, index: int, event: BatchFailed) -> CutsetError:
+        if event.kind == "ContractViolation":
+            return ContractViolation(
+                event.message,
+                boundary=event.boundary,
+                expected=event.expected,
+                actual=event.actual,
+            )
+        return StageFailed(event.message, stage=index, device=self._engine.device_of(index))
+
+    # --- set-backs
+
+    def _set_back(self, setback: _SetbackError) -> None:
+        settled_before = self._ledger.num_settled
+        if self._circuit is not None:
+            self._circuit.close()
+            self._circuit = None
+        num_failed = self._ledger.close_epoch(setback.killer)
+        _LOG.warning("epoch %d is over: %s", self.epoch, setback)
+        if setback.fatal:
+            raise setback.error
+        if num_failed or settled_before != self._settled_at_setback:
+            self._num_setbacks = 0
+            self._tried.clear()
+        self._settled_at_setback = self._ledger.num_settled
+        self._num_setbacks += 1
+        self._tried.append(str(setback))
+        if self._num_setbacks > self._limits.max_restarts:
+            raise self._give_up(setback)
+        if self._num_setbacks > 1:
+            pause_s = self._limits.back_off_s * 2 ** (self._num_setbacks - 2)
+            if self._stopping.wait(min(pause_s, _MAX_BACK_OFF_S)):
+                raise _StoppingError
+
+    def _give_up(self, setback: _SetbackError) -> CutsetError:
+        story = "; ".join(f"({number}) {text}" for number, text in enumerate(self._tried, 1))
+        message = (
+            f"the pipeline could not be kept up: {len(self._tried)} attempts without an answer"
+            f" between them. {story}"
+        )
+        if setback.killer is not None:
+            return StageFailed(message, stage=setback.killer.stage, device=setback.killer.device)
+        return EngineError(message)
+
+    def _shut_down(self) -> None:
+        if self._circuit is not None:
+            self._circuit.close()
+        for stage in self.stages:
+            if stage.worker is not None:
+                stage.worker.send(Stop())
+        deadline_s = time.monotonic() + _STOP_TIMEOUT_S
+        for stage in self.stages:
+            if stage.worker is not None:
+                stage.worker.join(max(0.0, deadline_s - time.monotonic()))
+        self._engine.close()
+        if self._circuit is not None:
+            self._circuit.join()
+
+
+def _added(first: StageStats, second: StageStats) -> StageStats:
+    summed = {
+        name: getattr(first, name) + getattr(second, name) for name in StageStats.__struct_fields__
+    }
+    return StageStats(**{**summed, "rss_bytes": second.rss_bytes})
+
+
+def _rebuilt(event: Refused) -> CutsetError:
+    """The error that a worker named, as an object of its class."""
+    kind = getattr(errors, event.kind, EngineError)
+    if isinstance(kind, type) and issubclass(kind, BundleError):
+        try:
+            return kind(event.message, **event.details)
+        except TypeError:
+            return BundleError(event.message, path=event.details.get("path"))
+    return EngineError(event.message)

@@ -1,0 +1,514 @@
+"""A session: what a caller talks to. Rows go in, the model's outputs come out, in order.
+
+    with open_session("resnet50.cutset") as session:
+        logits = session.run(images)
+
+Thread-safe: any number of threads may call `Session.run`, `Session.submit` and `Session.stream` at
+once. For asyncio wrap the future: ``await asyncio.wrap_future(session.submit(images))``.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import logging
+import os
+import secrets
+import types
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+import numpy as np
+import torch
+from typing_extensions import Self
+
+from cutset.backends.base import check_backend_name
+from cutset.engines.base import Connect, Engine, LinkLost, Load, StageStats
+from cutset.engines.local import LocalEngine
+from cutset.errors import ContractViolation, CutsetError, EngineError
+from cutset.runtime.channel import LinkContract, Parcel, StoreAddress, serve_store
+from cutset.runtime.circuit import Circuit
+from cutset.runtime.contract import (
+    boundary_into,
+    boundary_out_of,
+    check_tensors,
+    count_rows,
+    links_of,
+)
+from cutset.runtime.ledger import Ledger, Outputs, Request
+from cutset.runtime.recovery import Limits, Supervisor
+from cutset.runtime.timeline import CallerTimeline, ProcessTimeline
+from cutset.shards.load import Bundle, open_bundle
+from cutset.tensors import dim_factor
+
+_LOG = logging.getLogger(__name__)
+
+Array: TypeAlias = torch.Tensor | np.ndarray
+Answer: TypeAlias = Array | dict[str, Array]
+
+_STATS_TIMEOUT_S = 1.0
+_SPANS_TIMEOUT_S = 10.0
+
+
+class StageStatus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The state of one stage.
+
+    Attributes:
+        index: its place in the pipeline.
+        device: name of its device.
+        backend: the backend that runs it.
+        pid: process id of its worker, 0 while it has none.
+        num_restarts: how often its worker was replaced.
+        load_s: seconds that loading the stage took the present worker.
+        stats: what its workers did, all of them together.
+    """
+
+    index: int
+    device: str
+    backend: str
+    pid: int
+    num_restarts: int
+    load_s: float
+    stats: StageStats
+
+
+class SessionStatus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The state of a session.
+
+    Attributes:
+        epoch: counts the times that the links were made.
+        num_settled: micro-batches answered or failed.
+        num_in_flight: micro-batches sent and not answered.
+        num_waiting: micro-batches not sent yet.
+        stages: in pipeline order.
+    """
+
+    epoch: int
+    num_settled: int
+    num_in_flight: int
+    num_waiting: int
+    stages: tuple[StageStatus, ...]
+
+
+class Session:
+    """A running pipeline; made by `open_session`."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        engine: Engine,
+        backend: str,
+        micro_batch: int,
+        num_threads: int,
+        window: int,
+        pin: bool,
+        limits: Limits,
+        num_spans: int,
+    ) -> None:
+        self.bundle = bundle
+        self.micro_batch = micro_batch
+        self.window = window
+        self._engine = engine
+        self._limits = limits
+        self._manifest = bundle.manifest
+        self._links = links_of(self._manifest, micro_batch)
+        self._ledger = Ledger(window=window, max_deaths=limits.max_deaths)
+        self._store = serve_store(engine.host)
+        self._name = secrets.token_hex(8)
+        self._caller_timeline = CallerTimeline(num_spans)
+        self._supervisor = Supervisor(
+            engine=engine,
+            loads=tuple(
+                Load(
+                    bundle=str(Path(bundle.directory).resolve()),
+                    stage=index,
+                    backend=backend,
+                    micro_batch=micro_batch,
+                    num_threads=num_threads,
+                    cpus=_cores_of(index, len(self._links) - 1, num_threads) if pin else (),
+                    heartbeat_s=limits.heartbeat_s,
+                    num_spans=num_spans,
+                )
+                for index in range(len(self._links) - 1)
+            ),
+            connect=Connect(
+                epoch=0,
+                session=self._name,
+                store_host=engine.host,
+                store_port=self._store.port,
+                connect_timeout_s=limits.connect_timeout_s,
+                link_timeout_s=limits.link_timeout_s,
+            ),
+            make_circuit=self._make_circuit,
+            ledger=self._ledger,
+            limits=limits,
+        )
+
+    # --- what callers use
+
+    def submit(self, *inputs: Array) -> Future[Answer]:
+        """Hands in some rows; returns at once.
+
+        Args:
+            inputs: one array for each input of the model, batch first, any number of rows from 1
+                up. They must not be changed until the future is done: what is lost with a worker
+                is sent again from them.
+
+        Returns:
+            A future of the outputs, as `run` returns them. Input that does not fit the model fails
+            the future, not the session. A future can be cancelled until its first rows are sent.
+
+        Raises:
+            EngineError: the session is over; says why.
+        """
+        try:
+            tensors = tuple(_as_tensor(array) for array in inputs)
+            specs = self._manifest.stages[0].inputs
+            num_rows = count_rows(tensors, specs)
+            check_tensors(tensors, specs, num_rows, boundary_into(self._manifest, 0))
+        except (CutsetError, TypeError) as error:
+            refused: Future[Answer] = Future()
+            refused.set_exception(error)
+            return refused
+        slices = [
+            (min(self.micro_batch, num_rows - start), self._cut(tensors, start, num_rows))
+            for start in range(0, num_rows, self.micro_batch)
+        ]
+        as_numpy = any(isinstance(array, np.ndarray) for array in inputs)
+        request = Request(
+            len(slices),
+            self._manifest.stages[-1].outputs,
+            lambda outputs: self._present(outputs, as_numpy=as_numpy),
+        )
+        self._ledger.submit(request, slices)
+        return request.future  # type: ignore[return-value]
+
+    def run(self, *inputs: Array) -> Answer:
+        """Computes the model's outputs for some rows and waits for them.
+
+        Args:
+            inputs: as in `submit`.
+
+        Returns:
+            The output, or a dict by output name where the model has several; numpy arrays where an
+            input was one, else tensors.
+
+        Raises:
+            ContractViolation: the input does not fit the model.
+            StageFailed: a stage could not compute these rows.
+            EngineError: no rows, or the session is over.
+        """
+        future = self.submit(*inputs)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def stream(
+        self,
+        items: Iterable[Array | tuple[Array, ...]],
+        *,
+        ordered: bool = True,
+        return_errors: bool = False,
+    ) -> Iterator[Answer | CutsetError]:
+        """Computes one answer for each item, reading ahead only as far as the window needs.
+
+        Args:
+            items: inputs as for `submit`: an array, or a tuple of them where the model has several
+                inputs. It is read on the calling thread, a little ahead of the answers, so a
+                stream of any length and a slow consumer need no more memory than the window.
+            ordered: yield the answers in the order of the items; otherwise as they finish.
+            return_errors: yield the error of an item that failed in its place; otherwise raise it,
+                which ends the stream.
+
+        Yields:
+            What `run` would return for each item.
+        """
+        # Enough items to fill the window even if each is a single micro-batch, and one more so
+        # that the pipeline has work while the consumer looks at an answer.
+        most_rows_ahead = (self.window + 2) * self.micro_batch
+        pending: collections.deque[tuple[Future[Answer], int]] = collections.deque()
+        rows_ahead = 0
+        try:
+            for item in items:
+                arrays = item if isinstance(item, tuple) else (item,)
+                num_rows = self._rows_for_window(arrays)
+                pending.append((self.submit(*arrays), num_rows))
+                rows_ahead += num_rows
+                while rows_ahead >= most_rows_ahead:
+                    future, num_rows = _take_next(pending, ordered=ordered)
+                    rows_ahead -= num_rows
+                    yield _outcome(future, return_errors=return_errors)
+            while pending:
+                future, _ = _take_next(pending, ordered=ordered)
+                yield _outcome(future, return_errors=return_errors)
+        finally:
+            for future, _ in pending:
+                future.cancel()
+
+    def stats(self) -> SessionStatus:
+        """What the workers did so far, asked of them now; the last known where one is silent."""
+        self._supervisor.collect(spans=False, timeout_s=_STATS_TIMEOUT_S)
+        return self._status()
+
+    def timeline(self) -> tuple[ProcessTimeline, ...]:
+        """What each process did when, the caller first; empty unless it was opened for that."""
+        self._supervisor.collect(spans=True, timeout_s=_SPANS_TIMEOUT_S)
+        stages = [
+            ProcessTimeline(name=f"stage {index}", spans=tuple(stage.spans))
+            for index, stage in enumerate(self._supervisor.stages)
+        ]
+        return (self._caller_timeline.finish(), *stages)
+
+    @property
+    def worker_pids(self) -> tuple[int, ...]:
+        """Process ids of the workers, 0 for one that is being replaced."""
+        return tuple(stage.pid for stage in self._supervisor.stages)
+
+    @property
+    def epoch(self) -> int:
+        """How often the links were made; above 1 once something was recovered."""
+        return self._supervisor.epoch
+
+    def close(self) -> None:
+        """Ends the workers. What is not answered fails. Safe to call twice."""
+        self._supervisor.stop()
+        self._ledger.end(EngineError("the session was closed"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- inside
+
+    def start(self) -> None:
+        """Starts the workers and waits until the pipeline stands; called by `open_session`.
+
+        Raises:
+            BundleError: a stage cannot be loaded.
+            EngineError: a worker cannot be started, or the pipeline does not come up.
+        """
+        limit_s = (self._limits.start_timeout_s + self._limits.connect_timeout_s) * (
+            self._limits.max_restarts + 1
+        )
+        self._supervisor.start()
+        came_up = self._supervisor.up.wait(limit_s)
+        if self._ledger.error is not None:
+            raise self._ledger.error
+        if not came_up:
+            raise EngineError(f"the pipeline did not come up within {limit_s:.0f} s")
+
+    def _rows_for_window(self, arrays: tuple[Array, ...]) -> int:
+        """Rows of an item rounded up to whole micro-batches; one micro-batch for a bad item."""
+        first = arrays[0] if arrays else None
+        num_rows = len(first) if isinstance(first, torch.Tensor | np.ndarray) and first.ndim else 1
+        return max(1, -(-num_rows // self.micro_batch)) * self.micro_batch
+
+    def _cut(self, tensors: Outputs, start: int, num_rows: int) -> Outputs:
+        length = min(self.micro_batch, num_rows - start)
+        return tuple(
+            tensor
+            if not spec.shape or (factor := dim_factor(spec.shape[0])) is None
+            else tensor.narrow(0, start * factor, length * factor)
+            for tensor, spec in zip(tensors, self._manifest.stages[0].inputs, strict=True)
+        )
+
+    def _present(self, outputs: Outputs, *, as_numpy: bool) -> Answer:
+        by_tensor = {
+            spec.name: tensor
+            for spec, tensor in zip(self._manifest.stages[-1].outputs, outputs, strict=True)
+        }
+        arrays: list[Array] = [
+            _as_numpy(by_tensor[spec.name]) if as_numpy else by_tensor[spec.name]
+            for spec in self._manifest.outputs
+        ]
+        if len(arrays) == 1:
+            return arrays[0]
+        return dict(zip(self._manifest.output_names, arrays, strict=True))
+
+    def _make_circuit(
+        self,
+        epoch: int,
+        on_connected: Callable[[int], None],
+        on_lost: Callable[[LinkLost], None],
+    ) -> Circuit:
+        return Circuit(
+            epoch=epoch,
+            address=StoreAddress(
+                host=self._engine.host,
+                port=self._store.port,
+                prefix=f"{self._name}/epoch/{epoch}",
+                listen_host=self._engine.host,
+            ),
+            receive_link=self._links[-1],
+            send_link=self._links[0],
+            connect_timeout_s=self._limits.connect_timeout_s,
+            link_timeout_s=self._limits.link_timeout_s,
+            reuse=False,  # the memory becomes the caller's
+            on_parcel=lambda parcel: self._take(epoch, self._links[-1], parcel),
+            on_connected=on_connected,
+            on_lost=on_lost,
+            on_sent=self._caller_timeline.sent,
+        )
+
+    def _take(self, epoch: int, link: LinkContract, parcel: Parcel) -> None:
+        self._caller_timeline.received(parcel)
+        boundary = boundary_out_of(self._manifest, len(self._links) - 2)
+        try:
+            check_tensors(parcel.tensors, link.specs, parcel.num_rows, boundary)
+        except ContractViolation as error:
+            self._ledger.fail(epoch, parcel.sequence, error)
+            return
+        self._ledger.answer(epoch, parcel.sequence, parcel.tensors)
+
+    def _status(self) -> SessionStatus:
+        return SessionStatus(
+            epoch=self.epoch,
+            num_settled=self._ledger.num_settled,
+            num_in_flight=self._ledger.num_in_flight,
+            num_waiting=self._ledger.num_waiting,
+            stages=tuple(
+                StageStatus(
+                    index=index,
+                    device=self._engine.device_of(index),
+                    backend=stage.load.backend,
+                    pid=stage.pid,
+                    num_restarts=max(0, stage.num_restarts),
+                    load_s=stage.load_s,
+                    stats=stage.total,
+                )
+                for index, stage in enumerate(self._supervisor.stages)
+            ),
+        )
+
+
+def open_session(
+    bundle: Bundle | str | Path,
+    *,
+    engine: str | Engine = "local",
+    backend: str = "auto",
+    micro_batch: int | None = None,
+    num_threads: int = 1,
+    window: int | None = None,
+    pin: bool = False,
+    limits: Limits | None = None,
+    num_spans: int = 0,
+) -> Session:
+    """Starts one worker per stage and connects them; use it as a context manager.
+
+    Args:
+        bundle: a bundle, or the path of its folder.
+        engine: ``"local"`` (processes of this machine), or an engine of your own.
+        backend: ``"torch"`` (bit for bit the whole model), ``"onnxruntime"``, or ``"auto"``: each
+            stage tries every backend that can run it for at most half a second when it is first
+            loaded, and keeps the fastest for the whole session.
+        micro_batch: rows that travel together; the plan's where None.
+        num_threads: threads that each stage computes with.
+        window: most micro-batches in flight; twice the number of stages and one more where None,
+            enough for every stage to have one at hand while it computes another.
+        pin: give each stage cores of its own where the system can and has enough.
+        limits: how long to wait for what, and how often to try again.
+        num_spans: of how many micro-batches each process keeps a timeline, see
+            `Session.timeline`; 0 keeps none.
+
+    Raises:
+        BundleError: the bundle cannot be read, or a stage's file is missing, changed or unsafe.
+        ContractViolation: the stages of the bundle do not fit each other.
+        EngineError: there is no such engine or backend, or the pipeline does not come up.
+        ValueError: a number is below 1.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
+    plan = opened.manifest.plan
+    rows = plan.micro_batch if micro_batch is None else micro_batch
+    in_flight = 2 * len(plan.stages) + 1 if window is None else window
+    if min(rows, in_flight, num_threads) < 1:
+        raise ValueError(
+            f"micro_batch={rows}, window={in_flight}, num_threads={num_threads}: each must be at"
+            " least 1"
+        )
+    check_backend_name(backend)
+    if isinstance(engine, str):
+        if engine != "local":
+            raise EngineError(f"there is no engine {engine!r}; this version has: local")
+        devices = tuple(stage.device for stage in plan.stages)
+        engine = LocalEngine(devices, num_threads=num_threads)
+    session = Session(
+        opened,
+        engine=engine,
+        backend=backend,
+        micro_batch=rows,
+        num_threads=num_threads,
+        window=in_flight,
+        pin=pin,
+        limits=limits or Limits(),
+        num_spans=num_spans,
+    )
+    try:
+        session.start()
+    except BaseException:
+        session.close()
+        raise
+    return session
+
+
+def _take_next(
+    pending: collections.deque[tuple[Future[Answer], int]], *, ordered: bool
+) -> tuple[Future[Answer], int]:
+    if not ordered:
+        done, _ = concurrent.futures.wait(
+            [future for future, _ in pending], return_when=concurrent.futures.FIRST_COMPLETED
+        )
+        for index, (future, _) in enumerate(pending):
+            if future in done:
+                pending.rotate(-index)
+                taken = pending.popleft()
+                pending.rotate(index)
+                return taken
+    return pending.popleft()
+
+
+def _outcome(future: Future[Answer], *, return_errors: bool) -> Answer | CutsetError:
+    try:
+        return future.result()
+    except CutsetError as error:
+        if return_errors:
+            return error
+        raise
+
+
+def _as_tensor(array: Array) -> torch.Tensor:
+    if isinstance(array, torch.Tensor):
+        return array.detach().cpu()
+    if isinstance(array, np.ndarray):
+        # torch warns of memory that it must not write; it never writes here, but a copy is cheap
+        # next to a computation, and arrays with negative strides need one anyway.
+        usable = array.flags.writeable and array.flags.c_contiguous
+        return torch.from_numpy(array if usable else np.array(array, order="C"))
+    raise TypeError(f"an input is a {type(array).__name__}; give a torch.Tensor or a numpy.ndarray")
+
+
+def _as_numpy(tensor: torch.Tensor) -> np.ndarray:
+    result: np.ndarray = tensor.numpy()
+    return result
+
+
+def _cores_of(stage: int, num_stages: int, num_threads: int) -> tuple[int, ...]:
+    """Cores for one stage, or none where the machine has too few or cannot tell."""
+    if not hasattr(os, "sched_getaffinity"):
+        return ()
+    cores = sorted(os.sched_getaffinity(0))
+    if num_stages * num_threads > len(cores):
+        return ()
+    return tuple(cores[stage * num_threads : (stage + 1) * num_threads])

@@ -1,0 +1,213 @@
+"""The header that goes before every tensor payload: fixed size, binary, checked, no pickle.
+
+Layout (little endian, no padding), for a link that carries at most T tensors::
+
+    magic       4s   b"CuTs"
+    version     B    1
+    kind        B    1 = data, 2 = keep-alive
+    num_tensors H    0..T
+    epoch       Q
+    sequence    Q    number of the micro-batch within the session
+    num_rows    I    1..the micro-batch size
+    then T times
+      dtype     B    index into `DTYPES`
+      rank      B    0..8
+      lengths   8q   the first `rank` count
+      strides   8q   in elements; the first `rank` count
+
+Both ends know T from the manifest, so a header has the same size on a link for ever, and nothing a
+peer sends decides how much is read. The strides keep the order of dimensions in memory: a
+channels_last tensor arrives channels_last, which bit-exactness needs, since kernels differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import struct
+from collections.abc import Sequence
+
+import torch
+
+from cutset.tensors import DTYPE_BYTES
+
+MAGIC = b"CuTs"
+VERSION = 1
+DATA = 1
+KEEP_ALIVE = 2
+MAX_RANK = 8
+DTYPES: tuple[str, ...] = tuple(DTYPE_BYTES)
+
+_HEAD = struct.Struct("<4sBBHQQI")
+_TENSOR = struct.Struct(f"<BB{MAX_RANK}q{MAX_RANK}q")
+
+
+class WireError(Exception):
+    """A header that no peer of ours would send; the link is given up."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """How one tensor lies in memory.
+
+    Attributes:
+        dtype: torch's name for it without the prefix.
+        shape: lengths.
+        strides: in elements, dense and without overlap.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its elements."""
+        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Header:
+    """What precedes the tensors of one micro-batch.
+
+    Attributes:
+        kind: `DATA` or `KEEP_ALIVE`.
+        epoch: the epoch in which it was sent.
+        sequence: number of the micro-batch within the session.
+        num_rows: its rows.
+        layouts: one for each tensor that follows.
+    """
+
+    kind: int
+    epoch: int
+    sequence: int = 0
+    num_rows: int = 0
+    layouts: tuple[Layout, ...] = ()
+
+
+def header_bytes(max_tensors: int) -> int:
+    """Size in bytes of a header on a link that carries at most `max_tensors` tensors."""
+    return _HEAD.size + max_tensors * _TENSOR.size
+
+
+def pack_header(header: Header, buffer: bytearray) -> None:
+    """Writes `header` to the beginning of `buffer`, which has room for it."""
+    _HEAD.pack_into(
+        buffer,
+        0,
+        MAGIC,
+        VERSION,
+        header.kind,
+        len(header.layouts),
+        header.epoch,
+        header.sequence,
+        header.num_rows,
+    )
+    for index, layout in enumerate(header.layouts):
+        rank = len(layout.shape)
+        padding = (0,) * (MAX_RANK - rank)
+        _TENSOR.pack_into(
+            buffer,
+            _HEAD.size + index * _TENSOR.size,
+            DTYPES.index(layout.dtype),
+            rank,
+            *layout.shape,
+            *padding,
+            *layout.strides,
+            *padding,
+        )
+
+
+def unpack_header(
+    buffer: bytes | bytearray, *, epoch: int, max_rows: int, max_bytes: int
+) -> Header:
+    """Reads and checks a header.
+
+    Args:
+        buffer: as many bytes as `header_bytes` says.
+        epoch: the epoch of the link.
+        max_rows: most rows that a micro-batch may have.
+        max_bytes: most bytes that its tensors may have together.
+
+    Raises:
+        WireError: the bytes are no header of ours, or say more than the link may carry.
+    """
+    magic, version, kind, num_tensors, its_epoch, sequence, num_rows = _HEAD.unpack_from(buffer)
+    if magic != MAGIC or version != VERSION:
+        raise WireError(f"bytes {magic!r}, version {version} instead of {MAGIC!r}, {VERSION}")
+    if its_epoch != epoch:
+        raise WireError(f"a message of epoch {its_epoch} in epoch {epoch}")
+    if kind == KEEP_ALIVE and num_tensors == 0:
+        return Header(kind=kind, epoch=epoch)
+    if kind != DATA:
+        raise WireError(f"unknown kind of message {kind}")
+    if _HEAD.size + num_tensors * _TENSOR.size > len(buffer):
+        raise WireError(f"{num_tensors} tensors announced on a link that carries fewer")
+    if not 1 <= num_rows <= max_rows:
+        raise WireError(f"{num_rows} rows announced; a micro-batch has 1 to {max_rows}")
+    layouts = tuple(_unpack_layout(buffer, index) for index in range(num_tensors))
+    total = sum(layout.num_bytes for layout in layouts)
+    if total > max_bytes:
+        raise WireError(f"{total} bytes announced on a link that carries at most {max_bytes}")
+    return Header(kind=kind, epoch=epoch, sequence=sequence, num_rows=num_rows, layouts=layouts)
+
+
+def _unpack_layout(buffer: bytes | bytearray, index: int) -> Layout:
+    dtype, rank, *numbers = _TENSOR.unpack_from(buffer, _HEAD.size + index * _TENSOR.size)
+    if dtype >= len(DTYPES) or rank > MAX_RANK:
+        raise WireError(f"tensor {index} has dtype number {dtype} and rank {rank}")
+    shape = tuple(numbers[:rank])
+    strides = tuple(numbers[MAX_RANK : MAX_RANK + rank])
+    if min(shape, default=0) < 0 or not is_dense(shape, strides):
+        raise WireError(f"tensor {index} has lengths {shape} and strides {strides}")
+    return Layout(dtype=DTYPES[dtype], shape=shape, strides=strides)
+
+
+def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether the elements fill one stretch of memory, each place once, in any order of dims.
+
+    The stride of a dimension of length 1 is free within the range of what torch makes itself: it
+    is never used to reach an element.
+    """
+    if any(stride < 0 for stride in strides):
+        return False
+    if 0 in shape:
+        return True
+    expected = 1
+    for stride, length in sorted(
+        (stride, length) for stride, length in zip(strides, shape, strict=True) if length != 1
+    ):
+        if stride != expected:
+            return False
+        expected *= length
+    return True
+
+
+def layout_of(tensor: torch.Tensor) -> Layout:
+    """The layout of a dense tensor.
+
+    Raises:
+        WireError: the tensor has more than `MAX_RANK` dimensions or a dtype that cannot cross.
+    """
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if tensor.dim() > MAX_RANK or dtype not in DTYPE_BYTES:
+        raise WireError(
+            f"a tensor {dtype}{list(tensor.shape)} cannot be sent: at most {MAX_RANK} dimensions"
+            f" and one of the dtypes {', '.join(DTYPES)}"
+        )
+    return Layout(dtype=dtype, shape=tuple(tensor.shape), strides=tensor.stride())
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The memory of a dense tensor as a one-dimensional uint8 tensor, without a copy."""
+    flat = tensor.as_strided((tensor.numel(),), (1,))
+    return flat.view(torch.uint8)
+
+
+def from_bytes(memory: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """A tensor of `layout` over the first bytes of `memory` (uint8), without a copy."""
+    flat = memory[: layout.num_bytes].view(getattr(torch, layout.dtype))
+    return flat.as_strided(layout.shape, layout.strides)

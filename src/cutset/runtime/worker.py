@@ -1,0 +1,312 @@
+"""A worker process: holds one stage, computes what its neighbour sends, passes the result on.
+
+Threads: the main thread computes; one reads commands; one says regularly that the process lives;
+two belong to the circuit of the present epoch. So receiving, computing and sending overlap, and a
+computation of any length does not look like a frozen process.
+
+The process never outlives its session: when the control connection closes, for whatever reason,
+it leaves at once, without waiting for anything. Where the system can (Linux), it is also killed
+with the thread that started it, which ends even a stopped process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import ctypes
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+from cutset.backends.base import StageProgram, load_stage
+from cutset.engines.base import (
+    BatchFailed,
+    Collect,
+    Command,
+    Connect,
+    Connected,
+    Heartbeat,
+    LinkLost,
+    Load,
+    Loaded,
+    Refused,
+    Span,
+    StageStats,
+    Started,
+    Stop,
+    Timeline,
+)
+from cutset.engines.control import ControlSocket
+from cutset.errors import ContractViolation, CutsetError, StageFailed
+from cutset.runtime.channel import LinkContract, Parcel, StoreAddress
+from cutset.runtime.circuit import Circuit
+from cutset.runtime.contract import (
+    boundary_into,
+    boundary_out_of,
+    check_tensors,
+    explain_failure,
+    links_of,
+)
+from cutset.shards.load import Bundle, open_bundle
+
+_PR_SET_PDEATHSIG = 1
+_HEARTBEATS_PER_LIMIT = 10
+_SPANS_PER_MESSAGE = 2000
+_SWITCH_INTERVAL_S = 0.0005
+
+
+class StageWorker:
+    """The state of one worker process.
+
+    Args:
+        control: the connection to the session.
+        listen_host: address on which the process listens for its neighbours.
+    """
+
+    def __init__(self, control: ControlSocket[Command], listen_host: str) -> None:
+        self._control = control
+        self._listen_host = listen_host
+        self._inbox: queue.SimpleQueue[Load | tuple[int, Parcel]] = queue.SimpleQueue()
+        self._bundle: Bundle | None = None
+        self._load: Load | None = None
+        self._program: StageProgram | None = None
+        self._links: tuple[LinkContract, ...] = ()
+        self._circuit: Circuit | None = None
+        self._epoch = 0
+        self._computing_since_s = 0.0
+        # Each of these is written by one thread only; a reader may see them a moment apart.
+        self._num_rows = self._num_micro_batches = 0
+        self._busy_s = self._waiting_s = self._receiving_s = self._sending_s = 0.0
+        self._received_bytes = self._sent_bytes = 0
+        self._spans: collections.deque[Span] = collections.deque(maxlen=0)
+        self._process = psutil.Process()
+
+    def run(self) -> None:
+        """Serves until the session ends; does not return."""
+        threading.Thread(target=self._obey, name="cutset-control", daemon=True).start()
+        self._control.send(Started(pid=os.getpid()))
+        while True:
+            started_s = time.monotonic()
+            item = self._inbox.get()
+            now_s = time.monotonic()
+            self._waiting_s += now_s - started_s
+            if isinstance(item, Load):
+                self._load_stage(item)
+            else:
+                self._compute(*item)
+
+    # --- the thread that reads commands
+
+    def _obey(self) -> None:
+        try:
+            for command in self._control.messages():
+                if isinstance(command, Load):
+                    self._inbox.put(command)
+                    threading.Thread(
+                        target=self._beat, args=(command.heartbeat_s,), daemon=True
+                    ).start()
+                elif isinstance(command, Connect):
+                    self._connect(command)
+                elif isinstance(command, Collect):
+                    self._report(spans=command.spans)
+                elif isinstance(command, Stop):
+                    break
+        finally:
+            # Not sys.exit: a computation or a link that hangs must not keep the process.
+            os._exit(0)
+
+    def _beat(self, heartbeat_s: float) -> None:
+        pause = threading.Event()
+        while True:
+            self._send_heartbeat()
+            pause.wait(heartbeat_s / _HEARTBEATS_PER_LIMIT)
+
+    def _send_heartbeat(self) -> None:
+        since_s = self._computing_since_s
+        stats = StageStats(
+            num_rows=self._num_rows,
+            num_micro_batches=self._num_micro_batches,
+            busy_s=self._busy_s,
+            waiting_s=self._waiting_s,
+            receiving_s=self._receiving_s,
+            sending_s=self._sending_s,
+            received_bytes=self._received_bytes,
+            sent_bytes=self._sent_bytes,
+            rss_bytes=self._process.memory_info().rss,
+        )
+        computing_s = time.monotonic() - since_s if since_s else 0.0
+        self._control.send(Heartbeat(stats=stats, computing_s=computing_s, epoch=self._epoch))
+
+    def _report(self, *, spans: bool) -> None:
+        self._send_heartbeat()
+        if not spans:
+            return
+        kept = list(self._spans)
+        for start in range(0, max(len(kept), 1), _SPANS_PER_MESSAGE):
+            stop = start + _SPANS_PER_MESSAGE
+            self._control.send(Timeline(spans=tuple(kept[start:stop]), last=stop >= len(kept)))
+
+    def _connect(self, command: Connect) -> None:
+        assert self._load is not None, "Connect comes after Loaded"
+        self._epoch = command.epoch
+        if self._circuit is not None:
+            self._circuit.close()
+        stage = self._load.stage
+        self._circuit = Circuit(
+            epoch=command.epoch,
+            address=StoreAddress(
+                host=command.store_host,
+                port=command.store_port,
+                prefix=f"{command.session}/epoch/{command.epoch}",
+                listen_host=self._listen_host,
+            ),
+            receive_link=self._links[stage],
+            send_link=self._links[stage + 1],
+            connect_timeout_s=command.connect_timeout_s,
+            link_timeout_s=command.link_timeout_s,
+            reuse=True,
+            on_parcel=lambda parcel: self._take(command.epoch, parcel),
+            on_connected=lambda epoch: self._control.send(Connected(epoch=epoch)),
+            on_lost=self._lose,
+            on_sent=self._sent,
+        )
+
+    # --- the circuit's threads
+
+    def _take(self, epoch: int, parcel: Parcel) -> None:
+        self._receiving_s += parcel.received_s - parcel.arrived_s
+        self._received_bytes += parcel.num_bytes
+        self._note(parcel.sequence, "receive", parcel.arrived_s, parcel.received_s)
+        self._inbox.put((epoch, parcel))
+
+    def _sent(self, parcel: Parcel, started_s: float, stopped_s: float) -> None:
+        self._sending_s += stopped_s - started_s
+        self._sent_bytes += parcel.num_bytes
+        self._note(parcel.sequence, "send", started_s, stopped_s)
+
+    def _lose(self, event: LinkLost) -> None:
+        self._control.send(event)
+
+    def _note(self, sequence: int, activity: str, start_s: float, stop_s: float) -> None:
+        if self._spans.maxlen:
+            self._spans.append(Span(sequence, activity, start_s, stop_s))
+
+    # --- the main thread
+
+    def _load_stage(self, command: Load) -> None:
+        started_s = time.monotonic()
+        if command.cpus and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, command.cpus)
+        torch.set_num_threads(command.num_threads)
+        try:
+            self._bundle = open_bundle(Path(command.bundle), stages=(command.stage,))
+            self._program = load_stage(
+                self._bundle,
+                command.stage,
+                backend=command.backend,
+                num_threads=command.num_threads,
+                micro_batch=command.micro_batch,
+            )
+            self._links = links_of(self._bundle.manifest, command.micro_batch)
+        except CutsetError as error:
+            details = {key: text for key, text in vars(error).items() if isinstance(text, str)}
+            self._control.send(
+                Refused(kind=type(error).__name__, message=str(error), details=details)
+            )
+            return
+        self._spans = collections.deque(maxlen=3 * command.num_spans)
+        self._load = command
+        self._control.send(
+            Loaded(backend=self._program.backend, load_s=time.monotonic() - started_s)
+        )
+
+    def _compute(self, epoch: int, parcel: Parcel) -> None:
+        circuit = self._circuit
+        if circuit is None or circuit.epoch != epoch:
+            return  # late: the session replays it under the new epoch
+        started_s = time.monotonic()
+        self._computing_since_s = started_s
+        try:
+            outputs = self._checked_run(parcel)
+        except (ContractViolation, StageFailed) as error:
+            self._report_failure(epoch, parcel.sequence, error)
+            parcel.release()
+            return
+        finally:
+            self._computing_since_s = 0.0
+        stopped_s = time.monotonic()
+        self._busy_s += stopped_s - started_s
+        self._num_rows += parcel.num_rows
+        self._num_micro_batches += 1
+        self._note(parcel.sequence, "compute", started_s, stopped_s)
+        # Outputs may share memory with the inputs, so that is given back after sending.
+        circuit.send(
+            Parcel(
+                sequence=parcel.sequence,
+                num_rows=parcel.num_rows,
+                tensors=outputs,
+                release=parcel.release,
+            )
+        )
+
+    def _checked_run(self, parcel: Parcel) -> tuple[torch.Tensor, ...]:
+        assert self._load is not None
+        assert self._bundle is not None
+        assert self._program is not None
+        manifest, stage = self._bundle.manifest, self._load.stage
+        entry = manifest.stages[stage]
+        check_tensors(parcel.tensors, entry.inputs, parcel.num_rows, boundary_into(manifest, stage))
+        try:
+            outputs = self._program(parcel.tensors)
+        except Exception as error:
+            # Whatever a backend raises becomes a StageFailed that carries its words.
+            device = manifest.plan.stages[stage].device
+            raise explain_failure(manifest, stage, device, error, parcel.tensors) from error
+        check_tensors(outputs, entry.outputs, parcel.num_rows, boundary_out_of(manifest, stage))
+        return outputs
+
+    def _report_failure(
+        self, epoch: int, sequence: int, error: ContractViolation | StageFailed
+    ) -> None:
+        violation = error if isinstance(error, ContractViolation) else None
+        self._control.send(
+            BatchFailed(
+                epoch=epoch,
+                sequence=sequence,
+                kind=type(error).__name__,
+                message=str(error),
+                boundary=violation.boundary if violation else "",
+                expected=violation.expected if violation else "",
+                actual=violation.actual if violation else "",
+            )
+        )
+
+
+def die_with_parent() -> None:
+    """Asks Linux to kill this process when the thread that started it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def main() -> None:
+    """Runs a worker of the local engine; called as ``python -m cutset.runtime.worker``."""
+    parser = argparse.ArgumentParser(description="A worker of cutset's local engine.")
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--listen-host", default="127.0.0.1")
+    arguments = parser.parse_args()
+    die_with_parent()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    connection = socket.socket(fileno=arguments.control_fd)
+    StageWorker(ControlSocket.for_worker(connection), arguments.listen_host).run()
+
+
+if __name__ == "__main__":
+    main()
