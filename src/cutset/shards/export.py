@@ -37,6 +37,7 @@ from cutset.shards.manifest import (
     sha256_of,
 )
 from cutset.shards.onnx_export import export_onnx
+from cutset.threads import compute_threads
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ def export_bundle(
     max_tensors: int = 1,
     num_threads: int = 1,
     replace: bool = False,
+    check: Callable[[Path], None] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
     """Writes the stages of a plan as a bundle.
@@ -79,6 +81,8 @@ def export_bundle(
         max_tensors: likewise.
         num_threads: threads with which the reference tensors are computed.
         replace: whether a bundle that is there already may be replaced.
+        check: called with the finished folder before it gets its name; if it raises, nothing is
+            left behind and a bundle that was there stays.
         progress: called with a few words before each step.
 
     Returns:
@@ -95,7 +99,7 @@ def export_bundle(
         if example_inputs is None:
             raise ValueError("export_bundle needs either captured or example_inputs")
         captured = capture_model(model, example_inputs)
-    with _threads(num_threads), _temporary_folder(target) as folder:
+    with compute_threads(num_threads), _temporary_folder(target) as folder:
         writer = _BundleWriter(captured, plan, folder, report)
         stages = writer.write_stages()
         writer.write_reference(model)
@@ -125,6 +129,8 @@ def export_bundle(
             files=_file_entries(folder),
         )
         _write(folder / MANIFEST_NAME, msgspec.json.format(msgspec.json.encode(manifest)))
+        if check is not None:
+            check(folder)
         _move_into_place(folder, target)
     return target
 
@@ -203,16 +209,6 @@ class _BundleWriter:
             self._tensors[name] = tensor
         tensors = {name: tensor.clone().contiguous() for name, tensor in self._tensors.items()}
         _write(self._folder / REFERENCE_NAME, to_safetensors(tensors))
-
-
-@contextlib.contextmanager
-def _threads(num_threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _check_target(target: Path, *, replace: bool) -> None:
