@@ -94,7 +94,7 @@ def export_bundle(
     """
     target = Path(directory).absolute()
     report = progress or (lambda _text: None)
-    _check_target(target, replace=replace)
+    check_target(target, replace=replace)
     if captured is None:
         if example_inputs is None:
             raise ValueError("export_bundle needs either captured or example_inputs")
@@ -211,7 +211,12 @@ class _BundleWriter:
         _write(self._folder / REFERENCE_NAME, to_safetensors(tensors))
 
 
-def _check_target(target: Path, *, replace: bool) -> None:
+def check_target(target: Path, *, replace: bool) -> None:
+    """Refuses a target that must not be overwritten.
+
+    Raises:
+        BundleError: something is there that is no bundle, or a bundle that may not be replaced.
+    """
     if not (target.exists() or target.is_symlink()):
         return
     is_bundle = target.is_dir() and (target / MANIFEST_NAME).is_file()

