@@ -49,8 +49,8 @@ legal cut point of the graph under ``keep``, ``divide`` and ``max_tensors`` [R].
 
 **Programs.** ``program.pt2`` is what `torch.export.save` writes, restricted as
 `cutset.shards.archive` and `cutset.shards.decode` say [U]: raw tensors, listed operations, no
-pickle at all. It takes the stage's ``inputs`` and returns its ``outputs``, in order; holds the stage's
-``parameters`` under their original names and no others [R]; and its calls are the stage's
+pickle at all. It takes the stage's ``inputs`` and returns its ``outputs``, in order; holds the
+stage's ``parameters`` under their original names and no others [R]; and its calls are the stage's
 operations [R]. ``model.onnx`` computes the same, restricted as `cutset.shards.onnx_safety` says
 [U]; where it is null, ``model_missing`` says why [M].
 

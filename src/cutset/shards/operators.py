@@ -111,10 +111,8 @@ ASSERTIONS = frozenset(
 )
 """Calls that compute nothing: the loader leaves them out, the contracts of a boundary stand in."""
 
-_NUMBER_OPERATORS = (
-    *("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pos"),
-    *("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_"),
-)
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_")
+_NUMBER_OPERATORS = ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pos", *_COMPARISONS)
 
 _NUMBER_FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{f"_operator.{name}": getattr(operator, name) for name in _NUMBER_OPERATORS},
@@ -133,6 +131,8 @@ _NUMBER_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch.sym_sqrt": math.sqrt,
 }
 """Arithmetic on lengths. No power and no shift: ``9**9**9`` would never return."""
+
+_TRUTH_FUNCTIONS = frozenset({"torch.sym_not", *(f"_operator.{name}" for name in _COMPARISONS)})
 
 _TARGET = re.compile(r"torch\.ops\.(aten|torchvision)\.([A-Za-z_]\w{0,63})\.([A-Za-z_]\w{0,63})")
 
@@ -155,6 +155,11 @@ def is_allowed(target: str) -> bool:
 def is_number_function(target: str) -> bool:
     """Whether `target` computes a number from numbers (an operand of a shape), not a tensor."""
     return target in _NUMBER_FUNCTIONS
+
+
+def is_truth_function(target: str) -> bool:
+    """Whether `target` compares numbers; its result is a check, no length."""
+    return target in _TRUTH_FUNCTIONS
 
 
 def resolve_operator(target: str, *, path: str) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,16 @@ class Weight:
     sizes: tuple[int, ...]
     strides: tuple[int, ...]
     offset: int
+
+    @property
+    def num_elements(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.sizes)
+
+    @property
+    def num_bytes(self) -> int:
+        """Their size."""
+        return self.num_elements * self.dtype.itemsize
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

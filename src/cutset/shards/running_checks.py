@@ -1,0 +1,317 @@
+"""What is proven by running the stages: contracts at any number of rows, and equal numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import onnxruntime
+import torch
+from torch.utils import _pytree as pytree
+
+from cutset.errors import CutsetError
+from cutset.shards.load import Bundle, StageProgram, load_onnx_model
+from cutset.shards.manifest import StageEntry
+from cutset.tensors import TensorSpec, dim_factor
+
+Tensors = tuple[torch.Tensor, ...]
+
+_TOLERANCES = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-4,
+    torch.float16: 2e-2,
+    torch.bfloat16: 1e-1,
+    torch.complex64: 1e-4,
+    torch.complex128: 1e-9,
+}
+"""Largest difference from torch that another backend may show for one stage, relative to the
+largest magnitude in the reference tensor. Other dtypes must be equal."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Where numbers differ first, and by how much.
+
+    Attributes:
+        stage: index of the stage.
+        tensor: name of the tensor at its boundary.
+        max_abs_error: largest absolute difference; infinite where shapes or dtypes differ.
+        tolerance: the largest that was allowed.
+    """
+
+    stage: int
+    tensor: str
+    max_abs_error: float
+    tolerance: float
+
+
+@contextlib.contextmanager
+def threads(num_threads: int) -> Iterator[None]:
+    """Runs a block with that many threads of torch, then restores their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def expected_tensors(bundle: Bundle) -> tuple[TensorSpec, ...]:
+    """Every tensor that the reference must hold, once, inputs first."""
+    manifest = bundle.manifest
+    specs = {spec.name: spec for spec in manifest.graph.inputs}
+    for stage in manifest.stages:
+        specs |= {spec.name: spec for spec in (*stage.inputs, *stage.outputs)}
+    specs |= {spec.name: spec for spec in manifest.outputs}
+    return tuple(specs.values())
+
+
+def reference_faults(bundle: Bundle, reference: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """What is wrong with names, shapes and dtypes of the reference tensors."""
+    specs = {spec.name: spec for spec in expected_tensors(bundle)}
+    faults = [f"the reference lacks {name!r}" for name in specs if name not in reference]
+    faults += [f"the reference has {name!r} in excess" for name in reference if name not in specs]
+    first = bundle.manifest.graph.inputs[0]
+    if faults or not reference[first.name].shape:
+        return tuple(faults) or (f"the reference's {first.name!r} has no rows",)
+    num_rows = reference[first.name].shape[0]
+    return tuple(
+        f"the reference's {name!r} is {describe(reference[name])}, expected {spec}"
+        for name, spec in specs.items()
+        if num_rows < 1 or not _fits(reference[name], spec, num_rows)
+    )
+
+
+def describe(tensor: torch.Tensor) -> str:
+    """Dtype and shape of a tensor, in the manner of `TensorSpec`."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return f"{dtype}[{', '.join(map(str, tensor.shape))}]"
+
+
+def _fits(tensor: torch.Tensor, spec: TensorSpec, num_rows: int) -> bool:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return tuple(tensor.shape) == spec.concrete_shape(num_rows) and dtype == spec.dtype
+
+
+def contract_faults(
+    bundle: Bundle,
+    programs: Mapping[int, StageProgram],
+    reference: Mapping[str, torch.Tensor],
+    row_counts: Sequence[int],
+) -> tuple[str, ...]:
+    """Where neighbours do not meet, on paper and when run with each number of rows.
+
+    Args:
+        bundle: opened.
+        programs: its stages, by index, those that are at hand.
+        reference: valid input rows, repeated as often as needed.
+        row_counts: numbers of rows to run with.
+    """
+    faults = list(_paper_faults(bundle))
+    for num_rows in row_counts:
+        faults += _run_faults(bundle, programs, reference, num_rows)
+    return tuple(faults)
+
+
+def _paper_faults(bundle: Bundle) -> Iterator[str]:
+    """Shapes and dtypes of each tensor, wherever the manifest states them."""
+    manifest = bundle.manifest
+    made = {spec.name: spec for spec in manifest.graph.inputs}
+    for operation in manifest.graph.operations:
+        if len(operation.outputs) == 1:
+            made[operation.name] = operation.outputs[0]
+    for stage in manifest.stages:
+        for side, specs in (("takes", stage.inputs), ("returns", stage.outputs)):
+            for spec in specs:
+                if spec.name not in made:
+                    yield f"stage {stage.index} {side} {spec.name!r}, which nothing makes"
+                elif made[spec.name] != spec:
+                    yield (
+                        f"stage {stage.index} {side} {spec.name!r} as {spec}, it is made as "
+                        f"{made[spec.name]}"
+                    )
+    for spec in manifest.outputs:
+        if made.get(spec.name) != spec:
+            yield f"the output {spec.name!r} is {spec}, it is made as {made.get(spec.name)}"
+
+
+def _run_faults(
+    bundle: Bundle,
+    programs: Mapping[int, StageProgram],
+    reference: Mapping[str, torch.Tensor],
+    num_rows: int,
+) -> Iterator[str]:
+    given: dict[str, torch.Tensor] = {}
+    for index, program in programs.items():
+        stage = bundle.manifest.stages[index]
+        inputs = tuple(
+            given[spec.name] if spec.name in given else _rows(reference[spec.name], spec, num_rows)
+            for spec in stage.inputs
+        )
+        where = f"stage {index} with {num_rows} {'row' if num_rows == 1 else 'rows'}"
+        try:
+            outputs = program(inputs)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            yield f"{where} fails: {_first_line(error)}"
+            return
+        given = {s.name: t for s, t in zip(stage.outputs, outputs, strict=True)}
+        wrong = [s for s in stage.outputs if not _fits(given[s.name], s, num_rows)]
+        for spec in wrong:
+            yield f"{where} returns {spec.name!r} as {describe(given[spec.name])}, expected {spec}"
+        if wrong:
+            return
+
+
+def _rows(tensor: torch.Tensor, spec: TensorSpec, num_rows: int) -> torch.Tensor:
+    """The tensor with its rows repeated, or cut off, to `num_rows`."""
+    for dim, length in enumerate(spec.shape):
+        factor = dim_factor(length)
+        if factor is not None:
+            tensor = tensor.index_select(dim, torch.arange(factor * num_rows) % tensor.shape[dim])
+    return tensor
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def max_abs_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest absolute difference; 0 only if all bits that matter agree, NaN counts as NaN."""
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        return float("inf")
+    if torch.equal(actual, expected) or actual.numel() == 0:
+        return 0.0
+    wide = torch.complex128 if actual.is_complex() else torch.float64
+    difference = (actual.to(wide) - expected.to(wide)).abs()
+    # Equal infinities and NaNs on both sides differ by nothing; on one side, by everything.
+    same = (actual == expected) | (actual.isnan() & expected.isnan())
+    difference = torch.where(same, 0.0, difference)
+    return float(torch.nan_to_num(difference, nan=float("inf"), posinf=float("inf")).max())
+
+
+def torch_differences(
+    bundle: Bundle, programs: Mapping[int, StageProgram], reference: Mapping[str, torch.Tensor]
+) -> tuple[Difference, ...]:
+    """Every boundary tensor of the chained stages that is not the reference's, bit for bit.
+
+    Raises:
+        RuntimeError: a stage cannot be run; `contract_faults` says so in words.
+    """
+    found: list[Difference] = []
+    given: dict[str, torch.Tensor] = {}
+    for index, program in programs.items():
+        stage = bundle.manifest.stages[index]
+        outputs = program(tuple(given.get(s.name, reference[s.name]) for s in stage.inputs))
+        given = {s.name: t for s, t in zip(stage.outputs, outputs, strict=True)}
+        found += _differences(stage, given, reference, exact=True)
+    return tuple(found)
+
+
+def _differences(
+    stage: StageEntry,
+    given: Mapping[str, torch.Tensor],
+    reference: Mapping[str, torch.Tensor],
+    *,
+    exact: bool,
+) -> Iterator[Difference]:
+    for spec in stage.outputs:
+        expected = reference[spec.name]
+        error = max_abs_difference(given[spec.name], expected)
+        tolerance = 0.0 if exact else tolerance_of(expected)
+        if error > tolerance:
+            yield Difference(
+                stage=stage.index, tensor=spec.name, max_abs_error=error, tolerance=tolerance
+            )
+
+
+def tolerance_of(expected: torch.Tensor) -> float:
+    """The absolute difference that another backend than torch may show for a tensor."""
+    relative = _TOLERANCES.get(expected.dtype)
+    if relative is None or expected.numel() == 0:
+        return 0.0
+    finite = torch.nan_to_num(expected.abs().to(torch.float64), posinf=0.0)
+    return relative * float(finite.max())
+
+
+def onnx_differences(
+    bundle: Bundle, indices: Sequence[int], reference: Mapping[str, torch.Tensor]
+) -> tuple[tuple[Difference, ...], float, tuple[str, ...]]:
+    """Each stage's ONNX model on the reference's tensors, against the reference's.
+
+    Returns:
+        The tensors beyond tolerance, the largest difference of all, and in words the stages that
+        could not be run.
+
+    Raises:
+        UnsafeBundle: a model could load code or files.
+    """
+    found: list[Difference] = []
+    largest = 0.0
+    failures: list[str] = []
+    for index in indices:
+        stage = bundle.manifest.stages[index]
+        if stage.model is None:
+            continue
+        inputs = tuple(reference[spec.name] for spec in stage.inputs)
+        try:
+            outputs = _run_onnx(bundle, stage, inputs)
+        except CutsetError:
+            raise
+        except Exception as error:  # noqa: BLE001 - onnxruntime's errors derive from Exception
+            failures.append(f"stage {index} fails in onnxruntime: {_first_line(error)}")
+            continue
+        given = {s.name: t for s, t in zip(stage.outputs, outputs, strict=True)}
+        found += _differences(stage, given, reference, exact=False)
+        errors = [max_abs_difference(tensor, reference[name]) for name, tensor in given.items()]
+        largest = max(largest, *errors)
+    return tuple(found), largest, tuple(failures)
+
+
+def _run_onnx(bundle: Bundle, stage: StageEntry, inputs: Tensors) -> Tensors:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = bundle.manifest.num_threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        str(load_onnx_model(bundle, stage.index)), options, providers=["CPUExecutionProvider"]
+    )
+    feed = {
+        argument.name: tensor.contiguous().numpy()
+        for argument, tensor in zip(session.get_inputs(), inputs, strict=True)
+    }
+    results: list[Any] = session.run(None, feed)
+    return tuple(torch.from_numpy(result) for result in results)
+
+
+def model_differences(
+    bundle: Bundle, model: torch.nn.Module, reference: Mapping[str, torch.Tensor]
+) -> tuple[Difference, ...]:
+    """The whole model's outputs on the reference's inputs, against the reference's.
+
+    Raises:
+        RuntimeError: the model does not take these inputs.
+    """
+    manifest = bundle.manifest
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            results = model(*(reference[spec.name].clone() for spec in manifest.graph.inputs))
+    finally:
+        model.train(was_training)
+    leaves = [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, torch.Tensor)]
+    if len(leaves) != len(manifest.outputs):
+        raise RuntimeError(
+            f"the model returns {len(leaves)} tensors, the bundle {len(manifest.outputs)}"
+        )
+    last = len(manifest.stages) - 1
+    errors = [
+        (spec.name, max_abs_difference(leaf, reference[spec.name]))
+        for spec, leaf in zip(manifest.outputs, leaves, strict=True)
+    ]
+    return tuple(
+        Difference(stage=last, tensor=name, max_abs_error=error, tolerance=0.0)
+        for name, error in errors
+        if error > 0.0
+    )

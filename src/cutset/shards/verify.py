@@ -1,0 +1,335 @@
+"""Proves that the pieces equal the whole, from the bundle alone.
+
+Five checks, always all reported, in this order:
+
+`contracts`
+    outputs and inputs of neighbours meet in name, shape and dtype, on paper and when the stages
+    are run with several numbers of rows.
+`completeness`
+    every parameter, buffer and operation is in exactly one stage, or listed as shared, or as
+    unused; the stage programs hold just what the manifest says, call by call.
+`units`
+    every boundary is a legal cut point of the graph: no unit is divided.
+`numerics`
+    the chained stages equal the reference tensors at every boundary, bit for bit with torch, within
+    a stated tolerance with others.
+`integrity`
+    sizes and hashes agree, and no file could run code when it is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from cutset.errors import BundleError, ManifestError
+from cutset.shards import running_checks
+from cutset.shards.load import Bundle, StageProgram, load_onnx_model, load_program, open_bundle
+from cutset.shards.static_checks import completeness_faults, summary, unit_faults
+
+CHECKS = ("contracts", "completeness", "units", "numerics", "integrity")
+ROW_COUNTS = (1, 2, 5)
+BACKENDS = ("torch", "onnxruntime")
+
+_RUN_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckResult:
+    """One check.
+
+    Attributes:
+        name: one of `CHECKS`.
+        ok: whether it passed.
+        detail: what was found, in one line.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerificationReport:
+    """What was found.
+
+    Attributes:
+        checks: one for each name in `CHECKS`, in that order.
+        max_abs_error: largest absolute difference of the torch backend from the reference;
+            None where the stages could not be run.
+        bit_exact: whether the torch backend gave the reference's bits at every boundary.
+        differences: the boundaries at which numbers differ, the first one first.
+        error: what made `integrity` fail, for those who want to raise it, or None.
+    """
+
+    checks: tuple[CheckResult, ...]
+    max_abs_error: float | None
+    bit_exact: bool
+    differences: tuple[running_checks.Difference, ...] = ()
+    error: BundleError | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check passed."""
+        return all(check.ok for check in self.checks)
+
+    def check(self, name: str) -> CheckResult:
+        """The check of that name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for result in self.checks:
+            if result.name == name:
+                return result
+        raise KeyError(name)
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as ``verify --json`` prints it."""
+        return {
+            "ok": self.ok,
+            "checks": [
+                {"name": check.name, "ok": check.ok, "detail": check.detail}
+                for check in self.checks
+            ],
+            "max_abs_error": self.max_abs_error,
+            "bit_exact": self.bit_exact,
+        }
+
+
+def verify_bundle(
+    bundle: Bundle | str | os.PathLike[str],
+    *,
+    model: torch.nn.Module | None = None,
+    backends: Collection[str] = BACKENDS,
+    progress: Callable[[str], None] | None = None,
+) -> VerificationReport:
+    """Verifies a bundle. What is wrong with it is reported, not raised.
+
+    Args:
+        bundle: its folder, or an opened bundle; of one that was opened for some stages only,
+            these stages are verified, each on the reference tensors that it should receive. Its
+            files are hashed again.
+        model: the whole model, if it is at hand; it is run too and compared.
+        backends: which of ``"torch"`` and ``"onnxruntime"`` to run; torch always is.
+        progress: called with a few words before each step.
+
+    Raises:
+        ValueError: there is no such backend.
+    """
+    for name in backends:
+        if name not in BACKENDS:
+            raise ValueError(f"backend {name!r} cannot be verified; choose among {BACKENDS}")
+    report = progress or (lambda _text: None)
+    report("checking files")
+    try:
+        if isinstance(bundle, Bundle):
+            is_whole = len(bundle.stages) == len(bundle.manifest.stages)
+            wanted = None if is_whole else bundle.stages
+            opened = open_bundle(bundle.directory, stages=wanted)
+        else:
+            opened = open_bundle(bundle)
+    except BundleError as error:
+        return _unopened(error)
+    return _Verification(opened, model, backends, report).run()
+
+
+def _unopened(error: BundleError) -> VerificationReport:
+    """The report on a bundle that cannot be opened: only the last check has an answer."""
+    later = "not checked: the bundle cannot be opened, see integrity"
+    checks = [CheckResult(name=name, ok=False, detail=later) for name in CHECKS[:-1]]
+    checks.append(CheckResult(name=CHECKS[-1], ok=False, detail=str(error)))
+    return VerificationReport(
+        checks=tuple(checks), max_abs_error=None, bit_exact=False, error=error
+    )
+
+
+class _Verification:
+    """One verification of an opened bundle; a class only to hold what the checks share."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        model: torch.nn.Module | None,
+        backends: Collection[str],
+        report: Callable[[str], None],
+    ) -> None:
+        self._bundle = bundle
+        self._model = model
+        self._backends = backends
+        self._report = report
+        self._programs: dict[int, StageProgram] = {}
+        self._reference: Mapping[str, torch.Tensor] = {}
+        self._differences: tuple[running_checks.Difference, ...] = ()
+        self._max_abs_error: float | None = None
+        self._error: BundleError | None = None
+
+    def run(self) -> VerificationReport:
+        """All checks; integrity is looked at first, since the others stand on it."""
+        integrity = self._integrity()
+        with running_checks.threads(self._bundle.manifest.num_threads):
+            contracts = self._contracts()
+            completeness = self._completeness()
+            units = self._units()
+            numerics = self._numerics()
+        return VerificationReport(
+            checks=(contracts, completeness, units, numerics, integrity),
+            max_abs_error=self._max_abs_error,
+            bit_exact=self._max_abs_error == 0.0,
+            differences=self._differences,
+            error=self._error,
+        )
+
+    def _result(self, name: str, faults: tuple[str, ...], otherwise: str) -> CheckResult:
+        return CheckResult(name=name, ok=not faults, detail=summary(faults, otherwise))
+
+    def _integrity(self) -> CheckResult:
+        bundle = self._bundle
+        faults: list[str] = []
+        for index in bundle.stages:
+            self._report(f"loading stage {index}")
+            try:
+                self._programs[index] = load_program(bundle, index)
+                if bundle.manifest.stages[index].model is not None:
+                    load_onnx_model(bundle, index)
+            except BundleError as error:
+                faults.append(str(error))
+                self._error = self._error or error
+        faults += self._read_reference()
+        num_files = len(bundle.manifest.files) + 1
+        return self._result(
+            "integrity", tuple(faults), f"{num_files} files, sizes and hashes agree, safe to load"
+        )
+
+    def _read_reference(self) -> tuple[str, ...]:
+        relative = self._bundle.manifest.reference
+        file = self._bundle.path(relative)
+        faults: tuple[str, ...]
+        if not file.exists():
+            faults = (f"{relative} is missing; without it no number can be checked",)
+        else:
+            try:
+                self._reference = load_file(file)
+                faults = running_checks.reference_faults(self._bundle, self._reference)
+            except SafetensorError as error:
+                faults = (f"{relative} is not in the safetensors format: {error}",)
+        if faults:
+            self._reference = {}
+            self._error = self._error or ManifestError(
+                f"{self._bundle.directory}: {faults[0]}", path="$.reference"
+            )
+        return faults
+
+    @property
+    def _obstacle(self) -> tuple[str, ...]:
+        """Why the stages cannot be run, if they cannot."""
+        missing = [index for index in self._bundle.stages if index not in self._programs]
+        if missing:
+            return (f"not checked: stage {missing[0]} was not loaded, see integrity",)
+        if not self._reference:
+            return ("not checked: there are no reference tensors, see integrity",)
+        return ()
+
+    def _contracts(self) -> CheckResult:
+        self._report("checking contracts")
+        faults = self._obstacle or running_checks.contract_faults(
+            self._bundle, self._programs, self._reference, ROW_COUNTS
+        )
+        num_boundaries = len(self._bundle.manifest.stages) - 1
+        rows = ", ".join(map(str, ROW_COUNTS))
+        return self._result(
+            "contracts", faults, f"{_count(num_boundaries, 'boundary')} met with {rows} rows"
+        )
+
+    def _completeness(self) -> CheckResult:
+        self._report("checking completeness")
+        manifest = self._bundle.manifest
+        programs = {index: stage.program for index, stage in self._programs.items()}
+        faults = completeness_faults(manifest, programs)
+        if len(programs) < len(self._bundle.stages):
+            faults += ("not checked against every stage's program, see integrity",)
+        detail = (
+            f"{_count(len(manifest.graph.operations), 'operation')} and "
+            f"{_count(len(manifest.graph.parameters), 'parameter')} accounted for, "
+            f"{len(manifest.shared_parameters)} shared, {len(manifest.unused_parameters)} unused"
+        )
+        return self._result("completeness", faults, detail)
+
+    def _units(self) -> CheckResult:
+        self._report("checking units")
+        manifest = self._bundle.manifest
+        cuts = len(manifest.stages) - 1
+        return self._result(
+            "units", unit_faults(manifest), f"no unit is divided by {_count(cuts, 'cut')}"
+        )
+
+    def _numerics(self) -> CheckResult:
+        self._report("comparing numbers")
+        if self._obstacle:
+            return self._result("numerics", self._obstacle, "")
+        try:
+            self._differences = running_checks.torch_differences(
+                self._bundle, self._programs, self._reference
+            )
+        except _RUN_ERRORS as error:
+            return self._result("numerics", (f"the stages do not run: {error}",), "")
+        self._max_abs_error = max((d.max_abs_error for d in self._differences), default=0.0)
+        faults = [self._sentence(d, "torch") for d in self._differences[:1]]
+        details = ["torch equals the reference bit for bit"]
+        if "onnxruntime" in self._backends:
+            onnx_faults, detail = self._onnx()
+            faults += onnx_faults
+            details.append(detail)
+        if self._model is not None:
+            faults += self._whole_model(self._model)
+            details.append("the whole model gives the same")
+        return self._result("numerics", tuple(faults), ", ".join(details))
+
+    def _onnx(self) -> tuple[list[str], str]:
+        try:
+            found, largest, failures = running_checks.onnx_differences(
+                self._bundle, tuple(self._programs), self._reference
+            )
+        except BundleError as error:
+            return [f"not checked with onnxruntime: {error}"], ""
+        faults = [self._sentence(d, "onnxruntime") for d in found[:1]]
+        missing = sum(stage.model is None for stage in self._bundle.manifest.stages)
+        detail = f"onnxruntime within tolerance (largest difference {largest:.3g})"
+        if missing:
+            detail += f" but for {_count(missing, 'stage')} without an ONNX model"
+        return [*faults, *failures], detail
+
+    def _whole_model(self, model: torch.nn.Module) -> list[str]:
+        try:
+            found = running_checks.model_differences(self._bundle, model, self._reference)
+        except _RUN_ERRORS as error:
+            return [f"the given model does not run on the reference's inputs: {error}"]
+        return [
+            f"the given model differs from the reference at output {d.tensor!r} by "
+            f"{d.max_abs_error:.6g}: other weights, or another model"
+            for d in found[:1]
+        ]
+
+    def _sentence(self, difference: running_checks.Difference, backend: str) -> str:
+        last = len(self._bundle.manifest.stages) - 1
+        boundary = (
+            "the model's output"
+            if difference.stage == last
+            else f"the boundary to stage {difference.stage + 1}"
+        )
+        return (
+            f"with {backend} stage {difference.stage} is the first that differs: "
+            f"{difference.tensor!r} at {boundary} is off by {difference.max_abs_error:.6g}, "
+            f"allowed {difference.tolerance:.3g}"
+        )
+
+
+def _count(number: int, noun: str) -> str:
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
