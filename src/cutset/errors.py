@@ -4,6 +4,7 @@
 
     CutsetError                    exit code 1
     ├── ModelError                 the model, its weights or its input cannot be found or used
+    │   ├── WeightsMismatch        the weights belong to another model
     │   └── CaptureError           torch.export could not turn the model into a graph
     ├── PlanError                  exit code 3
     │   └── InfeasiblePlan         no placement fits the devices' memory
@@ -36,6 +37,32 @@ class CutsetError(Exception):
 
 class ModelError(CutsetError):
     """The model, its weights or its input cannot be found or used."""
+
+
+class WeightsMismatch(ModelError):
+    """The weights belong to another model.
+
+    Attributes:
+        path: the file of weights.
+        missing: names that the model has and the file has not.
+        unexpected: names that the file has and the model has not.
+        misshaped: per entry of another shape, ``"NAME expects [..], found [..]"``.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str,
+        missing: tuple[str, ...] = (),
+        unexpected: tuple[str, ...] = (),
+        misshaped: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.path = path
+        self.missing = missing
+        self.unexpected = unexpected
+        self.misshaped = misshaped
 
 
 class CaptureError(ModelError):

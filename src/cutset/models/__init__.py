@@ -1,0 +1,80 @@
+"""Finds a model by what a user calls it: architecture, weights, example inputs, preprocessing.
+
+Importing this package does not import torch; finding a model does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cutset.errors import ModelError
+from cutset.models.found import ExampleInputs, FoundModel
+from cutset.models.request import parse_weights
+
+__all__ = ["ExampleInputs", "FoundModel", "find_model"]
+
+_FORMS = "torchvision:NAME, NAME, timm:NAME, FILE.py:FACTORY or FILE.pt2"
+
+
+def find_model(spec: str, *, weights: str | None = None) -> FoundModel:
+    """Finds a model and its weights.
+
+    A ``FILE.py`` and a ``FILE.pt2`` are the caller's own: the first is imported, which runs it;
+    the second is read by `torch.export.load`, which can run code too. Name only files that you
+    would run. Programs inside a bundle never come this way.
+
+    Args:
+        spec: one of
+
+            - ``torchvision:NAME`` or a bare ``NAME``: any builder registered with torchvision;
+            - ``timm:NAME``: any model of timm, with or without a tag (needs the extra ``timm``);
+            - ``FILE.py:FACTORY``: a function or class of the file, called without arguments, or
+              a module object. It gives a module, a pair ``(module, example_inputs)`` or a whole
+              `FoundModel`. Where it gives no example inputs, the file's function
+              ``example_inputs()`` is asked;
+            - ``FILE.pt2``: a program saved by `torch.export.save`.
+        weights: one of
+
+            - None: the library's default weights for torchvision and timm (never random ones),
+              the weights that the factory or the program came with otherwise;
+            - ``DEFAULT`` or another name that torchvision or timm know for this model, read
+              from their cache or downloaded by them;
+            - ``FILE.pth`` (also ``.pt``, ``.bin``, ``.ckpt``; read with ``weights_only=True``)
+              or ``FILE.safetensors``: a state dict whose names and shapes are the model's.
+              With ``:by-order`` after the file's name, entries are matched by their order
+              instead of their names, and only where every shape agrees;
+            - ``random:SEED``: reproducible random weights, batch-norm statistics included.
+
+    Returns:
+        the model in evaluation mode with everything that belongs to it.
+
+    Raises:
+        ModelError: nothing has this name (near names are given), a file is missing or cannot be
+            read, the weights cannot be had here, or the extra ``timm`` is not installed.
+        WeightsMismatch: the weights belong to another model.
+    """
+    request = parse_weights(weights)
+    path, colon, factory = spec.rpartition(":")
+    if colon and Path(path).suffix == ".py":
+        from cutset.models.from_file import find_in_python_file
+
+        return find_in_python_file(path, factory, request)
+    if Path(spec).suffix == ".pt2":
+        from cutset.models.from_file import find_in_program_file
+
+        return find_in_program_file(spec, request)
+    if Path(spec).suffix == ".py":
+        raise ModelError(
+            f"{spec} names a file but nothing in it; write {spec}:FACTORY, where FACTORY is a "
+            "function or class of the file"
+        )
+    library, colon, name = spec.partition(":")
+    if library == "timm" and colon:
+        from cutset.models.from_timm import find_in_timm
+
+        return find_in_timm(name, request)
+    if not colon or library == "torchvision":
+        from cutset.models.from_torchvision import find_in_torchvision
+
+        return find_in_torchvision(name if colon else spec, request)
+    raise ModelError(f"{spec!r} names no model; write {_FORMS}")

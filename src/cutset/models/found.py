@@ -1,0 +1,45 @@
+"""What finding a model gives."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from cutset.images import Preprocessing
+
+if TYPE_CHECKING:
+    import torch
+
+ExampleInputs: TypeAlias = "torch.Tensor | Sequence[Any] | Mapping[str, Any]"
+"""A tensor, positional arguments, or keyword arguments; each tensor with rows along its first
+dimension, two rows or more."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FoundModel:
+    """A model, ready to be captured, with everything that belongs to it.
+
+    Attributes:
+        model: the module, in evaluation mode.
+        name: its full spec, such as ``"torchvision:resnet50"``.
+        weights: where its weights came from, in words.
+        example_inputs: two rows of the model's own input size.
+        preprocessing: how an image becomes a row, or None where images are not its input.
+        labels: names of the classes, by index of the output's last dimension, or None.
+    """
+
+    model: torch.nn.Module
+    name: str
+    weights: str
+    example_inputs: ExampleInputs
+    preprocessing: Preprocessing | None = None
+    labels: tuple[str, ...] | None = None
+
+
+def random_rows(*shapes: tuple[int, ...], seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Standard normal float32 tensors of the given shapes, the same for the same seed."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(shape, generator=generator) for shape in shapes)

@@ -1,0 +1,243 @@
+"""Models in a file of the caller's own: a Python file, or a program saved by torch.export."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from cutset.errors import ModelError
+from cutset.models.found import FoundModel
+from cutset.models.randomise import randomise
+from cutset.models.request import NamedWeights, RandomWeights, WeightsRequest, near_names
+from cutset.models.weights import file_sha256, load_weights_file
+
+logger = logging.getLogger(__name__)
+
+_EXAMPLE_INPUTS = "example_inputs"
+_NUM_OFFERED = 8
+
+
+def find_in_python_file(file: str, factory: str, request: WeightsRequest | None) -> FoundModel:
+    """Imports a file and calls a factory in it; see `cutset.models.find_model`.
+
+    The file's folder is appended to `sys.path` and stays there, so that the file can import its
+    neighbours, as it could if it were run.
+
+    Raises:
+        ModelError: the file or the factory is missing, one of them raises, no example inputs
+            are given, or the weights have a name or cannot be read.
+        WeightsMismatch: a file of weights is for another model.
+    """
+    name = f"{file}:{factory}"
+    module = _import_file(Path(file))
+    made = _make(module, file, factory)
+    if isinstance(made, FoundModel):
+        found = made
+    else:
+        model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+        if not isinstance(model, nn.Module):
+            raise ModelError(
+                f"{name} gave {_kind(made)}; expected a torch.nn.Module, a pair (module, "
+                "example_inputs) or a cutset.models.FoundModel"
+            )
+        if inputs is None:
+            inputs = _file_inputs(module, name)
+        found = FoundModel(
+            model=model, name=name, weights=f"as {name} made them", example_inputs=inputs
+        )
+    _check_inputs(found.example_inputs, name)
+    found.model.eval()
+    words = found.weights
+    if isinstance(request, NamedWeights):
+        raise ModelError(
+            f"{name} has no weights called {request.name!r}; leave --weights out to keep the "
+            "factory's own, or pass --weights FILE.pth|FILE.safetensors|random:SEED"
+        )
+    if isinstance(request, RandomWeights):
+        randomise(found.model, found.example_inputs, request.seed)
+        words = f"random, seed {request.seed}"
+    elif request is not None:
+        words = load_weights_file(found.model, request)
+    return FoundModel(
+        model=found.model,
+        name=name,
+        weights=words,
+        example_inputs=found.example_inputs,
+        preprocessing=found.preprocessing,
+        labels=found.labels,
+    )
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ModelError(f"file {path} does not exist")
+    path = path.resolve()
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    module_name = f"_cutset_file_{path.stem}_{digest}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None, "a .py file always has a loader"
+    assert spec.loader is not None, "a .py file always has a loader"
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and type hints look their module up by name.
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise ModelError(
+            f"file {path.name} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    return module
+
+
+def _make(module: ModuleType, file: str, factory: str) -> Any:
+    offered = sorted(
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (
+            (callable(value) and getattr(value, "__module__", None) == module.__name__)
+            or isinstance(value, nn.Module)
+        )
+    )
+    if not hasattr(module, factory):
+        more = ", ..." if len(offered) > _NUM_OFFERED else ""
+        raise ModelError(
+            f"file {file} has no {factory!r}{near_names(factory, offered)}; it offers "
+            f"{', '.join(offered[:_NUM_OFFERED]) or 'no functions or classes'}{more}"
+        )
+    maker = getattr(module, factory)
+    if isinstance(maker, nn.Module) or not callable(maker):
+        return maker
+    try:
+        return maker()
+    except Exception as error:
+        raise ModelError(
+            f"{file}:{factory}() raised {type(error).__name__}: {error}; a factory is called "
+            "without arguments"
+        ) from error
+
+
+def _file_inputs(module: ModuleType, name: str) -> Any:
+    maker = getattr(module, _EXAMPLE_INPUTS, None)
+    if maker is None:
+        raise ModelError(
+            f"{name} gave no example inputs; return a pair (module, example_inputs), or define "
+            f"a function {_EXAMPLE_INPUTS}() in the file: two rows for every input"
+        )
+    if not callable(maker):
+        return maker
+    try:
+        return maker()
+    except Exception as error:
+        raise ModelError(
+            f"{_EXAMPLE_INPUTS}() in the file of {name} raised {type(error).__name__}: {error}"
+        ) from error
+
+
+def _check_inputs(inputs: Any, name: str) -> None:
+    right_kind = isinstance(inputs, torch.Tensor | Mapping) or (
+        isinstance(inputs, Sequence) and not isinstance(inputs, str)
+    )
+    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+    if not right_kind or not tensors:
+        raise ModelError(
+            f"example inputs of {name} are {_kind(inputs)}; expected a tensor, a sequence of "
+            "positional arguments or a mapping of keyword arguments, with at least one tensor"
+        )
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
+def find_in_program_file(file: str, request: WeightsRequest | None) -> FoundModel:
+    """Loads a program that the caller saved with `torch.export.save`.
+
+    `torch.export.load` can run code that the file holds: the file is the caller's own, as a
+    Python file would be. Programs inside a bundle are never loaded here. The program must have
+    been exported with a free number of rows; the range that was declared for it is not enforced.
+    Its module paths and classes are kept in it, and so the units of its architecture are found
+    as in the original.
+
+    Raises:
+        ModelError: the file is missing or no program, weights were asked for, the program has
+            no example inputs, or it was exported with a fixed number of rows.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise ModelError(f"file {file} does not exist")
+    if request is not None:
+        raise ModelError(
+            f"{file} holds its own weights; leave --weights out, or name the model that it was "
+            "exported from (FILE.py:FACTORY)"
+        )
+    try:
+        program = torch.export.load(path)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise ModelError(
+            f"file {file} is no program that torch.export.load can read: "
+            f"{type(error).__name__}: {lines[0]}"
+        ) from error
+    if program.example_inputs is None:
+        raise ModelError(f"program {file} holds no example inputs; export it again with them")
+    args, kwargs = program.example_inputs
+    if args and kwargs:
+        raise ModelError(
+            f"program {file} takes both positional and keyword arguments; export it with one kind"
+        )
+    return FoundModel(
+        model=_callable_program(program, file),
+        name=file,
+        weights=f"held in {path.name}, sha256 {file_sha256(path)}",
+        example_inputs=_two_rows(kwargs or args),
+    )
+
+
+def _callable_program(program: torch.export.ExportedProgram, file: str) -> nn.Module:
+    """The program as a module whose rows are free.
+
+    Raises:
+        ModelError: an input was exported with a fixed number of rows.
+    """
+    inputs = set(program.graph_signature.user_inputs)
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.op != "placeholder" or node.name not in inputs:
+            continue
+        if isinstance(value, torch.Tensor) and value.dim() > 0 and isinstance(value.shape[0], int):
+            raise ModelError(
+                f"program {file} was exported for {value.shape[0]} rows of {node.name!r} only; "
+                "export it with a dynamic first dimension: "
+                f"dynamic_shapes={{{node.name!r}: {{0: torch.export.Dim('batch')}}}}"
+            )
+    # The guards would only repeat the range of rows that was written down at export.
+    model = program.module(check_guards=False)
+    # A program is what it was exported as; torch refuses to switch its mode.
+    model.eval = lambda: model  # type: ignore[method-assign]
+    return model
+
+
+def _two_rows(inputs: Any) -> Any:
+    """Repeats a single row, because a lone row would be taken for a fixed length."""
+    return pytree.tree_map(
+        lambda value: (
+            torch.cat((value, value))
+            if isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape[0] == 1
+            else value
+        ),
+        inputs,
+    )

@@ -1,0 +1,86 @@
+"""Which weights a caller asks for, as plain values, and near names for wrong ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeAlias
+
+from cutset.errors import ModelError
+
+PICKLED_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+"""Suffixes of files that `torch.load` reads."""
+
+WEIGHT_SUFFIXES = (*PICKLED_SUFFIXES, ".safetensors")
+HOW_TO_GIVE_WEIGHTS = "pass --weights FILE.pth|FILE.safetensors|random:SEED"
+
+_BY_ORDER = ":by-order"
+_RANDOM = "random"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NamedWeights:
+    """Weights that the model's library knows under `name`; ``"DEFAULT"`` is its best."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightsFile:
+    """Weights in a file.
+
+    Attributes:
+        path: an existing file.
+        by_order: match entries by order and shape instead of by name and shape.
+    """
+
+    path: Path
+    by_order: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomWeights:
+    """Random weights, the same for the same `seed` (0 to 2**63 - 1)."""
+
+    seed: int
+
+
+WeightsRequest: TypeAlias = NamedWeights | WeightsFile | RandomWeights
+
+
+def parse_weights(text: str | None) -> WeightsRequest | None:
+    """Reads what a caller wrote for the weights; None stays None.
+
+    Raises:
+        ModelError: the seed is no number in range, or the file does not exist.
+    """
+    if text is None:
+        return None
+    head, colon, seed = text.partition(":")
+    if head == _RANDOM:
+        if not (colon and seed.isdecimal() and int(seed) < 2**63):
+            raise ModelError(
+                f"weights {text!r}: expected random:SEED with a whole number from 0, "
+                "for example random:0"
+            )
+        return RandomWeights(seed=int(seed))
+    by_order = text.endswith(_BY_ORDER)
+    path = Path(text.removesuffix(_BY_ORDER))
+    if by_order or path.suffix in WEIGHT_SUFFIXES or path.is_file():
+        if not path.is_file():
+            raise ModelError(f"weights file {path} does not exist; {HOW_TO_GIVE_WEIGHTS}")
+        if path.suffix not in WEIGHT_SUFFIXES:
+            raise ModelError(
+                f"weights file {path}: expected a name that ends in one of "
+                f"{', '.join(WEIGHT_SUFFIXES)}, found {path.suffix or 'no suffix'!r}"
+            )
+        return WeightsFile(path=path, by_order=by_order)
+    return NamedWeights(name=text)
+
+
+def near_names(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean A, B?"`` with at most four known names near to `name`, or ``""``."""
+    near = difflib.get_close_matches(name.lower(), list(known), n=4, cutoff=0.6)
+    return f"; did you mean {', '.join(near)}?" if near else ""
