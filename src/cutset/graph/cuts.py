@@ -215,7 +215,15 @@ def _dresses(
         module, is_norm = served
         if any((call.path, call.call) == module for call in producer.modules):
             does = "normalises" if is_norm else "activates"
-    return f"{operation.name} stays with {producer.name}, whose output it {does}" if does else ""
+    if not does:
+        return ""
+    return f"{_described(operation)} stays with {_described(producer)}, whose output it {does}"
+
+
+def _described(operation: Operation) -> str:
+    """``"relu of layer1.0"``, or the operation alone at the root."""
+    path = operation.modules[-1].path
+    return f"{operation.base_name} of {path}" if path else operation.base_name
 
 
 def _served_modules(graph: Graph) -> list[tuple[tuple[str, int], bool] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -24,7 +25,8 @@ def replace_inplace_operations(exported: ExportedProgram) -> ExportedProgram:
     through a view) torch rewrites the whole program in functional operations.
     """
     changed = [node for node in exported.graph.nodes if _is_inplace(node)]
-    if all(_acts_alone(node) and _twin(node) is not None for node in changed):
+    inputs = frozenset(exported.graph_signature.user_inputs)
+    if all(_acts_alone(node, inputs) and _twin(node) is not None for node in changed):
         for node in changed:
             _exchange(node)
         exported.graph_module.recompile()
@@ -50,7 +52,7 @@ def _is_view(node: Node) -> bool:
     )
 
 
-def _acts_alone(node: Node) -> bool:
+def _acts_alone(node: Node, inputs: frozenset[Any]) -> bool:
     """Whether exchanging `node` cannot be seen by anyone but the later users of its argument."""
     changed = node.args[0] if node.args else None
     writes = [
@@ -69,14 +71,8 @@ def _acts_alone(node: Node) -> bool:
         if not isinstance(base, Node) or len(base.users) != 1:
             return False
         changed = base
-    return not _is_weight(changed)
-
-
-def _is_weight(node: Node) -> bool:
-    """Whether changing `node` would change the model itself."""
-    return node.op == "get_attr" or (
-        node.op == "placeholder" and isinstance(node.meta.get("val"), torch.nn.Parameter)
-    )
+    # To change a weight or a buffer would be to change the model itself.
+    return changed.op == "call_function" or changed.name in inputs
 
 
 def _twin(node: Node) -> torch._ops.OpOverload | None:

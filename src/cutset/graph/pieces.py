@@ -37,7 +37,8 @@ class Piece(GraphModule):
     Attributes:
         input_specs: what it takes, in order.
         output_specs: what it returns, in order, always as a tuple.
-        weight_names: original names of the parameters, buffers and constants that it holds.
+        weight_names: original names of the parameters, buffers and constants that it holds,
+            in the model's order.
     """
 
     input_specs: tuple[TensorSpec, ...]
@@ -73,7 +74,7 @@ class _PieceBuilder:
         self._nodes = {node.name: node for node in captured.program.nodes}
         self._root = torch.nn.Module()
         self._graph = FxGraph()
-        self._weight_names: dict[str, None] = {}
+        self._weight_names: set[str] = set()
         self._copies: dict[Node, Node] = {
             self._nodes[spec.name]: self._graph.placeholder(spec.name) for spec in inputs
         }
@@ -130,7 +131,7 @@ class _PieceBuilder:
             module.register_parameter(leaf, tensor)
         else:
             module.register_buffer(leaf, tensor)
-        self._weight_names[name] = None
+        self._weight_names.add(name)
         return self._graph.get_attr(name)
 
     def _length(self, node: Node) -> Node:
@@ -158,5 +159,6 @@ class _PieceBuilder:
         piece = Piece(self._root, self._graph)
         piece.input_specs = self._inputs
         piece.output_specs = tuple(outputs)
-        piece.weight_names = tuple(self._weight_names)
+        names = (parameter.name for parameter in self._captured.graph.parameters)
+        piece.weight_names = tuple(name for name in names if name in self._weight_names)
         return piece.eval()

@@ -1,0 +1,196 @@
+"""Small models, each with one habit that splitters stumble over."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions and a skip."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.second(self.act(self.first(x))) + x)
+
+
+class SkipOrNot(nn.Module):
+    """A block whose skip exists only where the shapes allow it."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.Conv2d(outputs, outputs, 1)
+        )
+        self.has_skip = inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x) if self.has_skip else self.body(x)
+
+
+class Branches(nn.Module):
+    """Two parallel branches, concatenated."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.left = nn.Conv2d(channels, channels // 2, 1)
+        self.right = nn.Conv2d(channels, channels // 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.left(x), self.right(x)], 1)
+
+
+def residual_net() -> nn.Module:
+    """Stem, two residual blocks, two blocks of which one skips, branches, head."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        ResidualBlock(8),
+        ResidualBlock(8),
+        SkipOrNot(8, 8),
+        SkipOrNot(8, 12),
+        Branches(12),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(12, 10),
+        nn.ReLU(),
+        nn.Linear(10, 5),
+    )
+
+
+class CalledTwice(nn.Module):
+    """One block, called twice, between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.block = ResidualBlock(8)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(self.block(self.stem(x))))
+
+
+class TiedWeights(nn.Module):
+    """An encoder and a decoder that share one matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode = nn.Linear(6, 9, bias=False)
+        self.middle = nn.Linear(9, 9)
+        self.decode = nn.Linear(9, 6, bias=False)
+        self.decode.weight = nn.Parameter(torch.randn(6, 9))
+        self.again = nn.Linear(6, 9, bias=False)
+        self.again.weight = self.encode.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.middle(torch.relu(self.encode(x))))
+        return self.again(torch.relu(self.decode(hidden)))
+
+
+class ChangesAView(nn.Module):
+    """Writes into a slice of a tensor that is read again later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        hidden[:, 0] += 1.0
+        return self.second(torch.relu(hidden))
+
+
+class ReadsTheOldName(nn.Module):
+    """Changes a tensor in place and goes on with its old name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        hidden.add_(1.0)
+        return self.second(hidden) * hidden
+
+
+class ReadsTheBatchSize(nn.Module):
+    """Reads the number of rows once and uses it everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.second = nn.Linear(2, 2)
+        self.third = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.shape[0]
+        parts = torch.relu(self.second(torch.relu(self.first(x)).view(rows * 4, 2)))
+        return self.third(torch.relu(parts).reshape(rows, 8))
+
+
+class ManyInsAndOuts(nn.Module):
+    """Keyword inputs, a dict of outputs, one of them made early."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image = nn.Linear(6, 8)
+        self.extra = nn.Linear(3, 8)
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, image: Tensor, *, extra: Tensor) -> dict[str, Tensor]:
+        features = torch.relu(self.image(image)) + self.extra(extra)
+        return {"features": features, "scores": self.last(torch.relu(features))}
+
+
+class StandsOnWeights(nn.Module):
+    """Makes a table from weights alone and uses it in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(4, 6))
+        self.first = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = torch.softmax(self.table, 0).sum(0)
+        hidden = torch.relu(self.first(x) + bias)
+        return self.second(hidden) + bias
+
+
+class SelfGated(nn.Module):
+    """An activation written by hand."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+class ForkAtTheRoot(nn.Module):
+    """Two towers over the same rows, joined at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU())
+        self.right = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU())
+        self.join = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.join(torch.cat([self.left(x), self.right(x)], 1))
+
+
+def long_chain(num_layers: int) -> nn.Module:
+    """A chain of that many linear layers, each with a ReLU."""
+    layers: list[nn.Module] = []
+    for _ in range(num_layers):
+        layers += [nn.Linear(4, 4), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
