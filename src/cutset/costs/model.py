@@ -293,7 +293,7 @@ def _without_seconds(
     inner = [point for point in points if 0 < point.position < num_operations]
     positions = (0, *(point.position for point in inner), num_operations)
     spans = list(itertools.pairwise(positions))
-    peaks = _live_bytes(graph)
+    peaks = live_bytes(graph)
     sizes = {parameter.name: parameter.num_bytes for parameter in graph.parameters}
     users: dict[str, set[int]] = {}
     for piece, (start, stop) in enumerate(spans):
@@ -332,7 +332,7 @@ def _without_seconds(
     )
 
 
-def _live_bytes(graph: Graph) -> list[int]:
+def live_bytes(graph: Graph) -> list[int]:
     """Bytes alive while each operation runs: what it or a later one reads, and its result."""
     last_use = dict.fromkeys(graph.outputs, len(graph.operations))
     for index, operation in enumerate(graph.operations):

@@ -7,6 +7,7 @@ A chain of n pieces is covered by stages; stage [i, j) runs pieces i .. j-1. Dev
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import NamedTuple, TypeAlias
 
@@ -114,10 +115,12 @@ class ChainProblem:
 
     def link_row_s(self, source: int, target: int) -> Floats:
         """Seconds to send across each boundary from class to class, shape (n + 1,)."""
-        return (
-            self.link_latency_s[source, target]
-            + self.cut_bytes * self.link_s_per_byte[source, target]
+        latency_s, per_byte = (
+            self.link_latency_s[source, target],
+            self.link_s_per_byte[source, target],
         )
+        row: Floats = latency_s + self.cut_bytes * per_byte
+        return row
 
     def transfers_s(self, stages: tuple[Placed, ...]) -> tuple[float, ...]:
         """Seconds into the first stage, between neighbours, and out of the last one."""
@@ -126,7 +129,7 @@ class ChainProblem:
                 self.link_latency_s[a.device_class, b.device_class]
                 + self.cut_bytes[a.stop] * self.link_s_per_byte[a.device_class, b.device_class]
             )
-            for a, b in zip(stages, stages[1:], strict=False)
+            for a, b in itertools.pairwise(stages)
         )
         first, last = stages[0].device_class, stages[-1].device_class
         return (float(self.source_s[first]), *inner, float(self.sink_s[last]))
@@ -163,3 +166,24 @@ class ChainProblem:
         latency = {float(self.link_latency_s[pair]) for pair in pairs}
         per_byte = {float(self.link_s_per_byte[pair]) for pair in pairs}
         return len(latency) == 1 and len(per_byte) == 1
+
+    def volume(self) -> tuple[Floats, Floats]:
+        """Work of each piece, and how much of it a device of each class does in a second.
+
+        Work is what the fastest class would take; a class's rate is its best over all pieces, so
+        that ``seconds * rate`` is never less than the work done. On devices that differ by a
+        factor alone this is exact.
+
+        Returns:
+            Work, shape (n,), and rates, shape (C,), infinity where a class is free.
+        """
+        pieces = np.full((self.num_classes, self.num_pieces), math.inf)
+        possible = np.arange(self.num_pieces)
+        for v in self.variants:
+            seconds = np.where(v.furthest > possible, np.diff(v.prefix_s), math.inf)
+            pieces[v.device_class] = np.minimum(pieces[v.device_class], seconds)
+        work = pieces.min(axis=0)
+        work[np.isinf(work)] = 0.0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(work > 0, work / pieces, 0.0)
+        return work, ratio.max(axis=1)

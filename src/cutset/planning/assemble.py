@@ -1,0 +1,114 @@
+"""Writes a solution down as a plan: names, devices, predictions, certificates."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cutset.costs.model import CostModel
+from cutset.graph.cuts import CutPoints
+from cutset.graph.ir import Graph
+from cutset.planning.bounds import latency_certificates, period_certificates
+from cutset.planning.build import BuiltProblem
+from cutset.planning.plan import PLAN_FORMAT, Alternative, Plan, StagePlan
+from cutset.planning.problem import ChainProblem, Placed
+from cutset.planning.solve import Solution
+
+
+def assemble_plan(
+    graph: Graph,
+    cuts: CutPoints,
+    costs: CostModel,
+    built: BuiltProblem,
+    solution: Solution,
+    *,
+    objective: str,
+    family: str,
+    max_latency_s: float | None,
+    min_rows_per_s: float | None,
+    notes: tuple[str, ...],
+    alternatives: tuple[Alternative, ...],
+) -> Plan:
+    """The plan that a solution stands for; arguments are `Plan`'s fields."""
+    problem, placed = built.problem, solution.stages
+    period_s, latency_s = problem.period_s(placed), problem.latency_s(placed)
+    by_latency = objective == "latency"
+    value_s = latency_s if by_latency else period_s
+    certify = latency_certificates if by_latency else period_certificates
+    certificates = certify(problem, value_s, solution.bound_s, solution.proven_by)
+    best = certificates[0]
+    bound_s = min(best.bound_s, value_s)
+    stages = _stages(graph, cuts, costs, built, placed)
+    used = {stage.device for stage in stages}
+    return Plan(
+        format=PLAN_FORMAT,
+        objective=objective,
+        micro_batch=costs.micro_batch,
+        stages=stages,
+        period_s=period_s,
+        latency_s=latency_s,
+        bound_s=bound_s,
+        bound_by=best.name,
+        gap=0.0 if bound_s >= value_s * (1 - 1e-9) else value_s / bound_s - 1,
+        serial=problem.serial,
+        fixed_order=problem.fixed_order,
+        max_latency_s=max_latency_s,
+        min_rows_per_s=min_rows_per_s,
+        family=family,
+        certificates=certificates,
+        alternatives=alternatives,
+        unused_devices=tuple(d.name for g in built.classes for d in g if d.name not in used),
+        notes=notes,
+    )
+
+
+def _stages(
+    graph: Graph,
+    cuts: CutPoints,
+    costs: CostModel,
+    built: BuiltProblem,
+    placed: tuple[Placed, ...],
+) -> tuple[StagePlan, ...]:
+    problem = built.problem
+    moves = problem.transfers_s(placed)
+    free = [list(group) for group in built.classes]
+    stages = []
+    for index, stage in enumerate(placed):
+        device = free[stage.device_class].pop(0)
+        first, last = built.boundaries[stage.start], built.boundaries[stage.stop]
+        start, stop = costs.positions[first], costs.positions[last]
+        needed = built.memory.needed(np.asarray([stage.start]), np.asarray([stage.stop]))
+        stages.append(
+            StagePlan(
+                index=index,
+                first=_name_of_start(graph, cuts, start),
+                last=costs.names[last],
+                start=start,
+                stop=stop,
+                units=tuple(u.path for u in cuts.units if u.start >= start and u.stop <= stop),
+                device=device.name,
+                compute_s=problem.compute_s(stage),
+                send_s=moves[index + 1],
+                weight_bytes=costs.weight_bytes(first, last),
+                memory_bytes=int(needed[0]),
+                output_bytes_per_sample=costs.cut_bytes_per_row[last],
+                receive_s=moves[index],
+                backend=_backend_of(problem, stage),
+                memory_limit_bytes=device.memory_bytes,
+                flops=sum(costs.flops_per_row[first:last]),
+                cut_kind=costs.kinds[last],
+            )
+        )
+    return tuple(stages)
+
+
+def _name_of_start(graph: Graph, cuts: CutPoints, start: int) -> str:
+    for unit in cuts.units:
+        if unit.start == start:
+            return unit.path
+    return graph.operations[start].name
+
+
+def _backend_of(problem: ChainProblem, stage: Placed) -> str:
+    """The backend that is the fastest for a stage; the first by name among equals."""
+    variants = problem.of_class(stage.device_class)
+    return min(variants, key=lambda v: v.cost_s(stage.start, stage.stop)).backend

@@ -1,0 +1,194 @@
+"""Certificates: why no plan can be better, each from its own argument.
+
+- *volume*: all work, spread over all devices without regard to pieces. Every piece counts what
+  its fastest device needs; a device counts the most such work that it can do in a second.
+- *largest node*: some stage must hold the largest piece, at best on the device that is fastest
+  for it.
+- *cover*: stages as long as a limit allows, each on whatever device reaches furthest and a device
+  as often as one likes, still need more stages than there may be. Greedy from the left is exact
+  for this relaxation, because a later start never reaches less far.
+- *cut count*: a limit that forces k stages needs k - 1 cuts that some link can carry within it.
+- *exhaustion*: the exact search has ruled out every smaller value that a period can take.
+- *relaxation*: unequal devices were merged into groups, each as good as the best of its members
+  in every respect, and this easier problem was solved exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from cutset.planning.plan import Certificate
+from cutset.planning.problem import ROUNDING, ChainProblem, Floats
+
+MAX_COVER_SIZE = 50_000
+
+
+def volume_bound(problem: ChainProblem) -> float:
+    """Seconds of all work on as many of the fastest devices as a plan may use."""
+    work, rates = problem.volume()
+    every = np.sort(np.repeat(rates, problem.counts))[::-1][: problem.max_stages]
+    total = float(every.sum())
+    return float(work.sum()) / total if math.isfinite(total) and total > 0 else 0.0
+
+
+def largest_node_bound(problem: ChainProblem) -> float:
+    """Seconds of the largest piece on the device that is fastest for it."""
+    work, _ = problem.volume()
+    return float(work.max())
+
+
+def least_stages(problem: ChainProblem, limit_s: float) -> int | None:
+    """The fewest stages within a limit if devices could be reused and links were free.
+
+    None where even single pieces do not fit.
+    """
+    reach = np.zeros(problem.num_pieces, dtype=np.int64)
+    for variant in problem.variants:
+        np.maximum(reach, variant.stops_within(limit_s), out=reach)
+    at = count = 0
+    while at < problem.num_pieces:
+        if reach[at] <= at:
+            return None
+        at, count = int(reach[at]), count + 1
+    return count
+
+
+def fastest_links_s(problem: ChainProblem) -> Floats:
+    """For each inner boundary the seconds on the fastest link there is, shape (n - 1,)."""
+    best = np.full(problem.num_pieces + 1, math.inf)
+    for a in range(problem.num_classes):
+        for b in range(problem.num_classes):
+            if a != b or problem.counts[a] > 1:
+                np.minimum(best, problem.link_row_s(a, b), out=best)
+    return best[1:-1]
+
+
+def cover_bound(problem: ChainProblem, known_s: float) -> float:
+    """The least limit with which the cover relaxation needs few enough stages."""
+
+    def enough(limit_s: float) -> bool:
+        needed = least_stages(problem, limit_s)
+        return needed is not None and needed <= problem.max_stages
+
+    return _last_failure(enough, volume_bound(problem), known_s)
+
+
+def cut_count_bound(problem: ChainProblem, known_s: float) -> float:
+    """The least limit with which enough cuts can be carried for the stages that it forces."""
+    links = np.sort(fastest_links_s(problem))
+
+    def enough(limit_s: float) -> bool:
+        needed = problem.num_stages or least_stages(problem, limit_s)
+        cuts = int(np.searchsorted(links, limit_s * (1 + ROUNDING), side="right"))
+        return needed is not None and cuts >= needed - 1
+
+    return _last_failure(enough, 0.0, known_s)
+
+
+def _last_failure(enough: Callable[[float], bool], low_s: float, high_s: float) -> float:
+    """A limit below which `enough` (which only ever turns true) fails; at most `high_s`."""
+    low_s = min(low_s, high_s)
+    if not enough(high_s * (1 - 1e-10)):
+        return high_s
+    if enough(low_s):
+        return low_s
+    for _ in range(60):
+        middle = (low_s + high_s) / 2
+        if high_s - low_s <= high_s * 1e-9:
+            break
+        if enough(middle):
+            high_s = middle
+        else:
+            low_s = middle
+    return low_s
+
+
+def quick_bound(problem: ChainProblem) -> float:
+    """The better of the two bounds that cost next to nothing, in seconds."""
+    return max(volume_bound(problem), largest_node_bound(problem))
+
+
+def period_certificates(
+    problem: ChainProblem, period_s: float, proven_s: float, proven_by: str
+) -> tuple[Certificate, ...]:
+    """Every certificate for a period, the tightest first.
+
+    Args:
+        problem: what was solved.
+        period_s: the period of the plan found.
+        proven_s: the bound that the search itself proved.
+        proven_by: how: ``"exhaustion"`` or ``"relaxation"``.
+    """
+    volume_s, largest_s = volume_bound(problem), largest_node_bound(problem)
+    found = [
+        Certificate(
+            name="volume",
+            bound_s=min(volume_s, period_s),
+            detail=f"all work spread evenly over {problem.max_stages} devices at most",
+        ),
+        Certificate(
+            name="largest node",
+            bound_s=min(largest_s, period_s),
+            detail="the largest piece on the device that is fastest for it",
+        ),
+    ]
+    if problem.num_pieces * len(problem.variants) <= MAX_COVER_SIZE:
+        found.append(
+            Certificate(
+                name="cover",
+                bound_s=cover_bound(problem, period_s),
+                detail=f"less time than this needs more than {problem.max_stages} stages",
+            )
+        )
+        found.append(
+            Certificate(
+                name="cut count",
+                bound_s=cut_count_bound(problem, period_s),
+                detail="less time than this needs more cuts than the links can carry",
+            )
+        )
+    detail = {
+        "exhaustion": "the search ruled out every smaller period",
+        "relaxation": "the best that groups of devices as good as their best members could do",
+    }[proven_by]
+    found.append(Certificate(name=proven_by, bound_s=proven_s, detail=detail))
+    return _by_tightness(found, period_s)
+
+
+def latency_certificates(
+    problem: ChainProblem, latency_s: float, proven_s: float, proven_by: str
+) -> tuple[Certificate, ...]:
+    """Every certificate for a latency, the tightest first; arguments as above."""
+    work, _ = problem.volume()
+    forced = (problem.num_stages or least_stages(problem, math.inf) or 1) - 1
+    links = float(np.sort(fastest_links_s(problem))[:forced].sum()) if forced else 0.0
+    least = float(work.sum()) + float(problem.source_s.min()) + float(problem.sink_s.min()) + links
+    found = [
+        Certificate(
+            name="volume",
+            bound_s=min(least, latency_s),
+            detail=f"every piece where it is fastest, and {forced} cuts on the fastest link",
+        ),
+        Certificate(
+            name=proven_by,
+            bound_s=proven_s,
+            detail="the search ruled out every smaller latency"
+            if proven_by == "exhaustion"
+            else "every piece where it is fastest",
+        ),
+    ]
+    return _by_tightness(found, latency_s)
+
+
+def _by_tightness(found: list[Certificate], value_s: float) -> tuple[Certificate, ...]:
+    """Tightest first; among those that meet the value the plainest argument first."""
+    order = {certificate.name: k for k, certificate in enumerate(found)}
+
+    def key(certificate: Certificate) -> tuple[float, int]:
+        meets = certificate.bound_s >= value_s * (1 - 1e-9)
+        return (-math.inf if meets else -certificate.bound_s, order[certificate.name])
+
+    return tuple(sorted(found, key=key))

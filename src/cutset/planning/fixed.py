@@ -1,0 +1,241 @@
+"""Exact plans where the order of devices is fixed, or where all devices are equal.
+
+A *node* is "the last stage so far runs on device e" (and "it is stage k", where the number of
+stages is prescribed); nodes are visited in the devices' order. For each node we keep, for every
+boundary j, whether (or how cheaply) pieces 0 .. j-1 can be covered with the last stage ending at
+j. A stage's possible starts for an end j are a window [first(j), j - 1], because neither time nor
+memory of a stage shrinks when it grows; so each node costs O(n) with running maxima, or
+O(n log n) with window minima from a sparse table (Bender and Farach-Colton, LATIN 2000).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from cutset.planning.problem import ChainProblem, Floats, Ints, Placed, Variant, with_slack
+
+
+@dataclasses.dataclass(frozen=True)
+class _Node:
+    """Where a plan can stand: its last stage is on `device_class`; predecessors by index."""
+
+    device_class: int
+    predecessors: tuple[int, ...]
+    may_start: bool
+    may_end: bool
+
+
+def _nodes(problem: ChainProblem) -> list[_Node]:
+    wanted = problem.num_stages
+    if problem.num_classes == 1:
+        last = problem.max_stages
+        return [
+            _Node(0, (k - 1,) if k else (), k == 0, wanted in (None, k + 1)) for k in range(last)
+        ]
+    order = [c for c, count in enumerate(problem.counts) for _ in range(count)]
+    if wanted is None:
+        return [_Node(c, tuple(range(e)), True, True) for e, c in enumerate(order)]
+    nodes: list[_Node] = []
+    level: dict[int, int] = {}  # device -> index of its node one stage earlier
+    for k in range(wanted):
+        here: dict[int, int] = {}
+        for e in range(k, len(order) - (wanted - 1 - k)):
+            before = tuple(index for d, index in level.items() if d < e)
+            here[e] = len(nodes)
+            nodes.append(_Node(order[e], before, k == 0, k == wanted - 1))
+        level = here
+    return nodes
+
+
+def feasible_fixed(problem: ChainProblem, limit_s: float) -> tuple[Placed, ...] | None:
+    """Some plan with a period of at most `limit_s`, or None where there is none.
+
+    Stages and links overlap (`ChainProblem.serial` is not looked at).
+    """
+    limit_s = with_slack(limit_s)
+    num = problem.num_pieces
+    nodes = _nodes(problem)
+    stops = [v.stops_within(limit_s) for v in problem.variants]
+    ends = np.arange(1, num + 1)
+    reached: list[np.ndarray] = []
+    for node in nodes:
+        starts = _open_starts(problem, nodes, reached, node, limit_s)
+        row = np.zeros(num + 1, dtype=bool)
+        for variant, reach in zip(problem.variants, stops, strict=True):
+            if variant.device_class == node.device_class:
+                row[1:] |= np.maximum.accumulate(np.where(starts[:-1], reach, -1)) >= ends
+        reached.append(row)
+    finals = [
+        k
+        for k, node in enumerate(nodes)
+        if node.may_end and reached[k][num] and problem.sink_s[node.device_class] <= limit_s
+    ]
+    if not finals:
+        return None
+    stages: list[Placed] = []
+    index, stop = finals[0], num
+    while True:
+        node = nodes[index]
+        starts = _open_starts(problem, nodes, reached, node, limit_s)
+        possible = np.zeros(stop, dtype=bool)
+        for variant, reach in zip(problem.variants, stops, strict=True):
+            if variant.device_class == node.device_class:
+                possible |= starts[:stop] & (reach[:stop] >= stop)
+        start = int(np.flatnonzero(possible)[0])
+        stages.append(Placed(start, stop, node.device_class))
+        if start == 0:
+            return tuple(reversed(stages))
+        index = next(
+            p
+            for p in node.predecessors
+            if reached[p][start]
+            and problem.link_row_s(nodes[p].device_class, node.device_class)[start] <= limit_s
+        )
+        stop = start
+
+
+def _open_starts(
+    problem: ChainProblem,
+    nodes: list[_Node],
+    reached: list[np.ndarray],
+    node: _Node,
+    limit_s: float,
+) -> np.ndarray:
+    """Boundaries from which a stage of this node can start: reached, over a fast enough link."""
+    starts = np.zeros(problem.num_pieces + 1, dtype=bool)
+    groups: dict[tuple[float, float], np.ndarray] = {}
+    for p in node.predecessors:
+        pair = nodes[p].device_class, node.device_class
+        key = float(problem.link_latency_s[pair]), float(problem.link_s_per_byte[pair])
+        groups[key] = groups[key] | reached[p] if key in groups else reached[p]
+    for (latency_s, per_byte), rows in groups.items():
+        if latency_s <= limit_s:
+            starts |= rows & (latency_s + problem.cut_bytes * per_byte <= limit_s)
+    starts[0] = node.may_start and problem.source_s[node.device_class] <= limit_s
+    return starts
+
+
+def cheapest_fixed(
+    problem: ChainProblem, limit_s: float, *, cost: str
+) -> tuple[Placed, ...] | None:
+    """The plan of least cost among those with a period of at most `limit_s`, or None.
+
+    Args:
+        problem: devices in order, or all equal.
+        limit_s: seconds; infinity for no limit.
+        cost: ``"latency"``; ``"ties"``; or ``"load"``: any plan that keeps a *serial* period (the
+            value of a node is then the least load so far of its unfinished last stage).
+    """
+    limit_s = with_slack(limit_s)
+    nodes = _nodes(problem)
+    windows = [_first_starts(v, limit_s) for v in problem.variants]
+    values: list[Floats] = []
+    for node in nodes:
+        entry = _entry_values(problem, nodes, values, node, limit_s, cost)
+        row = np.full(problem.num_pieces + 1, math.inf)
+        for variant, first in zip(problem.variants, windows, strict=True):
+            if variant.device_class == node.device_class:
+                row[1:] = np.minimum(row[1:], _best_ends(entry, variant, first, cost))
+        if cost == "load":
+            row[row > limit_s] = math.inf
+        values.append(row)
+    best, index = math.inf, -1
+    for k, node in enumerate(nodes):
+        value, sink_s = float(values[k][-1]), float(problem.sink_s[node.device_class])
+        if cost == "load":
+            value = 0.0 if value + sink_s <= limit_s else math.inf
+        elif not problem.serial and sink_s > limit_s:
+            value = math.inf
+        elif cost == "latency":
+            value += sink_s
+        if node.may_end and value < best:
+            best, index = value, k
+    return None if index < 0 else _trace(problem, nodes, values, index, limit_s, cost)
+
+
+def _first_starts(variant: Variant, limit_s: float) -> Ints:
+    """For each end 1 .. n the first start of a possible stage, shape (n,); the end where none."""
+    ends = np.arange(1, len(variant.furthest) + 1)
+    first = np.searchsorted(variant.stops_within(limit_s), ends, side="left")
+    return np.minimum(first, ends)
+
+
+def _entry_values(
+    problem: ChainProblem,
+    nodes: list[_Node],
+    values: list[Floats],
+    node: _Node,
+    limit_s: float,
+    cost: str,
+) -> Floats:
+    """Least cost to stand at each boundary with the data arrived on the node's device."""
+    entry = np.full(problem.num_pieces + 1, math.inf)
+    here = node.device_class
+    for p in node.predecessors:
+        link = problem.link_row_s(nodes[p].device_class, here)
+        if cost == "load":
+            arrived = np.where(values[p] + link <= limit_s, link, math.inf)
+        else:
+            arrived = values[p] + (link if cost == "latency" else problem.tie_cost)
+            if not problem.serial:
+                arrived[link > limit_s] = math.inf
+        np.minimum(entry, arrived, out=entry)
+    entry[0] = math.inf
+    source_s = float(problem.source_s[here])
+    if node.may_start and (problem.serial or source_s <= limit_s):
+        entry[0] = 0.0 if cost == "ties" else source_s
+    return entry
+
+
+def _best_ends(entry: Floats, variant: Variant, first: Ints, cost: str) -> Floats:
+    """Least cost of a stage that ends at 1 .. n, over the window of its starts."""
+    prefix = np.zeros_like(variant.prefix_s) if cost == "ties" else variant.prefix_s
+    num = len(first)
+    table = [entry[:-1] - prefix[:-1]]
+    ends = np.arange(1, num + 1)
+    width = ends - first
+    longest = int(width.max(initial=0))
+    while 2 ** len(table) <= longest:
+        half = 2 ** (len(table) - 1)
+        row = table[-1].copy()
+        np.minimum(row[:-half], row[half:], out=row[:-half])
+        table.append(row)
+    stacked = np.stack(table)
+    level = np.frexp(np.maximum(width, 1))[1].astype(np.int64) - 1
+    left = stacked[level, np.minimum(first, num - 1)]
+    right = stacked[level, np.maximum(ends - 2**level, 0)]
+    best = np.minimum(left, right) + prefix[1:]
+    return np.where(width > 0, best, math.inf)
+
+
+def _trace(
+    problem: ChainProblem,
+    nodes: list[_Node],
+    values: list[Floats],
+    index: int,
+    limit_s: float,
+    cost: str,
+) -> tuple[Placed, ...]:
+    """Walks back along the choices that gave the least cost."""
+    stages: list[Placed] = []
+    stop = problem.num_pieces
+    while True:
+        node = nodes[index]
+        entry = _entry_values(problem, nodes, values, node, limit_s, cost)
+        candidates = np.full(stop, math.inf)
+        for variant in problem.of_class(node.device_class):
+            first = int(_first_starts(variant, limit_s)[stop - 1])
+            spent = 0.0 if cost == "ties" else variant.prefix_s[stop] - variant.prefix_s[first:stop]
+            candidates[first:] = np.minimum(candidates[first:], entry[first:stop] + spent)
+        start = int(np.argmin(candidates))
+        stages.append(Placed(start, stop, node.device_class))
+        if start == 0:
+            return tuple(reversed(stages))
+        arrivals = []
+        for p in node.predecessors:
+            only = dataclasses.replace(node, predecessors=(p,), may_start=False)
+            arrivals.append(_entry_values(problem, nodes, values, only, limit_s, cost)[start])
+        index, stop = node.predecessors[int(np.argmin(arrivals))], start

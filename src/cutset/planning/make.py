@@ -1,0 +1,400 @@
+"""Makes plans: the rules about cuts, devices and limits around the solver."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import NoReturn, TypeAlias
+
+import msgspec
+
+from cutset.costs.model import CostModel
+from cutset.devices import Cluster
+from cutset.errors import PlanError
+from cutset.graph.cuts import CutPoints
+from cutset.graph.ir import Graph
+from cutset.planning.assemble import assemble_plan
+from cutset.planning.build import BuiltProblem, build_problem
+from cutset.planning.lattice import OverBudget
+from cutset.planning.memory import explain_infeasible
+from cutset.planning.plan import Alternative, Plan
+from cutset.planning.problem import Placed
+from cutset.planning.solve import (
+    Infeasible,
+    Solution,
+    is_exact,
+    solve_front,
+    solve_latency,
+    solve_period,
+)
+
+logger = logging.getLogger(__name__)
+
+HEAD_GAIN = 1.05
+"""A cut inside the classifier is used where the plan without it is worse by more than this."""
+
+Solver: TypeAlias = Callable[[BuiltProblem], Solution]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Request:
+    """What was asked for, checked."""
+
+    graph: Graph
+    cuts: CutPoints
+    costs: CostModel
+    cluster: Cluster
+    objective: str
+    num_stages: int | None
+    serial: bool
+    fixed_order: bool
+    max_latency_s: float | None
+    min_rows_per_s: float | None
+    boundaries: tuple[int, ...]
+    are_given: bool
+
+    @property
+    def max_period_s(self) -> float | None:
+        if self.min_rows_per_s is None:
+            return None
+        return self.costs.micro_batch / self.min_rows_per_s
+
+    def build(self, boundaries: Sequence[int]) -> BuiltProblem:
+        return build_problem(
+            self.costs,
+            self.cluster,
+            boundaries,
+            serial=self.serial,
+            fixed_order=self.fixed_order,
+            num_stages=self.num_stages,
+        )
+
+    def without_heads(self) -> tuple[int, ...]:
+        return tuple(b for b in self.boundaries if self.costs.kinds[b] != "head")
+
+
+def make_plan(
+    graph: Graph,
+    cuts: CutPoints,
+    costs: CostModel,
+    cluster: Cluster,
+    *,
+    objective: str = "throughput",
+    num_stages: int | None = None,
+    serial: bool = False,
+    max_latency_s: float | None = None,
+    min_rows_per_s: float | None = None,
+    fixed_order: bool = False,
+    cut_names: Sequence[str] | None = None,
+    with_alternatives: bool = True,
+) -> Plan:
+    """The best plan for a model on a cluster, with its proof.
+
+    Args:
+        graph: the captured model.
+        cuts: its positions, judged.
+        costs: what its pieces cost, from the same graph and cuts.
+        cluster: the devices and links; `cutset.devices.equal_cluster` for N equal ones.
+        objective: ``"throughput"`` (least period) or ``"latency"``.
+        num_stages: exactly this many, or None for as many as are best; not every device need
+            be used.
+        serial: whether a stage receives, computes and sends one after the other, instead of at
+            the same time.
+        max_latency_s: the most that one micro-batch may take alone.
+        min_rows_per_s: the least rows per second in steady state.
+        fixed_order: whether stages must keep the cluster's order of devices.
+        cut_names: cut exactly after these (`CutPoint.after`) and nowhere else.
+        with_alternatives: also plan for one stage ("do not split") and for one stage more and
+            fewer.
+
+    Raises:
+        PlanError: a cut that is refused or unknown, more stages than pieces or devices, or a limit
+            that no plan keeps.
+        InfeasiblePlan: no placement fits the devices' memory.
+        ValueError: an unknown objective, or a limit out of its range.
+    """
+    request = _check(
+        graph, cuts, costs, cluster, objective, num_stages, serial, max_latency_s, min_rows_per_s,
+        fixed_order, cut_names,
+    )  # fmt: skip
+    built, solution, notes = _solve_by_rules(request)
+    alternatives = _alternatives(request, solution, built) if with_alternatives else ()
+    return _assemble(request, built, solution, notes, alternatives)
+
+
+def pareto_plans(
+    graph: Graph,
+    cuts: CutPoints,
+    costs: CostModel,
+    cluster: Cluster,
+    *,
+    num_stages: int | None = None,
+    serial: bool = False,
+    max_latency_s: float | None = None,
+    min_rows_per_s: float | None = None,
+    fixed_order: bool = False,
+    cut_names: Sequence[str] | None = None,
+) -> tuple[Plan, ...]:
+    """Every plan that no other beats in both period and latency, of rising period.
+
+    The front is exact, and each point a full plan. Arguments and errors are `make_plan`'s;
+    cuts inside the classifier are allowed where they would be for the least period.
+
+    Raises:
+        PlanError: also where there are too many devices to search exhaustively.
+    """
+    request = _check(
+        graph, cuts, costs, cluster, "throughput", num_stages, serial, max_latency_s,
+        min_rows_per_s, fixed_order, cut_names,
+    )  # fmt: skip
+    built, _, notes = _solve_by_rules(request)
+    try:
+        if not is_exact(built.problem):
+            raise OverBudget("more states than are searched")  # noqa: TRY301
+        front = solve_front(built.problem)
+    except OverBudget as reason:
+        raise PlanError(
+            f"the front over {len(cluster.devices)} unequal devices is out of reach ({reason}); "
+            "fix the order of devices, or plan for one objective"
+        ) from reason
+    plans = []
+    for stages in front:
+        solution = Solution(
+            stages=stages, bound_s=built.problem.period_s(stages), proven_by="exhaustion"
+        )
+        plan = _assemble(request, built, solution, notes, ())
+        late = max_latency_s is not None and plan.latency_s > max_latency_s * (1 + 1e-9)
+        slow = min_rows_per_s is not None and plan.rows_per_s < min_rows_per_s * (1 - 1e-9)
+        if not late and not slow:
+            plans.append(plan)
+    return tuple(plans)
+
+
+def _check(
+    graph: Graph,
+    cuts: CutPoints,
+    costs: CostModel,
+    cluster: Cluster,
+    objective: str,
+    num_stages: int | None,
+    serial: bool,
+    max_latency_s: float | None,
+    min_rows_per_s: float | None,
+    fixed_order: bool,
+    cut_names: Sequence[str] | None,
+) -> _Request:
+    if objective not in ("throughput", "latency"):
+        raise ValueError(f"objective is 'throughput' or 'latency', got {objective!r}")
+    for name, limit in (("max_latency_s", max_latency_s), ("min_rows_per_s", min_rows_per_s)):
+        if limit is not None and not limit > 0:
+            raise ValueError(f"{name} must be above 0, got {limit}")
+    boundaries: tuple[int, ...] = tuple(range(costs.num_pieces + 1))
+    if cut_names is not None:
+        boundaries = _boundaries_of(cuts, costs, cut_names)
+        if num_stages not in (None, len(boundaries) - 1):
+            raise PlanError(
+                f"{len(boundaries) - 2} cuts make {len(boundaries) - 1} stages, not {num_stages}; "
+                "give the cuts or the number of stages"
+            )
+        num_stages = len(boundaries) - 1
+    if num_stages is not None:
+        if num_stages < 1:
+            raise PlanError(f"a plan needs at least 1 stage, got {num_stages}")
+        if num_stages > costs.num_pieces:
+            raise PlanError(
+                f"{num_stages} stages are more than this model can be cut into: it has "
+                f"{costs.num_pieces - 1} cut points, so at most {costs.num_pieces} stages"
+            )
+        if num_stages > len(cluster.devices):
+            raise PlanError(
+                f"{num_stages} stages need {num_stages} devices, the cluster has "
+                f"{len(cluster.devices)}; ask for at most {len(cluster.devices)} stages"
+            )
+    return _Request(
+        graph=graph,
+        cuts=cuts,
+        costs=costs,
+        cluster=cluster,
+        objective=objective,
+        num_stages=num_stages,
+        serial=serial,
+        fixed_order=fixed_order,
+        max_latency_s=max_latency_s,
+        min_rows_per_s=min_rows_per_s,
+        boundaries=boundaries,
+        are_given=cut_names is not None,
+    )
+
+
+def _boundaries_of(cuts: CutPoints, costs: CostModel, names: Sequence[str]) -> tuple[int, ...]:
+    """The boundaries after which the caller wants to cut."""
+    known = {name: k for k, name in enumerate(costs.names) if 0 < k < costs.num_pieces}
+    wanted = set()
+    for name in names:
+        if name not in known:
+            _refuse(cuts, known, name)
+        wanted.add(known[name])
+    return (0, *sorted(wanted), costs.num_pieces)
+
+
+def _refuse(cuts: CutPoints, known: dict[str, int], name: str) -> NoReturn:
+    for point in cuts.refused:
+        if point.after == name:
+            raise PlanError(f"the model may not be cut after {name!r}: {point.reason}")
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(map(repr, near))}?" if near else "inspect lists all of them"
+    raise PlanError(f"there is no cut point after {name!r}; {hint}")
+
+
+def _solve_by_rules(request: _Request) -> tuple[BuiltProblem, Solution, tuple[str, ...]]:
+    """Solves without cuts inside the classifier first, with them only where that pays."""
+    everywhere = request.build(request.boundaries)
+    plain = request.boundaries if request.are_given else request.without_heads()
+    if plain == request.boundaries:
+        return everywhere, _solve(request, everywhere), ()
+    built = request.build(plain)
+    try:
+        solution = _solve_or_raise(request, built)
+    except Infeasible:
+        note = "a cut inside the classifier is used, because without one nothing keeps the limits"
+        return everywhere, _solve(request, everywhere), (note,)
+    other = _solve_or_raise(request, everywhere)
+    value_s = _value(request, built, solution.stages)
+    other_s = _value(request, everywhere, other.stages)
+    if value_s > other_s * HEAD_GAIN:
+        note = (
+            "a cut inside the classifier is used, because without one the plan is "
+            f"{value_s / other_s - 1:.1%} worse"
+        )
+        return everywhere, other, (note,)
+    if value_s > other_s * (1 + 1e-9):
+        note = (
+            f"cuts inside the classifier would gain {1 - other_s / value_s:.1%}, too little to "
+            "divide it"
+        )
+        return built, solution, (note,)
+    return built, solution, ()
+
+
+def _value(request: _Request, built: BuiltProblem, stages: tuple[Placed, ...]) -> float:
+    problem = built.problem
+    by_latency = request.objective == "latency"
+    return problem.latency_s(stages) if by_latency else problem.period_s(stages)
+
+
+def _solve_or_raise(request: _Request, built: BuiltProblem) -> Solution:
+    """Solves for the objective under the limits; raises the solver's own `Infeasible`."""
+    problem = built.problem
+    if request.objective == "latency":
+        solution = solve_latency(problem, max_period_s=request.max_period_s)
+        value_s, limit_s = problem.latency_s(solution.stages), request.max_latency_s
+        if limit_s is not None and value_s > limit_s * (1 + 1e-9):
+            raise Infeasible("latency", best_s=value_s)
+        return solution
+    solution = solve_period(problem, max_latency_s=request.max_latency_s)
+    value_s, limit_s = problem.period_s(solution.stages), request.max_period_s
+    if limit_s is not None and value_s > limit_s * (1 + 1e-9):
+        raise Infeasible("period", best_s=value_s)
+    return solution
+
+
+def _solve(request: _Request, built: BuiltProblem) -> Solution:
+    """Solves, and tells the user what stands in the way where there is no plan."""
+    try:
+        return _solve_or_raise(request, built)
+    except Infeasible as reason:
+        kind, best_s = str(reason), reason.best_s
+    if kind == "latency" and best_s is not None:
+        raise PlanError(
+            f"no plan takes at most {request.max_latency_s:g} s for one micro-batch: the least is "
+            f"{best_s:g} s{_and_limit(request.min_rows_per_s, 'rows/s')}"
+        )
+    if kind == "period" and best_s is not None:
+        rows_per_s = request.costs.micro_batch / best_s
+        raise PlanError(
+            f"no plan gives {request.min_rows_per_s:g} rows/s: the most is {rows_per_s:g} rows/s"
+            f"{_and_limit(request.max_latency_s, 's latency')}"
+        )
+    raise explain_infeasible(request.cluster, built)
+
+
+def _and_limit(limit: float | None, unit: str) -> str:
+    return "" if limit is None else f" together with the limit of {limit:g} {unit}"
+
+
+def _alternatives(
+    request: _Request, solution: Solution, chosen: BuiltProblem
+) -> tuple[Alternative, ...]:
+    """The best plans with one stage, with one fewer and with one more than the plan has."""
+    used = len(solution.stages)
+    free = request if not request.are_given else dataclasses.replace(
+        request, boundaries=tuple(range(request.costs.num_pieces + 1)), are_given=False
+    )  # fmt: skip
+    found = []
+    for count in sorted({1, used - 1, used + 1} - {0, used}):
+        if count > request.costs.num_pieces:
+            found.append(Alternative(num_stages=count, reason="there are not enough cut points"))
+            continue
+        cluster = _with_devices(request.cluster, count, chosen)
+        if cluster is None:
+            found.append(Alternative(num_stages=count, reason="there are not enough devices"))
+            continue
+        asked = dataclasses.replace(
+            free, num_stages=count, cluster=cluster, max_latency_s=None, min_rows_per_s=None
+        )
+        found.append(_alternative(asked, count))
+    return tuple(found)
+
+
+def _with_devices(cluster: Cluster, count: int, chosen: BuiltProblem) -> Cluster | None:
+    """The cluster; of equal devices one as large as needed, since one more would be the same."""
+    missing = count - len(cluster.devices)
+    if missing <= 0:
+        return cluster
+    if chosen.problem.num_classes > 1 or cluster.overrides or cluster.caller is not None:
+        return None
+    names = {device.name for device in cluster.devices}
+    fresh = (name for k in range(len(names) * 2 + missing) if (name := f"device-{k}") not in names)
+    extra = tuple(
+        msgspec.structs.replace(cluster.devices[0], name=next(fresh)) for _ in range(missing)
+    )
+    return msgspec.structs.replace(cluster, devices=cluster.devices + extra)
+
+
+def _alternative(request: _Request, count: int) -> Alternative:
+    try:
+        built, solution, _ = _solve_by_rules(request)
+    except (PlanError, Infeasible) as reason:
+        return Alternative(num_stages=count, reason=str(reason))
+    plan = _assemble(request, built, solution, (), ())
+    return Alternative(
+        num_stages=count,
+        devices=tuple(stage.device for stage in plan.stages),
+        last=tuple(stage.last for stage in plan.stages),
+        period_s=plan.period_s,
+        latency_s=plan.latency_s,
+    )
+
+
+def _assemble(
+    request: _Request,
+    built: BuiltProblem,
+    solution: Solution,
+    notes: tuple[str, ...],
+    alternatives: tuple[Alternative, ...],
+) -> Plan:
+    return assemble_plan(
+        request.graph,
+        request.cuts,
+        request.costs,
+        built,
+        solution,
+        objective=request.objective,
+        family="given" if request.are_given else "prefix",
+        max_latency_s=request.max_latency_s,
+        min_rows_per_s=request.min_rows_per_s,
+        notes=notes,
+        alternatives=alternatives,
+    )

@@ -1,0 +1,128 @@
+"""Why nothing fits: which device lacks how much, and the least that would do."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from cutset.devices import Cluster
+from cutset.errors import InfeasiblePlan, PlanError
+from cutset.planning.build import BuiltProblem
+from cutset.planning.problem import ChainProblem, Ints, Variant
+from cutset.planning.solve import is_exact, period_oracle
+
+MAX_LISTED_PIECES = 600
+
+
+def explain_infeasible(cluster: Cluster, built: BuiltProblem) -> PlanError:
+    """The error for a problem that has no plan at all.
+
+    Looks for the device whose memory has to grow least for some plan to fit; where growing one
+    is not enough, for the least memory that all of them would need.
+
+    Returns:
+        An `InfeasiblePlan` where memory is the reason; a plain `PlanError` where more memory would
+        not help, or the search cannot tell.
+    """
+    problem = built.problem
+    limits = [group[0].memory_bytes for group in built.classes]
+    if all(limit is None for limit in limits) or not is_exact(problem):
+        return PlanError(
+            f"no plan was found for {problem.num_pieces} pieces on {len(cluster.devices)} devices"
+            + ("" if is_exact(problem) else "; with so many unequal devices none may exist or the "
+               "search may have missed it: group devices or fix their order")
+        )  # fmt: skip
+    sizes = _stage_sizes(built)
+    best: tuple[int, int, int] | None = None  # missing, needed, class
+    for device_class, limit in enumerate(limits):
+        if limit is None:
+            continue
+        needed = _least(built, sizes[sizes > limit], (device_class,))
+        if needed is not None and (best is None or needed - limit < best[0]):
+            best = needed - limit, needed, device_class
+    if best is not None:
+        missing, needed, device_class = best
+        device = built.classes[device_class][0]
+        available = device.memory_bytes or 0
+        return InfeasiblePlan(
+            f"no placement fits the devices' memory: device {device.name!r} has {available:,} "
+            f"bytes and lacks {missing:,}; with {needed:,} bytes there a plan exists. Give it "
+            "more, add a device, or allow more cuts",
+            needed_bytes=needed,
+            available_bytes=available,
+            device=device.name,
+        )
+    every = tuple(c for c, limit in enumerate(limits) if limit is not None)
+    needed = _least(built, sizes, every)
+    if needed is None:
+        return PlanError(
+            f"no plan has exactly {problem.num_stages} stages here, whatever memory there is"
+        )
+    smallest = min((d for g in built.classes for d in g), key=lambda d: d.memory_bytes or 2**63)
+    return InfeasiblePlan(
+        f"no placement fits the devices' memory, and more on one device alone would not do: every "
+        f"device needs {needed:,} bytes; {smallest.name!r} has {smallest.memory_bytes:,}",
+        needed_bytes=needed,
+        available_bytes=smallest.memory_bytes or 0,
+        device=smallest.name,
+    )
+
+
+def _stage_sizes(built: BuiltProblem) -> Ints:
+    """Every amount of memory that some stage needs, rising."""
+    num = built.problem.num_pieces
+    if num > MAX_LISTED_PIECES:
+        whole = int(built.memory.needed(np.zeros(1, np.int64), np.full(1, num))[0])
+        return np.unique(np.geomspace(1, max(whole, 1), 4096).astype(np.int64))
+    starts, stops = np.triu_indices(num + 1, 1)
+    return np.unique(built.memory.needed(starts, stops))
+
+
+def _least(built: BuiltProblem, sizes: Ints, raised: tuple[int, ...]) -> int | None:
+    """The least size with which a plan exists if the classes `raised` had at least that much.
+
+    Of a single class one device is raised, of several all are.
+    """
+    low, high = 0, len(sizes)
+    while low < high:  # more memory never makes a plan impossible
+        middle = (low + high) // 2
+        if _fits(built, int(sizes[middle]), raised):
+            high = middle
+        else:
+            low = middle + 1
+    return int(sizes[low]) if low < len(sizes) else None
+
+
+def _fits(built: BuiltProblem, size: int, raised: tuple[int, ...]) -> bool:
+    problem = built.problem
+    reach = built.memory.furthest(size)
+    free = [
+        dataclasses.replace(v, furthest=np.maximum(v.furthest, reach))
+        for v in problem.variants
+        if v.device_class in raised
+    ]
+    if len(raised) > 1 or problem.counts[raised[0]] == 1:
+        kept = tuple(v for v in problem.variants if v.device_class not in raised)
+        changed = dataclasses.replace(problem, variants=(*kept, *free))
+    else:
+        changed = _split_off(problem, raised[0], free)
+    return period_oracle(changed)(float("inf")) is not None
+
+
+def _split_off(problem: ChainProblem, device_class: int, variants: list[Variant]) -> ChainProblem:
+    """The problem with one device of a class made a class of its own."""
+    num = problem.num_classes
+    index = np.asarray([*range(num), device_class])
+    counts = list(problem.counts)
+    counts[device_class] -= 1
+    own = tuple(dataclasses.replace(v, device_class=num) for v in variants)
+    return dataclasses.replace(
+        problem,
+        counts=(*counts, 1),
+        variants=(*problem.variants, *own),
+        link_latency_s=problem.link_latency_s[np.ix_(index, index)],
+        link_s_per_byte=problem.link_s_per_byte[np.ix_(index, index)],
+        source_s=problem.source_s[index],
+        sink_s=problem.sink_s[index],
+    )
