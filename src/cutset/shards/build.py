@@ -61,7 +61,7 @@ class _Builder:
         program = self._program
         calls = [call for call in program.calls if call.target not in ASSERTIONS]
         for name in program.inputs:
-            self._nodes[name] = self._graph.placeholder(name)
+            self._nodes[name] = self._graph.placeholder(_local(name))
         for name in self._written_inputs(calls):
             # The caller's tensor must not change under it.
             self._nodes[name] = self._graph.call_function(
@@ -140,11 +140,13 @@ class _Builder:
         else:
             args, kwargs = tuple(value for _, value in values), {}
         name = call.results[0] if call.results and not call.is_sequence else None
-        node = self._graph.create_node("call_function", function, args, kwargs, name=name)
+        node = self._graph.create_node(
+            "call_function", function, args, kwargs, name=_local(name) if name else None
+        )
         if call.is_sequence:
             for index, result in enumerate(call.results):
                 self._nodes[result] = self._graph.create_node(
-                    "call_function", operator.getitem, (node, index), name=result
+                    "call_function", operator.getitem, (node, index), name=_local(result)
                 )
         elif name is not None:
             self._nodes[name] = node
@@ -178,6 +180,11 @@ class _Builder:
         if values:
             raise self._refusal(f"operation {target!r} has no argument {next(iter(values))!r}")
         return tuple(args), kwargs
+
+
+def _local(name: str) -> str:
+    """A variable's name in the generated code: it shadows nothing that the code refers to."""
+    return f"v_{name}"
 
 
 def _results_in(arguments: Any) -> list[str]:

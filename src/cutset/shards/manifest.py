@@ -56,7 +56,7 @@ operations [R]. ``model.onnx`` computes the same, restricted as `cutset.shards.o
 
 **Reference.** ``reference`` is a safetensors file whose keys are tensor names: the model's inputs,
 the tensors of every boundary, the model's outputs, computed by the whole model in torch with
-``num_threads`` threads. All are contiguous and have the same number of rows. Chained stages must
+``num_threads`` threads (1 to 1024 [M]). All are contiguous and have the same number of rows. Chained stages must
 reproduce them bit for bit with torch [R].
 
 **Words.** ``output_names`` has as many entries as ``outputs``; ``labels`` are in the order of the
@@ -82,6 +82,7 @@ from cutset.tensors import TensorSpec
 BUNDLE_FORMAT = "cutset-bundle/1"
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
+MAX_THREADS = 1024
 
 _FORMAT = re.compile(r"cutset-bundle/([1-9][0-9]{0,8})")
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,127}){0,7}")
@@ -276,8 +277,10 @@ def check_manifest(manifest: Manifest) -> None:
     _check_graph(manifest.graph)
     _check_stages(manifest)
     _check_chain(manifest)
-    if manifest.num_threads < 1:
-        raise contradiction("$.num_threads", f"is {manifest.num_threads}, expected 1 or more")
+    if not 1 <= manifest.num_threads <= MAX_THREADS:
+        raise contradiction(
+            "$.num_threads", f"is {manifest.num_threads}, expected 1 to {MAX_THREADS}"
+        )
     if manifest.max_tensors < 1:
         raise contradiction("$.max_tensors", f"is {manifest.max_tensors}, expected 1 or more")
     if len(manifest.output_names) != len(manifest.outputs):

@@ -226,13 +226,17 @@ def _differences(
             )
 
 
+def magnitude_of(tensor: torch.Tensor) -> float:
+    """The largest finite absolute value in a tensor, 0 if it is empty."""
+    if tensor.numel() == 0:
+        return 0.0
+    wide = torch.complex128 if tensor.is_complex() else torch.float64
+    return float(torch.nan_to_num(tensor.to(wide).abs(), nan=0.0, posinf=0.0).max())
+
+
 def tolerance_of(expected: torch.Tensor) -> float:
     """The absolute difference that another backend than torch may show for a tensor."""
-    relative = _TOLERANCES.get(expected.dtype)
-    if relative is None or expected.numel() == 0:
-        return 0.0
-    finite = torch.nan_to_num(expected.abs().to(torch.float64), posinf=0.0)
-    return relative * float(finite.max())
+    return _TOLERANCES.get(expected.dtype, 0.0) * magnitude_of(expected)
 
 
 def onnx_differences(
@@ -241,8 +245,8 @@ def onnx_differences(
     """Each stage's ONNX model on the reference's tensors, against the reference's.
 
     Returns:
-        The tensors beyond tolerance, the largest difference of all, and in words the stages that
-        could not be run.
+        The tensors beyond tolerance; the largest difference of all, relative to the largest
+        magnitude in its tensor; and in words the stages that could not be run.
 
     Raises:
         UnsafeBundle: a model could load code or files.
@@ -264,8 +268,9 @@ def onnx_differences(
             continue
         given = {s.name: t for s, t in zip(stage.outputs, outputs, strict=True)}
         found += _differences(stage, given, reference, exact=False)
-        errors = [max_abs_difference(tensor, reference[name]) for name, tensor in given.items()]
-        largest = max(largest, *errors)
+        for name, tensor in given.items():
+            error = max_abs_difference(tensor, reference[name])
+            largest = max(largest, error / (magnitude_of(reference[name]) or 1.0))
     return tuple(found), largest, tuple(failures)
 
 

@@ -300,7 +300,7 @@ class _Verification:
             return [f"not checked with onnxruntime: {error}"], ""
         faults = [self._sentence(d, "onnxruntime") for d in found[:1]]
         missing = sum(stage.model is None for stage in self._bundle.manifest.stages)
-        detail = f"onnxruntime within tolerance (largest difference {largest:.3g})"
+        detail = f"onnxruntime within tolerance ({largest:.1e} of a tensor's magnitude)"
         if missing:
             detail += f" but for {_count(missing, 'stage')} without an ONNX model"
         return [*faults, *failures], detail
