@@ -56,8 +56,8 @@ operations [R]. ``model.onnx`` computes the same, restricted as `cutset.shards.o
 
 **Reference.** ``reference`` is a safetensors file whose keys are tensor names: the model's inputs,
 the tensors of every boundary, the model's outputs, computed by the whole model in torch with
-``num_threads`` threads (1 to 1024 [M]). All are contiguous and have the same number of rows. Chained stages must
-reproduce them bit for bit with torch [R].
+``num_threads`` threads (1 to 1024 [M]). All are contiguous and have the same number of rows.
+Chained stages must reproduce them bit for bit with torch [R].
 
 **Words.** ``output_names`` has as many entries as ``outputs``; ``labels`` are in the order of the
 output's last dimension [M].

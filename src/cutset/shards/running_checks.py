@@ -269,8 +269,8 @@ def onnx_differences(
         given = {s.name: t for s, t in zip(stage.outputs, outputs, strict=True)}
         found += _differences(stage, given, reference, exact=False)
         for name, tensor in given.items():
-            error = max_abs_difference(tensor, reference[name])
-            largest = max(largest, error / (magnitude_of(reference[name]) or 1.0))
+            off_by = max_abs_difference(tensor, reference[name])
+            largest = max(largest, off_by / (magnitude_of(reference[name]) or 1.0))
     return tuple(found), largest, tuple(failures)
 
 
