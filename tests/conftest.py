@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,9 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_seed() -> Iterator[None]:
+def _one_thread_and_seed() -> None:
     import torch
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    yield
