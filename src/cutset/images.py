@@ -1,8 +1,32 @@
-"""Images in: how a picture becomes a row of a model's input."""
+"""Images in: how a picture becomes a row of a model's input.
+
+Importing this module imports neither torch nor Pillow; reading an image does.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
 import msgspec
+
+from cutset.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Suffixes, in lower case, of the files that are taken from a folder."""
+
+MAX_PIXELS = 1 << 26
+"""Most pixels (64 Mi) that an image may have, before and after it is resized."""
+
+# The formats behind the suffixes, and no others: Pillow would run Ghostscript for some.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_DEEP_GREY_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+_UNKNOWN_RANGE_MODES = ("I", "F")
 
 
 class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,3 +46,142 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+
+def find_images(paths: Iterable[Path]) -> list[Path]:
+    """Lists images in files and folders.
+
+    Args:
+        paths: a file is taken whatever its name; of a folder, the files at any depth whose
+            suffix is one of `IMAGE_SUFFIXES` (in either case), sorted by path.
+
+    Returns:
+        the files, in the order of `paths`.
+
+    Raises:
+        ModelError: a path does not exist, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(
+                file
+                for file in path.rglob("*")
+                if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+            )
+            if not inside:
+                raise ModelError(
+                    f"folder {path} holds no image; looked for {', '.join(IMAGE_SUFFIXES)}"
+                )
+            found.extend(inside)
+        elif path.exists():
+            found.append(path)
+        else:
+            raise ModelError(f"input {path} does not exist")
+    return found
+
+
+def read_image(
+    source: Path | BinaryIO, preprocessing: Preprocessing, *, max_pixels: int = MAX_PIXELS
+) -> torch.Tensor:
+    """Reads an image as one row of a model's input.
+
+    The numbers are those of torchvision's own preset for classification, bit for bit. A photo
+    is first turned upright as its EXIF orientation says. Greyscale becomes three equal channels,
+    16-bit greyscale keeps its upper 8 bits, a palette is looked up, transparency is dropped (the
+    colour under it stays), and of an animation the first frame is taken.
+
+    Args:
+        source: a file's path, or an open binary file.
+        preprocessing: what the model expects.
+        max_pixels: most pixels that the image may have, before and after it is resized.
+
+    Returns:
+        float32 [3, height, width] of the crop.
+
+    Raises:
+        ModelError: the file is missing, is no image of a known format, is damaged, has more
+            pixels than allowed, or numbers of an unknown range; it names the file and why.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    name = str(source) if isinstance(source, Path) else getattr(source, "name", "image")
+    try:
+        with Image.open(source, formats=_FORMATS) as image:
+            _check_pixels(name, image.size, max_pixels, "")
+            upright = _as_rgb(image, name)
+    except ModelError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ModelError(
+            f"{name} is no image; readable formats are {', '.join(_FORMATS)}"
+        ) from error
+    except Exception as error:  # damaged files make Pillow's readers raise nearly anything
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ModelError(f"image {name} cannot be read: {reason}") from error
+    return _to_row(upright, name, preprocessing, max_pixels)
+
+
+def _as_rgb(image: Image, name: str) -> Image:
+    import numpy as np
+    from PIL import Image as Pillow
+    from PIL import ImageOps
+
+    if image.mode in _UNKNOWN_RANGE_MODES:
+        raise ModelError(
+            f"image {name} has 32-bit pixels (mode {image.mode!r}) whose range is unknown; "
+            "convert it to 8 or 16 bits a channel"
+        )
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in _DEEP_GREY_MODES:
+        upper = np.asarray(upright).astype(np.uint16) >> 8
+        return Pillow.fromarray(upper.astype(np.uint8)).convert("RGB")
+    if "transparency" in upright.info:
+        upright = upright.convert("RGBA")
+    return upright.convert("RGB")
+
+
+def _to_row(image: Image, name: str, preprocessing: Preprocessing, max_pixels: int) -> torch.Tensor:
+    """Resizes, crops and normalises, in the steps and roundings of torchvision's functions."""
+    import numpy as np
+    import torch
+    from PIL.Image import Resampling
+
+    size = _resized(image.size, preprocessing.resize)
+    _check_pixels(name, size, max_pixels, " after resizing")
+    if size != image.size:
+        image = image.resize(size, Resampling[preprocessing.interpolation.upper()])
+    crop_height, crop_width = preprocessing.crop
+    width, height = image.size
+    # Where the image is smaller than the crop, `crop` fills with black on both sides.
+    left, right = _crop_edges(width, crop_width)
+    top, bottom = _crop_edges(height, crop_height)
+    pixels = torch.from_numpy(np.array(image.crop((left, top, right, bottom))))
+    row = pixels.permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
+    mean = torch.tensor(preprocessing.mean, dtype=torch.float32).view(3, 1, 1)
+    std = torch.tensor(preprocessing.std, dtype=torch.float32).view(3, 1, 1)
+    return row.sub_(mean).div_(std)
+
+
+def _resized(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, int]:
+    """Width and height after resizing; the longer side is rounded down."""
+    if not isinstance(resize, int):
+        return resize[1], resize[0]
+    width, height = size
+    if width <= height:
+        return resize, int(resize * height / width)
+    return int(resize * width / height), resize
+
+
+def _crop_edges(length: int, crop: int) -> tuple[int, int]:
+    """Where a centre crop begins and ends along one side; negative: so much is filled in."""
+    start = -((crop - length) // 2) if crop > length else round((length - crop) / 2.0)
+    return start, start + crop
+
+
+def _check_pixels(name: str, size: tuple[int, int], max_pixels: int, when: str) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise ModelError(
+            f"image {name} has {width} x {height} pixels{when}, more than the {max_pixels} allowed"
+        )

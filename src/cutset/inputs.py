@@ -1,0 +1,193 @@
+"""Arrays in and answers out: files of rows, files of raw outputs, and the best classes.
+
+Importing this module does not import torch; reading and writing does.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from cutset.errors import ModelError
+from cutset.tensors import TensorSpec, dim_factor
+
+if TYPE_CHECKING:
+    import torch
+
+ARRAY_SUFFIXES = (".npy", ".safetensors")
+"""Suffixes of the files that `read_arrays` reads."""
+
+RankedLabels: TypeAlias = tuple[tuple[str, float], ...]
+"""Pairs of a label and its probability, best first."""
+
+
+def read_arrays(path: Path, input_specs: Sequence[TensorSpec]) -> dict[str, torch.Tensor]:
+    """Reads a model's inputs from a file, without running any code that it may hold.
+
+    Args:
+        path: an ``.npy`` file where the model has one input; a ``.safetensors`` file with one
+            tensor per input, under the input's name (where the model has one input and the file
+            one tensor, any name will do).
+        input_specs: the model's inputs.
+
+    Returns:
+        a tensor per input, in the order of `input_specs`, all with the same number of rows.
+
+    Raises:
+        ModelError: the file is missing, damaged or of another kind, or a tensor is missing,
+            unexpected, or of another shape or dtype than its spec.
+    """
+    if not path.is_file():
+        raise ModelError(f"input {path} does not exist")
+    if path.suffix == ".npy":
+        found = {"": _read_npy(path)}
+    elif path.suffix == ".safetensors":
+        found = _read_safetensors(path)
+    else:
+        raise ModelError(
+            f"input {path}: expected a file that ends in {' or '.join(ARRAY_SUFFIXES)}, "
+            f"found {path.suffix or 'no suffix'!r}"
+        )
+    if len(input_specs) == 1 and len(found) == 1:
+        tensors = {input_specs[0].name: next(iter(found.values()))}
+    else:
+        _check_names(path, {spec.name for spec in input_specs}, set(found) - {""})
+        tensors = {spec.name: found[spec.name] for spec in input_specs}
+    num_rows: int | None = None
+    for spec in input_specs:
+        num_rows = _check_tensor(path, spec, tensors[spec.name], num_rows)
+    return tensors
+
+
+def _read_npy(path: Path) -> torch.Tensor:
+    import numpy as np
+    import torch
+
+    try:
+        array = np.load(path, allow_pickle=False)
+    except Exception as error:  # numpy's readers raise nearly anything on damaged files
+        raise ModelError(f"input {path} is no array that can be read: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise ModelError(f"input {path} holds several arrays; save one with numpy.save")
+    try:
+        # torch takes the machine's own byte order only.
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+    except TypeError as error:
+        raise ModelError(f"input {path} has a dtype that torch lacks: {error}") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"input {path} is no safetensors file: {error}") from error
+
+
+def _check_names(path: Path, expected: set[str], actual: set[str]) -> None:
+    if expected != actual:
+        raise ModelError(
+            f"input {path}: expected tensors {', '.join(sorted(expected))}; "
+            f"found {', '.join(sorted(actual)) or 'one without a name'}"
+        )
+
+
+def _check_tensor(path: Path, spec: TensorSpec, tensor: torch.Tensor, num_rows: int | None) -> int:
+    """Checks a tensor against its spec and gives its number of rows.
+
+    A spec in which nothing grows with the rows says nothing about their number; it is then
+    what the inputs before it had, or 1.
+    """
+    actual = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+    rows = _rows_of(spec, tuple(tensor.shape))
+    if rows is None or str(tensor.dtype) != f"torch.{spec.dtype}":
+        raise ModelError(f"input {path}: {spec.name} is expected to be {spec}, found {actual}")
+    if rows == 0:
+        raise ModelError(f"input {path}: {spec.name} has no rows, found {actual}")
+    if rows > 0 and num_rows is not None and rows != num_rows:
+        raise ModelError(
+            f"input {path}: {spec.name} has {rows} rows, the inputs before it have {num_rows}"
+        )
+    return rows if rows > 0 else num_rows or 1
+
+
+def _rows_of(spec: TensorSpec, shape: tuple[int, ...]) -> int | None:
+    """The number of rows that makes `shape` the spec's, -1 where any does, None where none."""
+    if len(shape) != len(spec.shape):
+        return None
+    rows = -1
+    for length, dim in zip(shape, spec.shape, strict=True):
+        factor = dim_factor(dim)
+        if factor is not None and rows < 0:
+            rows = length // factor
+    return rows if spec.concrete_shape(max(rows, 0)) == shape else None
+
+
+def write_outputs(path: Path, outputs: Mapping[str, torch.Tensor]) -> None:
+    """Writes raw outputs as a ``.safetensors`` file, whole or not at all.
+
+    Args:
+        path: an existing file is replaced.
+        outputs: tensors by the names that they get in the file.
+
+    Raises:
+        ModelError: the name has another suffix, or the file cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    if path.suffix != ".safetensors":
+        raise ModelError(f"raw outputs are written as .safetensors; {path} ends in another suffix")
+    # Tensors that share memory, or have gaps in it, cannot be written as they are.
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in outputs.items()}
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
+            half = Path(folder) / path.name
+            save_file(own, half)
+            os.replace(half, path)  # noqa: PTH105  # atomic, also over an existing file
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"outputs cannot be written to {path}: {error}") from error
+
+
+def top_k(
+    logits: torch.Tensor, labels: Sequence[str] | None, k: int = 5
+) -> tuple[RankedLabels, ...]:
+    """The most probable classes of every row.
+
+    The softmax is computed in float64, so that the rounding of small dtypes does not merge
+    neighbouring scores; equal scores come in the order of their classes.
+
+    Args:
+        logits: [rows, classes], any floating-point dtype.
+        labels: names of the classes, or None: then a class goes by its index.
+        k: how many a row, 1 or more; all of them where there are fewer classes.
+
+    Raises:
+        ModelError: the tensor is no such answer, or the labels are not as many as the classes.
+    """
+    import torch
+
+    if logits.dim() != 2 or not logits.is_floating_point():
+        raise ModelError(
+            "labels need floating-point scores of shape [rows, classes], found "
+            f"{str(logits.dtype).removeprefix('torch.')}{list(logits.shape)}"
+        )
+    num_classes = logits.shape[1]
+    if labels is not None and len(labels) != num_classes:
+        raise ModelError(f"the model gives {num_classes} classes, but {len(labels)} have labels")
+    scores = torch.softmax(logits.detach().to("cpu", torch.float64), dim=1)
+    values, indices = torch.sort(scores, dim=1, descending=True, stable=True)
+    return tuple(
+        tuple(
+            (str(index) if labels is None else labels[index], value)
+            for value, index in zip(row_values, row_indices, strict=True)
+        )
+        for row_values, row_indices in zip(
+            values[:, :k].tolist(), indices[:, :k].tolist(), strict=True
+        )
+    )
