@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from cutset import __version__
-from cutset.errors import CutsetError
+from cutset.errors import CutsetError, ModelError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -285,6 +285,7 @@ def verify(
     from cutset.report.documents import verification_document
     from cutset.report.text import print_checks
     from cutset.shards.verify import verify_bundle
+    from cutset.workflow import raise_if_failed
 
     with _status() as say:
         whole = None
@@ -294,14 +295,77 @@ def verify(
             say(f"building {model}")
             whole = find_model(model, weights=weights).model
         say("verifying")
-        report = verify_bundle(bundle, model=whole)
+        report = verify_bundle(bundle, model=whole, progress=say)
+    checks = [(check.name, check.ok, check.detail) for check in report.checks]
     if as_json:
-        _print_json(verification_document(report))
+        _print_json(verification_document(checks, report.max_abs_error, bit_exact=report.bit_exact))
     else:
-        print_checks(_stdout(), [(check.name, check.ok, check.detail) for check in report.checks])
-    if not report.ok:
-        integrity_failed = any(c.name == "integrity" and not c.ok for c in report.checks)
-        raise typer.Exit(4 if integrity_failed else 5)
+        print_checks(_stdout(), checks)
+    raise_if_failed(report)
+
+
+@app.command()
+def run(
+    bundle: BundleArgument,
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="INPUT...", help="images, folders, .npy or .safetensors files"),
+    ],
+    engine: Annotated[str, typer.Option(metavar="local", help="where workers run")] = "local",
+    backend: Annotated[
+        str, typer.Option(metavar="auto|torch|onnxruntime", help="what computes a stage")
+    ] = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="rows of a micro-batch; the plan's by default")
+    ] = None,
+    threads: ThreadsOption = 1,
+    top: Annotated[int, typer.Option(min=1, help="labels a row")] = 5,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="FILE.jsonl: a row each; FILE.safetensors: raw"),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run images or arrays through the stages of a bundle, a process each."""
+    from cutset.inputs import write_outputs
+    from cutset.predict import predict_files
+    from cutset.report.documents import run_document
+    from cutset.report.text import print_answers
+    from cutset.runtime.session import open_session
+
+    suffix = output.suffix if output is not None else ""
+    if suffix not in ("", ".jsonl", ".safetensors"):
+        _usage_error(f"{output}: the output is a .jsonl or a .safetensors file")
+    with _status() as say:
+        say("starting workers")
+        with open_session(
+            bundle, engine=engine, backend=backend, micro_batch=batch_size, num_threads=threads
+        ) as session:
+            result = predict_files(
+                session,
+                inputs,
+                num_labels=top,
+                keep_outputs=suffix == ".safetensors",
+                progress=lambda num_rows: say(f"{num_rows} rows answered"),
+            )
+    document = run_document(result.names, result.tops, result.seconds, result.failed)
+    if output is not None and suffix == ".jsonl":
+        rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in document["rows"])
+        _write_text(output, "".join(rows))
+    elif output is not None:
+        write_outputs(output, result.outputs or {})
+    if as_json:
+        _print_json(document)
+    else:
+        print_answers(_stdout(), result.names, result.tops)
+        _stdout().print(
+            f"{len(result.names)} rows in {result.seconds:.2f} s, "
+            f"{document['rows_per_s']:.1f} rows/s"
+        )
+    if result.failed:
+        name, reason = result.failed[0]
+        others = f" (and {len(result.failed) - 1} more)" if len(result.failed) > 1 else ""
+        raise ModelError(f"{name}{others} could not be read, the others were run: {reason}")
 
 
 def _read_cluster(path: Path | None, stages: int | None, cut: list[str] | None) -> Cluster | None:

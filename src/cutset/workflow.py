@@ -22,8 +22,7 @@ from cutset.graph.capture import capture_model
 from cutset.graph.cuts import CutPoints, find_cut_points
 from cutset.graph.lowering import CapturedModel
 from cutset.models import FoundModel, find_model
-from cutset.planning.plan import Plan
-from cutset.planning.planner import make_plan
+from cutset.planning import Plan, make_plan
 from cutset.shards.export import export_bundle
 from cutset.shards.verify import VerificationReport, verify_bundle
 
@@ -219,9 +218,18 @@ def raise_if_failed(report: VerificationReport) -> None:
     Raises:
         VerificationError: a check failed; names the first one.
     """
+    if report.error is not None:
+        raise report.error
     failed = [check for check in report.checks if not check.ok]
     if failed:
-        raise VerificationError(f"check {failed[0].name!r} failed: {failed[0].detail}")
+        first = report.differences[0] if report.differences else None
+        raise VerificationError(
+            f"check {failed[0].name!r} failed: {failed[0].detail}",
+            stage=first.stage if first else None,
+            tensor=first.tensor if first else None,
+            max_abs_error=first.max_abs_error if first else None,
+            tolerance=first.tolerance if first else None,
+        )
 
 
 def _silent(_text: str) -> None:

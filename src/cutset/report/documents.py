@@ -59,6 +59,18 @@ def plan_document(plan: Plan, *, bundle: str | None = None) -> Document:
     return document
 
 
+def verification_document(
+    checks: Sequence[tuple[str, bool, str]], max_abs_error: float | None, *, bit_exact: bool
+) -> Document:
+    """``cutset verify --json``: every check, and how far the numbers are apart."""
+    return {
+        "ok": all(ok for _, ok, _ in checks),
+        "checks": [{"name": name, "ok": ok, "detail": detail} for name, ok, detail in checks],
+        "max_abs_error": max_abs_error,
+        "bit_exact": bit_exact,
+    }
+
+
 def run_document(
     names: Sequence[str],
     tops: Sequence[Sequence[tuple[str, float]]],

@@ -144,7 +144,12 @@ def print_answers(
     table.add_column("label", overflow="fold")
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("then", overflow="fold")
-    for name, top in zip(names, tops, strict=True):
+    short = [name.rpartition("/")[2] for name in names]
+    labels = short if len(set(short)) == len(set(names)) else names
+    for name, top in zip(labels, tops, strict=True):
+        if not top:
+            table.add_row(escape(name), "", "", "")
+            continue
         best, *others = top
         rest = ", ".join(f"{label} {score:.3f}" for label, score in others[:2])
         table.add_row(escape(name), escape(best[0]), f"{best[1]:.3f}", escape(rest))

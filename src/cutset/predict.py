@@ -1,0 +1,143 @@
+"""Files in, answers out: what `cutset run` does with a session."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from cutset.errors import ModelError
+from cutset.images import find_images, read_image
+from cutset.inputs import ARRAY_SUFFIXES, RankedLabels, read_arrays, top_k
+from cutset.runtime.session import Answer, Session
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """Answers to rows that came from files.
+
+    Attributes:
+        names: what each row came from: a file, or ``file[3]`` for row 3 of a file of arrays.
+        tops: for each row the most likely labels, best first; empty where the model's output is
+            not scores of shape [rows, classes].
+        outputs: the raw outputs by name, rows concatenated; None unless they were asked for.
+        seconds: from the first row handed in to the last answer.
+        failed: inputs that could not be read, each with the reason.
+    """
+
+    names: tuple[str, ...]
+    tops: tuple[RankedLabels, ...]
+    outputs: dict[str, torch.Tensor] | None
+    seconds: float
+    failed: tuple[tuple[str, str], ...]
+
+
+def predict_files(
+    session: Session,
+    paths: Sequence[Path],
+    *,
+    num_labels: int = 5,
+    keep_outputs: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Predictions:
+    """Runs files through a session; an image that cannot be read does not stop the others.
+
+    Args:
+        session: the running pipeline.
+        paths: images, folders of images, ``.npy`` or ``.safetensors`` files.
+        num_labels: how many labels a row.
+        keep_outputs: whether to keep the raw outputs of all rows in memory.
+        progress: called with the number of rows answered so far.
+
+    Raises:
+        ModelError: a path does not exist, an array does not fit the model, or there are images
+            and the bundle does not say how they become rows.
+        EngineError: the pipeline failed.
+    """
+    reader = _Reader(session, paths)
+    manifest = session.bundle.manifest
+    tops: list[RankedLabels] = []
+    kept: list[dict[str, torch.Tensor]] = []
+    num_rows = 0
+    started = time.perf_counter()
+    for answer in session.stream(reader.batches()):
+        outputs = _by_name(answer, manifest.output_names)
+        scores = next(iter(outputs.values()))
+        if scores.dim() == 2 and scores.is_floating_point():
+            tops.extend(top_k(scores, manifest.labels, num_labels))
+        else:
+            tops.extend(() for _ in range(scores.shape[0]))
+        if keep_outputs:
+            kept.append(outputs)
+        num_rows += scores.shape[0]
+        if progress is not None:
+            progress(num_rows)
+    seconds = time.perf_counter() - started
+    return Predictions(
+        names=tuple(reader.names),
+        tops=tuple(tops),
+        outputs={key: torch.cat([each[key] for each in kept]) for key in kept[0]}
+        if kept
+        else ({} if keep_outputs else None),
+        seconds=seconds,
+        failed=tuple(reader.failed),
+    )
+
+
+def _by_name(answer: Answer | Exception, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    values = answer if isinstance(answer, dict) else {names[0]: answer}
+    return {name: torch.as_tensor(value) for name, value in values.items()}
+
+
+class _Reader:
+    """Reads files a micro-batch at a time, and notes what could not be read."""
+
+    def __init__(self, session: Session, paths: Sequence[Path]) -> None:
+        self._inputs = session.bundle.manifest.graph.inputs
+        self._preprocessing = session.bundle.manifest.preprocessing
+        self._micro_batch = session.micro_batch
+        self._paths = paths
+        self.names: list[str] = []
+        self.failed: list[tuple[str, str]] = []
+
+    def batches(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Tuples of the model's inputs."""
+        images: list[Path] = []
+        for path in self._paths:
+            if path.suffix in ARRAY_SUFFIXES:
+                yield from self._image_batches(images)
+                images = []
+                yield self._arrays(path)
+            else:
+                images.extend(find_images([path]))
+        yield from self._image_batches(images)
+
+    def _arrays(self, path: Path) -> tuple[torch.Tensor, ...]:
+        tensors = tuple(read_arrays(path, self._inputs).values())
+        self.names.extend(f"{path}[{row}]" for row in range(tensors[0].shape[0]))
+        return tensors
+
+    def _image_batches(self, paths: Sequence[Path]) -> Iterator[tuple[torch.Tensor, ...]]:
+        preprocessing = self._preprocessing
+        if paths and (preprocessing is None or len(self._inputs) != 1):
+            raise ModelError(
+                f"{paths[0]}: the bundle does not say how an image becomes a row; give a .npy "
+                "or .safetensors file, or split the model again with weights that know"
+            )
+        rows: list[torch.Tensor] = []
+        for path in paths:
+            assert preprocessing is not None
+            try:
+                rows.append(read_image(path, preprocessing))
+            except ModelError as error:
+                self.failed.append((str(path), str(error)))
+                continue
+            self.names.append(str(path))
+            if len(rows) == self._micro_batch:
+                yield (torch.stack(rows),)
+                rows = []
+        if rows:
+            yield (torch.stack(rows),)
