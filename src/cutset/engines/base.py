@@ -46,6 +46,7 @@ class Load(_Message, frozen=True, kw_only=True):
         cpus: cores to pin the worker to; empty leaves that to the system.
         heartbeat_s: the session takes a worker for frozen after this many silent seconds.
         num_spans: how many micro-batches to keep a timeline of; 0 keeps none.
+        num_slots: slots of the memory shared with each neighbour; 0 where none is shared.
     """
 
     bundle: str
@@ -56,6 +57,7 @@ class Load(_Message, frozen=True, kw_only=True):
     cpus: tuple[int, ...]
     heartbeat_s: float
     num_spans: int
+    num_slots: int
 
 
 class Connect(_Message, frozen=True, kw_only=True):
@@ -264,16 +266,27 @@ class Engine(Protocol):
     def host(self) -> str:
         """The address on which the session's own process listens, and no other."""
 
+    @property
+    def shares_memory(self) -> bool:
+        """Whether neighbours, the session's process among them, can map one another's files."""
+
     def device_of(self, stage: int) -> str:
         """Name of the device that `stage` runs on, for messages."""
 
-    def start(self, stage: int, on_event: Callable[[WorkerHandle, Event], None]) -> WorkerHandle:
+    def start(
+        self,
+        stage: int,
+        on_event: Callable[[WorkerHandle, Event], None],
+        link_files: tuple[int, ...],
+    ) -> WorkerHandle:
         """Starts a worker for `stage`, without waiting for it.
 
         Args:
             stage: index of the stage.
             on_event: called from a thread of the engine's for every event of the worker; the
                 last event is `Exited`.
+            link_files: descriptors of the memory shared with the neighbours before and after;
+                empty where none is shared.
 
         Raises:
             EngineError: the worker could not be started.

@@ -25,7 +25,6 @@ from cutset.errors import EngineError
 
 _LOG = logging.getLogger(__name__)
 
-_WORKER_MODULE = "cutset.runtime.worker"
 _LAST_WORDS_LINES = 20
 _REAP_TIMEOUT_S = 5.0
 
@@ -124,13 +123,22 @@ class LocalEngine:
     Args:
         devices: name of each stage's device, for messages.
         num_threads: threads that each worker computes with.
+        worker_command: the command line that starts a worker, without its options.
     """
 
     name = "local"
+    shares_memory = True
     host = "127.0.0.1"
 
-    def __init__(self, devices: tuple[str, ...], *, num_threads: int) -> None:
+    def __init__(
+        self,
+        devices: tuple[str, ...],
+        *,
+        num_threads: int,
+        worker_command: tuple[str, ...] = (sys.executable, "-m", "cutset.runtime.worker"),
+    ) -> None:
         self._devices = devices
+        self._worker_command = worker_command
         self._num_threads = num_threads
         self._workers: list[LocalWorker] = []
 
@@ -138,7 +146,12 @@ class LocalEngine:
         """Name of the device that `stage` runs on."""
         return self._devices[stage]
 
-    def start(self, stage: int, on_event: Callable[[WorkerHandle, Event], None]) -> LocalWorker:
+    def start(
+        self,
+        stage: int,
+        on_event: Callable[[WorkerHandle, Event], None],
+        link_files: tuple[int, ...],
+    ) -> LocalWorker:
         """Starts a worker process, without waiting for it.
 
         Raises:
@@ -148,11 +161,15 @@ class LocalEngine:
         try:
             # The arguments are ours alone, so nothing a bundle says reaches this command line.
             process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-m", _WORKER_MODULE, "--control-fd", str(theirs.fileno())],
+                [
+                    *self._worker_command,
+                    *("--control-fd", str(theirs.fileno())),
+                    *("--link-fds", *(str(file) for file in link_files)),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), *link_files),
                 start_new_session=True,
                 env=self._environment(),
             )
@@ -187,3 +204,13 @@ class LocalEngine:
             # A file torch.py in the caller's working directory must not shadow the real one.
             "PYTHONSAFEPATH": "1",
         }
+
+
+def cores_of(stage: int, num_stages: int, num_threads: int) -> tuple[int, ...]:
+    """Cores for one stage, or none where the machine has too few or cannot tell."""
+    if not hasattr(os, "sched_getaffinity"):
+        return ()
+    cores = sorted(os.sched_getaffinity(0))
+    if num_stages * num_threads > len(cores):
+        return ()
+    return tuple(cores[stage * num_threads : (stage + 1) * num_threads])

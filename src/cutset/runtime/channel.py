@@ -8,6 +8,7 @@ Nothing that has once failed is used again: the next epoch makes new groups.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import datetime as dt
@@ -20,6 +21,7 @@ import torch
 from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, TCPStore
 
 from cutset.errors import LinkTimeout
+from cutset.runtime.arena import Arena, padded
 from cutset.runtime.wire import (
     DATA,
     KEEP_ALIVE,
@@ -40,6 +42,8 @@ _Gloo: Any = ProcessGroupGloo
 
 _HEADER_TAG = 0
 _TENSOR_TAG = 1
+_HEADERS_AHEAD = 4
+_SLOT_PAUSE_S = 0.0005
 _SENDER_RANK = 0
 _RECEIVER_RANK = 1
 _STORE_TIMEOUT = dt.timedelta(seconds=10)
@@ -66,6 +70,11 @@ class LinkContract:
     def max_bytes(self) -> int:
         """Bytes of the largest micro-batch's tensors."""
         return sum(spec.num_bytes(self.max_rows) for spec in self.specs)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes that its tensors need when each begins at a multiple of 64."""
+        return sum(padded(spec.num_bytes(self.max_rows)) for spec in self.specs)
 
 
 @dataclasses.dataclass(slots=True)
@@ -186,14 +195,28 @@ def connect(
 
 
 class Sender:
-    """The sending end of a link; belongs to one thread."""
+    """The sending end of a link; belongs to one thread.
 
-    def __init__(self, group: Any, link: LinkContract, epoch: int) -> None:
+    Args:
+        group: the link's process group.
+        link: what it may carry.
+        epoch: the epoch that every message names.
+        arena: memory shared with the receiver, or None where it is on another host.
+        timeout_s: how long the receiver may keep all slots of the arena.
+    """
+
+    def __init__(
+        self, group: Any, link: LinkContract, epoch: int, arena: Arena | None, timeout_s: float
+    ) -> None:
         self._group = group
         self._link = link
         self._epoch = epoch
+        self._arena = arena
+        self._timeout_s = timeout_s
         self._buffer = bytearray(header_bytes(len(link.specs)))
         self._header = torch.frombuffer(self._buffer, dtype=torch.uint8)
+        if arena is not None:
+            arena.enter(epoch, as_sender=True)
 
     def send(self, parcel: Parcel) -> None:
         """Sends one micro-batch and waits until the system has taken all of it.
@@ -210,8 +233,10 @@ class Sender:
             sequence=parcel.sequence,
             num_rows=parcel.num_rows,
             layouts=tuple(layout_of(tensor) for tensor in tensors),
+            slot=-1 if self._arena is None else self._put(self._arena, tensors),
         )
-        self._send(header, [as_bytes(tensor) for tensor in tensors if tensor.numel()])
+        apart = [as_bytes(tensor) for tensor in tensors if tensor.numel()]
+        self._send(header, apart if self._arena is None else [])
 
     def keep_alive(self) -> None:
         """Tells the neighbour that this end lives.
@@ -221,6 +246,21 @@ class Sender:
             LinkTimeout: the neighbour did not take it in time.
         """
         self._send(Header(kind=KEEP_ALIVE, epoch=self._epoch), [])
+
+    def _put(self, arena: Arena, tensors: list[torch.Tensor]) -> int:
+        deadline_s = time.monotonic() + self._timeout_s
+        while (slot := arena.put(self._epoch, tensors)) is None:
+            # Slots outnumber the window, so this happens only where micro-batches fail faster
+            # than their slots are given back.
+            if time.monotonic() > deadline_s:
+                raise LinkTimeout(
+                    f"link {self._link.name}: the neighbour gave no slot back for"
+                    f" {self._timeout_s:.1f} s",
+                    link=self._link.name,
+                    seconds=self._timeout_s,
+                )
+            time.sleep(_SLOT_PAUSE_S)
+        return slot
 
     def _send(self, header: Header, payloads: list[torch.Tensor]) -> None:
         pack_header(header, self._buffer)
@@ -238,17 +278,28 @@ class Receiver:
         group: the link's process group.
         link: what it may carry.
         epoch: the epoch that every message must name.
-        reuse: keep the memory of released parcels for later ones.
+        arena: memory shared with the sender, or None where it is on another host.
+        reuse: hand out memory that is used again once the parcel is released; otherwise each
+            parcel has memory of its own, which needs no release.
     """
 
-    def __init__(self, group: Any, link: LinkContract, epoch: int, *, reuse: bool) -> None:
+    def __init__(
+        self, group: Any, link: LinkContract, epoch: int, arena: Arena | None, *, reuse: bool
+    ) -> None:
         self._group = group
         self._link = link
         self._epoch = epoch
-        self._buffer = bytearray(header_bytes(len(link.specs)))
-        self._header = torch.frombuffer(self._buffer, dtype=torch.uint8)
+        self._arena = arena
         self._reuse = reuse
         self._free: list[torch.Tensor] = []
+        # Several headers are awaited at once: one that finds its receiver ready costs a third of
+        # one that must announce itself first.
+        self._posted: collections.deque[tuple[Any, bytearray, torch.Tensor]] = collections.deque()
+        if arena is not None:
+            arena.enter(epoch, as_sender=False)
+        for _ in range(_HEADERS_AHEAD):
+            buffer = bytearray(header_bytes(len(link.specs)))
+            self._post(buffer, torch.frombuffer(buffer, dtype=torch.uint8))
 
     def receive(self) -> tuple[Header, Parcel]:
         """Waits for one message and receives its tensors.
@@ -260,21 +311,49 @@ class Receiver:
             LinkClosedError: the neighbour is gone, or sent what no neighbour sends.
             LinkTimeout: nothing came in time, not even a keep-alive.
         """
+        work, buffer, memory = self._posted.popleft()
         with _translated(self._link):
-            self._group.recv([self._header], _SENDER_RANK, _HEADER_TAG).wait()
+            work.wait()
         arrived_s = time.monotonic()
         try:
             header = unpack_header(
-                self._buffer,
+                buffer,
                 epoch=self._epoch,
                 max_rows=self._link.max_rows,
                 max_bytes=self._link.max_bytes,
+                num_slots=0 if self._arena is None else self._arena.num_slots,
             )
         except WireError as error:
             raise LinkClosedError(f"link {self._link.name}: {error}") from error
-        if header.kind == KEEP_ALIVE:
-            return header, Parcel(sequence=0, num_rows=0, tensors=())
-        memory = self._take_memory(sum(_padded(layout.num_bytes) for layout in header.layouts))
+        self._post(buffer, memory)
+        parcel = Parcel(
+            sequence=header.sequence, num_rows=header.num_rows, tensors=(), arrived_s=arrived_s
+        )
+        if header.kind == DATA:
+            if self._arena is not None and header.slot >= 0:
+                self._pick_up(self._arena, header, parcel)
+            else:
+                self._receive_tensors(header, parcel)
+            parcel.received_s = time.monotonic()
+        return header, parcel
+
+    def _post(self, buffer: bytearray, memory: torch.Tensor) -> None:
+        with _translated(self._link):
+            work = self._group.recv([memory], _SENDER_RANK, _HEADER_TAG)
+        self._posted.append((work, buffer, memory))
+
+    def _pick_up(self, arena: Arena, header: Header, parcel: Parcel) -> None:
+        parcel.tensors = arena.get(header.slot, header.layouts)
+        if self._reuse:
+            parcel.release = lambda: arena.release(self._epoch, header.slot)
+            return
+        parcel.tensors = tuple(
+            tensor.clone(memory_format=torch.preserve_format) for tensor in parcel.tensors
+        )
+        arena.release(self._epoch, header.slot)
+
+    def _receive_tensors(self, header: Header, parcel: Parcel) -> None:
+        memory = self._take_memory(sum(padded(layout.num_bytes) for layout in header.layouts))
         tensors = []
         works = []
         offset = 0
@@ -284,19 +363,12 @@ class Receiver:
                 if layout.num_bytes:
                     works.append(self._group.recv([piece], _SENDER_RANK, _TENSOR_TAG))
                 tensors.append(from_bytes(piece, layout))
-                offset += _padded(layout.num_bytes)
+                offset += padded(layout.num_bytes)
             for work in works:
                 work.wait()
-        parcel = Parcel(
-            sequence=header.sequence,
-            num_rows=header.num_rows,
-            tensors=tuple(tensors),
-            arrived_s=arrived_s,
-            received_s=time.monotonic(),
-        )
+        parcel.tensors = tuple(tensors)
         if self._reuse:
             parcel.release = lambda: self._free.append(memory)
-        return header, parcel
 
     def _take_memory(self, num_bytes: int) -> torch.Tensor:
         if not self._reuse:
@@ -306,13 +378,7 @@ class Receiver:
             # once, which the session's window bounds.
             return self._free.pop()
         except IndexError:
-            room = sum(_padded(spec.num_bytes(self._link.max_rows)) for spec in self._link.specs)
-            return torch.empty(max(room, num_bytes), dtype=torch.uint8)
-
-
-def _padded(num_bytes: int) -> int:
-    """`num_bytes` rounded up to a cache line, torch's own alignment of tensors."""
-    return -(-num_bytes // 64) * 64
+            return torch.empty(max(self._link.slot_bytes, num_bytes), dtype=torch.uint8)
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 from cutset.engines.base import LinkLost
 from cutset.errors import LinkTimeout
+from cutset.runtime.arena import Arena
 from cutset.runtime.channel import (
     LinkClosedError,
     LinkContract,
@@ -47,7 +48,8 @@ class Circuit:
         send_link: the link to the neighbour after.
         connect_timeout_s: how long the neighbours may take to connect.
         link_timeout_s: how long a neighbour may be silent or not take a tensor.
-        reuse: keep the memory of released parcels for later ones.
+        arenas: memory shared with the neighbour before and with the one after, where there is any.
+        reuse: parcels must be released, and their memory is used again then.
         on_parcel: called with every micro-batch that comes, in order, on the receiving thread.
         on_connected: called once, when both links stand.
         on_lost: called when a link fails, at most once for each; never after `close`.
@@ -64,6 +66,7 @@ class Circuit:
         send_link: LinkContract,
         connect_timeout_s: float,
         link_timeout_s: float,
+        arenas: tuple[Arena | None, Arena | None],
         reuse: bool,
         on_parcel: Callable[[Parcel], None],
         on_connected: Callable[[int], None],
@@ -76,6 +79,7 @@ class Circuit:
         self._send_link = send_link
         self._connect_timeout_s = connect_timeout_s
         self._link_timeout_s = link_timeout_s
+        self._receive_arena, self._send_arena = arenas
         self._reuse = reuse
         self._on_parcel = on_parcel
         self._on_connected = on_connected
@@ -138,10 +142,10 @@ class Circuit:
                 timeout_s=self._connect_timeout_s,
                 idle_s=self._link_timeout_s,
             )
-            receiver = Receiver(group, link, self.epoch, reuse=self._reuse)
+            receiver = Receiver(group, link, self.epoch, self._receive_arena, reuse=self._reuse)
             del group
             self._connected()
-            while not self._closed.is_set():
+            while True:  # until the neighbour closes its end, as all do when an epoch is over
                 header, parcel = receiver.receive()
                 if header.kind != KEEP_ALIVE:
                     self._on_parcel(parcel)
@@ -158,7 +162,7 @@ class Circuit:
                 timeout_s=self._connect_timeout_s,
                 idle_s=self._link_timeout_s,
             )
-            sender = Sender(group, link, self.epoch)
+            sender = Sender(group, link, self.epoch, self._send_arena, self._link_timeout_s)
             del group
             self._connected()
             self._pump(sender)

@@ -28,15 +28,15 @@ _MISFITS = (
     (
         re.compile(r"running_mean should contain \d+ elements"),
         (
-            "its normalisation expects other channels: the shard belongs to another model, or a unit"
-            " was cut apart"
+            "its normalisation expects other channels: the shard belongs to another model, or a"
+            " unit was cut apart"
         ),
     ),
     (
         re.compile(r"expected input.* to have \d+ channels"),
         (
-            "its convolution expects other channels: the shard belongs to another model, or a unit was"
-            " cut apart"
+            "its convolution expects other channels: the shard belongs to another model, or a unit"
+            " was cut apart"
         ),
     ),
 )

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
+from typing import Any
 
 import torch
 
@@ -61,12 +62,17 @@ class Request:
         parts = [part for part in self._parts if part is not None]
         joined = parts[0] if len(parts) == 1 else self._join(parts)
         self._parts.clear()
-        self._settle(lambda: self.future.set_result(self._finish(joined)))
+        try:
+            answer = self._finish(joined)
+        except TypeError as error:  # numpy lacks the dtype
+            self._settle(self.future.set_exception, error)
+        else:
+            self._settle(self.future.set_result, answer)
 
     def reject(self, error: CutsetError) -> None:
         """Gives `error` to whoever waits."""
         self._parts.clear()
-        self._settle(lambda: self.future.set_exception(error))
+        self._settle(self.future.set_exception, error)
 
     def _join(self, parts: list[Outputs]) -> Outputs:
         # Outputs without a batch dimension are the same for every micro-batch.
@@ -78,9 +84,9 @@ class Request:
         )
 
     @staticmethod
-    def _settle(action: Callable[[], None]) -> None:
+    def _settle(action: Callable[[Any], None], result: object) -> None:
         try:
-            action()
+            action(result)
         except InvalidStateError:
             return  # the caller cancelled it in the same moment
 

@@ -34,8 +34,6 @@ from cutset.engines.base import (
     Load,
     Loaded,
     Refused,
-    Span,
-    StageStats,
     Started,
     Stop,
     Timeline,
@@ -51,6 +49,7 @@ from cutset.errors import (
 )
 from cutset.runtime.circuit import Circuit
 from cutset.runtime.ledger import Ledger
+from cutset.runtime.status import Limits, StageRecord
 
 _LOG = logging.getLogger(__name__)
 
@@ -59,31 +58,6 @@ _GRACE_S = 0.5
 _STOP_TIMEOUT_S = 1.0
 _KILL_TIMEOUT_S = 5.0
 _MAX_BACK_OFF_S = 5.0
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long a session waits for what, and how often it tries.
-
-    Attributes:
-        heartbeat_s: a worker that is silent for so long is taken for frozen and killed.
-        link_timeout_s: a neighbour that is silent for so long has lost its link.
-        connect_timeout_s: how long neighbours may take to connect.
-        start_timeout_s: how long a worker may take to start and to load its stage.
-        compute_timeout_s: how long a stage may compute on one micro-batch.
-        max_restarts: so many set-backs without an answer between them are borne.
-        back_off_s: pause before the second attempt; each further one waits twice as long, at
-            most 5 s. The first is made at once.
-        max_deaths: a micro-batch whose worker died so often is failed.
-    """
-
-    heartbeat_s: float = 5.0
-    link_timeout_s: float = 10.0
-    connect_timeout_s: float = 10.0
-    start_timeout_s: float = 120.0
-    compute_timeout_s: float = 300.0
-    max_restarts: int = 5
-    back_off_s: float = 0.1
-    max_deaths: int = 3
 
 
 class _SetbackError(Exception):
@@ -102,38 +76,6 @@ class _StoppingError(Exception):
     """The session is being closed."""
 
 
-class _Stage:
-    """What the supervisor knows of one stage."""
-
-    def __init__(self, load: Load) -> None:
-        self.load = load
-        self.worker: WorkerHandle | None = None
-        self.pid = 0
-        self.loaded = False
-        self.connected_epoch = 0
-        self.heard_s = 0.0
-        self.stats = StageStats()
-        self.stats_s = 0.0
-        self.past = StageStats()
-        self.num_restarts = -1
-        self.load_s = 0.0
-        self.spans: list[Span] = []
-        self.spans_complete = threading.Event()
-
-    def forget_worker(self) -> None:
-        """The worker is gone; its statistics stay."""
-        self.past = _added(self.past, self.stats)
-        self.stats = StageStats()
-        self.worker = None
-        self.pid = 0
-        self.loaded = False
-
-    @property
-    def total(self) -> StageStats:
-        """Statistics over all workers of this stage; the memory is the present one's."""
-        return _added(self.past, self.stats)
-
-
 class Supervisor:
     """Keeps the workers of one session running.
 
@@ -144,6 +86,7 @@ class Supervisor:
         make_circuit: makes the caller's own circuit: (epoch, on_connected, on_lost) -> Circuit.
         ledger: whose micro-batches are to be computed.
         limits: how long and how often.
+        link_files: descriptors of each link's shared memory; empty where none is shared.
     """
 
     def __init__(
@@ -155,13 +98,15 @@ class Supervisor:
         make_circuit: Callable[[int, Callable[[int], None], Callable[[LinkLost], None]], Circuit],
         ledger: Ledger,
         limits: Limits,
+        link_files: tuple[int, ...],
     ) -> None:
         self._engine = engine
-        self.stages = tuple(_Stage(load) for load in loads)
+        self.stages = tuple(StageRecord(load) for load in loads)
         self._connect = connect
         self._make_circuit = make_circuit
         self._ledger = ledger
         self._limits = limits
+        self._link_files = link_files
         self._events: queue.SimpleQueue[tuple[WorkerHandle | None, Event] | None] = (
             queue.SimpleQueue()
         )
@@ -240,7 +185,11 @@ class Supervisor:
         deadline_s = time.monotonic() + self._limits.start_timeout_s
         for index, stage in enumerate(self.stages):
             if stage.worker is None:
-                stage.worker = self._engine.start(index, lambda w, e: self._events.put((w, e)))
+                stage.worker = self._engine.start(
+                    index,
+                    lambda w, e: self._events.put((w, e)),
+                    self._link_files[index : index + 2],
+                )
                 stage.heard_s = time.monotonic()
                 stage.num_restarts += 1
         while not all(stage.loaded for stage in self.stages):
@@ -275,7 +224,7 @@ class Supervisor:
                 )
 
     def _step(
-        self, deadline_s: float | None, what: str, finished: Callable[[_Stage], bool]
+        self, deadline_s: float | None, what: str, finished: Callable[[StageRecord], bool]
     ) -> None:
         """Handles one event, or looks after the clocks when none comes within a tick.
 
@@ -323,7 +272,7 @@ class Supervisor:
         else:
             self._note_progress(stage, event)
 
-    def _note_progress(self, stage: _Stage, event: Event) -> None:
+    def _note_progress(self, stage: StageRecord, event: Event) -> None:
         if isinstance(event, Started):
             stage.pid = event.pid
             assert stage.worker is not None
@@ -342,7 +291,7 @@ class Supervisor:
                 with self.changed:
                     self.changed.notify_all()
 
-    def _hear(self, stage: _Stage, event: Heartbeat) -> None:
+    def _hear(self, stage: StageRecord, event: Heartbeat) -> None:
         with self.changed:
             stage.stats = event.stats
             stage.stats_s = time.monotonic()
@@ -458,13 +407,7 @@ class Supervisor:
         self._engine.close()
         if self._circuit is not None:
             self._circuit.join()
-
-
-def _added(first: StageStats, second: StageStats) -> StageStats:
-    summed = {
-        name: getattr(first, name) + getattr(second, name) for name in StageStats.__struct_fields__
-    }
-    return StageStats(**{**summed, "rss_bytes": second.rss_bytes})
+            self._circuit = None
 
 
 def _rebuilt(event: Refused) -> CutsetError:

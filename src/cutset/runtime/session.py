@@ -18,17 +18,17 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TypeAlias
 
-import msgspec
 import numpy as np
 import torch
+from torch._C._distributed_c10d import TCPStore
 from typing_extensions import Self
 
 from cutset.backends.base import check_backend_name
-from cutset.engines.base import Connect, Engine, LinkLost, Load, StageStats
-from cutset.engines.local import LocalEngine
+from cutset.engines.base import Connect, Engine, LinkLost, Load
+from cutset.engines.local import LocalEngine, cores_of
 from cutset.errors import ContractViolation, CutsetError, EngineError
+from cutset.runtime.arena import MAX_SLOTS, Arena, create_file
 from cutset.runtime.channel import LinkContract, Parcel, StoreAddress, serve_store
 from cutset.runtime.circuit import Circuit
 from cutset.runtime.contract import (
@@ -38,59 +38,17 @@ from cutset.runtime.contract import (
     count_rows,
     links_of,
 )
-from cutset.runtime.ledger import Ledger, Outputs, Request
-from cutset.runtime.recovery import Limits, Supervisor
+from cutset.runtime.ledger import Ledger, Request
+from cutset.runtime.recovery import Supervisor
+from cutset.runtime.rows import Answer, Array, cut_rows, present, to_tensor
+from cutset.runtime.status import Limits, SessionStatus, StageStatus
 from cutset.runtime.timeline import CallerTimeline, ProcessTimeline
 from cutset.shards.load import Bundle, open_bundle
-from cutset.tensors import dim_factor
 
 _LOG = logging.getLogger(__name__)
 
-Array: TypeAlias = torch.Tensor | np.ndarray
-Answer: TypeAlias = Array | dict[str, Array]
-
 _STATS_TIMEOUT_S = 1.0
 _SPANS_TIMEOUT_S = 10.0
-
-
-class StageStatus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The state of one stage.
-
-    Attributes:
-        index: its place in the pipeline.
-        device: name of its device.
-        backend: the backend that runs it.
-        pid: process id of its worker, 0 while it has none.
-        num_restarts: how often its worker was replaced.
-        load_s: seconds that loading the stage took the present worker.
-        stats: what its workers did, all of them together.
-    """
-
-    index: int
-    device: str
-    backend: str
-    pid: int
-    num_restarts: int
-    load_s: float
-    stats: StageStats
-
-
-class SessionStatus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The state of a session.
-
-    Attributes:
-        epoch: counts the times that the links were made.
-        num_settled: micro-batches answered or failed.
-        num_in_flight: micro-batches sent and not answered.
-        num_waiting: micro-batches not sent yet.
-        stages: in pipeline order.
-    """
-
-    epoch: int
-    num_settled: int
-    num_in_flight: int
-    num_waiting: int
-    stages: tuple[StageStatus, ...]
 
 
 class Session:
@@ -117,9 +75,16 @@ class Session:
         self._manifest = bundle.manifest
         self._links = links_of(self._manifest, micro_batch)
         self._ledger = Ledger(window=window, max_deaths=limits.max_deaths)
-        self._store = serve_store(engine.host)
+        self._store: TCPStore | None = serve_store(engine.host)
+        self._store_port = self._store.port
         self._name = secrets.token_hex(8)
         self._caller_timeline = CallerTimeline(num_spans)
+        # Two more than can be in flight: a slot is given back a moment after its answer is out.
+        num_slots = min(window + 2, MAX_SLOTS) if engine.shares_memory else 0
+        self._link_files = tuple(
+            create_file(link.slot_bytes, num_slots) for link in self._links if num_slots
+        )
+        self._arenas = self._map_links(num_slots)
         self._supervisor = Supervisor(
             engine=engine,
             loads=tuple(
@@ -129,9 +94,10 @@ class Session:
                     backend=backend,
                     micro_batch=micro_batch,
                     num_threads=num_threads,
-                    cpus=_cores_of(index, len(self._links) - 1, num_threads) if pin else (),
+                    cpus=cores_of(index, len(self._links) - 1, num_threads) if pin else (),
                     heartbeat_s=limits.heartbeat_s,
                     num_spans=num_spans,
+                    num_slots=num_slots,
                 )
                 for index in range(len(self._links) - 1)
             ),
@@ -139,13 +105,14 @@ class Session:
                 epoch=0,
                 session=self._name,
                 store_host=engine.host,
-                store_port=self._store.port,
+                store_port=self._store_port,
                 connect_timeout_s=limits.connect_timeout_s,
                 link_timeout_s=limits.link_timeout_s,
             ),
             make_circuit=self._make_circuit,
             ledger=self._ledger,
             limits=limits,
+            link_files=self._link_files,
         )
 
     # --- what callers use
@@ -166,7 +133,7 @@ class Session:
             EngineError: the session is over; says why.
         """
         try:
-            tensors = tuple(_as_tensor(array) for array in inputs)
+            tensors = tuple(to_tensor(array) for array in inputs)
             specs = self._manifest.stages[0].inputs
             num_rows = count_rows(tensors, specs)
             check_tensors(tensors, specs, num_rows, boundary_into(self._manifest, 0))
@@ -174,15 +141,12 @@ class Session:
             refused: Future[Answer] = Future()
             refused.set_exception(error)
             return refused
-        slices = [
-            (min(self.micro_batch, num_rows - start), self._cut(tensors, start, num_rows))
-            for start in range(0, num_rows, self.micro_batch)
-        ]
+        slices = cut_rows(tensors, specs, num_rows, self.micro_batch)
         as_numpy = any(isinstance(array, np.ndarray) for array in inputs)
         request = Request(
             len(slices),
             self._manifest.stages[-1].outputs,
-            lambda outputs: self._present(outputs, as_numpy=as_numpy),
+            lambda outputs: present(self._manifest, outputs, as_numpy=as_numpy),
         )
         self._ledger.submit(request, slices)
         return request.future  # type: ignore[return-value]
@@ -278,6 +242,11 @@ class Session:
     def close(self) -> None:
         """Ends the workers. What is not answered fails. Safe to call twice."""
         self._supervisor.stop()
+        self._store = None
+        self._arenas = (None, None)
+        while self._link_files:
+            os.close(self._link_files[-1])
+            self._link_files = self._link_files[:-1]
         self._ledger.end(EngineError("the session was closed"))
 
     def __enter__(self) -> Self:
@@ -310,33 +279,21 @@ class Session:
         if not came_up:
             raise EngineError(f"the pipeline did not come up within {limit_s:.0f} s")
 
+    def _map_links(self, num_slots: int) -> tuple[Arena | None, Arena | None]:
+        """The memory shared with the last stage and with the first."""
+        if not num_slots:
+            return None, None
+        last, first = (
+            Arena(self._link_files[index], self._links[index].slot_bytes, num_slots)
+            for index in (-1, 0)
+        )
+        return last, first
+
     def _rows_for_window(self, arrays: tuple[Array, ...]) -> int:
         """Rows of an item rounded up to whole micro-batches; one micro-batch for a bad item."""
         first = arrays[0] if arrays else None
         num_rows = len(first) if isinstance(first, torch.Tensor | np.ndarray) and first.ndim else 1
         return max(1, -(-num_rows // self.micro_batch)) * self.micro_batch
-
-    def _cut(self, tensors: Outputs, start: int, num_rows: int) -> Outputs:
-        length = min(self.micro_batch, num_rows - start)
-        return tuple(
-            tensor
-            if not spec.shape or (factor := dim_factor(spec.shape[0])) is None
-            else tensor.narrow(0, start * factor, length * factor)
-            for tensor, spec in zip(tensors, self._manifest.stages[0].inputs, strict=True)
-        )
-
-    def _present(self, outputs: Outputs, *, as_numpy: bool) -> Answer:
-        by_tensor = {
-            spec.name: tensor
-            for spec, tensor in zip(self._manifest.stages[-1].outputs, outputs, strict=True)
-        }
-        arrays: list[Array] = [
-            _as_numpy(by_tensor[spec.name]) if as_numpy else by_tensor[spec.name]
-            for spec in self._manifest.outputs
-        ]
-        if len(arrays) == 1:
-            return arrays[0]
-        return dict(zip(self._manifest.output_names, arrays, strict=True))
 
     def _make_circuit(
         self,
@@ -348,7 +305,7 @@ class Session:
             epoch=epoch,
             address=StoreAddress(
                 host=self._engine.host,
-                port=self._store.port,
+                port=self._store_port,
                 prefix=f"{self._name}/epoch/{epoch}",
                 listen_host=self._engine.host,
             ),
@@ -356,6 +313,7 @@ class Session:
             send_link=self._links[0],
             connect_timeout_s=self._limits.connect_timeout_s,
             link_timeout_s=self._limits.link_timeout_s,
+            arenas=self._arenas,
             reuse=False,  # the memory becomes the caller's
             on_parcel=lambda parcel: self._take(epoch, self._links[-1], parcel),
             on_connected=on_connected,
@@ -486,29 +444,3 @@ def _outcome(future: Future[Answer], *, return_errors: bool) -> Answer | CutsetE
         if return_errors:
             return error
         raise
-
-
-def _as_tensor(array: Array) -> torch.Tensor:
-    if isinstance(array, torch.Tensor):
-        return array.detach().cpu()
-    if isinstance(array, np.ndarray):
-        # torch warns of memory that it must not write; it never writes here, but a copy is cheap
-        # next to a computation, and arrays with negative strides need one anyway.
-        usable = array.flags.writeable and array.flags.c_contiguous
-        return torch.from_numpy(array if usable else np.array(array, order="C"))
-    raise TypeError(f"an input is a {type(array).__name__}; give a torch.Tensor or a numpy.ndarray")
-
-
-def _as_numpy(tensor: torch.Tensor) -> np.ndarray:
-    result: np.ndarray = tensor.numpy()
-    return result
-
-
-def _cores_of(stage: int, num_stages: int, num_threads: int) -> tuple[int, ...]:
-    """Cores for one stage, or none where the machine has too few or cannot tell."""
-    if not hasattr(os, "sched_getaffinity"):
-        return ()
-    cores = sorted(os.sched_getaffinity(0))
-    if num_stages * num_threads > len(cores):
-        return ()
-    return tuple(cores[stage * num_threads : (stage + 1) * num_threads])

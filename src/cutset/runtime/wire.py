@@ -9,6 +9,7 @@ Layout (little endian, no padding), for a link that carries at most T tensors::
     epoch       Q
     sequence    Q    number of the micro-batch within the session
     num_rows    I    1..the micro-batch size
+    slot        i    where the tensors lie in the link's shared memory; -1: they follow as messages
     then T times
       dtype     B    index into `DTYPES`
       rank      B    0..8
@@ -38,7 +39,7 @@ KEEP_ALIVE = 2
 MAX_RANK = 8
 DTYPES: tuple[str, ...] = tuple(DTYPE_BYTES)
 
-_HEAD = struct.Struct("<4sBBHQQI")
+_HEAD = struct.Struct("<4sBBHQQIi")
 _TENSOR = struct.Struct(f"<BB{MAX_RANK}q{MAX_RANK}q")
 
 
@@ -79,6 +80,7 @@ class Header:
         sequence: number of the micro-batch within the session.
         num_rows: its rows.
         layouts: one for each tensor that follows.
+        slot: where the tensors lie in the link's shared memory; -1 where they follow as messages.
     """
 
     kind: int
@@ -86,6 +88,7 @@ class Header:
     sequence: int = 0
     num_rows: int = 0
     layouts: tuple[Layout, ...] = ()
+    slot: int = -1
 
 
 def header_bytes(max_tensors: int) -> int:
@@ -105,6 +108,7 @@ def pack_header(header: Header, buffer: bytearray) -> None:
         header.epoch,
         header.sequence,
         header.num_rows,
+        header.slot,
     )
     for index, layout in enumerate(header.layouts):
         rank = len(layout.shape)
@@ -122,7 +126,7 @@ def pack_header(header: Header, buffer: bytearray) -> None:
 
 
 def unpack_header(
-    buffer: bytes | bytearray, *, epoch: int, max_rows: int, max_bytes: int
+    buffer: bytes | bytearray, *, epoch: int, max_rows: int, max_bytes: int, num_slots: int
 ) -> Header:
     """Reads and checks a header.
 
@@ -131,11 +135,14 @@ def unpack_header(
         epoch: the epoch of the link.
         max_rows: most rows that a micro-batch may have.
         max_bytes: most bytes that its tensors may have together.
+        num_slots: slots of the link's shared memory, 0 where there is none.
 
     Raises:
         WireError: the bytes are no header of ours, or say more than the link may carry.
     """
-    magic, version, kind, num_tensors, its_epoch, sequence, num_rows = _HEAD.unpack_from(buffer)
+    magic, version, kind, num_tensors, its_epoch, sequence, num_rows, slot = _HEAD.unpack_from(
+        buffer
+    )
     if magic != MAGIC or version != VERSION:
         raise WireError(f"bytes {magic!r}, version {version} instead of {MAGIC!r}, {VERSION}")
     if its_epoch != epoch:
@@ -148,11 +155,15 @@ def unpack_header(
         raise WireError(f"{num_tensors} tensors announced on a link that carries fewer")
     if not 1 <= num_rows <= max_rows:
         raise WireError(f"{num_rows} rows announced; a micro-batch has 1 to {max_rows}")
+    if not -1 <= slot < num_slots:
+        raise WireError(f"slot {slot} named on a link that has {num_slots}")
     layouts = tuple(_unpack_layout(buffer, index) for index in range(num_tensors))
     total = sum(layout.num_bytes for layout in layouts)
     if total > max_bytes:
         raise WireError(f"{total} bytes announced on a link that carries at most {max_bytes}")
-    return Header(kind=kind, epoch=epoch, sequence=sequence, num_rows=num_rows, layouts=layouts)
+    return Header(
+        kind=kind, epoch=epoch, sequence=sequence, num_rows=num_rows, layouts=layouts, slot=slot
+    )
 
 
 def _unpack_layout(buffer: bytes | bytearray, index: int) -> Layout:

@@ -46,6 +46,7 @@ from cutset.engines.base import (
 )
 from cutset.engines.control import ControlSocket
 from cutset.errors import ContractViolation, CutsetError, StageFailed
+from cutset.runtime.arena import Arena
 from cutset.runtime.channel import LinkContract, Parcel, StoreAddress
 from cutset.runtime.circuit import Circuit
 from cutset.runtime.contract import (
@@ -69,11 +70,16 @@ class StageWorker:
     Args:
         control: the connection to the session.
         listen_host: address on which the process listens for its neighbours.
+        link_files: descriptors of the memory shared with the neighbours before and after, or none.
     """
 
-    def __init__(self, control: ControlSocket[Command], listen_host: str) -> None:
+    def __init__(
+        self, control: ControlSocket[Command], listen_host: str, link_files: tuple[int, ...]
+    ) -> None:
         self._control = control
         self._listen_host = listen_host
+        self._link_files = link_files
+        self._arenas: tuple[Arena | None, Arena | None] = (None, None)
         self._inbox: queue.SimpleQueue[Load | tuple[int, Parcel]] = queue.SimpleQueue()
         self._bundle: Bundle | None = None
         self._load: Load | None = None
@@ -172,6 +178,7 @@ class StageWorker:
             send_link=self._links[stage + 1],
             connect_timeout_s=command.connect_timeout_s,
             link_timeout_s=command.link_timeout_s,
+            arenas=self._arenas,
             reuse=True,
             on_parcel=lambda parcel: self._take(command.epoch, parcel),
             on_connected=lambda epoch: self._control.send(Connected(epoch=epoch)),
@@ -216,6 +223,8 @@ class StageWorker:
                 micro_batch=command.micro_batch,
             )
             self._links = links_of(self._bundle.manifest, command.micro_batch)
+            if command.num_slots:
+                self._map_links(command)
         except CutsetError as error:
             details = {key: text for key, text in vars(error).items() if isinstance(text, str)}
             self._control.send(
@@ -226,6 +235,14 @@ class StageWorker:
         self._load = command
         self._control.send(
             Loaded(backend=self._program.backend, load_s=time.monotonic() - started_s)
+        )
+
+    def _map_links(self, command: Load) -> None:
+        before, after = self._links[command.stage : command.stage + 2]
+        receive_file, send_file = self._link_files
+        self._arenas = (
+            Arena(receive_file, before.slot_bytes, command.num_slots),
+            Arena(send_file, after.slot_bytes, command.num_slots),
         )
 
     def _compute(self, epoch: int, parcel: Parcel) -> None:
@@ -301,11 +318,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A worker of cutset's local engine.")
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--listen-host", default="127.0.0.1")
+    parser.add_argument("--link-fds", type=int, nargs="*", default=())
     arguments = parser.parse_args()
     die_with_parent()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     connection = socket.socket(fileno=arguments.control_fd)
-    StageWorker(ControlSocket.for_worker(connection), arguments.listen_host).run()
+    StageWorker(
+        ControlSocket.for_worker(connection), arguments.listen_host, tuple(arguments.link_fds)
+    ).run()
 
 
 if __name__ == "__main__":

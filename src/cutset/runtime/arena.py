@@ -1,0 +1,132 @@
+"""Memory that two neighbours on one host share: tensors are put down, not sent.
+
+Measured on the two-core virtual machine where this was written, a 35 kB payload over gloo on
+loopback costs 0.25 ms of handshakes on top of the header's 0.04 ms. So on one host only the header
+goes through gloo, and names the slot in which the tensors lie.
+
+Layout of the file: one page of int64 tags, one a slot; then the slots, page-aligned. A tag is 0
+(free)
+or the epoch in which the sender filled the slot. Only the sender sets a tag, only the receiver
+clears it, both under the lock of their own end and only in their present epoch: a computation that
+finishes late cannot free, and a sender of an old epoch cannot fill, a slot of the new one. No
+micro-batch of an epoch is sent before both ends of every link have entered it.
+
+The file has no name (memfd, or unlinked), so nothing is left behind however a process ends.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+import threading
+
+import torch
+
+from cutset.runtime.wire import Layout, as_bytes, from_bytes
+
+_PAGE_BYTES = 4096
+_ALIGNMENT_BYTES = 64
+MAX_SLOTS = _PAGE_BYTES // 8
+
+
+def padded(num_bytes: int) -> int:
+    """`num_bytes` rounded up to a cache line, torch's own alignment of tensors."""
+    return -(-num_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+
+
+def create_file(slot_bytes: int, num_slots: int) -> int:
+    """Makes the file of an arena.
+
+    Args:
+        slot_bytes: bytes of the largest micro-batch's tensors, each padded.
+        num_slots: at most `MAX_SLOTS`.
+
+    Returns:
+        A file descriptor, which the caller closes.
+
+    Raises:
+        OSError: the system has no room.
+    """
+    if hasattr(os, "memfd_create"):
+        file = os.memfd_create("cutset-link", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as unlinked:
+            file = os.dup(unlinked.fileno())
+    os.truncate(file, _PAGE_BYTES + num_slots * _slot_stride(slot_bytes))
+    return file
+
+
+def _slot_stride(slot_bytes: int) -> int:
+    return max(1, -(-slot_bytes // _PAGE_BYTES)) * _PAGE_BYTES
+
+
+class Arena:
+    """One end's view of the shared memory of one link; lives through all epochs.
+
+    Args:
+        file: descriptor of the file; stays open, the mapping does not need it.
+        slot_bytes: as given to `create_file`.
+        num_slots: as given to `create_file`.
+    """
+
+    def __init__(self, file: int, slot_bytes: int, num_slots: int) -> None:
+        stride = _slot_stride(slot_bytes)
+        mapping = mmap.mmap(file, _PAGE_BYTES + num_slots * stride)
+        memory = torch.frombuffer(mapping, dtype=torch.uint8)
+        self.num_slots = num_slots
+        self._slot_bytes = slot_bytes
+        self._tags = memoryview(mapping)[: 8 * num_slots].cast("q")
+        self._slots = [
+            memory[start : start + stride]
+            for start in range(_PAGE_BYTES, _PAGE_BYTES + num_slots * stride, stride)
+        ]
+        self._lock = threading.Lock()
+        self._epoch = 0
+
+    def enter(self, epoch: int, *, as_sender: bool) -> None:
+        """Begins an epoch at this end; the sender's end frees all slots."""
+        with self._lock:
+            self._epoch = epoch
+            if as_sender:
+                for slot in range(self.num_slots):
+                    self._tags[slot] = 0
+
+    def put(self, epoch: int, tensors: list[torch.Tensor]) -> int | None:
+        """Copies tensors into the first free slot.
+
+        Args:
+            epoch: the sender's epoch.
+            tensors: dense; one after the other, each beginning at a multiple of 64 bytes.
+
+        Returns:
+            The slot, or None where none is free.
+        """
+        with self._lock:
+            if epoch != self._epoch:
+                return None
+            slot = next((i for i in range(self.num_slots) if not self._tags[i]), None)
+            if slot is None:
+                return None
+            offset = 0
+            for tensor in tensors:
+                data = as_bytes(tensor)
+                self._slots[slot][offset : offset + data.numel()].copy_(data)
+                offset += padded(data.numel())
+            self._tags[slot] = epoch
+            return slot
+
+    def get(self, slot: int, layouts: tuple[Layout, ...]) -> tuple[torch.Tensor, ...]:
+        """The tensors of a slot, without a copy; valid until `release`."""
+        tensors = []
+        offset = 0
+        for layout in layouts:
+            tensors.append(from_bytes(self._slots[slot][offset:], layout))
+            offset += padded(layout.num_bytes)
+        return tuple(tensors)
+
+    def release(self, epoch: int, slot: int) -> None:
+        """Frees a slot, unless the epoch is over."""
+        with self._lock:
+            if epoch == self._epoch and self._tags[slot] == epoch:
+                self._tags[slot] = 0

@@ -1,0 +1,114 @@
+"""What is known of a running session: its limits, its stages, and their statistics."""
+
+from __future__ import annotations
+
+import threading
+
+import msgspec
+
+from cutset.engines.base import Load, Span, StageStats, WorkerHandle
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long a session waits for what, and how often it tries.
+
+    Attributes:
+        heartbeat_s: a worker that is silent for so long is taken for frozen and killed.
+        link_timeout_s: a neighbour that is silent for so long has lost its link.
+        connect_timeout_s: how long neighbours may take to connect.
+        start_timeout_s: how long a worker may take to start and to load its stage.
+        compute_timeout_s: how long a stage may compute on one micro-batch.
+        max_restarts: so many set-backs without an answer between them are borne.
+        back_off_s: pause before the second attempt; each further one waits twice as long, at
+            most 5 s. The first is made at once.
+        max_deaths: a micro-batch whose worker died so often is failed.
+    """
+
+    heartbeat_s: float = 5.0
+    link_timeout_s: float = 10.0
+    connect_timeout_s: float = 10.0
+    start_timeout_s: float = 120.0
+    compute_timeout_s: float = 300.0
+    max_restarts: int = 5
+    back_off_s: float = 0.1
+    max_deaths: int = 3
+
+
+class StageStatus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The state of one stage.
+
+    Attributes:
+        index: its place in the pipeline.
+        device: name of its device.
+        backend: the backend that runs it.
+        pid: process id of its worker, 0 while it has none.
+        num_restarts: how often its worker was replaced.
+        load_s: seconds that loading the stage took the present worker.
+        stats: what its workers did, all of them together.
+    """
+
+    index: int
+    device: str
+    backend: str
+    pid: int
+    num_restarts: int
+    load_s: float
+    stats: StageStats
+
+
+class SessionStatus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The state of a session.
+
+    Attributes:
+        epoch: counts the times that the links were made.
+        num_settled: micro-batches answered or failed.
+        num_in_flight: micro-batches sent and not answered.
+        num_waiting: micro-batches not sent yet.
+        stages: in pipeline order.
+    """
+
+    epoch: int
+    num_settled: int
+    num_in_flight: int
+    num_waiting: int
+    stages: tuple[StageStatus, ...]
+
+
+class StageRecord:
+    """What the supervisor knows of one stage."""
+
+    def __init__(self, load: Load) -> None:
+        self.load = load
+        self.worker: WorkerHandle | None = None
+        self.pid = 0
+        self.loaded = False
+        self.connected_epoch = 0
+        self.heard_s = 0.0
+        self.stats = StageStats()
+        self.stats_s = 0.0
+        self.past = StageStats()
+        self.num_restarts = -1
+        self.load_s = 0.0
+        self.spans: list[Span] = []
+        self.spans_complete = threading.Event()
+
+    def forget_worker(self) -> None:
+        """The worker is gone; its statistics stay."""
+        self.past = added_stats(self.past, self.stats)
+        self.stats = StageStats()
+        self.worker = None
+        self.pid = 0
+        self.loaded = False
+
+    @property
+    def total(self) -> StageStats:
+        """Statistics over all workers of this stage; the memory is the present one's."""
+        return added_stats(self.past, self.stats)
+
+
+def added_stats(first: StageStats, second: StageStats) -> StageStats:
+    """What two workers did together; the memory is the second one's."""
+    summed = {
+        name: getattr(first, name) + getattr(second, name) for name in StageStats.__struct_fields__
+    }
+    return StageStats(**{**summed, "rss_bytes": second.rss_bytes})

@@ -1,0 +1,100 @@
+"""Small bundles for tests, cut at given places by hand: no planner, no profile."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cutset.graph.capture import capture_model
+from cutset.graph.lowering import CapturedModel
+from cutset.planning.plan import PLAN_FORMAT, Plan, StagePlan
+from cutset.shards.export import export_bundle
+
+
+def hand_plan(captured: CapturedModel, positions: tuple[int, ...], micro_batch: int) -> Plan:
+    """A plan that cuts before the operations with the given indices."""
+    operations = captured.graph.operations
+    edges = (0, *positions, len(operations))
+    stages = tuple(
+        StagePlan(
+            index=index,
+            first=operations[start].name,
+            last=operations[stop - 1].name,
+            start=start,
+            stop=stop,
+            units=(),
+            device=f"cpu:{index}",
+            compute_s=0.001,
+            send_s=0.0,
+            weight_bytes=0,
+            memory_bytes=0,
+            output_bytes_per_sample=operations[stop - 1].bytes_per_sample,
+        )
+        for index, (start, stop) in enumerate(itertools.pairwise(edges))
+    )
+    return Plan(
+        format=PLAN_FORMAT,
+        objective="throughput",
+        micro_batch=micro_batch,
+        stages=stages,
+        period_s=0.001,
+        latency_s=0.001 * len(stages),
+        bound_s=0.001,
+        bound_by="exhaustion",
+        gap=0.0,
+    )
+
+
+def write_bundle(
+    model: nn.Module,
+    example: tuple[torch.Tensor, ...],
+    positions: tuple[int, ...],
+    directory: Path,
+    *,
+    micro_batch: int = 4,
+    max_tensors: int = 1,
+) -> Path:
+    """Exports `model`, cut before the operations with the given indices."""
+    captured = capture_model(model, example)
+    plan = hand_plan(captured, positions, micro_batch)
+    return export_bundle(model, plan, directory, captured=captured, max_tensors=max_tensors)
+
+
+class SmallNet(nn.Module):
+    """Convolutions, normalisation and a head: enough for kernels to differ by memory format."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 16, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
+        self.head = nn.Linear(16 * 4 * 4, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.flatten(self.body(x), 1))
+
+
+def small_net() -> SmallNet:
+    """A seeded `SmallNet` in evaluation mode."""
+    torch.manual_seed(7)
+    model = SmallNet().eval()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2.0)
+    return model
+
+
+def whole_model(model: nn.Module, rows: torch.Tensor, micro_batch: int) -> torch.Tensor:
+    """What the pipeline must equal bit for bit: the model over the same micro-batches."""
+    with torch.inference_mode():
+        return torch.cat([model(part) for part in rows.split(micro_batch)])

@@ -1,0 +1,48 @@
+"""Bundles that the tests of this folder share, and a check that nothing survives a test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from .bundles import SmallNet, small_net, write_bundle
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def model() -> SmallNet:
+    return small_net()
+
+
+@pytest.fixture(scope="session")
+def bundle(model: SmallNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two stages, micro-batch 4."""
+    folder = tmp_path_factory.mktemp("bundles") / "small.cutset"
+    return write_bundle(model, (torch.randn(2, 3, 16, 16),), (3,), folder)
+
+
+@pytest.fixture(scope="session")
+def bundle_of_three(model: SmallNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three stages, micro-batch 4."""
+    folder = tmp_path_factory.mktemp("bundles") / "three.cutset"
+    return write_bundle(model, (torch.randn(2, 3, 16, 16),), (3, 6), folder)
+
+
+@pytest.fixture(autouse=True)
+def _no_process_survives() -> Iterator[None]:
+    yield
+    workers = [
+        child
+        for child in psutil.Process(os.getpid()).children(recursive=True)
+        if child.status() != psutil.STATUS_ZOMBIE
+    ]
+    assert workers == []

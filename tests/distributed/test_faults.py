@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from cutset.errors import ContractViolation, StageFailed
+from cutset.runtime.session import Session, open_session
+from cutset.runtime.status import Limits
+
+from . import sick_worker
+from .bundles import SmallNet, whole_model
+
+# Short limits: these tests run into them on purpose.
+_QUICK = Limits(heartbeat_s=1.5, link_timeout_s=4.0, connect_timeout_s=10.0, back_off_s=0.05)
+
+
+def _items(num_items: int) -> Iterator[torch.Tensor]:
+    """Items of 1 to 6 rows, each different from all others."""
+    for index in range(num_items):
+        generator = torch.Generator().manual_seed(index)
+        yield torch.randn(1 + index % 6, 3, 16, 16, generator=generator)
+
+
+def _check_stream(
+    session: Session, model: SmallNet, num_items: int, disturb: Callable[[int], None]
+) -> None:
+    """Streams items, calls `disturb` before each answer is looked at, checks every answer."""
+    num_answers = 0
+    answers = session.stream(_items(num_items))
+    for index, (rows, answer) in enumerate(zip(_items(num_items), answers, strict=True)):
+        disturb(index)
+        assert torch.equal(answer, whole_model(model, rows, 4)), f"item {index}"
+        num_answers += 1
+    assert num_answers == num_items
+
+
+def _sick(symptom: float, num_rows: int = 1) -> torch.Tensor:
+    rows = torch.zeros(num_rows, 3, 16, 16)
+    rows[0, 0, 0, 0] = symptom
+    return rows
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_killed_worker_costs_no_row(bundle_of_three: Path, model: SmallNet, stage: int) -> None:
+    with open_session(bundle_of_three, backend="torch", limits=_QUICK) as session:
+
+        def disturb(index: int) -> None:
+            if index in (10, 40):
+                pid = session.worker_pids[stage]
+                if pid:
+                    os.kill(pid, signal.SIGKILL)
+
+        _check_stream(session, model, 60, disturb)
+        assert session.stats().stages[stage].num_restarts >= 1
+        assert session.epoch >= 2
+
+
+def test_all_workers_killed_at_once_cost_no_row(bundle: Path, model: SmallNet) -> None:
+    with open_session(bundle, backend="torch", limits=_QUICK) as session:
+
+        def disturb(index: int) -> None:
+            if index == 10:
+                for pid in session.worker_pids:
+                    os.kill(pid, signal.SIGKILL)
+
+        _check_stream(session, model, 40, disturb)
+        assert [stage.num_restarts for stage in session.stats().stages] == [1, 1]
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_frozen_worker_costs_no_row(bundle: Path, model: SmallNet, stage: int) -> None:
+    with open_session(bundle, backend="torch", limits=_QUICK) as session:
+
+        def disturb(index: int) -> None:
+            if index == 10:
+                os.kill(session.worker_pids[stage], signal.SIGSTOP)
+
+        _check_stream(session, model, 40, disturb)
+        assert session.stats().stages[stage].num_restarts == 1
+
+
+def test_an_idle_session_outlives_its_link_time_out(bundle: Path, model: SmallNet) -> None:
+    limits = Limits(heartbeat_s=5.0, link_timeout_s=0.5)
+    with open_session(bundle, backend="torch", limits=limits) as session:
+        rows = torch.randn(3, 3, 16, 16)
+        session.run(rows)
+        # Twenty heartbeats: two seconds in which nothing but keep-alives crosses the links.
+        for _ in range(4):
+            with session._supervisor.changed:
+                heard_s = [stage.stats_s for stage in session._supervisor.stages]
+                assert session._supervisor.changed.wait_for(
+                    lambda heard_s=heard_s: all(
+                        stage.stats_s > before
+                        for stage, before in zip(session._supervisor.stages, heard_s, strict=True)
+                    ),
+                    10,
+                )
+        assert torch.equal(session.run(rows), whole_model(model, rows, 4))
+        assert session.epoch == 1
+
+
+@pytest.mark.parametrize("symptom", [sick_worker.KILL, sick_worker.ABORT])
+def test_a_micro_batch_that_kills_three_times_is_failed_and_the_rest_go_on(
+    bundle: Path, model: SmallNet, symptom: float
+) -> None:
+    good = torch.randn(9, 3, 16, 16)
+    with open_session(
+        bundle, backend="torch", engine=sick_worker.sick_engine(2), limits=_QUICK
+    ) as session:
+        futures = [session.submit(good), session.submit(_sick(symptom)), session.submit(good)]
+        with pytest.raises(StageFailed, match="died 3 times") as caught:
+            futures[1].result(60)
+        assert caught.value.stage == 0
+        expected = whole_model(model, good, 4)
+        assert torch.equal(futures[0].result(60), expected)
+        assert torch.equal(futures[2].result(60), expected)
+        assert session.stats().stages[0].num_restarts == 3
+
+
+def test_a_micro_batch_that_never_ends_is_failed(bundle: Path) -> None:
+    limits = Limits(heartbeat_s=2.0, compute_timeout_s=0.5, max_deaths=1, connect_timeout_s=10.0)
+    with open_session(
+        bundle, backend="torch", engine=sick_worker.sick_engine(2), limits=limits
+    ) as session:
+        with pytest.raises(StageFailed, match="on one micro-batch"):
+            session.submit(_sick(sick_worker.HANG)).result(60)
+        assert len(session.run(torch.zeros(2, 3, 16, 16))) == 2
+
+
+def test_an_exception_fails_its_request_and_kills_nobody(bundle: Path) -> None:
+    with open_session(
+        bundle, backend="torch", engine=sick_worker.sick_engine(2), limits=_QUICK
+    ) as session:
+        with pytest.raises(StageFailed, match="ValueError: no such luck") as caught:
+            session.run(_sick(sick_worker.RAISE, num_rows=9))
+        assert caught.value.stage == 0
+        assert caught.value.device == "cpu:0"
+        assert len(session.run(torch.zeros(2, 3, 16, 16))) == 2
+        assert session.epoch == 1
+
+
+def test_a_message_of_torch_never_comes_bare(bundle: Path) -> None:
+    with (
+        open_session(
+            bundle, backend="torch", engine=sick_worker.sick_engine(2), limits=_QUICK
+        ) as session,
+        pytest.raises(StageFailed) as caught,
+    ):
+        session.run(_sick(sick_worker.MISFIT))
+    message = str(caught.value)
+    assert message.startswith("stage 0 (")
+    assert "into stage 0, the model's input" in message
+    assert "Likely cause: a residual block or an inception module was cut apart" in message
+
+
+def test_an_output_that_breaks_the_contract_names_the_boundary(bundle: Path) -> None:
+    with open_session(
+        bundle, backend="torch", engine=sick_worker.sick_engine(2), limits=_QUICK
+    ) as session:
+        with pytest.raises(ContractViolation) as caught:
+            session.run(_sick(sick_worker.WRONG_SHAPE))
+        assert caught.value.boundary.startswith("out of stage 0, after relu")
+        assert caught.value.expected == "float32[batch, 8, 16, 16]"
+        assert caught.value.actual == "float32[1, 1, 16, 16]"
+        assert len(session.run(torch.zeros(2, 3, 16, 16))) == 2
+
+
+def test_many_failures_in_a_row_do_not_exhaust_the_slots(bundle: Path) -> None:
+    with open_session(
+        bundle, backend="torch", engine=sick_worker.sick_engine(2), limits=_QUICK
+    ) as session:
+        answers = session.stream((_sick(sick_worker.RAISE) for _ in range(100)), return_errors=True)
+        assert [type(answer) for answer in answers] == [StageFailed] * 100
+        assert session.epoch == 1
+
+
+def test_a_stage_that_cannot_come_back_ends_the_session_and_says_what_was_tried(
+    bundle: Path,
+) -> None:
+    engine = sick_worker.sick_engine(2)
+    limits = Limits(max_restarts=2, back_off_s=0.01)
+    with open_session(bundle, backend="torch", engine=engine, limits=limits) as session:
+        engine._worker_command = (sys.executable, "-c", "raise SystemExit('no such device')")
+        future = session.submit(torch.zeros(4000, 3, 16, 16))
+        os.kill(session.worker_pids[1], signal.SIGKILL)
+        with pytest.raises(StageFailed, match="could not be kept up: 3 attempts") as caught:
+            future.result(60)
+        assert caught.value.stage == 1
+        assert "no such device" in str(caught.value)
+        with pytest.raises(StageFailed, match="could not be kept up"):
+            session.submit(torch.zeros(1, 3, 16, 16))
+
+
+_CALLER = """
+import sys, torch
+from cutset.runtime.session import open_session
+torch.set_num_threads(1)
+with open_session(sys.argv[1], backend="torch") as session:
+    session.run(torch.zeros(2, 3, 16, 16))
+    print(*session.worker_pids, flush=True)
+    for answer in session.stream(torch.zeros(9, 3, 16, 16) for _ in iter(int, 1)):
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "stop_a_worker_first"),
+    [
+        (signal.SIGKILL, False),
+        (signal.SIGKILL, True),
+        (signal.SIGTERM, False),
+        (signal.SIGINT, False),
+    ],
+)
+def test_no_worker_outlives_its_caller(
+    bundle: Path, number: signal.Signals, stop_a_worker_first: bool
+) -> None:
+    caller = subprocess.Popen(
+        [sys.executable, "-c", _CALLER, str(bundle)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with caller:
+        assert caller.stdout is not None
+        workers = [psutil.Process(int(pid)) for pid in caller.stdout.readline().split()]
+        assert len(workers) == 2
+        if stop_a_worker_first:
+            workers[1].suspend()
+        caller.send_signal(number)
+        _, alive = psutil.wait_procs(workers, timeout=5)
+        assert alive == []
+        caller.communicate(timeout=10)
+    assert caller.returncode != 0
