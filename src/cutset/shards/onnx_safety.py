@@ -23,7 +23,6 @@ DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Operator domains that every ONNX Runtime brings along."""
 
 _LOADING_OPERATORS = frozenset({"EPContext", "PythonOp", "PythonOpGrad", "ATen", "TorchEmbedding"})
-_MAX_DEPTH = 32
 
 
 def check_onnx_model(file: Path, *, path: str, listed: frozenset[str], max_bytes: int) -> None:
@@ -49,7 +48,7 @@ def check_onnx_model(file: Path, *, path: str, listed: frozenset[str], max_bytes
             raise _refusal(path, f"operator domain {opset.domain!r}", "is none of ONNX's own")
     if len(model.functions) or len(model.training_info):
         raise _refusal(path, "the model", "has local functions or training code")
-    for graph in _graphs(model.graph, path, 0):
+    for graph in _graphs(model.graph):
         _check_graph(graph, file, path, listed)
 
 
@@ -57,17 +56,18 @@ def _refusal(path: str, entry: str, why: str) -> UnsafeBundle:
     return UnsafeBundle(f"{path}: {entry} {why}; the model was not loaded", path=path)
 
 
-def _graphs(graph: Any, path: str, depth: int) -> Iterator[Any]:
-    """The graph and those inside its ``If``, ``Loop`` and ``Scan``."""
-    if depth > _MAX_DEPTH:
-        raise _refusal(path, "a subgraph", f"lies over {_MAX_DEPTH} levels deep")
+def _graphs(graph: Any) -> Iterator[Any]:
+    """The graph and those inside its ``If``, ``Loop`` and ``Scan``.
+
+    The recursion ends: protobuf does not parse messages that lie over 100 levels deep.
+    """
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                yield from _graphs(attribute.g, path, depth + 1)
+                yield from _graphs(attribute.g)
             for inner in attribute.graphs:
-                yield from _graphs(inner, path, depth + 1)
+                yield from _graphs(inner)
 
 
 def _check_graph(graph: Any, file: Path, path: str, listed: frozenset[str]) -> None:

@@ -134,6 +134,14 @@ _NUMBER_FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 _TRUTH_FUNCTIONS = frozenset({"torch.sym_not", *(f"_operator.{name}" for name in _COMPARISONS)})
 
+_KINDS = frozenset(
+    f"{kind}Type"
+    for kind in (
+        *("Tensor", "Number", "Int", "Float", "Bool", "Complex", "SymInt", "SymBool", "String"),
+        *("DeviceObj", "ScalarTypeType", "Layout", "MemoryFormat", "Generator"),
+    )
+)
+
 _TARGET = re.compile(r"torch\.ops\.(aten|torchvision)\.([A-Za-z_]\w{0,63})\.([A-Za-z_]\w{0,63})")
 
 
@@ -173,7 +181,8 @@ def resolve_operator(target: str, *, path: str) -> Callable[..., Any]:
         A `torch._ops.OpOverload`, or a function on numbers.
 
     Raises:
-        UnsafeBundle: the name is not on the list above, or this torch has no such operation.
+        UnsafeBundle: the name is not on the list above, or this torch has no such operation on
+            tensors.
     """
     if not is_allowed(target) or target in ASSERTIONS:
         raise UnsafeBundle(
@@ -189,10 +198,29 @@ def resolve_operator(target: str, *, path: str) -> Callable[..., Any]:
         importlib.import_module("torchvision")  # registers its operations as it is imported
     packet = getattr(getattr(torch.ops, namespace), name, None)
     function = getattr(packet, overload, None)
-    if not isinstance(function, torch._ops.OpOverload):
+    if not isinstance(function, torch._ops.OpOverload) or not _is_on_tensors(function):
         raise UnsafeBundle(
-            f"{path}: operation {target!r} does not exist in torch {torch.__version__}; open the "
+            f"{path}: operation {target!r} is no operation on tensors in torch {torch.__version__}; open the "
             f"bundle with the torch that wrote it (manifest.json, created_by)",
             path=path,
         )
     return function
+
+
+def _is_on_tensors(function: torch._ops.OpOverload) -> bool:
+    """Whether it takes or gives tensors, and beside them only numbers, words and the like.
+
+    TorchScript keeps functions on strings, dicts and enumerations under the same names
+    (``aten::copy.Dict_str``).
+    """
+    schema = function._schema
+    types = [argument.type for argument in (*schema.arguments, *schema.returns)]
+    kinds: set[str] = set()
+    while types:
+        kind = types[-1].kind()
+        if kind in ("OptionalType", "ListType"):
+            types.append(types.pop().getElementType())
+        else:
+            kinds.add(kind)
+            types.pop()
+    return "TensorType" in kinds and kinds <= _KINDS

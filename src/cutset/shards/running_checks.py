@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -45,17 +44,6 @@ class Difference:
     tensor: str
     max_abs_error: float
     tolerance: float
-
-
-@contextlib.contextmanager
-def threads(num_threads: int) -> Iterator[None]:
-    """Runs a block with that many threads of torch, then restores their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def expected_tensors(bundle: Bundle) -> tuple[TensorSpec, ...]:

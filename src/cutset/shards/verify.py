@@ -32,6 +32,7 @@ from cutset.errors import BundleError, ManifestError
 from cutset.shards import running_checks
 from cutset.shards.load import Bundle, StageProgram, load_onnx_model, load_program, open_bundle
 from cutset.shards.static_checks import completeness_faults, summary, unit_faults
+from cutset.threads import compute_threads
 
 CHECKS = ("contracts", "completeness", "units", "numerics", "integrity")
 ROW_COUNTS = (1, 2, 5)
@@ -173,7 +174,7 @@ class _Verification:
     def run(self) -> VerificationReport:
         """All checks; integrity is looked at first, since the others stand on it."""
         integrity = self._integrity()
-        with running_checks.threads(self._bundle.manifest.num_threads):
+        with compute_threads(self._bundle.manifest.num_threads):
             contracts = self._contracts()
             completeness = self._completeness()
             units = self._units()
