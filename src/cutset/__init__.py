@@ -1,3 +1,103 @@
-"""Split a trained PyTorch model where its architecture allows, and run the pieces as a pipeline."""
+"""Split a trained PyTorch model where its architecture allows, and run the pieces as a pipeline.
+
+The public names are loaded when they are first used: importing this package loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from cutset.costs.model import CostModel as CostModel
+    from cutset.costs.model import Profile as Profile
+    from cutset.costs.model import costs_from_flops as costs_from_flops
+    from cutset.costs.model import costs_from_profile as costs_from_profile
+    from cutset.costs.profile import profile_costs as profile_costs
+    from cutset.devices import Cluster as Cluster
+    from cutset.devices import Device as Device
+    from cutset.devices import Link as Link
+    from cutset.devices import equal_cluster as equal_cluster
+    from cutset.devices import load_cluster as load_cluster
+    from cutset.errors import CutsetError as CutsetError
+    from cutset.graph.capture import capture_graph as capture_graph
+    from cutset.graph.capture import capture_model as capture_model
+    from cutset.graph.cuts import CutPoint as CutPoint
+    from cutset.graph.cuts import CutPoints as CutPoints
+    from cutset.graph.cuts import find_cut_points as find_cut_points
+    from cutset.graph.ir import Graph as Graph
+    from cutset.graph.units import Unit as Unit
+    from cutset.graph.units import find_units as find_units
+    from cutset.models import find_model as find_model
+    from cutset.planning import Plan as Plan
+    from cutset.planning import load_plan as load_plan
+    from cutset.planning import make_plan as make_plan
+    from cutset.planning import pareto_plans as pareto_plans
+    from cutset.runtime.session import Session as Session
+    from cutset.runtime.session import open_session as open_session
+    from cutset.shards.export import export_bundle as export_bundle
+    from cutset.shards.load import Bundle as Bundle
+    from cutset.shards.load import open_bundle as open_bundle
+    from cutset.shards.verify import VerificationReport as VerificationReport
+    from cutset.shards.verify import verify_bundle as verify_bundle
+    from cutset.workflow import PreparedModel as PreparedModel
+    from cutset.workflow import plan_stages as plan_stages
+    from cutset.workflow import prepare_model as prepare_model
+    from cutset.workflow import profile_model as profile_model
+    from cutset.workflow import split_model as split_model
+
+_HOMES = {
+    "Bundle": "shards.load",
+    "Cluster": "devices",
+    "CostModel": "costs.model",
+    "CutPoint": "graph.cuts",
+    "CutPoints": "graph.cuts",
+    "CutsetError": "errors",
+    "Device": "devices",
+    "Graph": "graph.ir",
+    "Link": "devices",
+    "Plan": "planning",
+    "PreparedModel": "workflow",
+    "Profile": "costs.model",
+    "Session": "runtime.session",
+    "Unit": "graph.units",
+    "VerificationReport": "shards.verify",
+    "capture_graph": "graph.capture",
+    "capture_model": "graph.capture",
+    "costs_from_flops": "costs.model",
+    "costs_from_profile": "costs.model",
+    "equal_cluster": "devices",
+    "export_bundle": "shards.export",
+    "find_cut_points": "graph.cuts",
+    "find_model": "models",
+    "find_units": "graph.units",
+    "load_cluster": "devices",
+    "load_plan": "planning",
+    "make_plan": "planning",
+    "open_bundle": "shards.load",
+    "open_session": "runtime.session",
+    "pareto_plans": "planning",
+    "plan_stages": "workflow",
+    "prepare_model": "workflow",
+    "profile_costs": "costs.profile",
+    "profile_model": "workflow",
+    "split_model": "workflow",
+    "verify_bundle": "shards.verify",
+}
+
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604  # names that __getattr__ finds
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
