@@ -13,6 +13,7 @@ import inspect
 import logging
 import re
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -110,7 +111,11 @@ def _build(name: str, entry: Any) -> nn.Module:
     options: dict[str, Any] = {"progress": False} if "progress" in parameters else {}
     if "quantize" in parameters:
         options["quantize"] = "backend" in entry.meta
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # How torchvision will initialise one day does not matter: every number is replaced.
+        warnings.filterwarnings(
+            "ignore", message="The default weight initialization", category=FutureWarning
+        )
         torch.manual_seed(0)
         model: nn.Module = zoo.get_model(name, weights=entry, **options)
     return model.eval()
