@@ -146,7 +146,8 @@ def cheapest_fixed(
     for k, node in enumerate(nodes):
         value, sink_s = float(values[k][-1]), float(problem.sink_s[node.device_class])
         if cost == "load":
-            value = 0.0 if value + sink_s <= limit_s else math.inf
+            fits = math.isfinite(value) and value + sink_s <= limit_s
+            value = 0.0 if fits else math.inf
         elif not problem.serial and sink_s > limit_s:
             value = math.inf
         elif cost == "latency":
@@ -177,7 +178,8 @@ def _entry_values(
     for p in node.predecessors:
         link = problem.link_row_s(nodes[p].device_class, here)
         if cost == "load":
-            arrived = np.where(values[p] + link <= limit_s, link, math.inf)
+            sent = np.isfinite(values[p]) & (values[p] + link <= limit_s)
+            arrived = np.where(sent, link, math.inf)
         else:
             arrived = values[p] + (link if cost == "latency" else problem.tie_cost)
             if not problem.serial:

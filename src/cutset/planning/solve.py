@@ -29,6 +29,9 @@ MAX_STATES = 1 << 17
 MAX_TIE_STATES = 1 << 13
 """Beyond this many states ties are broken along the way back only."""
 
+MAX_LATENCY_TIE_STATES = 1 << 10
+"""Beyond this many states, plans of the same period and the same cuts are left as they fell."""
+
 MAX_TIE_PIECES = 2_000
 
 
@@ -155,7 +158,12 @@ def _break_ties(
         return stages
     if max_latency_s is not None and problem.latency_s(other) > max_latency_s * (1 + ROUNDING):
         return stages
-    return other if problem.ties(other) < problem.ties(stages) else stages
+    stages = other if problem.ties(other) < problem.ties(stages) else stages
+    if num_states(problem) > MAX_LATENCY_TIE_STATES:
+        return stages
+    quick = cheapest_within(problem, period_s, "latency")
+    same = quick is not None and problem.ties(quick) <= problem.ties(stages)
+    return quick if quick is not None and same else stages
 
 
 def solve_latency(problem: ChainProblem, *, max_period_s: float | None = None) -> Solution:
@@ -189,9 +197,12 @@ def solve_latency(problem: ChainProblem, *, max_period_s: float | None = None) -
 def _even_out(problem: ChainProblem, stages: tuple[Placed, ...]) -> tuple[Placed, ...]:
     """Among plans of the same latency, one of less period: halving what is left to gain."""
     latency_s = problem.latency_s(stages) * (1 + ROUNDING)
-    while len(stages) > 1 and num_states(problem) <= MAX_TIE_STATES:
+    while num_states(problem) <= MAX_TIE_STATES:
+        period_s = problem.period_s(stages)
+        if period_s <= 0:
+            return stages
         try:
-            other = cheapest_within(problem, problem.period_s(stages) * (1 - 1e-9), "latency")
+            other = cheapest_within(problem, period_s * (1 - 1e-9), "latency")
         except OverBudget:
             return stages
         if other is None or problem.latency_s(other) > latency_s:

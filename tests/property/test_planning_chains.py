@@ -1,0 +1,220 @@
+"""The chain solvers against the twin that tries everything, on thousands of small problems."""
+
+import dataclasses
+import math
+
+import numpy as np
+import planner_twin as twin
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cutset.planning.bounds import latency_certificates, period_certificates
+from cutset.planning.lattice import OverBudget
+from cutset.planning.problem import ChainProblem, Variant
+from cutset.planning.relaxed import solve_relaxed
+from cutset.planning.solve import (
+    Infeasible,
+    _exact_period,
+    solve_front,
+    solve_latency,
+    solve_period,
+)
+
+quick = settings(
+    max_examples=400,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+# Whole numbers make many ties and many plans of equal cost; zero pieces and free links included.
+SECONDS = st.integers(0, 9).map(float)
+WEIGHTS = st.integers(0, 5)
+
+
+@st.composite
+def problems(draw, *, serial=None, fixed=None, uniform=None, max_pieces=6, max_devices=4):
+    num = draw(st.integers(1, max_pieces))
+    fixed = draw(st.booleans()) if fixed is None else fixed
+    if fixed:
+        counts = (1,) * draw(st.integers(1, max_devices))
+    else:
+        counts = draw(
+            st.lists(st.integers(1, 3), min_size=1, max_size=max_devices).filter(
+                lambda c: sum(c) <= max_devices
+            )
+        )
+    num_classes = len(counts)
+    weights = np.concatenate([[0], np.cumsum(draw(_row(WEIGHTS, num)))])
+    variants = []
+    for k in range(num_classes):
+        limit = draw(st.one_of(st.none(), st.integers(2, 14)))
+        for backend in range(draw(st.integers(1, 2))):
+            prefix = np.concatenate([[0.0], np.cumsum(draw(_row(SECONDS, num)))])
+            reach = np.full(num, num)
+            if limit is not None:
+                reach = np.searchsorted(weights, weights[:-1] + limit, side="right") - 1
+            variants.append(
+                Variant(device_class=k, backend=f"b{backend}", prefix_s=prefix, furthest=reach)
+            )
+    if draw(st.booleans()) if uniform is None else uniform:
+        latency = np.full((num_classes, num_classes), draw(SECONDS) / 4)
+        per_byte = np.full((num_classes, num_classes), draw(SECONDS) / 4)
+    else:
+        latency = np.array(draw(_row(_row(SECONDS, num_classes), num_classes))) / 4
+        per_byte = np.array(draw(_row(_row(SECONDS, num_classes), num_classes))) / 4
+    ends = draw(_row(SECONDS, 2 * num_classes)) if draw(st.booleans()) else [0.0] * 2 * num_classes
+    return ChainProblem(
+        num_pieces=num,
+        counts=tuple(counts),
+        variants=tuple(variants),
+        cut_bytes=np.array(draw(_row(SECONDS, num + 1))),
+        link_latency_s=latency,
+        link_s_per_byte=per_byte,
+        source_s=np.array(ends[:num_classes]),
+        sink_s=np.array(ends[num_classes:]),
+        tie_cost=np.array(draw(_row(st.integers(1, 6).map(float), num + 1))),
+        serial=draw(st.booleans()) if serial is None else serial,
+        fixed_order=fixed,
+        num_stages=draw(st.one_of(st.none(), st.integers(1, 4))),
+    )
+
+
+def _row(element, size):
+    return st.lists(element, min_size=size, max_size=size)
+
+
+@quick
+@given(problems())
+def test_period_is_the_least_there_is(problem):
+    expected = twin.best_period(problem)
+    if math.isinf(expected):
+        with pytest.raises(Infeasible):
+            solve_period(problem)
+        return
+    solution = solve_period(problem)
+    assert problem.period_s(solution.stages) == pytest.approx(expected, rel=1e-9)
+    assert solution.bound_s == pytest.approx(expected, rel=1e-9)
+
+
+@quick
+@given(problems())
+def test_a_solution_keeps_every_rule_and_costs_what_the_twin_says(problem):
+    if math.isinf(twin.best_period(problem)):
+        return
+    stages = solve_period(problem).stages
+    same = [row for row in twin.every_plan(problem) if row[0] == tuple(map(tuple, stages))]
+    assert len(same) == 1
+    assert problem.period_s(stages) == pytest.approx(same[0][1], rel=1e-9)
+    assert problem.latency_s(stages) == pytest.approx(same[0][2], rel=1e-9)
+
+
+@quick
+@given(problems())
+def test_ties_are_broken_by_the_cheapest_cuts(problem):
+    expected = twin.best_period(problem)
+    if math.isfinite(expected):
+        stages = solve_period(problem).stages
+        assert problem.ties(stages) == twin.best_ties(problem, expected)
+
+
+@quick
+@given(problems())
+def test_latency_is_the_least_there_is(problem):
+    expected = twin.best_latency(problem)
+    if math.isinf(expected):
+        with pytest.raises(Infeasible):
+            solve_latency(problem)
+        return
+    stages = solve_latency(problem).stages
+    assert problem.latency_s(stages) == pytest.approx(expected, rel=1e-9)
+    fastest = min(p for _, p, lat, _ in twin.every_plan(problem) if lat <= expected * (1 + 1e-9))
+    assert problem.period_s(stages) == pytest.approx(fastest, rel=1e-8)
+
+
+@quick
+@given(problems(), st.floats(0.5, 2.0))
+def test_limits_on_the_other_objective_are_kept(problem, factor):
+    least_s, fastest_s = twin.best_latency(problem), twin.best_period(problem)
+    if math.isinf(least_s) or least_s == 0 or fastest_s == 0:
+        return
+    limit_s = least_s * factor
+    expected = twin.best_period(problem, limit_s)
+    if math.isinf(expected):
+        with pytest.raises(Infeasible) as caught:
+            solve_period(problem, max_latency_s=limit_s)
+        assert caught.value.best_s == pytest.approx(least_s, rel=1e-9)
+    else:
+        stages = solve_period(problem, max_latency_s=limit_s).stages
+        assert problem.period_s(stages) == pytest.approx(expected, rel=1e-9)
+        assert problem.latency_s(stages) <= limit_s * (1 + 1e-9)
+    limit_s = fastest_s * factor
+    expected = twin.best_latency(problem, limit_s)
+    if math.isinf(expected):
+        with pytest.raises(Infeasible) as caught:
+            solve_latency(problem, max_period_s=limit_s)
+        assert caught.value.best_s == pytest.approx(fastest_s, rel=1e-9)
+    else:
+        stages = solve_latency(problem, max_period_s=limit_s).stages
+        assert problem.latency_s(stages) == pytest.approx(expected, rel=1e-9)
+
+
+@quick
+@given(problems())
+def test_the_front_is_exact_point_by_point(problem):
+    expected = twin.front(problem)
+    if not expected:
+        with pytest.raises(Infeasible):
+            solve_front(problem)
+        return
+    actual = [(problem.period_s(s), problem.latency_s(s)) for s in solve_front(problem)]
+    assert actual == [pytest.approx(point, rel=1e-8) for point in expected]
+
+
+@quick
+@given(problems())
+def test_no_certificate_exceeds_the_optimum(problem):
+    period_s, latency_s = twin.best_period(problem), twin.best_latency(problem)
+    if math.isinf(period_s):
+        return
+    for certificate in period_certificates(problem, math.inf, period_s, "exhaustion"):
+        assert certificate.bound_s <= period_s * (1 + 1e-9), certificate
+    for certificate in latency_certificates(problem, math.inf, latency_s, "exhaustion"):
+        assert certificate.bound_s <= latency_s * (1 + 1e-9), certificate
+
+
+@quick
+@given(problems(serial=False, fixed=False))
+def test_the_relaxation_brackets_the_optimum(problem):
+    expected = twin.best_period(problem)
+    if math.isinf(expected):
+        return
+    found = solve_relaxed(problem, _exact_period)
+    if found is not None:
+        stages, bound_s = found
+        assert bound_s <= expected * (1 + 1e-9)
+        assert problem.period_s(stages) >= expected * (1 - 1e-9)
+
+
+@quick
+@given(problems(fixed=False, uniform=False), st.permutations(range(4)))
+def test_the_order_of_classes_does_not_matter(problem, shuffled):
+    index = [c for c in shuffled if c < problem.num_classes]
+    place = {c: k for k, c in enumerate(index)}
+    other = dataclasses.replace(
+        problem,
+        counts=tuple(problem.counts[c] for c in index),
+        variants=tuple(
+            dataclasses.replace(v, device_class=place[v.device_class]) for v in problem.variants
+        ),
+        link_latency_s=problem.link_latency_s[np.ix_(index, index)],
+        link_s_per_byte=problem.link_s_per_byte[np.ix_(index, index)],
+        source_s=problem.source_s[index],
+        sink_s=problem.sink_s[index],
+    )
+    try:
+        expected = problem.period_s(solve_period(problem).stages)
+    except (Infeasible, OverBudget):
+        return
+    assert other.period_s(solve_period(other).stages) == pytest.approx(expected, rel=1e-9)
