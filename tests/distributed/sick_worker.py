@@ -26,7 +26,7 @@ def sick_engine(num_stages: int) -> LocalEngine:
     return LocalEngine(
         tuple(f"cpu:{index}" for index in range(num_stages)),
         num_threads=1,
-        worker_command=(sys.executable, "-m", "tests.distributed.sick_worker"),
+        worker_command=(sys.executable, __file__),
     )
 
 
