@@ -57,8 +57,8 @@ def is_safe_expression(text: str) -> bool:
 def is_safe_guard(text: str) -> bool:
     """Whether `text` is a comparison of lengths of a program's inputs, never evaluated here.
 
-    Beside formulas it may read ``L['x'].size()[0]``, as torch writes the guards of an export.
-    """
+    Beside formulas it may read ``L['x'].size()[0]`` and ``L['x']._base.size()[0]``, as torch writes
+    the guards of an export.
     return _check(text, guard=True)
 
 
@@ -161,7 +161,10 @@ def _accepted_read(node: ast.AST) -> tuple[ast.AST, ...]:
         and not node.keywords
         and isinstance(node.func, ast.Attribute)
         and node.func.attr in _GUARD_ATTRIBUTES
-        and isinstance(node.func.value, ast.Subscript)
+        and isinstance(node.func.value, (ast.Subscript, ast.Attribute))
     ):
         return (node.func,)
+    # The tensor that an input is a view of; what it is an attribute of is checked in turn.
+    if isinstance(node, ast.Attribute) and node.attr == "_base":
+        return (node.ctx,) if isinstance(node.value, ast.Subscript) else ()
     return ()

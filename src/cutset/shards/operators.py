@@ -200,8 +200,9 @@ def resolve_operator(target: str, *, path: str) -> Callable[..., Any]:
     function = getattr(packet, overload, None)
     if not isinstance(function, torch._ops.OpOverload) or not _is_on_tensors(function):
         raise UnsafeBundle(
-            f"{path}: operation {target!r} is no operation on tensors in torch {torch.__version__}; open the "
-            f"bundle with the torch that wrote it (manifest.json, created_by)",
+            f"{path}: operation {target!r} is no operation on tensors in torch "
+            f"{torch.__version__}; open the bundle with the torch that wrote it (manifest.json, "
+            f"created_by)",
             path=path,
         )
     return function

@@ -39,11 +39,12 @@ def completeness_faults(manifest: Manifest, programs: Mapping[int, Program]) -> 
         One sentence for each fault; none if every parameter, buffer and operation is in exactly
         one stage, or listed as shared, or as unused, and the programs hold just that.
     """
-    faults = _operation_faults(manifest) + _parameter_faults(manifest)
+    faults = _operation_faults(manifest)
     for index, program in programs.items():
-        stage = manifest.stages[index]
-        faults += _stored_faults(manifest, stage, program)
-        faults += _Comparison(manifest.graph, stage, program).faults()
+        faults += _Comparison(manifest.graph, manifest.stages[index], program).faults()
+    faults += _parameter_faults(manifest)
+    for index, program in programs.items():
+        faults += _stored_faults(manifest, manifest.stages[index], program)
     return tuple(faults)
 
 

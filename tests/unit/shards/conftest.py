@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from distributed.bundles import write_bundle
 from hostile import copy_of
 from models_of_trouble import residual_net

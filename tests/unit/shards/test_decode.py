@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+
+from cutset.errors import UnsafeBundle, UnsupportedVersion
+from cutset.shards.load import load_program, open_bundle
 from hostile import (
     MODEL_JSON,
     PROGRAM,
@@ -22,9 +25,6 @@ from hostile import (
     relist,
     root_of,
 )
-
-from cutset.errors import UnsafeBundle, UnsupportedVersion
-from cutset.shards.load import load_program, open_bundle
 
 
 def refusal(bundle: Path, *, program: str = PROGRAM) -> str:

@@ -84,6 +84,7 @@ def test_everything_else(text: str) -> None:
     [
         "L['x'].size()[1] == 3",
         "L['args'][0].size()[0] >= 2",
+        "L['getitem_2']._base.size()[1] != 4",
         "L['x'].size()[0] <= 1024 and L['x'].dim() == 4",
     ],
 )
@@ -98,6 +99,9 @@ def test_guards_that_compare_lengths(text: str) -> None:
         "L",
         "L['x'].__class__",
         "L['x'].size",
+        "L['x']._base._base.size()[0] == 1",
+        "s0._base.size()[0] == 1",
+        "L['x']._base.__class__.size()[0] == 1",
         "L['x'].size().index(1)",
         "L['x'].size(print())[0]",
         "L['x'].tolist()",

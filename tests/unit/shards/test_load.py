@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile import add_to_list, edit_manifest, relist
-from models_of_trouble import residual_net
 
 from cutset.errors import (
     BundleError,
@@ -16,6 +14,8 @@ from cutset.errors import (
     UnsupportedVersion,
 )
 from cutset.shards.load import load_onnx_model, load_program, open_bundle
+from hostile import add_to_list, edit_manifest, relist
+from models_of_trouble import residual_net
 
 
 def chained(directory: Path, rows: torch.Tensor) -> torch.Tensor:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import onnx
 import pytest
-from hostile import MODEL, add_to_list, edit_onnx, relist
 from onnx import TensorProto
 
 from cutset.errors import UnsafeBundle
 from cutset.shards.load import load_onnx_model, open_bundle
+from hostile import MODEL, add_to_list, edit_onnx, relist
 
 
 def refusal(bundle: Path) -> str:
