@@ -1,0 +1,219 @@
+"""How fast a bundle runs, against its prediction, its slowest stage alone and the whole model.
+
+What ``cutset bench DIR`` prints. Everything is measured on random rows, on this machine, now.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from cutset.backends.base import random_inputs
+from cutset.runtime.alone import measure_alone
+from cutset.runtime.session import Session, open_session
+from cutset.runtime.status import SessionStatus
+from cutset.runtime.timeline import chrome_trace
+from cutset.shards.load import Bundle, open_bundle
+
+_NUM_WARM_UP = 10
+_MIN_MICRO_BATCHES = 20
+_MIN_LATENCIES = 20
+_MAX_LATENCIES = 1000
+_NUM_SPANS = 2000
+
+
+class Quantiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Median, 95th and 99th percentile, in seconds."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
+class StageShare(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a stage's worker did with its time, as shares of the measured time (0 to 1).
+
+    Attributes:
+        busy: share spent computing.
+        waiting: share in which the computing thread had no work.
+        sending: share spent sending, on a thread of its own: it overlaps with the others.
+        backend: the backend that ran the stage.
+    """
+
+    busy: float
+    waiting: float
+    sending: float
+    backend: str
+
+
+class BenchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What was measured; its fields are the keys of ``cutset bench --json``.
+
+    Attributes:
+        period_s: seconds per micro-batch in steady state.
+        rows_per_s: rows per second in steady state.
+        latency_s: of one micro-batch alone in the pipeline, from submission to answer.
+        predicted_period_s: what the plan promised.
+        slowest_stage_alone_s: median seconds of the slowest stage without transfers, each stage in
+            a process of its own, all of them busy.
+        whole_model_period_s: mean seconds per micro-batch of all stages in one process, with as
+            many threads as the pipeline has in all.
+        stages: one for each stage.
+    """
+
+    period_s: float
+    rows_per_s: float
+    latency_s: Quantiles
+    predicted_period_s: float
+    slowest_stage_alone_s: float
+    whole_model_period_s: float
+    stages: tuple[StageShare, ...]
+
+
+def bench_bundle(
+    bundle: Bundle | str | Path,
+    *,
+    engine: str = "local",
+    backend: str = "auto",
+    micro_batch: int | None = None,
+    num_threads: int = 1,
+    duration_s: float = 5.0,
+    trace: bool = False,
+) -> tuple[BenchReport, dict[str, Any] | None]:
+    """Measures a bundle.
+
+    Args:
+        bundle: a bundle, or the path of its folder.
+        engine: as for `open_session`.
+        backend: as for `open_session`.
+        micro_batch: rows of a micro-batch; the plan's where None.
+        num_threads: threads of each stage.
+        duration_s: seconds for each of the four measurements, at least.
+        trace: also return a timeline.
+
+    Returns:
+        The report, and with `trace` a document in the Chrome trace format, else None.
+
+    Raises:
+        BundleError: the bundle cannot be read.
+        EngineError: the pipeline does not come up.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
+    manifest = opened.manifest
+    rows = manifest.plan.micro_batch if micro_batch is None else micro_batch
+    inputs = random_inputs(manifest.stages[0], rows)
+    with open_session(
+        opened,
+        engine=engine,
+        backend=backend,
+        micro_batch=rows,
+        num_threads=num_threads,
+        num_spans=_NUM_SPANS if trace else 0,
+    ) as session:
+        for _ in session.stream(itertools.repeat(inputs, _NUM_WARM_UP)):
+            pass
+        before = session.stats()
+        num_done, elapsed_s = measure_throughput(session, inputs, duration_s)
+        after = session.stats()
+        latencies = measure_latency(session, inputs, duration_s)
+        document = chrome_trace(session.timeline()) if trace else None
+    backends = [stage.backend for stage in after.stages]
+    indices = range(len(backends))
+    alone = measure_alone(
+        opened,
+        [(index,) for index in indices],
+        backends=backends,
+        num_threads=num_threads,
+        micro_batch=rows,
+        duration_s=duration_s,
+    )
+    (whole,) = measure_alone(
+        opened,
+        [tuple(indices)],
+        backends=backends,
+        num_threads=num_threads * len(backends),
+        micro_batch=rows,
+        duration_s=duration_s,
+    )
+    report = BenchReport(
+        period_s=elapsed_s / num_done,
+        rows_per_s=num_done * rows / elapsed_s,
+        latency_s=quantiles(latencies),
+        predicted_period_s=manifest.plan.period_s,
+        slowest_stage_alone_s=max(result.median_s for result in alone),
+        whole_model_period_s=whole.mean_s,
+        stages=_shares(before, after, elapsed_s),
+    )
+    return report, document
+
+
+def measure_throughput(
+    session: Session, inputs: tuple[torch.Tensor, ...], duration_s: float
+) -> tuple[int, float]:
+    """Streams one micro-batch again and again.
+
+    Args:
+        session: warm.
+        inputs: the model's inputs, one micro-batch of rows.
+        duration_s: for how long, at least; never fewer than 20 micro-batches.
+
+    Returns:
+        How many micro-batches were answered, and in how many seconds, both counted from the answer
+        after the pipeline was full to the last answer before it ran empty.
+    """
+    num_done = 0
+    skip = session.window
+    started_s = time.perf_counter()
+    stopped_s = started_s
+    for index, _ in enumerate(session.stream(itertools.repeat(inputs))):
+        stopped_s = time.perf_counter()
+        if index == skip:
+            started_s = stopped_s
+        num_done = max(0, index - skip)
+        if num_done >= _MIN_MICRO_BATCHES and stopped_s - started_s >= duration_s:
+            break
+    return num_done, stopped_s - started_s
+
+
+def measure_latency(
+    session: Session, inputs: tuple[torch.Tensor, ...], duration_s: float
+) -> list[float]:
+    """Seconds from submission to answer, one micro-batch at a time."""
+    samples: list[float] = []
+    begun_s = time.perf_counter()
+    while len(samples) < _MAX_LATENCIES:
+        started_s = time.perf_counter()
+        if len(samples) >= _MIN_LATENCIES and started_s - begun_s >= duration_s:
+            break
+        session.run(*inputs)
+        samples.append(time.perf_counter() - started_s)
+    return samples
+
+
+def quantiles(samples: Sequence[float]) -> Quantiles:
+    """The nearest-rank percentiles of at least one sample."""
+    ordered = sorted(samples)
+    p50, p95, p99 = (
+        ordered[max(0, -(-percent * len(ordered) // 100) - 1)] for percent in (50, 95, 99)
+    )
+    return Quantiles(p50=p50, p95=p95, p99=p99)
+
+
+def _shares(
+    before: SessionStatus, after: SessionStatus, elapsed_s: float
+) -> tuple[StageShare, ...]:
+    return tuple(
+        StageShare(
+            busy=(new.stats.busy_s - old.stats.busy_s) / elapsed_s,
+            waiting=(new.stats.waiting_s - old.stats.waiting_s) / elapsed_s,
+            sending=(new.stats.sending_s - old.stats.sending_s) / elapsed_s,
+            backend=new.backend,
+        )
+        for old, new in zip(before.stages, after.stages, strict=True)
+    )
