@@ -168,8 +168,8 @@ def find_in_program_file(file: str, request: WeightsRequest | None) -> FoundMode
 
     `torch.export.load` can run code that the file holds: the file is the caller's own, as a
     Python file would be. Programs inside a bundle are never loaded here. The program must have
-    been exported with a free number of rows; the range that was declared for it is not enforced.
-    Its module paths and classes are kept in it, and so the units of its architecture are found
+    been exported with a free number of rows; a range that was declared for it binds the program
+    itself, not the pieces that are made of it. Its module paths and classes are kept in it, and so the units of its architecture are found
     as in the original.
 
     Raises:
@@ -224,7 +224,8 @@ def _callable_program(program: torch.export.ExportedProgram, file: str) -> nn.Mo
                 "export it with a dynamic first dimension: "
                 f"dynamic_shapes={{{node.name!r}: {{0: torch.export.Dim('batch')}}}}"
             )
-    # The guards would only repeat the range of rows that was written down at export.
+    # Guards would be traced with the program, and bind every capture to the range of rows that
+    # was written down at export; without them torch checks the range where the program is run.
     model = program.module(check_guards=False)
     # A program is what it was exported as; torch refuses to switch its mode.
     model.eval = lambda: model  # type: ignore[method-assign]
