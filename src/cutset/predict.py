@@ -12,7 +12,8 @@ import torch
 from cutset.errors import ModelError
 from cutset.images import find_images, read_image
 from cutset.inputs import ARRAY_SUFFIXES, RankedLabels, read_arrays, top_k
-from cutset.runtime.session import Answer, Session
+from cutset.runtime.rows import Answer
+from cutset.runtime.session import Session
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,100 @@
+"""Runs the command as a user does: as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+COMMAND = str(Path(sys.executable).with_name("cutset"))
+LIMIT_S = 240
+
+SMALL_MODEL = '''
+"""A small model of the user's own."""
+
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.first = nn.Linear(width, width)
+        self.second = nn.Linear(width, width)
+
+    def forward(self, x):
+        return torch.relu(self.second(torch.relu(self.first(x))) + x)
+
+
+def make():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(8, 16), nn.ReLU(), Block(16), Block(16), Block(16), nn.Linear(16, 4)
+    )
+    return model, (torch.randn(2, 8),)
+'''
+
+
+class Outcome(NamedTuple):
+    """How the command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def error_lines(self) -> list[str]:
+        return self.err.strip().splitlines()
+
+
+Cutset = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="session")
+def cutset(environment: dict[str, str]) -> Cutset:
+    def call(*arguments: object, cwd: Path | None = None) -> Outcome:
+        done = subprocess.run(
+            [COMMAND, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            env=environment,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("models") / "small.py"
+    path.write_text(SMALL_MODEL)
+    return f"{path}:make"
+
+
+@pytest.fixture(scope="session")
+def small_bundle(
+    cutset: Cutset, small_model: str, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "small.cutset"
+    outcome = cutset("split", small_model, "--stages", 2, "--cost", "flops", "-o", folder)
+    assert outcome.code == 0, outcome.err
+    return folder

@@ -1,0 +1,179 @@
+"""What the commands print and how they end, on a small model of the user's own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from .conftest import Cutset
+
+
+def test_help_names_every_command(cutset: Cutset) -> None:
+    outcome = cutset("--help")
+    assert outcome.code == 0
+    for command in ("inspect", "profile", "plan", "split", "verify", "run", "bench"):
+        assert command in outcome.out
+
+
+@pytest.mark.parametrize(
+    "module", ["cutset", "cutset.cli", "cutset.planning", "cutset.report.text"]
+)
+def test_importing_loads_no_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_every_public_name_is_there() -> None:
+    import cutset
+
+    assert set(dir(cutset)) == set(cutset.__all__)
+    assert all(getattr(cutset, name) is not None for name in cutset.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = cutset.nothing
+
+
+def test_inspect_shows_cut_points_at_80_columns(cutset: Cutset, small_model: str) -> None:
+    outcome = cutset("inspect", small_model, "--refused")
+    assert outcome.code == 0
+    assert "inside 2 (Block): 2 tensors live" in " ".join(outcome.out.split())
+    assert max(map(len, outcome.out.splitlines())) <= 80
+    assert "\x1b" not in outcome.out
+
+
+def test_inspect_json(cutset: Cutset, small_model: str) -> None:
+    document = cutset("inspect", small_model, "--json").document
+    assert list(document) == ["model", "flops", "parameters", "units", "cut_points", "refused"]
+    assert [unit["path"] for unit in document["units"]] == ["2", "3", "4"]
+    assert document["units"][0]["class"].endswith(".Block")
+    assert [point["after"] for point in document["cut_points"]] == ["1", "2", "3", "4"]
+    assert document["cut_points"][0] == {
+        "after": "1",
+        "kind": "activation",
+        "bytes_per_sample": 64,
+        "tensors": [
+            {
+                "name": document["cut_points"][0]["tensors"][0]["name"],
+                "shape": ["batch", 16],
+                "dtype": "float32",
+            }
+        ],
+        "cumulative_flops": 8 * 16,
+        "cumulative_parameters": 8 * 16 + 16,
+    }
+    assert set(document["refused"][0]) == {"after", "reason"}
+
+
+def test_plan_json(cutset: Cutset, small_model: str) -> None:
+    document = cutset("plan", small_model, "--stages", 2, "--cost", "flops", "--json").document
+    wanted = {
+        "index",
+        "first",
+        "last",
+        "units",
+        "device",
+        "compute_s",
+        "weight_bytes",
+        "output_bytes_per_sample",
+    }
+    assert all(wanted <= set(stage) for stage in document["stages"])
+    assert {"period_s", "latency_s", "bound_s", "gap"} <= set(document)
+    # 128, three blocks of 512, 64 multiply-adds: 640 + 1088 beats 1152 + 576.
+    assert sorted(round(stage["compute_s"] * 1e9) for stage in document["stages"]) == [640, 1088]
+    assert document["gap"] == 0
+
+
+def test_a_profile_is_planned_with(cutset: Cutset, small_model: str, tmp_path: Path) -> None:
+    profile = tmp_path / "here.json"
+    assert cutset("profile", small_model, "--runs", 5, "-o", profile).code == 0
+    measured = json.loads(profile.read_text())
+    assert [piece["last"] for piece in measured["pieces"]] == ["1", "2", "3", "4", "output"]
+    outcome = cutset("plan", small_model, "--stages", 2, "--profile", profile, "--json")
+    total = sum(piece["timings"]["torch"]["median_s"] for piece in measured["pieces"])
+    assert sum(s["compute_s"] for s in outcome.document["stages"]) == pytest.approx(total)
+
+
+def test_split_at_given_places(cutset: Cutset, small_model: str, tmp_path: Path) -> None:
+    outcome = cutset(
+        "split", small_model, "--cut", "1", "--cut", "3", "--cost", "flops",
+        "-o", tmp_path / "b", "--json",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert [stage["last"] for stage in outcome.document["stages"]] == ["1", "3", "output"]
+    assert outcome.document["bundle"] == str(tmp_path / "b")
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == [
+        "manifest.json",
+        "reference.safetensors",
+        "stage-0",
+        "stage-1",
+        "stage-2",
+    ]
+
+
+def test_verify_json(cutset: Cutset, small_bundle: Path, small_model: str) -> None:
+    alone = cutset("verify", small_bundle, "--json").document
+    assert [check["name"] for check in alone["checks"]] == [
+        "contracts",
+        "completeness",
+        "units",
+        "numerics",
+        "integrity",
+    ]
+    assert alone["ok"] is True
+    assert alone["bit_exact"] is True
+    assert alone["max_abs_error"] == 0.0
+    with_model = cutset("verify", small_bundle, "--model", small_model, "--json").document
+    assert with_model["ok"] is True
+
+
+def test_run_json_and_outputs(cutset: Cutset, small_bundle: Path, tmp_path: Path) -> None:
+    rows = torch.randn(7, 8)
+    np.save(tmp_path / "rows.npy", rows.numpy())
+    outcome = cutset(
+        "run", small_bundle, tmp_path / "rows.npy", "--backend", "torch", "--batch-size", 3,
+        "--json", "-o", tmp_path / "out.safetensors",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    document = outcome.document
+    assert document["num_rows"] == 7
+    assert document["rows"][6]["input"].endswith("rows.npy[6]")
+    assert [top["label"] for top in document["rows"][0]["top"]] != []
+    assert sum(top["score"] for top in document["rows"][0]["top"]) == pytest.approx(1.0)
+    (outputs,) = load_file(tmp_path / "out.safetensors").values()
+    assert outputs.shape == (7, 4)
+
+
+def test_run_takes_safetensors_and_writes_lines(
+    cutset: Cutset, small_bundle: Path, tmp_path: Path
+) -> None:
+    save_file({"anything": torch.randn(4, 8)}, tmp_path / "rows.safetensors")
+    outcome = cutset("run", small_bundle, tmp_path / "rows.safetensors", "-o", tmp_path / "r.jsonl")
+    assert outcome.code == 0, outcome.err
+    lines = (tmp_path / "r.jsonl").read_text().splitlines()
+    assert len(lines) == 4
+    assert set(json.loads(lines[0])) == {"input", "top"}
+
+
+def test_bench_json(cutset: Cutset, small_bundle: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    outcome = cutset("bench", small_bundle, "--seconds", 1, "--trace", trace, "--json")
+    assert outcome.code == 0, outcome.err
+    document = outcome.document
+    assert {
+        "period_s",
+        "rows_per_s",
+        "latency_s",
+        "predicted_period_s",
+        "slowest_stage_alone_s",
+        "whole_model_period_s",
+        "stages",
+    } <= set(document)
+    assert set(document["latency_s"]) == {"p50", "p95", "p99"}
+    assert all({"busy", "waiting", "sending", "backend"} <= set(s) for s in document["stages"])
+    assert json.loads(trace.read_text())["traceEvents"]
