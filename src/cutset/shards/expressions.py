@@ -59,6 +59,7 @@ def is_safe_guard(text: str) -> bool:
 
     Beside formulas it may read ``L['x'].size()[0]`` and ``L['x']._base.size()[0]``, as torch writes
     the guards of an export.
+    """
     return _check(text, guard=True)
 
 
