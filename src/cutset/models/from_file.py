@@ -169,8 +169,8 @@ def find_in_program_file(file: str, request: WeightsRequest | None) -> FoundMode
     `torch.export.load` can run code that the file holds: the file is the caller's own, as a
     Python file would be. Programs inside a bundle are never loaded here. The program must have
     been exported with a free number of rows; a range that was declared for it binds the program
-    itself, not the pieces that are made of it. Its module paths and classes are kept in it, and so the units of its architecture are found
-    as in the original.
+    itself, not the pieces that are made of it. Its module paths and classes are kept in it, and
+    so the units of its architecture are found as in the original.
 
     Raises:
         ModelError: the file is missing or no program, weights were asked for, the program has
