@@ -22,7 +22,7 @@ from cutset.planning.solve import (
 )
 
 quick = settings(
-    max_examples=400,
+    max_examples=300,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

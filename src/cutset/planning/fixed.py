@@ -92,7 +92,7 @@ def feasible_fixed(problem: ChainProblem, limit_s: float) -> tuple[Placed, ...] 
             p
             for p in node.predecessors
             if reached[p][start]
-            and problem.link_row_s(nodes[p].device_class, node.device_class)[start] <= limit_s
+            and problem.cut_bytes[start] <= _most_bytes(*_link_of(problem, nodes[p], node), limit_s)
         )
         stop = start
 
@@ -108,14 +108,25 @@ def _open_starts(
     starts = np.zeros(problem.num_pieces + 1, dtype=bool)
     groups: dict[tuple[float, float], np.ndarray] = {}
     for p in node.predecessors:
-        pair = nodes[p].device_class, node.device_class
-        key = float(problem.link_latency_s[pair]), float(problem.link_s_per_byte[pair])
+        key = _link_of(problem, nodes[p], node)
         groups[key] = groups[key] | reached[p] if key in groups else reached[p]
     for (latency_s, per_byte), rows in groups.items():
-        if latency_s <= limit_s:
-            starts |= rows & (latency_s + problem.cut_bytes * per_byte <= limit_s)
+        starts |= rows & (problem.cut_bytes <= _most_bytes(latency_s, per_byte, limit_s))
     starts[0] = node.may_start and problem.source_s[node.device_class] <= limit_s
     return starts
+
+
+def _link_of(problem: ChainProblem, node: _Node, following: _Node) -> tuple[float, float]:
+    """Latency and seconds per byte of the link between two nodes."""
+    pair = node.device_class, following.device_class
+    return float(problem.link_latency_s[pair]), float(problem.link_s_per_byte[pair])
+
+
+def _most_bytes(latency_s: float, per_byte: float, limit_s: float) -> float:
+    """The most bytes that a link carries within a limit; below 0 where it carries nothing."""
+    if latency_s > limit_s:
+        return -1.0
+    return (limit_s - latency_s) / per_byte if per_byte > 0 else math.inf
 
 
 def cheapest_fixed(
@@ -177,19 +188,32 @@ def _entry_values(
     here = node.device_class
     for p in node.predecessors:
         link = problem.link_row_s(nodes[p].device_class, here)
-        if cost == "load":
-            sent = np.isfinite(values[p]) & (values[p] + link <= limit_s)
-            arrived = np.where(sent, link, math.inf)
-        else:
-            arrived = values[p] + (link if cost == "latency" else problem.tie_cost)
-            if not problem.serial:
-                arrived[link > limit_s] = math.inf
-        np.minimum(entry, arrived, out=entry)
+        np.minimum(entry, _arrived(problem, values[p], link, slice(None), limit_s, cost), out=entry)
     entry[0] = math.inf
     source_s = float(problem.source_s[here])
     if node.may_start and (problem.serial or source_s <= limit_s):
         entry[0] = 0.0 if cost == "ties" else source_s
     return entry
+
+
+def _link(problem: ChainProblem, node: _Node, following: _Node) -> Floats:
+    return problem.link_row_s(node.device_class, following.device_class)
+
+
+def _arrived(
+    problem: ChainProblem,
+    value: Floats,
+    link: Floats,
+    at: slice | int,
+    limit_s: float,
+    cost: str,
+) -> Floats:
+    """Cost once the data has crossed a link, for the boundaries `at`."""
+    left, link = value[at], link[at]
+    if cost == "load":
+        return np.where(np.isfinite(left) & (left + link <= limit_s), link, math.inf)
+    added = left + (link if cost == "latency" else problem.tie_cost[at])
+    return added if problem.serial else np.where(link <= limit_s, added, math.inf)
 
 
 def _best_ends(entry: Floats, variant: Variant, first: Ints, cost: str) -> Floats:
@@ -236,8 +260,8 @@ def _trace(
         stages.append(Placed(start, stop, node.device_class))
         if start == 0:
             return tuple(reversed(stages))
-        arrivals = []
-        for p in node.predecessors:
-            only = dataclasses.replace(node, predecessors=(p,), may_start=False)
-            arrivals.append(_entry_values(problem, nodes, values, only, limit_s, cost)[start])
+        arrivals = [
+            _arrived(problem, values[p], _link(problem, nodes[p], node), start, limit_s, cost)
+            for p in node.predecessors
+        ]
         index, stop = node.predecessors[int(np.argmin(arrivals))], start

@@ -13,7 +13,7 @@ import numpy as np
 from cutset.planning.problem import ChainProblem, Floats, Ints
 
 
-class OverBudget(Exception):  # noqa: N818
+class OverBudget(Exception):
     """A search would need more memory than it may have; another method has to be used."""
 
 

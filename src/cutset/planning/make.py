@@ -152,7 +152,7 @@ def pareto_plans(
     built, _, notes = _solve_by_rules(request)
     try:
         if not is_exact(built.problem):
-            raise OverBudget("more states than are searched")  # noqa: TRY301
+            raise OverBudget("more states than are searched")
         front = solve_front(built.problem)
     except OverBudget as reason:
         raise PlanError(

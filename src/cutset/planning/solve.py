@@ -26,11 +26,14 @@ logger = logging.getLogger(__name__)
 MAX_STATES = 1 << 17
 """States of a free order that are searched exactly: 16 distinct devices have 2^16."""
 
-MAX_TIE_STATES = 1 << 13
-"""Beyond this many states ties are broken along the way back only."""
+MAX_TIE_SIZE = 30_000
+"""Up to this many states times pieces ties are broken by a full search for the cheapest plan."""
 
-MAX_LATENCY_TIE_STATES = 1 << 10
-"""Beyond this many states, plans of the same period and the same cuts are left as they fell."""
+MAX_TIE_VISITS = 2_000
+"""Beyond, by comparing up to this many ways back from the end; if there are more, by the first."""
+
+MAX_EVEN_STATES = 1 << 12
+"""Up to this many states a plan of least latency is also given the least period."""
 
 MAX_TIE_PIECES = 2_000
 
@@ -50,7 +53,7 @@ class Solution:
     proven_by: str
 
 
-class Infeasible(Exception):  # noqa: N818
+class Infeasible(Exception):
     """No plan keeps the limits; the message says which limit it is.
 
     Attributes:
@@ -147,10 +150,8 @@ def _break_ties(
     """Among plans of this period the one whose cuts cost least, where that can be afforded."""
     if problem.num_pieces > MAX_TIE_PIECES and problem.serial:
         return stages
-    if num_states(problem) > MAX_TIE_STATES:
-        return stages
     try:
-        other = cheapest_within(problem, period_s, "ties")
+        other = _cheapest_ties(problem, period_s)
     except OverBudget as reason:
         logger.info("ties stay as they fell (%s)", reason)
         return stages
@@ -159,11 +160,19 @@ def _break_ties(
     if max_latency_s is not None and problem.latency_s(other) > max_latency_s * (1 + ROUNDING):
         return stages
     stages = other if problem.ties(other) < problem.ties(stages) else stages
-    if num_states(problem) > MAX_LATENCY_TIE_STATES:
+    if num_states(problem) * problem.num_pieces > MAX_TIE_SIZE:
         return stages
     quick = cheapest_within(problem, period_s, "latency")
     same = quick is not None and problem.ties(quick) <= problem.ties(stages)
     return quick if quick is not None and same else stages
+
+
+def _cheapest_ties(problem: ChainProblem, period_s: float) -> tuple[Placed, ...] | None:
+    if is_chain(problem) or num_states(problem) * problem.num_pieces <= MAX_TIE_SIZE:
+        return cheapest_within(problem, period_s, "ties")
+    if problem.serial and not problem.has_uniform_links:
+        return None
+    return ThresholdSearch(problem).find_cheapest(period_s, MAX_TIE_VISITS)
 
 
 def solve_latency(problem: ChainProblem, *, max_period_s: float | None = None) -> Solution:
@@ -197,7 +206,7 @@ def solve_latency(problem: ChainProblem, *, max_period_s: float | None = None) -
 def _even_out(problem: ChainProblem, stages: tuple[Placed, ...]) -> tuple[Placed, ...]:
     """Among plans of the same latency, one of less period: halving what is left to gain."""
     latency_s = problem.latency_s(stages) * (1 + ROUNDING)
-    while num_states(problem) <= MAX_TIE_STATES:
+    while num_states(problem) <= MAX_EVEN_STATES:
         period_s = problem.period_s(stages)
         if period_s <= 0:
             return stages

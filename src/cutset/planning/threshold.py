@@ -12,6 +12,7 @@ and no greedy step would be safe.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from cutset.planning.problem import ChainProblem, Ints, Placed, with_slack
 
 MAX_TABLE_BYTES = 256 * 2**20
 MAX_STATE_BYTES = 512 * 2**20
+FEW_STATES = 512
 
 Words = npt.NDArray[np.uint64]
 
@@ -44,11 +46,29 @@ class _Level:
 
     Attributes:
         states: their numbers, rising, shape (M,).
-        reached: boundaries by last class, shape (M, C, words).
+        reached: boundaries by last class, shape (C, words, M): the states lie side by side, so
+            that every step is a few passes over long rows.
     """
 
     states: Ints
     reached: Words
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pass:
+    """One run of the search at one limit.
+
+    Attributes:
+        stages: for each class which stages are possible, shape (n, n + 1), start by stop.
+        links: boundaries where a cut between two classes is fast enough, shape (C, C, words).
+        levels: by number of stages.
+        ends: where a plan is complete: depth, index of the state, class.
+    """
+
+    stages: list[npt.NDArray[np.bool_]]
+    links: Words
+    levels: list[_Level]
+    ends: list[tuple[int, int, int]]
 
 
 class ThresholdSearch:
@@ -78,26 +98,67 @@ class ThresholdSearch:
 
     def find(self, limit_s: float) -> tuple[Placed, ...] | None:
         """Some plan with a period of at most `limit_s`, or None where there is none."""
-        problem, limit_s = self.problem, with_slack(limit_s)
+        pass_ = self._run(with_slack(limit_s), stop_early=True)
+        if not pass_.ends:
+            return None
+        return self._trace(pass_, pass_.ends[0], lambda *_: 0.0)
+
+    def find_cheapest(self, limit_s: float, max_visits: int) -> tuple[Placed, ...] | None:
+        """The plan of least tie cost within `limit_s`; None where there is none or too many.
+
+        Only what lies on some plan is visited, from the end; where limits are tight that is little.
+
+        Args:
+            limit_s: seconds.
+            max_visits: how many (state, class, boundary) may be looked at.
+        """
+        pass_ = self._run(with_slack(limit_s), stop_early=False)
+        known: dict[tuple[int, int, int, int], float] = {}
+
+        def cost_of(depth: int, at: int, device_class: int, stop: int) -> float:
+            key = depth, at, device_class, stop
+            if key not in known:
+                if len(known) >= max_visits:
+                    raise OverBudget(f"more than {max_visits} ways to compare")
+                known[key] = min(
+                    (
+                        float(self.problem.tie_cost[before[3]]) + cost_of(*before)
+                        for before in self._before(pass_, *key)
+                    ),
+                    default=0.0,
+                )
+            return known[key]
+
+        if not pass_.ends:
+            return None
+        try:
+            ends = [(cost_of(*end, self.size - 1), end) for end in pass_.ends]
+            return self._trace(pass_, min(ends)[1], cost_of)
+        except OverBudget:
+            return None
+
+    def _run(self, limit_s: float, *, stop_early: bool) -> _Pass:
+        """All levels, or those up to the first that holds a plan."""
+        problem = self.problem
         stages = [self._stages(c, limit_s) for c in range(problem.num_classes)]
         tables = [self._table(rows) for rows in stages]
-        links = self._links(limit_s)
-        levels: list[_Level] = []
+        pass_ = _Pass(stages=stages, links=self._links(limit_s), levels=[], ends=[])
         level: _Level | None = self._first(stages, limit_s)
         last_bit = np.uint64(1) << np.uint64((self.size - 1) % 64)
         exits = problem.sink_s <= limit_s if not problem.serial else np.ones(len(stages), bool)
         while level is not None:
-            levels.append(level)
-            if problem.num_stages in (None, len(levels)):
-                done = (level.reached[:, :, (self.size - 1) // 64] & last_bit) != 0
-                found = np.argwhere(done & exits)
-                if len(found):
-                    at, device_class = (int(x) for x in found[0])
-                    return self._trace(levels, at, device_class, stages, links)
-            if len(levels) == self.lattice.num_levels:
+            pass_.levels.append(level)
+            depth = len(pass_.levels) - 1
+            if problem.num_stages in (None, depth + 1):
+                done = (level.reached[:, (self.size - 1) // 64] & last_bit) != 0
+                found = np.argwhere(done & exits[:, None])
+                pass_.ends.extend((depth, int(at), int(c)) for c, at in found)
+                if stop_early and pass_.ends:
+                    break
+            if depth + 1 == self.lattice.num_levels:
                 break
-            level = self._next(level, tables, links, limit_s)
-        return None
+            level = self._next(level, tables, pass_.links, limit_s)
+        return pass_
 
     def _stages(self, device_class: int, limit_s: float) -> npt.NDArray[np.bool_]:
         """Which stages are possible on a class: shape (n, n + 1), start by stop."""
@@ -159,11 +220,11 @@ class ThresholdSearch:
     def _first(self, stages: list[npt.NDArray[np.bool_]], limit_s: float) -> _Level | None:
         problem = self.problem
         states = np.unique(self.lattice.strides)
-        reached = np.zeros((len(states), problem.num_classes, self.num_words), dtype=np.uint64)
+        reached = np.zeros((problem.num_classes, self.num_words, len(states)), dtype=np.uint64)
         for c, rows in enumerate(stages):
             if problem.serial or problem.source_s[c] <= limit_s:
                 at = int(np.searchsorted(states, self.lattice.strides[c]))
-                reached[at, c] = _pack(rows[0], self.num_words)
+                reached[c, :, at] = _pack(rows[0], self.num_words)
         return self._pruned(states, reached, limit_s)
 
     def _next(
@@ -173,17 +234,18 @@ class ThresholdSearch:
         lattice, num = self.lattice, self.problem.num_classes
         chosen, ends, targets = [], [], []
         for f in range(num):
-            rows = np.flatnonzero(lattice.has_room(level.states, f))
-            starts = np.zeros((len(rows), self.num_words), dtype=np.uint64)
-            for e in range(num):
-                if links[e, f].any():
-                    starts |= level.reached[rows, e] & links[e, f]
-            alive = np.flatnonzero(starts.any(axis=1))
+            if len(level.states) < FEW_STATES:
+                starts = np.bitwise_or.reduce(level.reached & links[:, f, :, None], axis=0)
+            else:
+                starts = np.zeros((self.num_words, len(level.states)), dtype=np.uint64)
+                for e, word in np.argwhere(links[:, f]):
+                    starts[word] |= level.reached[e, word] & links[e, f, word]
+            alive = np.flatnonzero(lattice.has_room(level.states, f) & starts.any(axis=0))
             if len(alive) == 0:
                 continue
             chosen.append(f)
-            ends.append(_expand(np.ascontiguousarray(starts[alive]), tables[f]))
-            targets.append(level.states[rows[alive]] + lattice.strides[f])
+            ends.append(_expand(starts[:, alive], tables[f]))
+            targets.append(level.states[alive] + lattice.strides[f])
         if not chosen:
             return None
         used = np.zeros(lattice.num_states, dtype=bool)
@@ -191,50 +253,70 @@ class ThresholdSearch:
             used[target] = True
         states = np.flatnonzero(used)
         self.place[states] = np.arange(len(states))
-        reached = np.zeros((len(states), num, self.num_words), dtype=np.uint64)
+        reached = np.zeros((num, self.num_words, len(states)), dtype=np.uint64)
         for f, end, target in zip(chosen, ends, targets, strict=True):
-            reached[self.place[target], f] = end
+            reached[f][:, self.place[target]] = end
         return self._pruned(states, reached, limit_s)
 
     def _pruned(self, states: Ints, reached: Words, limit_s: float) -> _Level | None:
         """Drops boundaries from which the devices left over cannot finish, and dead states."""
         least = self.lattice.least_boundary(states, limit_s)
-        reached = reached & self._at_least[least][:, None]
-        alive = np.flatnonzero(reached.any(axis=(1, 2)))
-        return _Level(states[alive], reached[alive]) if len(alive) else None
+        reached &= np.ascontiguousarray(self._at_least[least].T)
+        alive = np.flatnonzero(reached.any(axis=(0, 1)))
+        if len(alive) == 0:
+            return None
+        return _Level(states[alive], np.ascontiguousarray(reached[:, :, alive]))
+
+    def _before(
+        self, pass_: _Pass, depth: int, at: int, device_class: int, stop: int
+    ) -> list[tuple[int, int, int, int]]:
+        """Where a plan can have stood before its last stage: depth, state, class, boundary."""
+        if depth == 0:
+            return []
+        before, stages = pass_.levels[depth - 1], pass_.stages[device_class]
+        state = pass_.levels[depth].states[at] - self.lattice.strides[device_class]
+        index = int(np.searchsorted(before.states, state))
+        row = before.reached[:, :, index] & pass_.links[:, device_class]
+        reached = _unpack(np.ascontiguousarray(row), self.size)[:, : len(stages)]
+        found = np.argwhere(reached & stages[:, stop])
+        return [(depth - 1, index, int(c), int(start)) for c, start in found]
 
     def _trace(
         self,
-        levels: list[_Level],
-        at: int,
-        device_class: int,
-        stages: list[npt.NDArray[np.bool_]],
-        links: Words,
+        pass_: _Pass,
+        end: tuple[int, int, int],
+        cost_of: Callable[[int, int, int, int], float],
     ) -> tuple[Placed, ...]:
-        """Walks back; among the possible predecessors the one with the cheapest tie cost."""
-        problem, stop = self.problem, self.size - 1
-        state = int(levels[-1].states[at])
+        """Walks back; among the possible predecessors the one with the cheapest ties."""
+        tie_cost = self.problem.tie_cost
+        here = (*end, self.size - 1)
         placed: list[Placed] = []
-        for depth in range(len(levels) - 1, 0, -1):
-            before = levels[depth - 1]
-            state -= int(self.lattice.strides[device_class])
-            row = before.reached[int(np.searchsorted(before.states, state))]
-            reached = _unpack(row & links[:, device_class], self.size)
-            reached[:, : len(stages[device_class])] &= stages[device_class][:, stop]
-            costs = np.where(reached, problem.tie_cost, np.inf)
-            best_class, start = np.unravel_index(int(np.argmin(costs)), costs.shape)
-            placed.append(Placed(int(start), stop, device_class))
-            device_class, stop = int(best_class), int(start)
-        placed.append(Placed(0, stop, device_class))
+        while here[0] > 0:
+            options = self._before(pass_, *here)
+            before = min(options, key=lambda key: (float(tie_cost[key[3]]) + cost_of(*key), key))
+            placed.append(Placed(before[3], here[3], here[2]))
+            here = before
+        placed.append(Placed(0, here[3], here[2]))
         return tuple(reversed(placed))
 
 
 def _expand(starts: Words, table: Words) -> Words:
-    """The union of the ends of every start, for each row of `starts`, shape (M, words)."""
-    groups = starts.view(np.uint8)
-    ends = np.zeros_like(starts)
-    for group in range(groups.shape[1]):
-        column = groups[:, group]
-        if column.any():
-            ends |= table[group].take(column, axis=0)
+    """The union of the ends of every start, for each column of `starts`, shape (words, M)."""
+    num_words, num = starts.shape
+    octets = np.ascontiguousarray(starts).view(np.uint8).reshape(num_words, num, 8)
+    if num < FEW_STATES:  # one call that gathers everything beats many that stay in the cache
+        groups = np.arange(num_words * 8)[:, None]
+        columns = octets.transpose(0, 2, 1).reshape(num_words * 8, num)
+        gathered: Words = np.bitwise_or.reduce(table[groups, columns], axis=0).T
+        return gathered
+    ends = np.zeros((num_words, num), dtype=np.uint64)
+    useful: npt.NDArray[np.bool_] = np.any(table != 0, axis=1)
+    for word in range(num_words):
+        if not starts[word].any():
+            continue
+        for octet in range(8):
+            column = octets[word, :, octet]
+            group = table[word * 8 + octet]
+            for target in np.flatnonzero(useful[word * 8 + octet]):
+                ends[target] |= np.ascontiguousarray(group[:, target]).take(column)
     return ends
