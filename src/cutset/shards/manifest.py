@@ -193,14 +193,16 @@ class _Version(msgspec.Struct, frozen=True):
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """The manifest as it is written to disk, after checking it.
+    """The manifest as it is written to disk, after checking that it can be read again.
 
     Raises:
-        ManifestError: it contradicts itself.
+        ManifestError: it contradicts itself, or holds what JSON cannot express (an infinite
+            number).
         UnsafeBundle: a path in it is not permitted.
     """
-    check_manifest(manifest)
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+    data = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+    decode_manifest(data)
+    return data
 
 
 def decode_manifest(data: bytes) -> Manifest:

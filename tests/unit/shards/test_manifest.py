@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from cutset.errors import ManifestError, UnsafeBundle, UnsupportedVersion
+from cutset.shards.manifest import (
+    MAX_MANIFEST_BYTES,
+    check_relative_path,
+    decode_manifest,
+    encode_manifest,
+    sha256_of,
+)
+
+
+@pytest.fixture(scope="module")
+def document(good_bundle: Path) -> dict[str, Any]:
+    """The manifest of the good bundle as JSON; not to be changed."""
+    loaded: dict[str, Any] = json.loads((good_bundle / "manifest.json").read_text())
+    return loaded
+
+
+def decode(document: dict[str, Any]) -> None:
+    decode_manifest(json.dumps(document).encode())
+
+
+def error_after(document: dict[str, Any], path: str, value: Any) -> ManifestError:
+    """What decoding says once the value at a dotted path was replaced."""
+    changed = copy.deepcopy(document)
+    *parents, last = path.split(".")
+    place: Any = changed
+    for key in parents:
+        place = place[int(key) if key.isdecimal() else key]
+    place[int(last) if last.isdecimal() else last] = value
+    with pytest.raises(ManifestError) as caught:
+        decode(changed)
+    assert caught.value.exit_code == 4
+    assert "manifest.json" in str(caught.value)
+    return caught.value
+
+
+def test_round_trip(good_bundle: Path) -> None:
+    manifest = decode_manifest((good_bundle / "manifest.json").read_bytes())
+    data = encode_manifest(manifest)
+    assert decode_manifest(data) == manifest
+    assert data.endswith(b"}\n")
+    assert encode_manifest(decode_manifest(data)) == data
+
+
+def test_numbers_that_json_lacks_are_not_written(good_bundle: Path) -> None:
+    manifest = decode_manifest((good_bundle / "manifest.json").read_bytes())
+    plan = msgspec.structs.replace(manifest.plan, gap=float("inf"))
+    with pytest.raises(ManifestError) as caught:
+        encode_manifest(msgspec.structs.replace(manifest, plan=plan))
+    assert caught.value.path == "$.plan.gap"
+
+
+@pytest.mark.parametrize(
+    ("path", "json_path"),
+    [
+        ("new_key", "$"),
+        ("graph.new_key", "$.graph"),
+        ("stages.1.new_key", "$.stages[1]"),
+        ("stages.1.inputs.0.new_key", "$.stages[1].inputs[0]"),
+        ("graph.operations.0.modules.0.new_key", "$.graph.operations[0].modules[0]"),
+        ("plan.new_key", "$.plan"),
+        ("files.0.new_key", "$.files[0]"),
+    ],
+)
+def test_unknown_key(document: dict[str, Any], path: str, json_path: str) -> None:
+    error = error_after(document, path, 1)
+    assert "unknown field `new_key`" in str(error)
+    assert error.path == json_path
+
+
+@pytest.mark.parametrize("key", ["stages", "graph", "files", "num_threads", "labels"])
+def test_missing_key(document: dict[str, Any], key: str) -> None:
+    with pytest.raises(ManifestError, match=f"missing required field `{key}`"):
+        decode({name: value for name, value in document.items() if name != key})
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "json_path"),
+    [
+        ("num_threads", "1", "$.num_threads"),
+        ("num_threads", 0, "$.num_threads"),
+        ("num_threads", 1025, "$.num_threads"),
+        ("max_tensors", 0, "$.max_tensors"),
+        ("stages", [], "$.stages"),
+        ("stages.1.index", 0, "$.stages[1].index"),
+        ("stages.0.flops", 1.5, "$.stages[0].flops"),
+        ("stages.0.inputs", [], "$.stages[0].inputs"),
+        ("stages.1.operations.0", "nonsense", "$.stages[1].operations[0]"),
+        ("stages.1.parameters.0", "nonsense", "$.stages[1].parameters[0]"),
+        ("stages.1.inputs.0.name", "nonsense", "$.stages[1].inputs"),
+        ("stages.1.inputs.0.dtype", "float31", "$.stages[1].inputs[0]"),
+        ("stages.1.inputs.0.shape.0", "rows", "$.stages[1].inputs[0]"),
+        ("stages.1.inputs.0.shape.0", -1, "$.stages[1].inputs[0]"),
+        ("stages.1.program", "stage-0/program.pt2", "$.stages[1].program"),
+        ("stages.1.program", "stage-1/other.pt2", "$.stages[1].program"),
+        ("stages.1.model", None, "$.stages[1].model_missing"),
+        ("stages.1.model_missing", "why", "$.stages[1].model_missing"),
+        ("reference", "nothing.safetensors", "$.reference"),
+        ("outputs.0.name", "x", "$.outputs"),
+        ("output_names", ["a", "b"], "$.output_names"),
+        ("shared_parameters", ["nonsense"], "$.shared_parameters[0]"),
+        ("unused_parameters", ["nonsense"], "$.unused_parameters[0]"),
+        ("graph.operations.3.inputs", ["relu_4"], "$.graph.operations[3].inputs[0]"),
+        ("graph.operations.3.parameters", ["nonsense"], "$.graph.operations[3].parameters[0]"),
+        ("graph.operations.3.name", "relu", "$.graph.operations[3].name"),
+        ("graph.outputs", ["nonsense"], "$.graph.outputs[0]"),
+        ("files.0.num_bytes", -1, "$.files[0]"),
+        ("files.0.sha256", "ABC", "$.files[0]"),
+        ("files.1.path", "reference.safetensors", "$.files[1].path"),
+        ("files.0.path", "manifest.json", "$.files[0].path"),
+        ("plan.stages", [], "$.plan.stages"),
+    ],
+)
+def test_contradiction(document: dict[str, Any], path: str, value: Any, json_path: str) -> None:
+    assert error_after(document, path, value).path == json_path
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"null", b'"cutset-bundle/1"', b"\xff", b"[" * 100_000, b"{}"]
+)
+def test_no_manifest(data: bytes) -> None:
+    with pytest.raises(ManifestError):
+        decode_manifest(data)
+
+
+def test_too_large() -> None:
+    with pytest.raises(ManifestError, match="at most 67108864 are read"):
+        decode_manifest(b" " * (MAX_MANIFEST_BYTES + 1))
+
+
+@pytest.mark.parametrize("version", ["cutset-bundle/2", "cutset-bundle/10", "cutset-bundle/999"])
+def test_newer_version(version: str) -> None:
+    with pytest.raises(UnsupportedVersion) as caught:
+        decode_manifest(json.dumps({"format": version}).encode())
+    assert (caught.value.expected, caught.value.actual) == ("cutset-bundle/1", version)
+    assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("version", ["", "cutset-bundle", "cutset-bundle/0", "cutset-bundle/1 "])
+def test_no_version(version: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        decode_manifest(json.dumps({"format": version}).encode())
+    assert caught.value.path == "$.format"
+
+
+@pytest.mark.parametrize("path", ["a", "a.b", "stage-0/program.pt2", "_x/Y-1.z", "a/b/c/d"])
+def test_good_paths(path: str) -> None:
+    check_relative_path(path, json_path="$")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("", "/", "/a", "a/", "a//b", ".", "..", "a/..", "a/../b", "./a", ".a", "a/.b", "-a"),
+        *("a\\b", "C:a", "a b", "a\n", "a\x00", "é", "~/a", "a" * 129, "/".join("abcdefghi")),
+    ],
+)
+def test_bad_paths(path: str) -> None:
+    with pytest.raises(UnsafeBundle) as caught:
+        check_relative_path(path, json_path="$.here")
+    assert "$.here" in str(caught.value)
+
+
+def test_sha256_of(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "abc") == (
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
