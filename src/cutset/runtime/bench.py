@@ -118,9 +118,9 @@ def bench_bundle(
     ) as session:
         for _ in session.stream(itertools.repeat(inputs, _NUM_WARM_UP)):
             pass
-        before = session.stats()
+        before, asked_s = session.stats(), time.perf_counter()
         num_done, elapsed_s = measure_throughput(session, inputs, duration_s)
-        after = session.stats()
+        after, stats_s = session.stats(), time.perf_counter() - asked_s
         latencies = measure_latency(session, inputs, duration_s)
         document = chrome_trace(session.timeline()) if trace else None
     backends = [stage.backend for stage in after.stages]
@@ -148,7 +148,7 @@ def bench_bundle(
         predicted_period_s=manifest.plan.period_s,
         slowest_stage_alone_s=max(result.median_s for result in alone),
         whole_model_period_s=whole.mean_s,
-        stages=_shares(before, after, elapsed_s),
+        stages=_shares(before, after, stats_s),
     )
     return report, document
 

@@ -228,24 +228,26 @@ class Ledger:
         """Takes the outputs of a micro-batch; a late or unknown one is dropped."""
         with self._lock:
             batch = self._settle(epoch, sequence)
-            complete = (
-                batch is not None
-                and not batch.request.done
-                and batch.request.put(batch.part, outputs)
-            )
-            if complete:
-                assert batch is not None
-                batch.request.done = True
+            if batch is None:
+                return
+            request = batch.request
+            complete = not request.done and request.put(batch.part, outputs)
+            request.done = request.done or complete
+            self._pump()
         if complete:
-            assert batch is not None
-            batch.request.resolve()
+            request.resolve()
 
     def fail(self, epoch: int, sequence: int, error: CutsetError) -> None:
         """Fails a micro-batch, and its request with it; a late or unknown one is dropped."""
         with self._lock:
             batch = self._settle(epoch, sequence)
-        if batch is not None:
-            self._reject(batch.request, error)
+            if batch is None:
+                return
+            is_news = not batch.request.done
+            batch.request.done = True
+            self._pump()
+        if is_news:
+            batch.request.reject(error)
 
     def end(self, error: CutsetError) -> None:
         """Ends the session: everything open is failed with `error`, and so is all that follows."""
@@ -265,7 +267,6 @@ class Ledger:
         batch = self._in_flight.pop(sequence, None)
         if batch is not None:
             self._forget(batch)
-            self._pump()
         return batch
 
     def _forget(self, batch: MicroBatch) -> None:

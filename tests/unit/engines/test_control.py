@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import socket
+import threading
+
+import pytest
+
+from cutset.engines.base import Connected, LinkLost, Started, Stop
+from cutset.engines.control import MAX_LINE_BYTES, ControlSocket
+from cutset.errors import EngineError
+
+
+def test_messages_arrive_in_order_as_they_were() -> None:
+    ours, theirs = socket.socketpair()
+    session, worker = ControlSocket.for_session(ours), ControlSocket.for_worker(theirs)
+    lost = LinkLost(epoch=2, link="stage 0 -> stage 1", seconds=0.5, reason="a\nb")
+    worker.send(Started(pid=7))
+    worker.send(lost)
+    session.send(Stop())
+    assert next(worker.messages()) == Stop()
+    worker.close()
+    assert list(session.messages()) == [Started(pid=7), lost]
+    session.close()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"not json\n",
+        b'{"type": "Stop"}\n',
+        b'{"type": "Connected"}\n',
+        b'{"type": "Connected", "epoch": 1, "more": 2}\n',
+        b'{"type": "Connected", "epoch": "1"}\n',
+    ],
+)
+def test_what_is_no_event_is_refused(line: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.sendall(line)
+    with pytest.raises(EngineError, match="cannot be understood"):
+        next(ControlSocket.for_session(ours).messages())
+    ours.close()
+    theirs.close()
+
+
+def test_an_endless_line_is_refused() -> None:
+    ours, theirs = socket.socketpair()
+    writer = threading.Thread(target=theirs.sendall, args=(b"x" * (MAX_LINE_BYTES + 70000),))
+    writer.start()
+    with pytest.raises(EngineError, match="longer than"):
+        next(ControlSocket.for_session(ours).messages())
+    writer.join(10)
+    ours.close()
+    theirs.close()
+
+
+def test_a_message_in_pieces_is_put_together() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.sendall(b'{"type": "Conn')
+    theirs.sendall(b'ected", "epoch": 3}\n')
+    theirs.close()
+    assert list(ControlSocket.for_session(ours).messages()) == [Connected(epoch=3)]
+    ours.close()

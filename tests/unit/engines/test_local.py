@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import os
+import queue
+import sys
+
+import pytest
+
+from cutset.engines.base import Event, Exited, WorkerHandle
+from cutset.engines.local import LocalEngine, cores_of
+from cutset.errors import EngineError
+
+
+def _start(*command: str) -> tuple[LocalEngine, WorkerHandle, queue.SimpleQueue[Event]]:
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    engine = LocalEngine(("cpu:0",), num_threads=1, worker_command=command)
+    worker = engine.start(0, lambda _, event: events.put(event), ())
+    return engine, worker, events
+
+
+def test_a_process_that_leaves_says_why_with_its_last_words() -> None:
+    engine, worker, events = _start(sys.executable, "-c", "raise SystemExit('out of tea')")
+    event = events.get(timeout=30)
+    assert isinstance(event, Exited)
+    assert "exit status 1" in event.reason
+    assert "out of tea" in event.reason
+    assert worker.join(5)
+    engine.close()
+
+
+def test_a_process_that_will_not_leave_is_killed() -> None:
+    engine, worker, events = _start(sys.executable, "-c", "import signal; signal.pause()")
+    engine.close()
+    event = events.get(timeout=30)
+    assert isinstance(event, Exited)
+    assert "SIGKILL" in event.reason
+    assert worker.join(0)
+
+
+def test_a_process_that_talks_nonsense_is_ended() -> None:
+    code = "import os, sys, signal; os.write(int(sys.argv[2]), b'hello\\n'); signal.pause()"
+    engine, worker, events = _start(sys.executable, "-c", code)
+    event = events.get(timeout=30)
+    assert isinstance(event, Exited)
+    assert worker.join(5)
+    engine.close()
+
+
+def test_a_command_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(EngineError, match="worker process of stage 0 cannot be started"):
+        _start("/no/such/program")
+
+
+def test_cores_are_shared_out_only_if_there_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 5, 6, 7}, raising=False)
+    assert [cores_of(stage, 2, 2) for stage in range(2)] == [(4, 5), (6, 7)]
+    assert cores_of(0, 3, 2) == ()

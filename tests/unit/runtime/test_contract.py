@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cutset.errors import ContractViolation, EngineError
+from cutset.runtime.contract import check_tensors, count_rows
+from cutset.tensors import TensorSpec
+
+_SPEC = TensorSpec(name="relu_3", shape=("batch", 64, 56, 56), dtype="float32")
+
+
+def test_the_promised_tensor_passes() -> None:
+    check_tensors((torch.zeros(3, 64, 56, 56),), (_SPEC,), 3, "into stage 1")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "actual", "advice"),
+    [
+        (torch.zeros(3, 32, 56, 56), "float32[3, 32, 56, 56]", "give it the promised lengths"),
+        (torch.zeros(2, 64, 56, 56), "float32[2, 64, 56, 56]", "give it the promised lengths"),
+        (torch.zeros(3, 64, 56), "float32[3, 64, 56]", "give it 4 dimensions"),
+        (torch.zeros(3, 64, 56, 56).half(), "float16[3, 64, 56, 56]", "convert it to float32"),
+    ],
+)
+def test_another_tensor_is_named_with_what_was_expected(
+    tensor: torch.Tensor, actual: str, advice: str
+) -> None:
+    with pytest.raises(ContractViolation, match=advice) as caught:
+        check_tensors((tensor,), (_SPEC,), 3, "into stage 1, after layer1.2")
+    assert caught.value.boundary == "into stage 1, after layer1.2"
+    assert caught.value.expected == "float32[batch, 64, 56, 56]"
+    assert caught.value.actual == actual
+
+
+def test_rows_are_counted_by_the_first_input_that_has_them() -> None:
+    table = TensorSpec(name="t", shape=(5,), dtype="float32")
+    pairs = TensorSpec(name="p", shape=("batch*3", 2), dtype="float32")
+    assert count_rows((torch.zeros(5), torch.zeros(12, 2)), (table, pairs)) == 4
+    assert count_rows((torch.zeros(5),), (table,)) == 1
+
+
+def test_no_rows_and_no_dimensions_are_errors() -> None:
+    with pytest.raises(EngineError, match="has no rows"):
+        count_rows((torch.zeros(0, 64, 56, 56),), (_SPEC,))
+    with pytest.raises(ContractViolation, match="give it 4 dimensions"):
+        count_rows((torch.tensor(1.0),), (_SPEC,))

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cutset.errors import EngineError, StageFailed
+from cutset.runtime.channel import Parcel
+from cutset.runtime.ledger import Ledger, Request
+from cutset.tensors import TensorSpec
+
+_SPEC = TensorSpec(name="y", shape=("batch", 1), dtype="float32")
+_DEATH = StageFailed("the worker of stage 1 died", stage=1, device="cpu:1")
+
+
+class _Pipe:
+    """Stands for the caller's circuit: keeps what was sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[Parcel] = []
+
+    def __call__(self, parcel: Parcel) -> None:
+        self.sent.append(parcel)
+
+    @property
+    def sequences(self) -> list[int]:
+        return [parcel.sequence for parcel in self.sent]
+
+
+def _submit(ledger: Ledger, *values: float) -> Request:
+    """A request of one row for each value, one row a micro-batch."""
+    request = Request(len(values), (_SPEC,), lambda outputs: outputs[0].flatten().tolist())
+    ledger.submit(request, [(1, (torch.tensor([[value]]),)) for value in values])
+    return request
+
+
+def _answer(ledger: Ledger, epoch: int, parcel: Parcel) -> None:
+    ledger.answer(epoch, parcel.sequence, (parcel.tensors[0] * 10,))
+
+
+def _opened(window: int = 2, max_deaths: int = 3) -> tuple[Ledger, _Pipe]:
+    ledger, pipe = Ledger(window=window, max_deaths=max_deaths), _Pipe()
+    ledger.open_epoch(1, pipe)
+    return ledger, pipe
+
+
+def test_no_more_than_the_window_is_in_flight() -> None:
+    ledger, pipe = _opened(window=2)
+    request = _submit(ledger, 1, 2, 3)
+    assert pipe.sequences == [0, 1]
+    _answer(ledger, 1, pipe.sent[0])
+    assert pipe.sequences == [0, 1, 2]
+    _answer(ledger, 1, pipe.sent[1])
+    assert not request.future.done()
+    _answer(ledger, 1, pipe.sent[2])
+    assert request.future.result(0) == [10.0, 20.0, 30.0]
+
+
+def test_an_answer_of_an_old_epoch_or_twice_is_dropped() -> None:
+    ledger, pipe = _opened()
+    request = _submit(ledger, 1)
+    ledger.close_epoch(None)
+    _answer(ledger, 1, pipe.sent[0])
+    assert not request.future.done()
+    ledger.open_epoch(2, pipe)
+    ledger.answer(2, 0, (torch.tensor([[7.0]]),))
+    ledger.answer(2, 0, (torch.tensor([[8.0]]),))
+    assert request.future.result(0) == [7.0]
+    assert ledger.num_settled == 1
+
+
+def test_what_was_in_flight_is_replayed_first_and_in_order() -> None:
+    ledger, pipe = _opened(window=3)
+    for value in range(5):
+        _submit(ledger, value)
+    _answer(ledger, 1, pipe.sent[0])
+    ledger.close_epoch(None)
+    again = _Pipe()
+    ledger.open_epoch(2, again)
+    assert again.sequences == [1, 2, 3]
+
+
+def test_after_a_death_suspects_are_sent_one_at_a_time() -> None:
+    ledger, _ = _opened(window=3)
+    requests = [_submit(ledger, value) for value in range(5)]
+    ledger.close_epoch(_DEATH)
+    again = _Pipe()
+    ledger.open_epoch(2, again)
+    sent_after_each_answer = []
+    for number in range(5):
+        sent_after_each_answer.append(again.sequences)
+        _answer(ledger, 2, again.sent[number])
+    assert sent_after_each_answer == [
+        [0],
+        [0, 1],
+        [0, 1, 2],
+        [0, 1, 2, 3, 4],
+        [0, 1, 2, 3, 4],
+    ]
+    assert [request.future.result(0) for request in requests] == [[0], [10], [20], [30], [40]]
+
+
+def test_the_third_death_fails_the_one_that_was_alone_in_flight() -> None:
+    ledger, _ = _opened(window=2)
+    requests = [_submit(ledger, value) for value in range(3)]
+    assert ledger.close_epoch(_DEATH) == 0
+    ledger.open_epoch(2, _Pipe())
+    assert ledger.close_epoch(_DEATH) == 0
+    ledger.open_epoch(3, _Pipe())
+    assert ledger.close_epoch(_DEATH) == 1
+    with pytest.raises(StageFailed, match="died 3 times") as caught:
+        requests[0].future.result(0)
+    assert (caught.value.stage, caught.value.device) == (1, "cpu:1")
+    pipe = _Pipe()
+    ledger.open_epoch(4, pipe)
+    _answer(ledger, 4, pipe.sent[0])
+    assert pipe.sequences == [1, 2]
+    _answer(ledger, 4, pipe.sent[1])
+    assert [request.future.result(0) for request in requests[1:]] == [[10.0], [20.0]]
+
+
+def test_a_lost_link_makes_no_suspects() -> None:
+    ledger, _ = _opened(window=2, max_deaths=1)
+    request = _submit(ledger, 1, 2)
+    assert ledger.close_epoch(None) == 0
+    pipe = _Pipe()
+    ledger.open_epoch(2, pipe)
+    assert pipe.sequences == [0, 1]
+    assert not request.future.done()
+
+
+def test_a_failed_micro_batch_fails_its_request_and_drops_the_rest_of_it() -> None:
+    ledger, pipe = _opened(window=1)
+    bad, good = _submit(ledger, 1, 2, 3), _submit(ledger, 4)
+    ledger.fail(1, 0, EngineError("no"))
+    with pytest.raises(EngineError, match="no"):
+        bad.future.result(0)
+    assert pipe.sequences == [0, 3]
+    _answer(ledger, 1, pipe.sent[1])
+    assert good.future.result(0) == [40.0]
+
+
+def test_a_cancelled_request_is_not_sent() -> None:
+    ledger, pipe = _opened(window=1)
+    _submit(ledger, 1)
+    cancelled, last = _submit(ledger, 2, 3), _submit(ledger, 4)
+    assert cancelled.future.cancel()
+    _answer(ledger, 1, pipe.sent[0])
+    assert pipe.sequences == [0, 3]
+    _answer(ledger, 1, pipe.sent[1])
+    assert last.future.result(0) == [40.0]
+
+
+def test_the_end_fails_everything_open_and_all_that_follows() -> None:
+    ledger, _ = _opened(window=1)
+    requests = [_submit(ledger, 1), _submit(ledger, 2)]
+    ledger.end(EngineError("over"))
+    for request in requests:
+        with pytest.raises(EngineError, match="over"):
+            request.future.result(0)
+    with pytest.raises(EngineError, match="over"):
+        _submit(ledger, 3)
+
+
+def test_outputs_without_a_batch_are_not_joined() -> None:
+    fixed = TensorSpec(name="table", shape=(2,), dtype="float32")
+    request = Request(2, (_SPEC, fixed), lambda outputs: outputs)
+    table = torch.tensor([5.0, 6.0])
+    assert request.put(0, (torch.tensor([[1.0]]), table)) is False
+    assert request.put(1, (torch.tensor([[2.0]]), table)) is True
+    request.resolve()
+    rows, same = request.future.result(0)
+    assert torch.equal(rows, torch.tensor([[1.0], [2.0]]))
+    assert torch.equal(same, table)

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from cutset.engines.base import Span
+from cutset.runtime.channel import Parcel
+from cutset.runtime.timeline import CallerTimeline, ProcessTimeline, chrome_trace
+
+
+def test_chrome_trace_counts_microseconds_from_the_first_span() -> None:
+    document = chrome_trace(
+        (
+            ProcessTimeline(name="caller", spans=(Span(0, "send", 10.0, 10.001),)),
+            ProcessTimeline(name="stage 0", spans=(Span(0, "compute", 10.002, 10.005),)),
+        )
+    )
+    spans = [event for event in document["traceEvents"] if event["ph"] == "X"]
+    assert [(e["pid"], e["tid"], e["name"], round(e["ts"]), round(e["dur"])) for e in spans] == [
+        (0, 2, "send 0", 0, 1000),
+        (1, 1, "compute 0", 2000, 3000),
+    ]
+    names = [e["args"]["name"] for e in document["traceEvents"] if e["name"] == "process_name"]
+    assert names == ["caller", "stage 0"]
+
+
+def test_a_caller_timeline_keeps_only_the_newest_spans() -> None:
+    timeline = CallerTimeline(1)
+    for sequence in range(3):
+        timeline.sent(Parcel(sequence=sequence, num_rows=1, tensors=()), 1.0, 2.0)
+    assert [span.sequence for span in timeline.finish().spans] == [1, 2]
+    nothing = CallerTimeline(0)
+    nothing.received(Parcel(sequence=0, num_rows=1, tensors=()))
+    assert nothing.finish().spans == ()
