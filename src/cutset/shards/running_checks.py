@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnxruntime
@@ -277,8 +277,16 @@ def _run_onnx(bundle: Bundle, stage: StageEntry, inputs: Tensors) -> Tensors:
     return tuple(torch.from_numpy(result) for result in results)
 
 
+def call_with_positional(model: torch.nn.Module, inputs: Tensors) -> Any:
+    """Calls a model with one positional argument for each input."""
+    return model(*inputs)
+
+
 def model_differences(
-    bundle: Bundle, model: torch.nn.Module, reference: Mapping[str, torch.Tensor]
+    bundle: Bundle,
+    model: torch.nn.Module,
+    reference: Mapping[str, torch.Tensor],
+    call_model: Callable[[torch.nn.Module, Tensors], Any],
 ) -> tuple[Difference, ...]:
     """The whole model's outputs on the reference's inputs, against the reference's.
 
@@ -290,7 +298,9 @@ def model_differences(
     model.eval()
     try:
         with torch.inference_mode():
-            results = model(*(reference[spec.name].clone() for spec in manifest.graph.inputs))
+            # Copies, since a model may write to its inputs.
+            inputs = tuple(reference[spec.name].clone() for spec in manifest.graph.inputs)
+            results = call_model(model, inputs)
     finally:
         model.train(was_training)
     leaves = [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, torch.Tensor)]

@@ -108,6 +108,7 @@ def verify_bundle(
     bundle: Bundle | str | os.PathLike[str],
     *,
     model: torch.nn.Module | None = None,
+    call_model: Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], Any] | None = None,
     backends: Collection[str] = BACKENDS,
     progress: Callable[[str], None] | None = None,
 ) -> VerificationReport:
@@ -118,6 +119,8 @@ def verify_bundle(
             these stages are verified, each on the reference tensors that it should receive. Its
             files are hashed again.
         model: the whole model, if it is at hand; it is run too and compared.
+        call_model: how the model is called on the bundle's inputs, for one that takes keyword
+            arguments or more inputs (`CapturedModel.call`); one positional argument each if None.
         backends: which of ``"torch"`` and ``"onnxruntime"`` to run; torch always is.
         progress: called with a few words before each step.
 
@@ -138,7 +141,9 @@ def verify_bundle(
             opened = open_bundle(bundle)
     except BundleError as error:
         return _unopened(error)
-    return _Verification(opened, model, backends, report).run()
+    call = call_model or running_checks.call_with_positional
+    whole = None if model is None else _WholeModel(model, call)
+    return _Verification(opened, whole, backends, report).run()
 
 
 def _unopened(error: BundleError) -> VerificationReport:
@@ -151,13 +156,21 @@ def _unopened(error: BundleError) -> VerificationReport:
     )
 
 
+@dataclass(frozen=True)
+class _WholeModel:
+    """The model that was cut, and how it is called."""
+
+    model: torch.nn.Module
+    call: Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], Any]
+
+
 class _Verification:
     """One verification of an opened bundle; a class only to hold what the checks share."""
 
     def __init__(
         self,
         bundle: Bundle,
-        model: torch.nn.Module | None,
+        model: _WholeModel | None,
         backends: Collection[str],
         report: Callable[[str], None],
     ) -> None:
@@ -308,9 +321,11 @@ class _Verification:
             detail += f" but for {_count(missing, 'stage')} without an ONNX model"
         return [*faults, *failures], detail
 
-    def _whole_model(self, model: torch.nn.Module) -> list[str]:
+    def _whole_model(self, whole: _WholeModel) -> list[str]:
         try:
-            found = running_checks.model_differences(self._bundle, model, self._reference)
+            found = running_checks.model_differences(
+                self._bundle, whole.model, self._reference, whole.call
+            )
         except _RUN_ERRORS as error:
             return [f"the given model does not run on the reference's inputs: {error}"]
         return [

@@ -112,7 +112,7 @@ def test_missing_key(document: dict[str, Any], key: str) -> None:
         ("unused_parameters", ["nonsense"], "$.unused_parameters[0]"),
         ("graph.operations.3.inputs", ["relu_4"], "$.graph.operations[3].inputs[0]"),
         ("graph.operations.3.parameters", ["nonsense"], "$.graph.operations[3].parameters[0]"),
-        ("graph.operations.3.name", "relu", "$.graph.operations[3].name"),
+        ("graph.operations.3.name", "conv2d", "$.graph.operations[3].name"),
         ("graph.outputs", ["nonsense"], "$.graph.outputs[0]"),
         ("files.0.num_bytes", -1, "$.files[0]"),
         ("files.0.sha256", "ABC", "$.files[0]"),

@@ -93,6 +93,24 @@ def test_model_of_another_kind(good_bundle: Path) -> None:
     assert "does not run on the reference's inputs" in failed(report)["numerics"]
 
 
+def test_model_that_is_called_in_its_own_way(good_bundle: Path) -> None:
+    class ByName(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = whole_model()
+
+        def forward(self, *, image: Tensor) -> Tensor:
+            return self.inner(image)
+
+    assert not verify_bundle(good_bundle, model=ByName(), backends=()).ok
+    assert verify_bundle(
+        good_bundle,
+        model=ByName(),
+        call_model=lambda model, inputs: model(image=inputs[0]),
+        backends=(),
+    ).ok
+
+
 def test_unknown_backend(good_bundle: Path) -> None:
     with pytest.raises(ValueError, match="'tpu'"):
         verify_bundle(good_bundle, backends=("tpu",))
