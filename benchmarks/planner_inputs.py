@@ -7,10 +7,13 @@ for.
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
 
+from cutset.planning.downsets import DagProblem, Tensor
 from cutset.planning.problem import ChainProblem, Variant
 
 INPUTS = Path(__file__).resolve().parents[2] / "shared" / "planner-inputs"
@@ -65,4 +68,37 @@ def read_speed_case(path: Path) -> ChainProblem:
     between = np.minimum(bandwidth[:, None], bandwidth)
     return chain_problem(
         lines[1][:num] / speed[:, None], lines[2], limits, lines[3][:num], 1 / between
+    )
+
+
+def read_placement_case(path: Path, max_tensors: int | None = None) -> DagProblem:
+    """A case of dnn-partitioning (NeurIPS 2020) with its own cost rules.
+
+    An accelerator stage pays for each distinct tensor that enters or leaves it, a processor stage
+    pays for none; nodes of one colour share a stage.
+    """
+    case = json.loads(path.read_text())
+    nodes = case["nodes"]
+    place = {node["id"]: k for k, node in enumerate(nodes)}
+    targets: dict[int, list[int]] = {}
+    cost: dict[int, float] = {}
+    for edge in case["edges"]:
+        source = place[edge["sourceId"]]
+        targets.setdefault(source, []).append(place[edge["destId"]])
+        cost[source] = float(edge["cost"])
+    colour = [node.get("colorClass", f"node {node['id']}") for node in nodes]  # none: its own
+    colours = {c: k for k, c in enumerate(dict.fromkeys(colour))}
+    fast = [n["fpgaLatency"] if n["supportedOnFpga"] else math.inf for n in nodes]
+    return DagProblem(
+        seconds=np.array([fast, [n["cpuLatency"] for n in nodes]], dtype=float),
+        weight_bytes=np.array([n["size"] for n in nodes], dtype=float),
+        tensors=tuple(
+            Tensor(source=s, targets=tuple(t), transfer_s=cost[s]) for s, t in targets.items()
+        ),
+        groups=np.array([colours[c] for c in colour]),
+        counts=(case["maxFPGAs"], case["maxCPUs"]),
+        limit_bytes=np.array([case["maxSizePerFPGA"], math.inf]),
+        through_host=True,
+        pays=(True, False),
+        max_tensors=max_tensors,
     )

@@ -1,0 +1,302 @@
+"""Exact plans over all downsets of a graph, not only the prefixes of one order.
+
+A *downset* holds with every node all that it depends on; a stage is the difference of two. After
+nodes that must stay together (and the cycles that this makes) are contracted, all downsets are
+listed where they are few, and dynamic programming runs over them by rising work (Tarnawski,
+Phanishayee, Devanur, Mahajan, Nina Paravecino: Efficient Algorithms for Device Placement of DNN
+Graph Operators, NeurIPS 2020, who also give the rule in which tensors go through host memory).
+
+The load of a stage from downset A to downset B under that rule is, with F(X) the tensors that are
+made in X and used outside, and c(F) their cost::
+
+    work(B) - work(A)  +  c(F(A)) + c(F(B))
+      - sum over t in F(A) and F(B) of c(t) * (2 if nobody in B - A uses t else 1)
+
+so everything but the last sum is known from A and B alone, and that sum runs over the few tensors
+of F(A). All B of one A go through NumPy together. A plan known beforehand bounds the work of a
+stage, so only a window of the sorted downsets is looked at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from cutset.planning.lattice import OverBudget
+from cutset.planning.problem import Floats, Ints
+
+MAX_DOWNSETS = 100_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """A tensor between nodes: who makes it, who reads it, and what it costs to send."""
+
+    source: int
+    targets: tuple[int, ...]
+    transfer_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class DagProblem:
+    """Place a graph's nodes on devices, stage by stage.
+
+    Attributes:
+        seconds: of each node on each class of devices, shape (C, n); infinity where impossible.
+        weight_bytes: of each node, shape (n,).
+        tensors: what goes between nodes.
+        groups: nodes with the same number share a stage, shape (n,).
+        counts: how many devices each class has.
+        limit_bytes: memory of a device of each class, shape (C,); infinity for no limit.
+        through_host: the rule of transfers. False: a cut sends every tensor that is alive there to
+            the next stage (tensors for later stages are passed on), while stages compute, unless
+            `serial`. True: a stage takes from and gives to host memory every tensor that crosses
+            its border, one after the other with computing.
+        pays: by class, whether its stages pay for transfers through the host, shape (C,).
+        link_latency_s: what each cut costs besides its tensors; not used through the host.
+        serial: whether computing and sending add up; always so through the host.
+        num_stages: exactly this many, or None for any number.
+        max_tensors: the most tensors that may be alive at a cut, or None.
+    """
+
+    seconds: Floats
+    weight_bytes: Floats
+    tensors: tuple[Tensor, ...]
+    groups: Ints
+    counts: tuple[int, ...]
+    limit_bytes: Floats
+    through_host: bool = False
+    pays: tuple[bool, ...] = ()
+    link_latency_s: float = 0.0
+    serial: bool = False
+    num_stages: int | None = None
+    max_tensors: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DagSolution:
+    """An answer over a graph.
+
+    Attributes:
+        stages: the nodes of each, in pipeline order.
+        classes: the class of the device of each stage.
+        loads_s: seconds of each stage under the problem's rule, cuts not included.
+        cuts_s: seconds to send across each cut; zeros through the host.
+        period_s: the largest load or cut.
+        num_downsets: how many were searched.
+        family: ``"downset"``, or ``"prefix"`` where there were too many downsets.
+    """
+
+    stages: tuple[tuple[int, ...], ...]
+    classes: tuple[int, ...]
+    loads_s: tuple[float, ...]
+    cuts_s: tuple[float, ...]
+    period_s: float
+    num_downsets: int
+    family: str
+
+
+def contract(problem: DagProblem) -> tuple[list[list[int]], list[set[int]]]:
+    """Nodes that must share a stage, and between these parts who depends directly on whom.
+
+    A group is contracted, and so is every cycle that arises: if u and v share a stage, so does
+    all that lies on a path between them, because a stage is a difference of downsets.
+
+    Returns:
+        The nodes of each part, in a topological order of parts, and each part's predecessors.
+    """
+    _, group_of = np.unique(problem.groups, return_inverse=True)
+    following: list[set[int]] = [set() for _ in range(int(group_of.max()) + 1)]
+    for tensor in problem.tensors:
+        for target in tensor.targets:
+            a, b = int(group_of[tensor.source]), int(group_of[target])
+            if a != b:
+                following[a].add(b)
+    part_of = _strong_components(following)
+    num = max(part_of) + 1
+    parts: list[list[int]] = [[] for _ in range(num)]
+    for node, group in enumerate(group_of):
+        parts[part_of[int(group)]].append(node)
+    before: list[set[int]] = [set() for _ in range(num)]
+    for a, others in enumerate(following):
+        for b in others:
+            if part_of[a] != part_of[b]:
+                before[part_of[b]].add(part_of[a])
+    return parts, before
+
+
+def _strong_components(following: list[set[int]]) -> list[int]:
+    """Tarjan's algorithm without recursion; components are numbered in topological order."""
+    num = len(following)
+    order, low, on_stack = [-1] * num, [0] * num, [False] * num
+    component, stack, counter, found = [-1] * num, [], 0, 0
+    for root in range(num):
+        if order[root] >= 0:
+            continue
+        work = [(root, iter(sorted(following[root])))]
+        while work:
+            node, rest = work[-1]
+            if order[node] < 0:
+                order[node] = low[node] = counter
+                counter += 1
+                stack.append(node)
+                on_stack[node] = True
+            for child in rest:
+                if order[child] < 0:
+                    work.append((child, iter(sorted(following[child]))))
+                    break
+                if on_stack[child]:
+                    low[node] = min(low[node], order[child])
+            else:
+                work.pop()
+                if work:
+                    low[work[-1][0]] = min(low[work[-1][0]], low[node])
+                if low[node] == order[node]:
+                    while True:
+                        member = stack.pop()
+                        on_stack[member] = False
+                        component[member] = found
+                        if member == node:
+                            break
+                    found += 1
+    return [found - 1 - c for c in component]  # Tarjan finds the last component first
+
+
+def list_downsets(before: list[set[int]], limit: int = MAX_DOWNSETS) -> list[int] | None:
+    """Every downset as a bit mask, with the empty and the full one; None if more than `limit`."""
+    needs = [sum(1 << p for p in parts) for parts in before]
+    after: list[list[int]] = [[] for _ in before]
+    for node, parts in enumerate(before):
+        for p in parts:
+            after[p].append(node)
+    # Each downset is kept with the nodes that can be added next, so that adding one is cheap.
+    first = tuple(node for node, need in enumerate(needs) if not need)
+    seen = {0}
+    layer: list[tuple[int, tuple[int, ...]]] = [(0, first)]
+    while layer:
+        grown: list[tuple[int, tuple[int, ...]]] = []
+        for mask, ready in layer:
+            for node in ready:
+                other = mask | 1 << node
+                if other in seen:
+                    continue
+                seen.add(other)
+                if len(seen) > limit:
+                    return None
+                fresh = tuple(n for n in after[node] if needs[n] & ~other == 0)
+                grown.append((other, tuple(n for n in ready if n != node) + fresh))
+        layer = grown
+    return list(seen)
+
+
+class Space:
+    """Downsets with all that the search needs to know of each, sorted by work."""
+
+    def __init__(self, problem: DagProblem, masks: list[int], parts: list[list[int]]) -> None:
+        num, count = len(parts), len(masks)
+        width = (num + 7) // 8
+        raw = np.frombuffer(b"".join(m.to_bytes(width, "little") for m in masks), dtype=np.uint8)
+        bits = np.unpackbits(raw.reshape(count, width), axis=1, bitorder="little", count=num)
+        part_seconds = np.stack([problem.seconds[:, part].sum(axis=1) for part in parts], axis=1)
+        work = part_seconds.min(axis=0)
+        work[np.isinf(work)] = 0.0
+        # Whole numbers add without rounding, so a larger downset never seems to hold less work.
+        scale = 2.0**50 / max(float(work.sum()), 1e-300)
+        whole = bits @ np.rint(work * scale).astype(np.int64)
+        order = np.lexsort((bits.sum(axis=1, dtype=np.int64), whole))
+        bits = bits[order]
+        self.member: npt.NDArray[np.bool_] = np.ascontiguousarray(bits.T).astype(bool)
+        self.work: Floats = whole[order] / scale
+        finite = np.where(np.isinf(part_seconds), 0.0, part_seconds)
+        self.seconds: Floats = finite @ self.member
+        self.impossible: Ints = np.isinf(part_seconds).astype(np.int64) @ self.member
+        self.size: Floats = (
+            np.array([problem.weight_bytes[part].sum() for part in parts]) @ self.member
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(work > 0, work / part_seconds, 0.0)
+        self.rates: Floats = ratio.max(axis=1)
+        self._read_tensors(problem, parts)
+
+    def _read_tensors(self, problem: DagProblem, parts: list[list[int]]) -> None:
+        part_of = {node: k for k, part in enumerate(parts) for node in part}
+        self.costs: list[float] = []
+        self.sources: list[int] = []
+        self.targets: list[tuple[int, ...]] = []
+        alive = []
+        for tensor in problem.tensors:
+            source = part_of[tensor.source]
+            targets = tuple(sorted({part_of[t] for t in tensor.targets} - {source}))
+            if targets:
+                self.costs.append(tensor.transfer_s)
+                self.sources.append(source)
+                self.targets.append(targets)
+                done = np.logical_and.reduce(self.member[list(targets)], axis=0)
+                alive.append(self.member[source] & ~done)
+        count = self.member.shape[1]
+        self.alive: npt.NDArray[np.bool_] = np.array(alive, dtype=bool).reshape(-1, count)
+        self.cut_s: Floats = np.asarray(self.costs, dtype=np.float64) @ self.alive
+        self.num_alive: Ints = self.alive.sum(axis=0)
+
+    def keep(self, chosen: npt.NDArray[np.bool_]) -> None:
+        """Drops the downsets that are not chosen."""
+        for name in ("member", "work", "seconds", "impossible", "size", "alive", "cut_s"):
+            setattr(self, name, np.ascontiguousarray(getattr(self, name)[..., chosen]))
+        self.num_alive = self.num_alive[chosen]
+
+
+def solve_downsets(problem: DagProblem, *, limit: int = MAX_DOWNSETS) -> DagSolution | None:
+    """The plan of least period over all downsets, or over prefixes where there are too many.
+
+    Args:
+        problem: the graph and the devices.
+        limit: the most downsets to list.
+
+    Returns:
+        The plan, or None where memory or the number of stages allows none.
+
+    Raises:
+        OverBudget: the counts of devices have too many states.
+    """
+    from cutset.planning.downset_search import DownsetSearch
+
+    parts, before = contract(problem)
+    masks = list_downsets(before, limit)
+    prefixes = [0, *itertools.accumulate((1 << k for k in range(len(parts))), lambda a, b: a | b)]
+    family = "downset" if masks is not None else "prefix"
+    best_s, best = math.inf, None
+    for choice in [prefixes] if masks is None else [prefixes, masks]:
+        space = Space(problem, choice, parts)
+        if problem.max_tensors is not None:
+            space.keep(space.num_alive <= problem.max_tensors)
+        search = DownsetSearch(problem, space)
+        found = search.run(best_s)
+        if found is not None:
+            best_s, best = found[0], (space, found[1])
+        count = space.member.shape[1]
+    if best is None:
+        return None
+    space, path = best
+    stages, loads, cuts = [], [], []
+    search = DownsetSearch(problem, space)
+    for a, b, c in path:
+        inside = np.flatnonzero(space.member[:, b] & ~space.member[:, a])
+        stages.append(tuple(sorted(node for k in inside for node in parts[k])))
+        loads.append(search.load_s(a, b, c))
+        cuts.append(0.0 if problem.through_host else search.cut_s(b))
+    return DagSolution(
+        stages=tuple(stages),
+        classes=tuple(c for _, _, c in path),
+        loads_s=tuple(loads),
+        cuts_s=tuple(cuts[:-1]),
+        period_s=max([*loads, *cuts[:-1]]),
+        num_downsets=count,
+        family=family,
+    )
+
+
+__all__ = ["DagProblem", "DagSolution", "OverBudget", "Tensor", "list_downsets", "solve_downsets"]
