@@ -14,8 +14,8 @@ below one folder (the archive's name)::
 The format also knows members that run code when they are loaded: pickled weights, custom and
 opaque objects, sample inputs (all unpickled in full), AOTInductor's shared libraries, and a legacy
 layout that is a pickle as a whole. None of them is on the list above, so a file that has one is
-refused before anything in it is read. Source: ``torch/export/pt2_archive/_package.py`` of torch
-2.9 to 2.15.
+refused before anything in it is read. Source: ``torch/export/pt2_archive/_package.py``, as in
+torch 2.15 (archive version 0).
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ Anything else that `torch.export.load` would act upon is refused: operations tha
 custom objects, subgraphs, formulas outside the grammar, guards that are no comparison, container
 types that would have to be imported, programs that change their own weights.
 
-Source: ``torch/_export/serde/schema.py`` (schema version 8) and ``serialize.py`` of torch 2.9 to
-2.15. Keys that a later minor version adds are not read.
+Source: ``torch/_export/serde/schema.py`` (schema version 8) and ``serialize.py``, as in torch 2.15.
+Keys that another minor version adds are not read.
 """
 
 from __future__ import annotations
@@ -113,6 +113,7 @@ class _Reader:
             calls=calls,
             outputs=self._outputs(module),
             stored=frozenset(stored),
+            stored_bytes=sum(map(self._archive.num_bytes, self._archive.tensor_members)),
         )
 
     def _decode(self, member: str, kind: type[Any]) -> Any:

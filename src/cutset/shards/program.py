@@ -80,6 +80,7 @@ class Program:
         calls: in execution order.
         outputs: names of the tensors it returns, in order.
         stored: original names of all weights in the archive, used or not.
+        stored_bytes: size of all the members that hold weights.
     """
 
     path: str
@@ -88,3 +89,4 @@ class Program:
     calls: tuple[Call, ...]
     outputs: tuple[str, ...]
     stored: frozenset[str]
+    stored_bytes: int

@@ -1,6 +1,6 @@
 """The parts of torch's schema that Cutset reads from ``models/model.json``, as it is on disk.
 
-Source: ``torch/_export/serde/schema.py``, schema version 8 (torch 2.9 to 2.15). A union is a JSON
+Source: ``torch/_export/serde/schema.py``, schema version 8, as in torch 2.15. A union is a JSON
 object with one member, e.g. ``{"as_int": 3}``; it is decoded to a dict and checked by the reader.
 Keys that are not named here are not read: a later minor version may add some.
 """

@@ -156,6 +156,12 @@ def _stored_faults(manifest: Manifest, stage: StageEntry, program: Program) -> l
                 f"{expected.num_bytes}"
             )
     total = sum(sizes[name].num_bytes for name in held)
+    # Less is no fault: two weights may be views of the same bytes.
+    if program.stored_bytes > total:
+        faults.append(
+            f"{stage.program} stores {program.stored_bytes} bytes of weights, its stage lists "
+            f"{total}"
+        )
     if total != stage.weight_bytes:
         faults.append(f"stage {stage.index} claims {stage.weight_bytes} weight bytes, has {total}")
     return faults

@@ -291,6 +291,17 @@ class TestCompleteness:
         detail = failed(verify_bundle(bundle, backends=()))["completeness"]
         assert detail.startswith("stage 0 claims 1 weight bytes")
 
+    def test_bytes_that_no_weight_uses(self, bundle: Path) -> None:
+        edit_members(
+            bundle,
+            lambda members, root: members.update({f"{root}/data/weights/weight_999": bytes(4096)}),
+        )
+        detail = failed(verify_bundle(bundle, backends=()))["completeness"]
+        listed = open_bundle(bundle).manifest.stages[1].weight_bytes
+        assert detail == (
+            f"stage-1/program.pt2 stores {listed + 4096} bytes of weights, its stage lists {listed}"
+        )
+
     def test_many_faults_are_cut_short(self, bundle: Path) -> None:
         edit_manifest(bundle, lambda document: document["stages"][1].update(parameters=[]))
         detail = failed(verify_bundle(bundle, backends=()))["completeness"]
