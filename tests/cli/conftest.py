@@ -1,16 +1,20 @@
-"""Runs the command as a user does: as a process of its own."""
+"""Runs the command as a user does."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
-import subprocess
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from cutset.cli import main
 
 COMMAND = str(Path(sys.executable).with_name("cutset"))
 LIMIT_S = 240
@@ -62,23 +66,30 @@ Cutset = Callable[..., Outcome]
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
+    """What a process of its own is started with."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
 
 
 @pytest.fixture(scope="session")
-def cutset(environment: dict[str, str]) -> Cutset:
-    def call(*arguments: object, cwd: Path | None = None) -> Outcome:
-        done = subprocess.run(
-            [COMMAND, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_S,
-            env=environment,
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
-        return Outcome(done.returncode, done.stdout, done.stderr)
+def cutset() -> Cutset:
+    """The command within this process: importing torch anew for each call would take minutes."""
+
+    def call(*arguments: object) -> Outcome:
+        out, err = io.StringIO(), io.StringIO()
+        handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["cutset", *map(str, arguments)])
+            patch.setenv("COLUMNS", "80")
+            try:
+                with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                    main()
+                code = 0
+            except SystemExit as exit_:
+                code = exit_.code if isinstance(exit_.code, int) else 0
+            finally:
+                for each, handler in handlers.items():
+                    signal.signal(each, handler)
+        return Outcome(code, out.getvalue(), err.getvalue())
 
     return call
 

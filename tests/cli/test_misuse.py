@@ -42,11 +42,11 @@ def test_weights_of_another_model(cutset: Cutset, small_model: str, tmp_path: Pa
 
 
 def test_no_weights_and_no_network(
-    cutset: Cutset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+    cutset: Cutset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(environment, "TORCH_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     # A proxy that nobody listens at: as good as no network.
-    monkeypatch.setitem(environment, "https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     outcome = cutset("split", "alexnet", "--stages", 2, "-o", tmp_path / "b")
     assert outcome.code == 1
     assert "random:SEED" in _one_line(outcome.err)
@@ -179,10 +179,17 @@ def test_wrong_usage_is_2(cutset: Cutset, arguments: tuple[str, ...]) -> None:
     assert cutset(*arguments).code == 2
 
 
-def test_debug_shows_the_traceback(cutset: Cutset) -> None:
-    outcome = cutset("--debug", "inspect", "resnet51")
-    assert outcome.code == 1
-    assert "Traceback" in outcome.err
+def test_debug_shows_the_traceback(environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [COMMAND, "--debug", "inspect", "missing.py:make"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")

@@ -1,0 +1,107 @@
+"""The six models, split, proven and run: every bit, every row, any number of rows.
+
+At a smaller image than the models' own, so that the whole takes minutes: what is tested is where
+tensors go, not how long they take. ``-m matrix`` runs every micro-batch size at full size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+from six_models import SIX, prepared
+
+from cutset.graph.capture import capture_model
+from cutset.graph.cuts import find_cut_points
+from cutset.runtime.session import open_session
+from cutset.workflow import PreparedModel, plan_stages, split_model
+
+SMALL_SIZE = 96
+MOST_ROWS = 17
+MICRO_BATCHES = (1, 4, 5)
+NUM_STAGES = (2, 3, 4)
+CASES = [
+    pytest.param(name, stages, MICRO_BATCHES[(i + j) % 3], id=f"{name}-{stages}")
+    for i, name in enumerate(SIX)
+    for j, stages in enumerate(NUM_STAGES)
+]
+
+
+@functools.cache
+def _small(name: str) -> PreparedModel:
+    full = prepared(name)
+    example = (torch.randn(2, 3, SMALL_SIZE, SMALL_SIZE),)
+    captured = capture_model(full.found.model, example)
+    return dataclasses.replace(
+        full,
+        found=dataclasses.replace(full.found, example_inputs=example),
+        captured=captured,
+        cuts=find_cut_points(captured.graph),
+    )
+
+
+def _split_verify_and_run(
+    model: PreparedModel, num_stages: int, micro_batches: tuple[int, ...], folder: Path
+) -> None:
+    plan = plan_stages(model, num_stages=num_stages)
+    assert len(plan.stages) == num_stages
+    bundle, report = split_model(model, plan, folder / "b.cutset")
+    assert report.ok
+    assert report.bit_exact
+    rows = torch.randn(MOST_ROWS, *model.captured.example_inputs[0].shape[1:])
+
+    @functools.cache
+    def whole(start: int, stop: int) -> torch.Tensor:
+        with torch.inference_mode():
+            result: torch.Tensor = model.found.model(rows[start:stop])
+        return result
+
+    for micro_batch in micro_batches:
+        with open_session(bundle, backend="torch", micro_batch=micro_batch) as session:
+            futures = [session.submit(rows[:n]) for n in range(1, MOST_ROWS + 1)]
+            for num_rows, future in enumerate(futures, start=1):
+                expected = torch.cat(
+                    [
+                        whole(start, min(start + micro_batch, num_rows))
+                        for start in range(0, num_rows, micro_batch)
+                    ]
+                )
+                answer = future.result(timeout=240)
+                assert torch.equal(torch.as_tensor(answer), expected), (micro_batch, num_rows)
+
+
+@pytest.mark.parametrize(("name", "num_stages", "micro_batch"), CASES)
+def test_every_bit_of_any_number_of_rows(
+    name: str, num_stages: int, micro_batch: int, tmp_path: Path
+) -> None:
+    _split_verify_and_run(_small(name), num_stages, (micro_batch,), tmp_path)
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("num_stages", NUM_STAGES)
+@pytest.mark.parametrize("name", SIX)
+def test_the_whole_matrix_at_full_size(name: str, num_stages: int, tmp_path: Path) -> None:
+    _split_verify_and_run(prepared(name), num_stages, MICRO_BATCHES, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("alexnet", 1.16),
+        ("vgg16", 1.05),
+        ("resnet18", 1.11),
+        ("resnet50", 1.09),
+        ("mobilenet_v2", 1.03),
+        ("inception_v3", 1.06),
+    ],
+)
+def test_the_slowest_of_two_stages_is_near_half(name: str, most: float) -> None:
+    plan = plan_stages(prepared(name), num_stages=2)
+    flops = [stage.flops for stage in plan.stages]
+    assert sum(flops) == prepared(name).captured.graph.flops
+    assert max(flops) <= most * sum(flops) / 2
+    assert plan.is_proven
