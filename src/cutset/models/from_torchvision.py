@@ -37,11 +37,15 @@ from cutset.models.request import (
     near_names,
 )
 from cutset.models.weights import (
+    StateDict,
     check_state,
     describe_file,
     file_sha256,
+    first_line,
+    has_versions,
     in_order_of,
     read_state_dict,
+    with_versions_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -101,7 +105,8 @@ def _download(name: str, entry: Any) -> nn.Module:
     except RuntimeError as error:
         # torch.hub raises it where the downloaded file has another hash than its name says.
         raise ModelError(
-            f"torchvision:{name}: weights {entry!r} do not load: {error}; {HOW_TO_GIVE_WEIGHTS}"
+            f"torchvision:{name}: weights {entry!r} do not load: {first_line(error)}; "
+            f"{HOW_TO_GIVE_WEIGHTS}"
         ) from error
 
 
@@ -176,7 +181,10 @@ def _from_file(name: str, entries: Any, request: WeightsFile) -> FoundModel:
     mismatch: WeightsMismatch | None = None
     for entry in [known] if known is not None else [entries.DEFAULT, *others]:
         try:
-            model = _load(name, entry, state, request)
+            named: StateDict = state
+            if request.by_order:
+                named = in_order_of(_skeleton(name, entry).state_dict(), state, request.path)
+            model = _load(name, entry, named, request)
         except WeightsMismatch as error:
             mismatch = mismatch or error
             continue
@@ -190,8 +198,6 @@ def _from_file(name: str, entries: Any, request: WeightsFile) -> FoundModel:
 
 
 def _load(name: str, entry: Any, state: dict[str, torch.Tensor], request: WeightsFile) -> nn.Module:
-    if request.by_order:
-        state = in_order_of(_skeleton(name, entry).state_dict(), state, request.path)
     try:
         with _instead_of_download(entry, state):
             return _build(name, entry)
@@ -199,9 +205,13 @@ def _load(name: str, entry: Any, state: dict[str, torch.Tensor], request: Weight
         model = _module_being_loaded(error)
         if model is None:
             raise
-        check_state(model.state_dict(), state, request.path)
+        expected = model.state_dict()
+        check_state(expected, state, request.path)
+        if not has_versions(state):
+            return _load(name, entry, with_versions_of(expected, state), request)
         raise ModelError(
-            f"weights file {request.path} does not load into torchvision:{name}: {error}"
+            f"weights file {request.path} does not load into torchvision:{name}: "
+            f"{first_line(error)}"
         ) from error
 
 

@@ -65,8 +65,8 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             "code, so it is not read. Save model.state_dict() instead of the model, or a "
             ".safetensors file"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
-        raise ModelError(f"weights file {path} cannot be read: {_first_line(error)}") from error
+    except Exception as error:  # damaged files make torch's readers raise nearly anything
+        raise ModelError(f"weights file {path} cannot be read: {first_line(error)}") from error
     state = found
     for key in _NESTED_UNDER:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
@@ -85,16 +85,33 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             )
     if all(name.startswith(_WRAPPER_PREFIX) for name in state):
         state = {name.removeprefix(_WRAPPER_PREFIX): value for name, value in state.items()}
-    # torch keeps the versions of the modules beside the entries; some need it to load old files.
     plain = _VersionedState(state)
     plain._metadata = getattr(state, "_metadata", None)
     return plain
 
 
 class _VersionedState(dict[str, torch.Tensor]):
-    """A state dict that can carry torch's ``_metadata``."""
+    """A state dict with torch's ``_metadata``: the version of each module that wrote it.
+
+    Some modules need it to load what an older version of them wrote.
+    """
 
     _metadata: object = None
+
+
+def has_versions(state: StateDict) -> bool:
+    """Whether a state dict says which versions of the modules wrote it."""
+    return getattr(state, "_metadata", None) is not None
+
+
+def with_versions_of(expected: StateDict, found: StateDict) -> dict[str, torch.Tensor]:
+    """The entries of `found`, taken as written by the module versions of `expected`.
+
+    A file of plain tensors carries no versions, and some modules refuse to guess.
+    """
+    versioned = _VersionedState(found)
+    versioned._metadata = getattr(expected, "_metadata", None)
+    return versioned
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -104,7 +121,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"weights file {path} cannot be read: {_first_line(error)}") from error
+        raise ModelError(f"weights file {path} cannot be read: {first_line(error)}") from error
 
 
 def in_order_of(expected: StateDict, found: StateDict, path: Path) -> dict[str, torch.Tensor]:
@@ -113,6 +130,7 @@ def in_order_of(expected: StateDict, found: StateDict, path: Path) -> dict[str, 
     Raises:
         WeightsMismatch: the numbers of entries differ, or a shape does.
     """
+    expected = _tensors_of(expected)
     pairs = list(zip(expected.items(), found.items(), strict=False))
     misshaped = tuple(
         f"{name} expects {list(want.shape)}, found {other} {list(have.shape)}"
@@ -126,6 +144,11 @@ def in_order_of(expected: StateDict, found: StateDict, path: Path) -> dict[str, 
     return {name: have for (name, _), (_, have) in pairs}
 
 
+def _tensors_of(state: Mapping[str, object]) -> dict[str, torch.Tensor]:
+    """The tensors of a state dict; quantised modules keep dtypes and tuples there too."""
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
 def check_state(expected: StateDict, found: StateDict, path: Path) -> None:
     """Checks that names and shapes are the model's.
 
@@ -135,12 +158,13 @@ def check_state(expected: StateDict, found: StateDict, path: Path) -> None:
     Raises:
         WeightsMismatch: an entry is missing, unexpected or of another shape.
     """
+    unexpected = tuple(name for name in found if name not in expected)
+    expected = _tensors_of(expected)
     missing = tuple(
         name
         for name in expected
         if name not in found and name.rpartition(".")[2] != "num_batches_tracked"
     )
-    unexpected = tuple(name for name in found if name not in expected)
     misshaped = tuple(
         f"{name} expects {list(want.shape)}, found {list(found[name].shape)}"
         for name, want in expected.items()
@@ -163,10 +187,15 @@ def load_weights_file(model: torch.nn.Module, request: WeightsFile) -> str:
         found = in_order_of(expected, found, request.path)
     check_state(expected, found, request.path)
     try:
-        model.load_state_dict(found, strict=True)
-    except RuntimeError as error:
+        try:
+            model.load_state_dict(found, strict=True)
+        except (RuntimeError, ValueError):
+            if has_versions(found):
+                raise
+            model.load_state_dict(with_versions_of(expected, found), strict=True)
+    except (RuntimeError, ValueError) as error:
         raise ModelError(
-            f"weights file {request.path} does not load into the model: {_first_line(error)}"
+            f"weights file {request.path} does not load into the model: {first_line(error)}"
         ) from error
     return describe_file(request, file_sha256(request.path))
 
@@ -202,6 +231,7 @@ def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its class where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

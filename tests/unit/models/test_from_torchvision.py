@@ -10,6 +10,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import MobileNet_V2_Weights, get_model
 
@@ -182,6 +183,13 @@ def test_unknown_file_says_what_is_assumed(tmp_path: Path) -> None:
     )
     assert found.labels is not None
     assert len(found.labels) == 1000
+    assert torch.equal(_run(found.model, found.example_inputs), _run(source, found.example_inputs))
+
+
+def test_file_without_versions_of_modules(tmp_path: Path) -> None:
+    source = get_model("mnasnet0_5").eval()  # it refuses weights of an unknown version
+    save_file(source.state_dict(), tmp_path / "mine.safetensors")
+    found = find_model("mnasnet0_5", weights=str(tmp_path / "mine.safetensors"))
     assert torch.equal(_run(found.model, found.example_inputs), _run(source, found.example_inputs))
 
 
