@@ -83,10 +83,13 @@ def load_stage(
     Args:
         bundle: opened and checked, at least for this stage.
         stage: index of the stage.
-        backend: a name from `BACKENDS`, or ``"auto"``: every backend that can run the stage is
-            tried on random rows for at most half a second, and the one with the least median time
-            is kept. A session asks for this only when a stage is loaded for the first time; a
-            worker that replaces another gets the same backend, so that answers do not change.
+        backend: a name from `BACKENDS`, or ``"auto"``: the backend that the plan names for the
+            stage because its profile measured it as the fastest. A plan that names the reference
+            backend or none may never have measured another; then every backend that can run the
+            stage is tried on random rows for at most half a second, and the one with the least
+            median time is kept. A session asks for this only when a stage is loaded for the
+            first time; a worker that replaces another gets the same backend, so that answers do
+            not change.
         num_threads: threads to compute with.
         micro_batch: rows of the largest micro-batch.
 
@@ -96,6 +99,9 @@ def load_stage(
     """
     check_backend_name(backend)
     entry = bundle.manifest.stages[stage]
+    planned = bundle.manifest.plan.stages[stage].backend
+    if backend == AUTO and planned in BACKENDS[1:] and not _module(planned).why_not(entry):
+        backend = planned
     if backend != AUTO:
         reason = _module(backend).why_not(entry)
         if reason:
