@@ -1,0 +1,77 @@
+"""What ``cutset serve`` does, without the parsing of its options."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from cutset.runtime.session import open_session
+from cutset.serve.logs import JsonFormatter
+from cutset.serve.server import address_of, bind, serve
+from cutset.serve.settings import ServeSettings
+
+_NUM_SPANS = 256
+"""Micro-batches of which each stage remembers the times, for answers that tell them."""
+
+
+def default_model_name(bundle: Path) -> str:
+    """The name of a bundle's folder, without its ending, as far as URLs like it."""
+    stem = bundle.resolve().name.removesuffix(".cutset")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-") or "model"
+
+
+def serve_bundle(
+    bundle: Path,
+    settings: ServeSettings,
+    *,
+    engine: str = "local",
+    backend: str = "auto",
+    micro_batch: int | None = None,
+    num_threads: int = 1,
+    log_json: bool = False,
+    on_listening: Callable[[str], None] | None = None,
+) -> None:
+    """Starts the workers of a bundle and serves them until SIGTERM or Ctrl-C.
+
+    Args:
+        bundle: the bundle's folder.
+        settings: addresses and limits; a `model_name` of ``"model"`` becomes the folder's.
+        engine: as `open_session` takes it.
+        backend: as `open_session` takes it.
+        micro_batch: as `open_session` takes it.
+        num_threads: threads of each stage.
+        log_json: log to stderr, a JSON object a line.
+        on_listening: told the server's URL just before it serves.
+
+    Raises:
+        ValueError: a setting is wrong: usage.
+        CutsetError: the address is taken, the bundle is bad, or the pipeline ended.
+    """
+    if settings.model_name == "model":
+        settings = dataclasses.replace(settings, model_name=default_model_name(bundle))
+    if log_json:
+        _log_as_json()
+    listener = bind(settings)
+    try:
+        with open_session(
+            bundle,
+            engine=engine,
+            backend=backend,
+            micro_batch=micro_batch,
+            num_threads=num_threads,
+            num_spans=_NUM_SPANS,
+        ) as session:
+            if on_listening is not None:
+                on_listening(address_of(settings, listener))
+            serve(session, settings, listener)
+    finally:
+        listener.close()
+
+
+def _log_as_json() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
