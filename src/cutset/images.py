@@ -5,6 +5,7 @@ Importing this module imports neither torch nor Pillow; reading an image does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -23,6 +24,9 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tif
 MAX_PIXELS = 1 << 26
 """Most pixels (64 Mi) that an image may have, before and after it is resized."""
 
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+"""How `Preprocessing` may resize, by torchvision's names."""
+
 # The formats behind the suffixes, and no others: Pillow would run Ghostscript for some.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _DEEP_GREY_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -36,9 +40,9 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         resize: length in pixels of the shorter side after resizing, the longer one in
             proportion; or (height, width), whatever the proportions were.
         crop: height and width in pixels of the centre crop.
-        interpolation: ``"bilinear"``, ``"bicubic"`` or ``"nearest"``.
+        interpolation: one of `INTERPOLATIONS`.
         mean: subtracted per channel after scaling to 0..1.
-        std: divided by per channel.
+        std: divided by per channel; not 0.
     """
 
     resize: int | tuple[int, int]
@@ -46,6 +50,28 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        """Checks the values: a manifest may come from someone else.
+
+        Raises:
+            ValueError: a length is not positive, the crop has more pixels than `MAX_PIXELS`, the
+                interpolation is unknown, or a number is no number or a divisor 0.
+        """
+        resize = (self.resize,) if isinstance(self.resize, int) else self.resize
+        if min(*resize, *self.crop) < 1 or math.prod(self.crop) > MAX_PIXELS:
+            raise ValueError(
+                f"resize {self.resize} and crop {self.crop} are expected to be positive lengths, "
+                f"the crop at most {MAX_PIXELS} pixels"
+            )
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"interpolation {self.interpolation!r} is none of {', '.join(INTERPOLATIONS)}"
+            )
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or 0 in self.std:
+            raise ValueError(
+                f"mean {self.mean} and std {self.std} are expected to be numbers, std not 0"
+            )
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -184,6 +185,31 @@ def test_too_many_pixels_after_resizing(tmp_path: Path) -> None:
     path = _saved(Image.new("RGB", (1, 2000)), tmp_path / "thin.png")
     with pytest.raises(ModelError, match="has 8 x 16000 pixels after resizing"):
         read_image(path, PLAIN, max_pixels=5000)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("resize", 0, "positive lengths"),
+        ("resize", [8, -1], "positive lengths"),
+        ("crop", [1 << 14, 1 << 14], "at most 67108864 pixels"),
+        ("interpolation", "cubic", "'cubic' is none of bilinear, bicubic, nearest"),
+        ("std", [1.0, 0.0, 1.0], "std not 0"),
+    ],
+)
+def test_preprocessing_that_cannot_be_used(key: str, value: object, message: str) -> None:
+    written = {**msgspec.to_builtins(PLAIN), key: value}
+    with pytest.raises(msgspec.ValidationError, match=message):
+        msgspec.convert(written, Preprocessing)
+
+
+def test_preprocessing_round_trip() -> None:
+    squashed = Preprocessing(
+        resize=(9, 8), crop=(8, 8), interpolation="nearest", mean=(0, 0, 0), std=(1, 1, 1)
+    )
+    for preprocessing in (PLAIN, squashed):
+        text = msgspec.json.encode(preprocessing)
+        assert msgspec.json.decode(text, type=Preprocessing) == preprocessing
 
 
 def test_find_images(tmp_path: Path) -> None:

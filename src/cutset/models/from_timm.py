@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cutset.errors import ModelError
-from cutset.images import Preprocessing
+from cutset.images import INTERPOLATIONS, Preprocessing
 from cutset.models.found import FoundModel, random_rows
 from cutset.models.randomise import randomise
 from cutset.models.request import (
@@ -22,8 +22,6 @@ from cutset.models.request import (
     near_names,
 )
 from cutset.models.weights import load_weights_file
-
-_INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 
 
 def find_in_timm(name: str, request: WeightsRequest | None) -> FoundModel:
@@ -151,7 +149,7 @@ def _preprocessing(model: nn.Module) -> Preprocessing | None:
     config = resolve_data_config({}, model=model)
     channels, height, width = config["input_size"]
     interpolation, mode = config["interpolation"], config["crop_mode"]
-    if channels != 3 or interpolation not in _INTERPOLATIONS:
+    if channels != 3 or interpolation not in INTERPOLATIONS:
         return None
     resized = tuple(int(length / config["crop_pct"]) for length in (height, width))
     if mode == "center" and height == width:

@@ -197,7 +197,7 @@ def _from_file(name: str, entries: Any, request: WeightsFile) -> FoundModel:
     raise mismatch
 
 
-def _load(name: str, entry: Any, state: dict[str, torch.Tensor], request: WeightsFile) -> nn.Module:
+def _load(name: str, entry: Any, state: StateDict, request: WeightsFile) -> nn.Module:
     try:
         with _instead_of_download(entry, state):
             return _build(name, entry)
