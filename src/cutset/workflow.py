@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+from cutset.backends.pieces import piece_backends
 from cutset.costs.model import CostModel, Profile, costs_from_flops, costs_from_profile
 from cutset.costs.profile import profile_costs
 from cutset.devices import Cluster, equal_cluster
@@ -92,13 +93,17 @@ def profile_model(
     device: str = "",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Profile:
-    """Measures every piece of a prepared model on this device; see `profile_costs`."""
+    """Measures every piece of a prepared model on this device with every backend that is installed.
+
+    Args and errors as for `profile_costs`.
+    """
     return profile_costs(
         prepared.captured,
         prepared.cuts,
         micro_batch=batch_size,
         num_threads=num_threads,
         num_runs=num_runs,
+        backends=piece_backends(prepared.captured, prepared.cuts, num_threads=num_threads),
         model_name=prepared.found.name,
         device=device,
         progress=progress,

@@ -39,11 +39,13 @@ class OnnxProgram:
 
     backend = "onnxruntime"
 
-    def __init__(self, session: Any, entry: StageEntry) -> None:
+    def __init__(
+        self, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    ) -> None:
         self._session = session
-        self._inputs = self._pair([node.name for node in session.get_inputs()], entry.inputs)
-        self._outputs = self._pair([node.name for node in session.get_outputs()], entry.outputs)
-        self._entry = entry
+        self._inputs = self._pair([node.name for node in session.get_inputs()], inputs)
+        self._outputs = self._pair([node.name for node in session.get_outputs()], outputs)
+        self._input_specs = inputs
 
     def _pair(
         self, names: list[str], specs: tuple[TensorSpec, ...]
@@ -65,7 +67,7 @@ class OnnxProgram:
         Raises:
             EngineError: ONNX Runtime gives an output of another shape than the contract's.
         """
-        num_rows = rows_of(inputs, self._entry.inputs)
+        num_rows = rows_of(inputs, self._input_specs)
         binding = self._session.io_binding()
         held = [tensor.contiguous() for tensor in inputs]  # alive until the run has ended
         for tensor, (name, _, element_type) in zip(held, self._inputs, strict=True):
@@ -106,6 +108,18 @@ def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> O
         BundleError: the file is missing, changed or unsafe.
         EngineError: the model's tensors are not those of the manifest.
     """
+    entry = bundle.manifest.stages[stage]
+    session = make_session(str(load_onnx_model(bundle, stage)), num_threads)
+    return OnnxProgram(session, entry.inputs, entry.outputs)
+
+
+def make_session(model: str | bytes, num_threads: int) -> Any:
+    """An ONNX Runtime session on the CPU.
+
+    Args:
+        model: path of a checked file, or the content of a model that this process made.
+        num_threads: threads inside one operator; operators run one after the other.
+    """
     import onnxruntime  # an import of 0.2 s that only this backend needs
 
     options = onnxruntime.SessionOptions()
@@ -114,10 +128,7 @@ def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> O
     options.log_severity_level = 3
     # Threads that spin while they wait would take the core away from the neighbouring stage.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(
-        str(load_onnx_model(bundle, stage)), options, providers=["CPUExecutionProvider"]
-    )
-    return OnnxProgram(session, bundle.manifest.stages[stage])
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def why_not(entry: StageEntry) -> str:

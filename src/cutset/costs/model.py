@@ -64,6 +64,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         num_threads: threads that computed.
         pieces: in execution order; one more than there are candidate cut points.
         software: versions of what computed, e.g. ``{"torch": "2.14.1"}``.
+        whole: measured seconds of the whole model for one micro-batch, by backend name.
     """
 
     format: str
@@ -73,6 +74,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     num_threads: int
     pieces: tuple[PieceProfile, ...]
     software: dict[str, str]
+    whole: dict[str, Timing] = {}
 
 
 class SharedWeight(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

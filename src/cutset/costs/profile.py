@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -61,7 +62,11 @@ def profile_costs(
     """Measures the pieces between neighbouring candidate cut points, one after the other.
 
     Each run sends one micro-batch through all pieces, so that every piece finds the caches as it
-    would in the whole model. Two runs warm up.
+    would in the whole model, and then one through the whole model. Two runs warm up.
+
+    A backend that plans across operations (ONNX Runtime keeps tensors in a blocked layout between
+    convolutions) pays at every piece's ends what it would not pay inside a stage. So the pieces'
+    times are scaled to add up to the whole model's.
 
     Args:
         captured: the captured model.
@@ -83,11 +88,15 @@ def profile_costs(
     positions = [0, *(point.position for point in cuts.points), len(captured.graph.operations)]
     inputs = _rows(captured, micro_batch)
     timings: dict[str, tuple[Timing, ...]] = {}
+    whole: dict[str, Timing] = {}
     with compute_threads(num_threads), torch.inference_mode():
         for name, backend in (backends or {"torch": eager_piece}).items():
             runners = [backend(captured, start, stop) for start, stop in pairwise(positions)]
+            runners.append(backend(captured, 0, positions[-1]))
             seconds = _measure(name, runners, inputs, num_runs, max_seconds, progress)
-            timings[name] = tuple(_timing(samples) for samples in seconds.T)
+            *pieces, all_ = (_timing(samples) for samples in seconds.T)
+            whole[name] = all_
+            timings[name] = _scaled(pieces, all_.median_s)
     operations = captured.graph.operations
     names = [*(point.after for point in cuts.points), OUTPUT_NAME]
     return Profile(
@@ -106,7 +115,11 @@ def profile_costs(
                 zip(names, pairwise(positions), strict=True)
             )
         ),
-        software={"torch": str(torch.__version__), "python": platform.python_version()},
+        whole=whole,
+        software={
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in timings},
+        },
     )
 
 
@@ -142,12 +155,31 @@ def _measure(
 
 
 def _run_once(runners: Sequence[PieceRunner], inputs: Tensors) -> list[float]:
+    """Seconds of every piece in turn, then of the last runner, which is the whole model."""
+    *pieces, whole = runners
     seconds = []
-    for runner in runners:
+    tensors = inputs
+    for runner in pieces:
         begin = time.perf_counter()
-        inputs = runner(inputs)
+        tensors = runner(tensors)
         seconds.append(time.perf_counter() - begin)
-    return seconds
+    begin = time.perf_counter()
+    whole(inputs)
+    return [*seconds, time.perf_counter() - begin]
+
+
+def _scaled(pieces: Sequence[Timing], whole_s: float) -> tuple[Timing, ...]:
+    """The pieces' times, scaled so that their medians add up to the whole model's."""
+    factor = whole_s / sum(timing.median_s for timing in pieces)
+    return tuple(
+        Timing(
+            median_s=timing.median_s * factor,
+            p10_s=timing.p10_s * factor,
+            p90_s=timing.p90_s * factor,
+            num_runs=timing.num_runs,
+        )
+        for timing in pieces
+    )
 
 
 def _timing(samples: np.ndarray) -> Timing:

@@ -46,7 +46,13 @@ class Piece(GraphModule):
     weight_names: tuple[str, ...]
 
 
-def build_piece(captured: CapturedModel, start: int, stop: int) -> Piece:
+def build_piece(
+    captured: CapturedModel,
+    start: int,
+    stop: int,
+    *,
+    watch: Sequence[TensorSpec] = (),
+) -> Piece:
     """Builds the operations from index `start` up to `stop` as a module.
 
     Its weights are the captured model's own tensors, under their original names. Values that
@@ -56,13 +62,14 @@ def build_piece(captured: CapturedModel, start: int, stop: int) -> Piece:
         captured: the captured model.
         start: index of the first operation.
         stop: index after the last operation; beyond `start`.
+        watch: tensors made inside that the piece returns as well, after its own outputs.
     """
     inputs = boundary_specs(captured, start)
-    outputs = boundary_specs(captured, stop)
+    outputs = {spec.name: spec for spec in (*boundary_specs(captured, stop), *watch)}
     builder = _PieceBuilder(captured, inputs)
     for operation in captured.graph.operations[start:stop]:
         builder.copy(builder.node_named(operation.name))
-    return builder.finish(outputs)
+    return builder.finish(tuple(outputs.values()))
 
 
 class _PieceBuilder:
