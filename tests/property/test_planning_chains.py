@@ -4,11 +4,11 @@ import dataclasses
 import math
 
 import numpy as np
-import planner_twin as twin
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import planner_twin as twin
 from cutset.planning.bounds import latency_certificates, period_certificates
 from cutset.planning.lattice import OverBudget
 from cutset.planning.problem import ChainProblem, Variant

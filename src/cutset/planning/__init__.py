@@ -1,5 +1,6 @@
 """Placement: which stages, on which devices, in which order, and the proof that none is better."""
 
+from cutset.planning.cost_graph import CostGraph, load_cost_graph, plan_cost_graph
 from cutset.planning.make import make_plan, pareto_plans
 from cutset.planning.plan import (
     Alternative,
@@ -10,15 +11,23 @@ from cutset.planning.plan import (
     plan_from_json,
     plan_to_json,
 )
+from cutset.planning.simulate import Slot, Timeline, simulate, simulate_plan
 
 __all__ = [
     "Alternative",
     "Certificate",
+    "CostGraph",
     "Plan",
+    "Slot",
     "StagePlan",
+    "Timeline",
+    "load_cost_graph",
     "load_plan",
     "make_plan",
     "pareto_plans",
+    "plan_cost_graph",
     "plan_from_json",
     "plan_to_json",
+    "simulate",
+    "simulate_plan",
 ]

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
-from cutset.planning.downsets import DagProblem, Space
+from cutset.planning.downsets import (
+    MAX_DOWNSETS,
+    DagProblem,
+    DagSolution,
+    Space,
+    contract,
+    list_downsets,
+)
 from cutset.planning.lattice import OverBudget
 from cutset.planning.problem import Floats, Ints, with_slack
 
@@ -182,3 +190,51 @@ class DownsetSearch:
             path.append((start, stop, device_class))
             state, stop = state - int(self.strides[device_class]), start
         return value, path[::-1]
+
+
+def solve_downsets(problem: DagProblem, *, limit: int = MAX_DOWNSETS) -> DagSolution | None:
+    """The plan of least period over all downsets, or over prefixes where there are too many.
+
+    Args:
+        problem: the graph and the devices.
+        limit: the most downsets to list.
+
+    Returns:
+        The plan, or None where memory or the number of stages allows none.
+
+    Raises:
+        OverBudget: the counts of devices have too many states.
+    """
+    parts, before = contract(problem)
+    masks = list_downsets(before, limit)
+    prefixes = [0, *itertools.accumulate((1 << k for k in range(len(parts))), lambda a, b: a | b)]
+    family = "downset" if masks is not None else "prefix"
+    best_s, best = math.inf, None
+    for choice in [prefixes] if masks is None else [prefixes, masks]:
+        space = Space(problem, choice, parts)
+        if problem.max_tensors is not None:
+            space.keep(space.num_alive <= problem.max_tensors)
+        search = DownsetSearch(problem, space)
+        found = search.run(best_s)
+        if found is not None:
+            best_s, best = found[0], (space, found[1])
+        count = space.member.shape[1]
+    if best is None:
+        return None
+    space, path = best
+    stages, loads, cuts = [], [], []
+    search = DownsetSearch(problem, space)
+    for a, b, c in path:
+        inside = np.flatnonzero(space.member[:, b] & ~space.member[:, a])
+        stages.append(tuple(sorted(node for k in inside for node in parts[k])))
+        loads.append(search.load_s(a, b, c))
+        cuts.append(0.0 if problem.through_host else search.cut_s(b))
+    return DagSolution(
+        stages=tuple(stages),
+        classes=tuple(c for _, _, c in path),
+        loads_s=tuple(loads),
+        cuts_s=tuple(cuts[:-1]),
+        period_s=max([*loads, *cuts[:-1]]),
+        num_downsets=count,
+        family=family,
+    )

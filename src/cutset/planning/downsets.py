@@ -20,13 +20,10 @@ stage, so only a window of the sorted downsets is looked at.
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 
 import numpy as np
 import numpy.typing as npt
 
-from cutset.planning.lattice import OverBudget
 from cutset.planning.problem import Floats, Ints
 
 MAX_DOWNSETS = 100_000
@@ -205,7 +202,7 @@ class Space:
         work = part_seconds.min(axis=0)
         work[np.isinf(work)] = 0.0
         # Whole numbers add without rounding, so a larger downset never seems to hold less work.
-        scale = 2.0**50 / max(float(work.sum()), 1e-300)
+        scale = 2.0**50 / (float(work.sum()) or 1.0)
         whole = bits @ np.rint(work * scale).astype(np.int64)
         order = np.lexsort((bits.sum(axis=1, dtype=np.int64), whole))
         bits = bits[order]
@@ -247,56 +244,3 @@ class Space:
         for name in ("member", "work", "seconds", "impossible", "size", "alive", "cut_s"):
             setattr(self, name, np.ascontiguousarray(getattr(self, name)[..., chosen]))
         self.num_alive = self.num_alive[chosen]
-
-
-def solve_downsets(problem: DagProblem, *, limit: int = MAX_DOWNSETS) -> DagSolution | None:
-    """The plan of least period over all downsets, or over prefixes where there are too many.
-
-    Args:
-        problem: the graph and the devices.
-        limit: the most downsets to list.
-
-    Returns:
-        The plan, or None where memory or the number of stages allows none.
-
-    Raises:
-        OverBudget: the counts of devices have too many states.
-    """
-    from cutset.planning.downset_search import DownsetSearch
-
-    parts, before = contract(problem)
-    masks = list_downsets(before, limit)
-    prefixes = [0, *itertools.accumulate((1 << k for k in range(len(parts))), lambda a, b: a | b)]
-    family = "downset" if masks is not None else "prefix"
-    best_s, best = math.inf, None
-    for choice in [prefixes] if masks is None else [prefixes, masks]:
-        space = Space(problem, choice, parts)
-        if problem.max_tensors is not None:
-            space.keep(space.num_alive <= problem.max_tensors)
-        search = DownsetSearch(problem, space)
-        found = search.run(best_s)
-        if found is not None:
-            best_s, best = found[0], (space, found[1])
-        count = space.member.shape[1]
-    if best is None:
-        return None
-    space, path = best
-    stages, loads, cuts = [], [], []
-    search = DownsetSearch(problem, space)
-    for a, b, c in path:
-        inside = np.flatnonzero(space.member[:, b] & ~space.member[:, a])
-        stages.append(tuple(sorted(node for k in inside for node in parts[k])))
-        loads.append(search.load_s(a, b, c))
-        cuts.append(0.0 if problem.through_host else search.cut_s(b))
-    return DagSolution(
-        stages=tuple(stages),
-        classes=tuple(c for _, _, c in path),
-        loads_s=tuple(loads),
-        cuts_s=tuple(cuts[:-1]),
-        period_s=max([*loads, *cuts[:-1]]),
-        num_downsets=count,
-        family=family,
-    )
-
-
-__all__ = ["DagProblem", "DagSolution", "OverBudget", "Tensor", "list_downsets", "solve_downsets"]

@@ -1,0 +1,203 @@
+"""Downsets, cost graphs and the simulation against twins that try or walk through everything."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cutset.planning.downset_search import solve_downsets
+from cutset.planning.downsets import DagProblem, Tensor, contract, list_downsets
+from cutset.planning.simulate import simulate
+
+quick = settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+SECONDS = st.integers(0, 9).map(float)
+
+
+@st.composite
+def dags(draw):
+    num = draw(st.integers(1, 6))
+    tensors = []
+    for source in range(num - 1):
+        targets = draw(st.lists(st.integers(source + 1, num - 1), unique=True, max_size=3))
+        if targets:
+            seconds = draw(SECONDS) / 4
+            tensors.append(Tensor(source=source, targets=tuple(targets), transfer_s=seconds))
+    num_classes = draw(st.integers(1, 2))
+    counts = tuple(draw(st.integers(1, 2)) for _ in range(num_classes))
+    seconds = np.array([[draw(SECONDS) for _ in range(num)] for _ in range(num_classes)])
+    if draw(st.booleans()):
+        seconds[0, draw(st.integers(0, num - 1))] = math.inf
+    limits = [draw(st.sampled_from([math.inf, 4.0, 8.0])) for _ in range(num_classes)]
+    through_host = draw(st.booleans())
+    return DagProblem(
+        seconds=seconds,
+        weight_bytes=np.array([draw(st.integers(0, 4)) for _ in range(num)], dtype=float),
+        tensors=tuple(tensors),
+        groups=np.array([draw(st.integers(0, 2)) if draw(st.booleans()) else 9 + k
+                         for k in range(num)]),
+        counts=counts,
+        limit_bytes=np.array(limits),
+        through_host=through_host,
+        pays=tuple(draw(st.booleans()) for _ in range(num_classes)),
+        link_latency_s=draw(SECONDS) / 8,
+        serial=draw(st.booleans()),
+        num_stages=draw(st.one_of(st.none(), st.integers(1, 3))),
+        max_tensors=draw(st.one_of(st.none(), st.integers(1, 2))),
+    )  # fmt: skip
+
+
+def downsets_twin(problem):
+    num = problem.seconds.shape[1]
+    needs = {k: {t.source for t in problem.tensors if k in t.targets} for k in range(num)}
+    kept = []
+    for size in range(num + 1):
+        for nodes in itertools.combinations(range(num), size):
+            inside = set(nodes)
+            if all(needs[k] <= inside for k in nodes):
+                kept.append(frozenset(inside))
+    return kept
+
+
+def alive(problem, inside):
+    return [t for t in problem.tensors if t.source in inside and not set(t.targets) <= inside]
+
+
+def load(problem, before, after, c):
+    stage = after - before
+    groups = {problem.groups[k] for k in stage}
+    if {problem.groups[k] for k in before} & groups or not stage:
+        return math.inf
+    if sum(problem.weight_bytes[k] for k in stage) > problem.limit_bytes[c]:
+        return math.inf
+    work = sum(problem.seconds[c, k] for k in stage)
+    if problem.through_host:
+        if problem.pays[c]:
+            for t in problem.tensors:
+                enters = t.source in before and set(t.targets) & stage
+                leaves = t.source in stage and set(t.targets) - after
+                work += t.transfer_s * (bool(enters) + bool(leaves))
+    elif problem.serial:
+        work += cut(problem, before) + cut(problem, after)
+    return work
+
+
+def cut(problem, inside):
+    if problem.through_host or len(inside) in (0, problem.seconds.shape[1]):
+        return 0.0
+    return problem.link_latency_s + sum(t.transfer_s for t in alive(problem, inside))
+
+
+def best_twin(problem):
+    """Grows plans stage by stage over every chain of downsets and every choice of devices."""
+    parts, _ = contract(problem)
+    together = [set(part) for part in parts]
+    downs = [
+        d for d in downsets_twin(problem)
+        if all(not part & d or part <= d for part in together)
+        and (problem.max_tensors is None or distinct(problem, d, together) <= problem.max_tensors)
+    ]  # fmt: skip
+    full = frozenset(range(problem.seconds.shape[1]))
+    best = math.inf
+
+    def grow(before, counts, value, stages):
+        nonlocal best
+        if value >= best:
+            return
+        if before == full:
+            if problem.num_stages in (None, stages):
+                best = value
+            return
+        for after in downs:
+            if before < after:
+                for c, left in enumerate(counts):
+                    if left:
+                        less = tuple(n - (k == c) for k, n in enumerate(counts))
+                        moved = 0.0 if problem.serial else cut(problem, after)
+                        here = max(value, load(problem, before, after, c), moved)
+                        grow(after, less, here, stages + 1)
+
+    grow(frozenset(), problem.counts, 0.0, 0)
+    return best
+
+
+def distinct(problem, inside, together):
+    """Tensors that cross; those that never leave a part do not count."""
+    return len(alive(problem, inside))
+
+
+@quick
+@given(dags())
+def test_downset_plans_are_the_best_there_are(problem):
+    expected = best_twin(problem)
+    solution = solve_downsets(problem)
+    if math.isinf(expected):
+        assert solution is None
+        return
+    assert solution is not None
+    assert solution.period_s == pytest.approx(expected, rel=1e-9)
+    done = set()
+    for stage, c, seconds in zip(solution.stages, solution.classes, solution.loads_s, strict=True):
+        before, done = frozenset(done), frozenset(done) | set(stage)
+        assert seconds == pytest.approx(load(problem, before, done, c), abs=1e-9)
+    assert done == frozenset(range(problem.seconds.shape[1]))
+    assert all(solution.classes.count(c) <= n for c, n in enumerate(problem.counts))
+
+
+@quick
+@given(dags())
+def test_every_downset_is_listed_once(problem):
+    parts, before = contract(problem)
+    masks = list_downsets(before)
+    together = [set(part) for part in parts]
+    whole = [
+        d for d in downsets_twin(problem)
+        if all(not part & d or part <= d for part in together)
+    ]  # fmt: skip
+    assert len(masks) == len(set(masks)) == len(whole)
+
+
+@quick
+@given(st.data(), st.integers(1, 4), st.booleans())
+def test_the_simulation_agrees_with_the_formulas(data, num, serial):
+    compute = [data.draw(SECONDS) for _ in range(num)]
+    moves = [data.draw(SECONDS) for _ in range(num + 1)]
+    timeline = simulate(compute, moves, num_microbatches=40, window=40, serial=serial)
+    if serial:
+        period = max(moves[k] + compute[k] + moves[k + 1] for k in range(num))
+    else:
+        period = max(compute + moves)
+    assert timeline.first_latency_s == pytest.approx(sum(compute) + sum(moves))
+    assert timeline.steady_period_s == pytest.approx(period)
+
+
+@quick
+@given(st.data(), st.integers(1, 3), st.integers(1, 4), st.booleans())
+def test_the_simulation_never_does_two_things_at_once(data, num, window, serial):
+    compute = [data.draw(SECONDS) for _ in range(num)]
+    moves = [data.draw(SECONDS) for _ in range(num + 1)]
+    timeline = simulate(compute, moves, num_microbatches=7, window=window, serial=serial)
+    used = {}
+    for slot in timeline.slots:
+        used.setdefault(slot.resource, []).append(slot)
+        if serial and slot.kind == "transfer":
+            for stage in (slot.stage, slot.stage + 1):
+                if 0 <= stage < num:
+                    used.setdefault(f"stage {stage}", []).append(slot)
+    for slots in used.values():
+        busy = sorted((slot.start_s, slot.stop_s) for slot in slots)
+        busy = [b for b in busy if b[0] < b[1]]
+        assert all(a[1] <= b[0] + 1e-9 for a, b in itertools.pairwise(busy))
+    starts, stops = {}, {}
+    for slot in timeline.slots:
+        m = slot.microbatch_index
+        starts[m] = min(starts.get(m, math.inf), slot.start_s)
+        stops[m] = max(stops.get(m, 0.0), slot.stop_s)
+    assert all(starts[m] >= stops[m - window] - 1e-9 for m in starts if m >= window)
