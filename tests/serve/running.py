@@ -1,0 +1,128 @@
+"""A server in a thread of the test's process, on a port that the system chose."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from distributed.bundles import SmallNet, hand_plan
+from torch import nn
+
+from cutset.graph.capture import capture_model
+from cutset.images import Preprocessing
+from cutset.runtime.session import Session, open_session
+from cutset.serve.server import Server, address_of, bind, serve
+from cutset.serve.settings import ServeSettings
+from cutset.shards.export import export_bundle
+
+LABELS = tuple(f"class {index}" for index in range(10))
+PREPROCESSING = Preprocessing(
+    resize=16, crop=(16, 16), interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+)
+
+
+def write_image_bundle(model: SmallNet, folder: Path, micro_batch: int = 4) -> Path:
+    """`SmallNet` in two stages, with preprocessing and labels."""
+    captured = capture_model(model, (torch.randn(2, 3, 16, 16),))
+    return export_bundle(
+        model,
+        hand_plan(captured, (3,), micro_batch),
+        folder,
+        captured=captured,
+        preprocessing=PREPROCESSING,
+        labels=LABELS,
+    )
+
+
+class TwoInTwoOut(nn.Module):
+    """Two inputs of several dtypes, outputs by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        mixed = self.first(x) + ids.to(torch.float32)
+        scores = self.second(torch.relu(mixed))
+        return {"scores": scores, "best": scores.argmax(dim=1)}
+
+
+@dataclasses.dataclass
+class Running:
+    """A server that runs.
+
+    Attributes:
+        url: its root.
+        address: host and port.
+        server: to look inside.
+        session: the pipeline behind it.
+    """
+
+    url: str
+    address: str
+    server: Server
+    session: Session
+
+    def leave(self) -> None:
+        """What SIGTERM does."""
+        loop = self.server._loop
+        assert loop is not None
+        loop.call_soon_threadsafe(self.server.leave)
+
+
+@contextlib.contextmanager
+def running_server(session: Session, **changes: Any) -> Iterator[Running]:
+    """Serves a session; at the end the server must have left by itself within 30 s."""
+    settings = ServeSettings(**{"port": 0, "model_name": "small", **changes})
+    listener = bind(settings)
+    url = address_of(settings, listener)
+    found: list[Server] = []
+    listening = threading.Event()
+    failed: list[BaseException] = []
+
+    def told(server: Server) -> None:
+        found.append(server)
+        begin = server.startup
+
+        async def startup(sockets: Any = None) -> None:
+            await begin(sockets)
+            listening.set()
+
+        server.startup = startup  # type: ignore[method-assign]
+
+    def target() -> None:
+        try:
+            serve(session, settings, listener, on_server=told)
+        except BaseException as error:  # noqa: BLE001  # shown to the test below
+            failed.append(error)
+        finally:
+            listening.set()
+
+    thread = threading.Thread(target=target, name="server")
+    thread.start()
+    assert listening.wait(30)
+    assert not failed, failed
+    running = Running(url=url, address=url.partition("//")[2], server=found[0], session=session)
+    try:
+        yield running
+    finally:
+        if thread.is_alive():
+            running.leave()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def serving(bundle: Path, *, backend: str = "torch", **changes: Any) -> Iterator[Running]:
+    """Opens a bundle and serves it."""
+    with (
+        open_session(bundle, backend=backend, num_spans=64) as session,
+        running_server(session, **changes) as running,
+    ):
+        yield running
