@@ -153,13 +153,15 @@ def _as_rgb(image: Image, name: str) -> Image:
     from PIL import Image as Pillow
     from PIL import ImageOps
 
-    if image.mode in _UNKNOWN_RANGE_MODES:
+    # A grey PNG has at most 16 bits, whichever mode this version of Pillow reads it into.
+    deep = image.mode in _DEEP_GREY_MODES or (image.mode == "I" and image.format == "PNG")
+    if image.mode in _UNKNOWN_RANGE_MODES and not deep:
         raise ModelError(
             f"image {name} has 32-bit pixels (mode {image.mode!r}) whose range is unknown; "
             "convert it to 8 or 16 bits a channel"
         )
     upright = ImageOps.exif_transpose(image)
-    if upright.mode in _DEEP_GREY_MODES:
+    if deep:
         upper = np.asarray(upright).astype(np.uint16) >> 8
         return Pillow.fromarray(upper.astype(np.uint8)).convert("RGB")
     if "transparency" in upright.info:
