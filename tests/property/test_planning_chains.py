@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import planner_twin as twin
+from cutset.planning import solve, threshold
 from cutset.planning.bounds import latency_certificates, period_certificates
 from cutset.planning.lattice import OverBudget
 from cutset.planning.problem import ChainProblem, Variant
@@ -116,6 +118,20 @@ def test_ties_are_broken_by_the_cheapest_cuts(problem):
     expected = twin.best_period(problem)
     if math.isfinite(expected):
         stages = solve_period(problem).stages
+        assert problem.ties(stages) == twin.best_ties(problem, expected)
+
+
+@quick
+@given(problems(fixed=False))
+def test_ties_and_periods_do_not_depend_on_how_they_are_searched(problem):
+    """Large problems take other paths than small ones; force them onto the small ones."""
+    expected = twin.best_period(problem)
+    if math.isinf(expected):
+        return
+    with mock.patch.object(solve, "MAX_TIE_SIZE", 0), mock.patch.object(threshold, "FEW_STATES", 0):
+        stages = solve_period(problem).stages
+    assert problem.period_s(stages) == pytest.approx(expected, rel=1e-9)
+    if not problem.serial or problem.has_uniform_links:
         assert problem.ties(stages) == twin.best_ties(problem, expected)
 
 

@@ -1,5 +1,6 @@
 """Placement: which stages, on which devices, in which order, and the proof that none is better."""
 
+from cutset.planning.assemble import gain_inside_units
 from cutset.planning.cost_graph import CostGraph, load_cost_graph, plan_cost_graph
 from cutset.planning.make import make_plan, pareto_plans
 from cutset.planning.plan import (
@@ -21,6 +22,7 @@ __all__ = [
     "Slot",
     "StagePlan",
     "Timeline",
+    "gain_inside_units",
     "load_cost_graph",
     "load_plan",
     "make_plan",

@@ -1,0 +1,182 @@
+import math
+from pathlib import Path
+
+import pytest
+
+from cutset.devices import (
+    Cluster,
+    Device,
+    Link,
+    LinkOverride,
+    cluster_from_toml,
+    cluster_to_toml,
+    equal_cluster,
+    load_cluster,
+)
+from cutset.errors import PlanError
+
+FULL = """
+caller = "server"
+
+[[device]]
+name = "pi-1"
+speed = 0.5
+memory_bytes = "1 GiB"
+threads = 4
+address = "10.0.0.11"
+
+[[device]]
+name = "server"
+profile = "server.json"
+
+[link]
+bandwidth = "100 Mbit/s"
+latency = "1 ms"
+
+[[link.between]]
+devices = ["pi-1", "server"]
+bandwidth = "1 Gbit/s"
+"""
+
+
+def test_reads_every_key_and_unit():
+    cluster = cluster_from_toml(FULL)
+    fast = Link(bandwidth_bytes_per_s=125_000_000.0, latency_s=0.001)
+    assert cluster == Cluster(
+        devices=(
+            Device(
+                name="pi-1", speed=0.5, memory_bytes=1_073_741_824, threads=4, address="10.0.0.11"
+            ),
+            Device(name="server", profile="server.json"),
+        ),
+        link=Link(bandwidth_bytes_per_s=12_500_000.0, latency_s=0.001),
+        overrides=(
+            LinkOverride(source="pi-1", target="server", link=fast),
+            LinkOverride(source="server", target="pi-1", link=fast),
+        ),
+        caller="server",
+    )
+
+
+def test_one_direction_takes_what_it_leaves_out_from_the_default():
+    text = FULL.replace('devices = ["pi-1", "server"]', 'from = "pi-1"\nto = "server"')
+    cluster = cluster_from_toml(text)
+    assert cluster.link_between("pi-1", "server").bandwidth_bytes_per_s == 125_000_000.0
+    assert cluster.link_between("pi-1", "server").latency_s == 0.001
+    assert cluster.link_between("server", "pi-1").bandwidth_bytes_per_s == 12_500_000.0
+    assert cluster.link_between("pi-1", "pi-1") == Link()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1 GiB", 1_073_741_824),
+        ("1.5 kB", 1500),
+        ("512MiB", 536_870_912),
+        ("3 TB", 3_000_000_000_000),
+        ("7 B", 7),
+    ],
+)
+def test_sizes(text, value):
+    cluster = cluster_from_toml(f'[[device]]\nname = "a"\nmemory_bytes = "{text}"')
+    assert cluster.devices[0].memory_bytes == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('"8 bit/s"', 1.0),
+        ('"100 kbit/s"', 12_500.0),
+        ('"12 MB/s"', 12_000_000.0),
+        ('"1 MiB/s"', 1_048_576.0),
+        ("5000", 5000.0),
+        ("inf", math.inf),
+        ('"inf"', math.inf),
+    ],
+)
+def test_rates(text, value):
+    cluster = cluster_from_toml(f'[[device]]\nname = "a"\n[link]\nbandwidth = {text}')
+    assert cluster.link.bandwidth_bytes_per_s == value
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where", "what"),
+    [
+        ("speed = 0.5", "sped = 0.5", "c.toml:6: device[0].sped", "did you mean 'speed'"),
+        ("speed = 0.5", "speed = -1", "c.toml:6: device[0].speed", "must be above 0"),
+        ("speed = 0.5", "speed = true", "c.toml:6: device[0].speed", "expected a number"),
+        ("speed = 0.5", "speed = nan", "c.toml:6: device[0].speed", "must be above 0"),
+        ("1 GiB", "1 GoB", "c.toml:7: device[0].memory_bytes", "unknown unit 'GoB'"),
+        ("1 GiB", "-1 GiB", "c.toml:7: device[0].memory_bytes", "cannot read"),
+        ("1 GiB", "inf", "c.toml:7: device[0].memory_bytes", "leave it out"),
+        ("threads = 4", "threads = 0", "c.toml:8: device[0].threads", "whole number from 1"),
+        ('name = "server"', 'name = "pi-1"', "c.toml:12: device[1].name", "another device"),
+        ('name = "server"', "", "c.toml:11: device[1]", "no name"),
+        ("100 Mbit/s", "0 Mbit/s", "c.toml:16: link.bandwidth", "above 0"),
+        ("100 Mbit/s", "100 ms", "c.toml:16: link.bandwidth", "unknown unit 'ms'"),
+        ("1 ms", "1 parsec", "c.toml:17: link.latency", "unknown unit 'parsec'"),
+        (
+            '["pi-1", "server"]',
+            '["pi-1", "serve"]',
+            "c.toml:20: link.between[0].devices",
+            "did you mean 'server'",
+        ),
+        ('["pi-1", "server"]', '["pi-1"]', "c.toml:20: link.between[0].devices", "two device"),
+        ('["pi-1", "server"]', '["pi-1", "pi-1"]', "c.toml:20: link.between", "joined to itself"),
+        ('caller = "server"', 'caller = "me"', "c.toml:2: caller", "no device of the cluster"),
+        ('caller = "server"', 'color = "red"', "c.toml:2: color", "unknown key"),
+        ("[[device]]", "[[devices]]", "c.toml", "unknown key"),
+        ('name = "pi-1"', 'name = "pi-1', "c.toml", "not valid TOML"),
+    ],
+)
+def test_a_bad_file_is_an_error_with_line_and_path(old, new, where, what):
+    with pytest.raises(PlanError) as caught:
+        cluster_from_toml(FULL.replace(old, new), source="c.toml")
+    assert where in str(caught.value)
+    assert what in str(caught.value)
+
+
+def test_the_same_link_twice_is_an_error():
+    again = FULL + '[[link.between]]\nfrom = "server"\nto = "pi-1"\n'
+    with pytest.raises(PlanError, match=r"link.between\[1\]: the link server -> pi-1 again"):
+        cluster_from_toml(again)
+
+
+def test_a_missing_file_and_an_empty_one_are_errors(tmp_path):
+    with pytest.raises(PlanError, match=r"none\.toml: the cluster file cannot be read"):
+        load_cluster(tmp_path / "none.toml")
+    (tmp_path / "empty.toml").write_text("")
+    with pytest.raises(PlanError, match=r"no \[\[device\]\]"):
+        load_cluster(tmp_path / "empty.toml")
+
+
+@pytest.mark.parametrize("cluster", [cluster_from_toml(FULL), equal_cluster(3)])
+def test_what_is_written_reads_back_equal(cluster):
+    assert cluster_from_toml(cluster_to_toml(cluster)) == cluster
+
+
+def test_odd_names_are_written_so_that_they_read_back():
+    cluster = Cluster(devices=(Device(name='a "b"\\\n\x7fé', address="x\ty"),))
+    assert cluster_from_toml(cluster_to_toml(cluster)) == cluster
+
+
+def test_the_example_reads():
+    cluster = load_cluster(Path(__file__).parents[2] / "examples" / "cluster.toml")
+    assert [device.name for device in cluster.devices] == ["server", "pi-1", "pi-2"]
+
+
+def test_equal_devices_have_free_links_and_no_limits():
+    cluster = equal_cluster(2)
+    assert [device.name for device in cluster.devices] == ["device-0", "device-1"]
+    assert cluster.link_between("device-0", "device-1").transfer_s(10**12) == 0.0
+    with pytest.raises(PlanError, match="at least 1 stage, got 0"):
+        equal_cluster(0)
+
+
+def test_without_forgets_devices_and_all_that_names_them():
+    left = cluster_from_toml(FULL).without("server")
+    assert [device.name for device in left.devices] == ["pi-1"]
+    assert left.overrides == ()
+    assert left.caller is None
+    with pytest.raises(ValueError, match="at least one device"):
+        left.without("pi-1")
