@@ -43,13 +43,15 @@ files = st.text(string.ascii_letters + string.digits, min_size=1, max_size=8)
 
 pixels = st.integers(1, 999)
 thirds = st.tuples(numbers, numbers, numbers)
+positive = st.floats(0.1, 9.0)
+positive_thirds = st.tuples(positive, positive, positive)
 preprocessings = st.builds(
     Preprocessing,
     resize=pixels | st.tuples(pixels, pixels),
     crop=st.tuples(pixels, pixels),
     interpolation=st.just("bilinear"),
     mean=thirds,
-    std=thirds,
+    std=positive_thirds,
 )
 
 

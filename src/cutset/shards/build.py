@@ -72,7 +72,9 @@ class _Builder:
         for index, (name, weight) in enumerate(program.weights.items()):
             if name in used:
                 attribute = f"weight_{index}"
-                self._tensors[attribute] = self._load(weight)
+                self._tensors[attribute] = torch.nn.Parameter(
+                    self._load(weight), requires_grad=weight.requires_grad
+                )
                 self._nodes[name] = self._graph.get_attr(attribute)
         for call in calls:
             self._add(call)

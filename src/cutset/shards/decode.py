@@ -254,6 +254,7 @@ class _Reader:
             sizes=tuple(sizes),
             strides=tuple(strides),
             offset=offset,
+            requires_grad=meta.requires_grad and (dtype.is_floating_point or dtype.is_complex),
         )
 
     def _inputs(

@@ -49,6 +49,9 @@ class Weight:
         sizes: shape.
         strides: in elements.
         offset: first element within the member.
+        requires_grad: as it was in the author's model. Nothing is trained here, but torch's
+            matrix product looks at it when it chooses a kernel, even without gradients
+            (``should_fold`` in ``aten/src/ATen/native/LinearAlgebra.cpp``).
     """
 
     name: str
@@ -57,6 +60,7 @@ class Weight:
     sizes: tuple[int, ...]
     strides: tuple[int, ...]
     offset: int
+    requires_grad: bool
 
     @property
     def num_elements(self) -> int:

@@ -27,6 +27,7 @@ class TensorMeta(msgspec.Struct, frozen=True):
     strides: list[dict[str, Any]]
     storage_offset: dict[str, Any]
     layout: int
+    requires_grad: bool = False
 
 
 class NamedArgument(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ from cutset.errors import (
     UnsupportedVersion,
 )
 from cutset.shards.load import load_onnx_model, load_program, open_bundle
+from distributed.bundles import write_bundle
 from hostile import add_to_list, edit_manifest, relist
 from models_of_trouble import residual_net
 
@@ -240,3 +241,30 @@ def test_program_with_another_number_of_inputs_than_the_manifest(bundle: Path) -
     with pytest.raises(ManifestError) as caught:
         load_program(open_bundle(bundle), 0)
     assert caught.value.path == "$.stages[0].inputs"
+
+
+def test_weights_keep_the_flag_that_chooses_kernels(tmp_path: Path) -> None:
+    """torch's matmul folds a strided input or not by the weight's ``requires_grad``."""
+
+    class Attention(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = torch.nn.Linear(768, 2304)
+            self.frozen = torch.nn.Linear(2304, 3).requires_grad_(False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.frozen(torch.relu(self.mix(x.transpose(1, 2)))).flatten(1)
+
+    model = Attention().eval()
+    rows = torch.randn(2, 768, 50)
+    directory = write_bundle(model, (rows,), (3,), tmp_path / "b.cutset")
+    opened = open_bundle(directory)
+    flags = [
+        [weight.requires_grad for weight in load_program(opened, index).program.weights.values()]
+        for index in (0, 1)
+    ]
+    assert flags == [[True, True], [False, False]]
+    module = load_program(opened, 0).module
+    assert [weight.requires_grad for weight in module.parameters()] == [True, True]
+    with torch.inference_mode():
+        assert torch.equal(chained(directory, rows), model(rows))
