@@ -1,0 +1,207 @@
+"""The page in a real browser: what it shows moves, and everyone can use it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2 as httpx
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from .running import Running, serving
+
+CHROMIUM = shutil.which("chromium")
+ARTIFACTS = Path(__file__).parents[2] / "build" / "test-artifacts" / "serve"
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="needs Debian's chromium (apt-get install chromium)"
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def problems() -> list[str]:
+    """What the browser complained about; must stay empty."""
+    return []
+
+
+@pytest.fixture
+def page(browser: Browser, server: Running, problems: list[str]) -> Iterator[Page]:
+    page = browser.new_page(viewport=DESKTOP)
+    page.set_default_timeout(20_000)
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("requestfailed", lambda request: problems.append(request.url))
+    page.goto(server.url)
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "noise.png"
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def _keep(page: Page, name: str) -> None:
+    ARTIFACTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=ARTIFACTS / f"{name}.png", full_page=True)
+
+
+def _violations(page: Page) -> list[str]:
+    found = Axe().run(page).response["violations"]
+    return [f"{each['id']}: {node['html']}" for each in found for node in each["nodes"]]
+
+
+def _ask(server: Running, num_requests: int, photograph: Path) -> None:
+    image = photograph.read_bytes()
+    with httpx.Client(trust_env=False) as client:
+        for _ in range(num_requests):
+            assert client.post(f"{server.url}/classify", content=image).status_code == 200
+
+
+def test_numbers_move(
+    page: Page, server: Running, photograph: Path, problems: list[str]
+) -> None:
+    stages = page.locator("[data-stage]")
+    expect(stages).to_have_count(2)
+    expect(page.locator("#state")).to_have_text("running")
+    expect(stages.nth(0)).to_contain_text("cpu:0")
+    before = int(page.locator("#answered").inner_text().replace(",", ""))
+    _ask(server, 12, photograph)
+    expect(page.locator("#answered")).to_have_text(f"{before + 12:,}", timeout=20_000)
+    expect(page.locator("#rate")).not_to_have_text("0.0")
+    for index in range(2):
+        expect(stages.nth(index).locator("[data-field=time]")).to_contain_text("ms")
+    expect(page.locator("#slowest")).to_contain_text("Stage")
+    expect(page.locator("#slowest-note")).to_contain_text("predicted")
+    assert problems == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("size", "viewport"), [("desktop", DESKTOP), ("phone", PHONE)])
+def test_an_image_is_classified_on_any_screen(
+    browser: Browser, server: Running, photograph: Path, scheme: str, size: str, viewport: dict
+) -> None:
+    page = browser.new_page(viewport=viewport, color_scheme=scheme)
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(server.url)
+    page.locator("#file").set_input_files(photograph)
+    labels = page.get_by_role("table", name="Labels")
+    expect(labels).to_be_visible()
+    expect(labels.get_by_role("row")).to_have_count(6)
+    expect(labels).to_contain_text("class ")
+    times = page.get_by_role("table", name="Time spent")
+    expect(times).to_contain_text("Computing in stage 0")
+    expect(times).to_contain_text("Computing in stage 1")
+    # Nothing sticks out at the side.
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    _keep(page, f"page-{size}-{scheme}")
+    assert _violations(page) == []
+    assert problems == []
+    page.close()
+
+
+def test_a_dropped_file_that_is_no_image_is_explained(page: Page) -> None:
+    page.evaluate(
+        """() => {
+        const data = new DataTransfer();
+        data.items.add(new File(["not a picture"], "words.png", {type: "image/png"}));
+        document.getElementById("drop").dispatchEvent(
+            new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
+    }"""
+    )
+    expect(page.locator("#result")).to_contain_text("is no image")
+
+
+def test_keyboard_reaches_everything(page: Page, photograph: Path) -> None:
+    expect(page.locator("#file")).to_be_attached()
+    expect(page.locator("#try")).to_be_visible()
+    reached = []
+    for _ in range(2):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+    assert reached == ["A", "file"]
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(photograph)
+    expect(page.get_by_role("table", name="Labels")).to_be_visible()
+
+
+def test_a_killed_worker_is_seen_and_seen_to_come_back(
+    page: Page, server: Running, photograph: Path
+) -> None:
+    stage = page.locator("[data-stage='1']")
+    expect(stage.locator("[data-field=restarts]")).to_have_text("0")
+    seen = page.evaluate_handle(
+        """() => {
+        const states = [];
+        const look = () => {
+            const text = document.getElementById("state").textContent;
+            if (states.at(-1) !== text) states.push(text);
+        };
+        look();
+        new MutationObserver(look).observe(document.body,
+            {childList: true, characterData: true, subtree: true});
+        return states;
+    }"""
+    )
+    victim = server.session.worker_pids[1]
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        os.kill(victim, signal.SIGKILL)
+        asking = pool.submit(_ask, server, 4, photograph)
+        expect(stage).to_contain_text("restarting")
+        _keep(page, "page-restarting")
+        expect(stage.locator("[data-field=restarts]")).to_have_text("1", timeout=30_000)
+        asking.result(60)
+    expect(page.locator("#state")).to_have_text("running")
+    expect(stage).not_to_contain_text("restarting")
+    assert seen.json_value() == ["running", "recovering", "running"]
+
+
+def test_the_api_page(page: Page, server: Running, problems: list[str]) -> None:
+    page.get_by_role("link", name="API").click()
+    expect(page.get_by_role("heading", name="POST /v2/models/{model}/infer")).to_be_visible()
+    _keep(page, "docs")
+    assert _violations(page) == []
+    assert problems == []
+
+
+def test_a_token_is_asked_for_and_remembered(browser: Browser, bundle: Path) -> None:
+    token = "0123456789abcdef"
+    with serving(bundle, token=token) as running:
+        page = browser.new_page(viewport=PHONE)
+        page.goto(running.url)
+        page.get_by_label("This server asks for a token").fill("not the token at all")
+        page.get_by_role("button", name="Enter").click()
+        expect(page.locator("#door-error")).to_have_text("That is not the token.")
+        _keep(page, "page-token")
+        assert _violations(page) == []
+        page.get_by_label("This server asks for a token").fill(token)
+        page.get_by_role("button", name="Enter").click()
+        expect(page.locator("#state")).to_have_text("running")
+        page.reload()
+        expect(page.locator("#state")).to_have_text("running")
+        page.close()
