@@ -7,6 +7,7 @@ ever sees half a bundle, and an interrupted export leaves nothing behind.
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import logging
 import os
 import platform
@@ -20,7 +21,6 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch.utils import _pytree as pytree
 
-from cutset import __version__
 from cutset.costs.model import live_bytes
 from cutset.errors import BundleError
 from cutset.graph.capture import ExampleInputs, capture_model, export_piece
@@ -106,7 +106,7 @@ def export_bundle(
         manifest = Manifest(
             format=BUNDLE_FORMAT,
             created_by={
-                "cutset": __version__,
+                "cutset": importlib.metadata.version("cutset"),
                 "torch": str(torch.__version__),
                 "python": platform.python_version(),
             },
