@@ -64,7 +64,6 @@ def test_faults_lose_double_and_change_nothing(
     number: signal.Signals,
     num_faults: int,
     limit_s: float,
-    record_property: Callable[[str, object], None],
 ) -> None:
     with open_session(bundle_of_three, backend="torch", limits=_LIMITS) as session:
         recoveries = _stream_with_faults(
@@ -72,7 +71,7 @@ def test_faults_lose_double_and_change_nothing(
         )
         status = session.stats()
     assert sum(stage.num_restarts for stage in status.stages) == num_faults
-    record_property("median_recovery_s", statistics.median(recoveries))
+    print(f"recoveries (s): {sorted(round(seconds, 2) for seconds in recoveries)}")
     assert len(recoveries) == num_faults
     assert statistics.median(recoveries) < limit_s
 

@@ -285,12 +285,15 @@ class Engine(Protocol):
             stage: index of the stage.
             on_event: called from a thread of the engine's for every event of the worker; the
                 last event is `Exited`.
-            link_files: descriptors of the memory shared with the neighbours before and after;
+            link_files: descriptors of every link's shared memory, in the order of the links;
                 empty where none is shared.
 
         Raises:
             EngineError: the worker could not be started.
         """
+
+    def standing(self) -> None:
+        """Called whenever the pipeline stands (again): a good time to prepare for the next loss."""
 
     def close(self) -> None:
         """Kills what still runs and frees what the engine holds."""

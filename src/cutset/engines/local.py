@@ -32,27 +32,24 @@ _REAP_TIMEOUT_S = 5.0
 class LocalWorker:
     """A worker process of this machine; see `cutset.engines.base.WorkerHandle`.
 
-    Two threads belong to it: one reads its control messages, one its standard error.
+    It begins as a spare: its events wait until `adopt` says which stage it is for. Two threads
+    belong to it: one reads its control messages, one its standard error.
     """
 
-    def __init__(
-        self,
-        stage: int,
-        process: subprocess.Popen[bytes],
-        connection: socket.socket,
-        on_event: Callable[[WorkerHandle, Event], None],
-    ) -> None:
-        self._stage = stage
+    def __init__(self, process: subprocess.Popen[bytes], connection: socket.socket) -> None:
+        self._stage = -1
         self._process = process
         self._control = ControlSocket.for_session(connection)
-        self._on_event = on_event
+        self._on_event: Callable[[WorkerHandle, Event], None] | None = None
+        self._early: list[Event] = []
+        self._lock = threading.Lock()
         self._last_words: collections.deque[str] = collections.deque(maxlen=_LAST_WORDS_LINES)
         self._gone = threading.Event()
         self._stderr_reader = threading.Thread(
-            target=self._read_stderr, name=f"cutset-stderr-{stage}", daemon=True
+            target=self._read_stderr, name=f"cutset-stderr-{process.pid}", daemon=True
         )
         self._event_reader = threading.Thread(
-            target=self._read_events, name=f"cutset-control-{stage}", daemon=True
+            target=self._read_events, name=f"cutset-control-{process.pid}", daemon=True
         )
         self._stderr_reader.start()
         self._event_reader.start()
@@ -66,6 +63,23 @@ class LocalWorker:
     def pid(self) -> int:
         """Process id."""
         return self._process.pid
+
+    def adopt(self, stage: int, on_event: Callable[[WorkerHandle, Event], None]) -> None:
+        """Makes it the worker of `stage`; what it said so far is told now."""
+        with self._lock:
+            self._stage = stage
+            self._on_event = on_event
+            early, self._early = self._early, []
+        for event in early:
+            on_event(self, event)
+
+    def _emit(self, event: Event) -> None:
+        with self._lock:
+            on_event = self._on_event
+            if on_event is None:
+                self._early.append(event)
+                return
+        on_event(self, event)
 
     def send(self, command: Command) -> None:
         """Delivers `command`; to a dead worker it does nothing."""
@@ -83,7 +97,7 @@ class LocalWorker:
     def _read_events(self) -> None:
         try:
             for event in self._control.messages():
-                self._on_event(self, event)
+                self._emit(event)
         except EngineError as error:
             self._last_words.append(str(error))
         # No control connection, no worker: one that closed it but lives on is ended.
@@ -95,7 +109,7 @@ class LocalWorker:
         self._stderr_reader.join(1.0)
         self._control.close()
         self._gone.set()
-        self._on_event(self, Exited(reason=self._describe_exit()))
+        self._emit(Exited(reason=self._describe_exit()))
 
     def _read_stderr(self) -> None:
         assert self._process.stderr is not None
@@ -123,6 +137,9 @@ class LocalEngine:
     Args:
         devices: name of each stage's device, for messages.
         num_threads: threads that each worker computes with.
+        keep_spare: once a worker was lost, keep a process ready that has imported its libraries
+            (most of what a start takes) to stand in for the next one. Costs the memory of an idle
+            process, and nothing as long as no worker is lost.
         worker_command: the command line that starts a worker, without its options.
     """
 
@@ -135,12 +152,18 @@ class LocalEngine:
         devices: tuple[str, ...],
         *,
         num_threads: int,
+        keep_spare: bool = True,
         worker_command: tuple[str, ...] = (sys.executable, "-m", "cutset.runtime.worker"),
     ) -> None:
         self._devices = devices
         self._worker_command = worker_command
         self._num_threads = num_threads
+        self._keep_spare = keep_spare
         self._workers: list[LocalWorker] = []
+        self._spare: LocalWorker | None = None
+        self._started: set[int] = set()
+        self._link_files: tuple[int, ...] = ()
+        self._num_lost = 0
 
     def device_of(self, stage: int) -> str:
         """Name of the device that `stage` runs on."""
@@ -152,11 +175,27 @@ class LocalEngine:
         on_event: Callable[[WorkerHandle, Event], None],
         link_files: tuple[int, ...],
     ) -> LocalWorker:
-        """Starts a worker process, without waiting for it.
+        """Starts a worker process, or takes the spare one, without waiting for it.
 
         Raises:
             EngineError: the system refuses another process.
         """
+        self._num_lost += stage in self._started
+        self._started.add(stage)
+        self._link_files = link_files
+        worker, self._spare = self._spare, None
+        if worker is None or worker.join(0):
+            worker = self._spawn()
+        worker.adopt(stage, on_event)
+        _LOG.info("stage %d: worker process %d", stage, worker.pid)
+        return worker
+
+    def standing(self) -> None:
+        """Starts a spare process if a worker was lost and there is none."""
+        if self._keep_spare and self._num_lost and self._spare is None:
+            self._spare = self._spawn()
+
+    def _spawn(self) -> LocalWorker:
         ours, theirs = socket.socketpair()
         try:
             # The arguments are ours alone, so nothing a bundle says reaches this command line.
@@ -164,26 +203,23 @@ class LocalEngine:
                 [
                     *self._worker_command,
                     *("--control-fd", str(theirs.fileno())),
-                    *("--link-fds", *(str(file) for file in link_files)),
+                    *("--link-fds", *(str(file) for file in self._link_files)),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                pass_fds=(theirs.fileno(), *link_files),
+                pass_fds=(theirs.fileno(), *self._link_files),
                 start_new_session=True,
                 env=self._environment(),
             )
         except OSError as error:
             ours.close()
-            raise EngineError(
-                f"the worker process of stage {stage} cannot be started: {error}"
-            ) from error
+            raise EngineError(f"a worker process cannot be started: {error}") from error
         finally:
             theirs.close()
-        worker = LocalWorker(stage, process, ours, on_event)
+        worker = LocalWorker(process, ours)
         self._workers = [other for other in self._workers if not other.join(0)]
         self._workers.append(worker)
-        _LOG.info("stage %d: worker process %d started", stage, process.pid)
         return worker
 
     def close(self) -> None:

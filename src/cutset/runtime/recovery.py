@@ -188,7 +188,7 @@ class Supervisor:
                 stage.worker = self._engine.start(
                     index,
                     lambda w, e: self._events.put((w, e)),
-                    self._link_files[index : index + 2],
+                    self._link_files,
                 )
                 stage.heard_s = time.monotonic()
                 stage.num_restarts += 1
@@ -209,6 +209,7 @@ class Supervisor:
             self._step(deadline_s, "connect", lambda stage: stage.connected_epoch == self.epoch)
         _LOG.info("epoch %d: %d stages connected", self.epoch, len(self.stages))
         self._ledger.open_epoch(self.epoch, self._circuit.send)
+        self._engine.standing()
 
     def _watch(self) -> None:
         while True:

@@ -70,7 +70,7 @@ class StageWorker:
     Args:
         control: the connection to the session.
         listen_host: address on which the process listens for its neighbours.
-        link_files: descriptors of the memory shared with the neighbours before and after, or none.
+        link_files: descriptors of every link's shared memory, in order, or none.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class StageWorker:
 
     def _map_links(self, command: Load) -> None:
         before, after = self._links[command.stage : command.stage + 2]
-        receive_file, send_file = self._link_files
+        receive_file, send_file = self._link_files[command.stage : command.stage + 2]
         self._arenas = (
             Arena(receive_file, before.slot_bytes, command.num_slots),
             Arena(send_file, after.slot_bytes, command.num_slots),

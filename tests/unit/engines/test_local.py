@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from cutset.engines.base import Event, Exited, WorkerHandle
-from cutset.engines.local import LocalEngine, cores_of
+from cutset.engines.local import LocalEngine, LocalWorker, cores_of
 from cutset.errors import EngineError
 
 
@@ -47,7 +47,7 @@ def test_a_process_that_talks_nonsense_is_ended() -> None:
 
 
 def test_a_command_that_is_not_there_is_an_error() -> None:
-    with pytest.raises(EngineError, match="worker process of stage 0 cannot be started"):
+    with pytest.raises(EngineError, match="a worker process cannot be started"):
         _start("/no/such/program")
 
 
@@ -55,3 +55,35 @@ def test_cores_are_shared_out_only_if_there_are_enough(monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 5, 6, 7}, raising=False)
     assert [cores_of(stage, 2, 2) for stage in range(2)] == [(4, 5), (6, 7)]
     assert cores_of(0, 3, 2) == ()
+
+
+def test_a_spare_is_kept_only_after_a_loss_and_stands_in_for_the_next() -> None:
+    events: queue.SimpleQueue[tuple[WorkerHandle, Event]] = queue.SimpleQueue()
+    command = (sys.executable, "-c", "import signal; signal.pause()")
+    engine = LocalEngine(("cpu:0",), num_threads=1, worker_command=command)
+
+    def start() -> LocalWorker:
+        return engine.start(0, lambda worker, event: events.put((worker, event)), ())
+
+    first = start()
+    engine.standing()
+    assert engine._spare is None
+    first.kill()
+    assert events.get(timeout=30)[0] is first
+    second = start()
+    engine.standing()
+    spare = engine._spare
+    assert spare is not None
+    second.kill()
+    assert events.get(timeout=30)[0] is second
+    assert start() is spare
+    assert spare.stage == 0
+    engine.standing()
+    dead = engine._spare
+    assert dead is not None
+    dead.kill()
+    assert dead.join(30)
+    spare.kill()
+    assert events.get(timeout=30)[0] is spare
+    assert start() is not dead
+    engine.close()
