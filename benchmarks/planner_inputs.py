@@ -12,9 +12,10 @@ import math
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from cutset.planning.downsets import DagProblem, Tensor
-from cutset.planning.problem import ChainProblem, Variant
+from cutset.planning.problem import ChainProblem, Placed, Variant
 
 INPUTS = Path(__file__).resolve().parents[2] / "shared" / "planner-inputs"
 
@@ -101,4 +102,116 @@ def read_placement_case(path: Path, max_tensors: int | None = None) -> DagProble
         through_host=True,
         pays=(True, False),
         max_tensors=max_tensors,
+    )
+
+
+PIPEEDGE_TYPES = ("Minnowboard-E3845", "RCC-VE-C2000")
+
+
+def read_pipeedge_case(folder: Path, model: str, counts: tuple[int, int]) -> ChainProblem:
+    """A case of PipeEdge (DSD 2022): two types of devices, profiles at 8 rows, float32.
+
+    Seconds are the profile's, memory is the sum of `mem_MB`, a link has the bandwidth of the slower
+    of its ends.
+    """
+    models = yaml.safe_load((folder / "models.yml").read_text())
+    types = yaml.safe_load((folder / "device_types.yml").read_text())
+    profiles = [types[name]["model_profiles"][model][0] for name in PIPEEDGE_TYPES]
+    megabits = np.array([types[name]["bw_Mbps"] for name in PIPEEDGE_TYPES], dtype=float)
+    sent = np.array(models[model]["parameters_out"]) * 4.0 * profiles[0]["batch_size"]
+    return chain_problem(
+        np.array([profile["time_s"] for profile in profiles]),
+        np.array(models[model]["mem_MB"]),
+        np.array([types[name]["mem_MB"] for name in PIPEEDGE_TYPES], dtype=float),
+        sent,
+        8e-6 / np.minimum(megabits[:, None], megabits),
+        counts,
+    )
+
+
+def published_pipeedge_period(folder: Path, problem: ChainProblem) -> float:
+    """The period of PipeEdge's own schedule for ViT-Base on 4 + 4 devices, costed rightly."""
+    schedule = yaml.safe_load((folder / "published_schedule_vit-base_4+4.yml").read_text())
+    stages = []
+    for entry in schedule:
+        (name, (first, last)) = next(iter(entry.items()))
+        stages.append(Placed(first - 1, last, 0 if name.startswith("mb") else 1))
+    return problem.period_s(tuple(stages))
+
+
+def read_pipedream_case(path: Path, k: int) -> DagProblem:
+    """A layer graph of PipeDream (SOSP 2019): forward milliseconds, on k equal devices.
+
+    Activations go through the host at the rate of dnn-partitioning's files, which were made from
+    these graphs: their cost of 0.095703125 is 205520896 bytes at 2 GiB a second in seconds.
+    """
+    names: dict[str, int] = {}
+    fields: list[dict[str, float]] = []
+    targets: dict[int, list[int]] = {}
+    for line in path.read_text().splitlines():
+        parts = line.split(" -- ")
+        if line.startswith("\t"):
+            source, target = (names[part.strip()] for part in parts)
+            targets.setdefault(source, []).append(target)
+        else:
+            names[parts[0]] = len(names)
+            pairs = (item.split("=") for item in parts[-1].split(", "))
+            fields.append({key: float(value.strip("[]")) for key, value in pairs})
+    sizes = [f["activation_size"] for f in fields]
+    return DagProblem(
+        seconds=np.array([[f["forward_compute_time"] for f in fields]]),
+        weight_bytes=np.array([f["parameter_size"] for f in fields]),
+        tensors=tuple(
+            Tensor(source=s, targets=tuple(t), transfer_s=sizes[s] / 2**31)
+            for s, t in targets.items()
+        ),
+        groups=np.arange(len(fields)),
+        counts=(k,),
+        limit_bytes=np.array([math.inf]),
+        through_host=True,
+        pays=(True,),
+    )
+
+
+INCEPTION_BRANCHES = (
+    *(((3, 6, 9, 4),) * 3),
+    (3, 9, 1),
+    *(((3, 9, 15, 4),) * 4),
+    (6, 12, 1),
+    *(((3, 9, 12, 4),) * 2),
+)
+"""Layers (convolution, normalisation, activation, pooling) in the branches of each module."""
+
+
+def inception_like(seed: int) -> DagProblem:
+    """A graph with InceptionV3's shape and made-up costs, on 6 accelerators and a processor."""
+    rng = np.random.default_rng(seed)
+    edges: list[tuple[int, int]] = []
+    num = 18  # the stem
+    edges += [(k, k + 1) for k in range(num - 1)]
+    last = num - 1
+    for branches in INCEPTION_BRANCHES:
+        ends = []
+        for length in branches:
+            edges += [(last if k == 0 else num + k - 1, num + k) for k in range(length)]
+            num += length
+            ends.append(num - 1)
+        edges += [(end, num) for end in ends]
+        last, num = num, num + 1
+    targets: dict[int, list[int]] = {}
+    for source, target in edges:
+        targets.setdefault(source, []).append(target)
+    seconds = rng.uniform(0.05, 2.0, num)
+    return DagProblem(
+        seconds=np.array([seconds, 10 * seconds]),
+        weight_bytes=rng.uniform(1e4, 1e7, num),
+        tensors=tuple(
+            Tensor(source=s, targets=tuple(t), transfer_s=float(rng.uniform(0.05, 0.5)))
+            for s, t in targets.items()
+        ),
+        groups=np.arange(num),
+        counts=(6, 1),
+        limit_bytes=np.array([math.inf, math.inf]),
+        through_host=True,
+        pays=(True, False),
     )

@@ -38,7 +38,7 @@ def explain_infeasible(cluster: Cluster, built: BuiltProblem) -> PlanError:
     for device_class, limit in enumerate(limits):
         if limit is None:
             continue
-        needed = _least(built, sizes[sizes > limit], (device_class,))
+        needed = _least(built, sizes[sizes > limit], (device_class,), whole=False)
         if needed is not None and (best is None or needed - limit < best[0]):
             best = needed - limit, needed, device_class
     if best is not None:
@@ -54,7 +54,7 @@ def explain_infeasible(cluster: Cluster, built: BuiltProblem) -> PlanError:
             device=device.name,
         )
     every = tuple(c for c, limit in enumerate(limits) if limit is not None)
-    needed = _least(built, sizes, every)
+    needed = _least(built, sizes, every, whole=True)
     if needed is None:
         return PlanError(
             f"no plan has exactly {problem.num_stages} stages here, whatever memory there is"
@@ -79,22 +79,22 @@ def _stage_sizes(built: BuiltProblem) -> Ints:
     return np.unique(built.memory.needed(starts, stops))
 
 
-def _least(built: BuiltProblem, sizes: Ints, raised: tuple[int, ...]) -> int | None:
+def _least(built: BuiltProblem, sizes: Ints, raised: tuple[int, ...], *, whole: bool) -> int | None:
     """The least size with which a plan exists if the classes `raised` had at least that much.
 
-    Of a single class one device is raised, of several all are.
+    `whole` raises every device of these classes, else one of each.
     """
     low, high = 0, len(sizes)
     while low < high:  # more memory never makes a plan impossible
         middle = (low + high) // 2
-        if _fits(built, int(sizes[middle]), raised):
+        if _fits(built, int(sizes[middle]), raised, whole=whole):
             high = middle
         else:
             low = middle + 1
     return int(sizes[low]) if low < len(sizes) else None
 
 
-def _fits(built: BuiltProblem, size: int, raised: tuple[int, ...]) -> bool:
+def _fits(built: BuiltProblem, size: int, raised: tuple[int, ...], *, whole: bool) -> bool:
     problem = built.problem
     reach = built.memory.furthest(size)
     free = [
@@ -102,7 +102,7 @@ def _fits(built: BuiltProblem, size: int, raised: tuple[int, ...]) -> bool:
         for v in problem.variants
         if v.device_class in raised
     ]
-    if len(raised) > 1 or problem.counts[raised[0]] == 1:
+    if whole or problem.counts[raised[0]] == 1:
         kept = tuple(v for v in problem.variants if v.device_class not in raised)
         changed = dataclasses.replace(problem, variants=(*kept, *free))
     else:

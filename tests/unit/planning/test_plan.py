@@ -1,0 +1,62 @@
+import json
+
+import msgspec
+import pytest
+
+from cutset.costs.model import costs_from_flops
+from cutset.devices import Cluster, Device, Link
+from cutset.errors import PlanError
+from cutset.planning import load_plan, make_plan, plan_from_json, plan_to_json, simulate_plan
+from planner_graphs import chain
+
+
+def made():
+    graph, cuts = chain([4, 4, 2])
+    cluster = Cluster(
+        devices=(Device(name="a", memory_bytes=10**6), Device(name="b")),
+        link=Link(bandwidth_bytes_per_s=40.0, latency_s=0.5),
+    )
+    return make_plan(graph, cuts, costs_from_flops(graph, cuts, flops_per_s=1.0), cluster)
+
+
+def test_a_plan_reads_back_equal(tmp_path):
+    plan = made()
+    assert plan_from_json(plan_to_json(plan)) == plan
+    (tmp_path / "plan.json").write_text(plan_to_json(plan))
+    assert load_plan(tmp_path / "plan.json") == plan
+
+
+def test_json_has_the_keys_that_scripts_rely_on():
+    document = json.loads(plan_to_json(made()))
+    assert {"stages", "period_s", "latency_s", "bound_s", "gap"} <= set(document)
+    assert {
+        "index", "first", "last", "units", "device", "compute_s", "weight_bytes",
+        "output_bytes_per_sample",
+    } <= set(document["stages"][0])  # fmt: skip
+
+
+def test_unknown_keys_wrong_types_and_newer_formats_are_errors(tmp_path):
+    document = json.loads(plan_to_json(made()))
+    with pytest.raises(PlanError, match="unknown field `colour`"):
+        plan_from_json(json.dumps(document | {"colour": "red"}))
+    with pytest.raises(PlanError, match=r"Expected `float`, got `str` - at `\$\.period_s`"):
+        plan_from_json(json.dumps(document | {"period_s": "4"}))
+    with pytest.raises(PlanError, match=r"expected format 'cutset-plan/1', got 'cutset-plan/2'"):
+        plan_from_json(json.dumps(document | {"format": "cutset-plan/2"}))
+    with pytest.raises(PlanError, match="cannot be read"):
+        load_plan(tmp_path / "none.json")
+
+
+def test_the_simulation_of_a_plan_agrees_with_its_predictions():
+    plan = made()
+    timeline = simulate_plan(plan, num_microbatches=20)
+    assert timeline.first_latency_s == pytest.approx(plan.latency_s)
+    assert timeline.steady_period_s == pytest.approx(plan.period_s)
+    assert {slot.resource for slot in timeline.slots} == {"stage 0", "link 0 -> 1", "stage 1"}
+    assert plan.rows_per_s == pytest.approx(1 / plan.period_s)
+
+
+def test_a_plan_is_frozen():
+    with pytest.raises(AttributeError):
+        made().period_s = 1.0
+    assert msgspec.structs.replace(made(), period_s=1.0).period_s == 1.0
