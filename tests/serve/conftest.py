@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from distributed.bundles import SmallNet, small_net
 
 from .running import Running, serving, write_image_bundle

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distributed.bundles import SmallNet, hand_plan
 from torch import nn
 
 from cutset.graph.capture import capture_model
@@ -19,6 +18,7 @@ from cutset.runtime.session import Session, open_session
 from cutset.serve.server import Server, address_of, bind, serve
 from cutset.serve.settings import ServeSettings
 from cutset.shards.export import export_bundle
+from distributed.bundles import SmallNet, hand_plan
 
 LABELS = tuple(f"class {index}" for index in range(10))
 PREPROCESSING = Preprocessing(

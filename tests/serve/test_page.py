@@ -80,9 +80,7 @@ def _ask(server: Running, num_requests: int, photograph: Path) -> None:
             assert client.post(f"{server.url}/classify", content=image).status_code == 200
 
 
-def test_numbers_move(
-    page: Page, server: Running, photograph: Path, problems: list[str]
-) -> None:
+def test_numbers_move(page: Page, server: Running, photograph: Path, problems: list[str]) -> None:
     stages = page.locator("[data-stage]")
     expect(stages).to_have_count(2)
     expect(page.locator("#state")).to_have_text("running")

@@ -12,11 +12,11 @@ import pytest
 import torch
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
-from distributed.bundles import SmallNet, hand_plan, whole_model
 from tritonclient.utils import InferenceServerException
 
 from cutset.graph.capture import capture_model
 from cutset.shards.export import export_bundle
+from distributed.bundles import SmallNet, hand_plan, whole_model
 
 from .running import Running, TwoInTwoOut, serving
 
