@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import http.client
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from cutset.serve.settings import ServeSettings
 from cutset.shards.export import export_bundle
 from distributed.bundles import SmallNet, hand_plan
 
+INFER = "/v2/models/small/infer"
 LABELS = tuple(f"class {index}" for index in range(10))
 PREPROCESSING = Preprocessing(
     resize=16, crop=(16, 16), interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
@@ -74,6 +76,23 @@ class Running:
         loop = self.server._loop
         assert loop is not None
         loop.call_soon_threadsafe(self.server.leave)
+
+
+def ask(
+    running: Running,
+    method: str = "POST",
+    path: str = INFER,
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
+) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers in lower case, and body of an answer."""
+    connection = http.client.HTTPConnection(running.address, timeout=10)
+    try:
+        connection.request(method, path, body, headers or {})
+        answer = connection.getresponse()
+        return answer.status, {key.lower(): v for key, v in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
 
 
 @contextlib.contextmanager

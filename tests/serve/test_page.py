@@ -9,14 +9,13 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2 as httpx
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from .running import Running, serving
+from .running import Running, ask, serving
 
 CHROMIUM = shutil.which("chromium")
 ARTIFACTS = Path(__file__).parents[2] / "build" / "test-artifacts" / "serve"
@@ -75,9 +74,8 @@ def _violations(page: Page) -> list[str]:
 
 def _ask(server: Running, num_requests: int, photograph: Path) -> None:
     image = photograph.read_bytes()
-    with httpx.Client(trust_env=False) as client:
-        for _ in range(num_requests):
-            assert client.post(f"{server.url}/classify", content=image).status_code == 200
+    for _ in range(num_requests):
+        assert ask(server, path="/classify", body=image)[0] == 200
 
 
 def test_numbers_move(page: Page, server: Running, photograph: Path, problems: list[str]) -> None:

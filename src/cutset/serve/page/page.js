@@ -105,7 +105,7 @@ function showTotals(status) {
   write(byId("rate"), number(status.rows_per_s, 1));
   write(byId("rate-note"), status.predicted_rows_per_s ? `predicted ${number(status.predicted_rows_per_s, 1)}` : "");
   write(byId("queue"), `${status.num_waiting_rows} of ${status.max_rows}`);
-  write(byId("queue-note"), `rows waiting; ${status.num_in_flight} micro-batches under way`);
+  write(byId("queue-note"), `rows waiting; micro-batches in the pipeline: ${status.num_in_flight}`);
   write(byId("slowest"), status.slowest === null ? "–" : `Stage ${status.slowest}`);
   write(byId("slowest-note"), status.slowest_over_predicted ? percentOff(status.slowest_over_predicted) : "");
   write(byId("answered"), status.num_answered_rows.toLocaleString("en"));

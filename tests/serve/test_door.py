@@ -1,0 +1,306 @@
+"""Who comes in, and how much of what: limits over real connections."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import io
+import json
+import logging
+import socket
+import ssl
+import subprocess
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cutset.serve.settings import ServeSettings, read_token
+
+from .held import HeldSession
+from .running import INFER, Running, ask, running_server
+
+TOKEN = "0123456789abcdef"
+ROW = json.dumps(
+    {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
+).encode()
+
+
+@pytest.fixture
+def session() -> HeldSession:
+    return HeldSession(at_once=True)
+
+
+@pytest.fixture
+def running(session: HeldSession) -> Iterator[Running]:
+    with running_server(
+        session,  # type: ignore[arg-type]
+        max_body_bytes=20_000,
+        max_json_bytes=10_000,
+        max_pixels=100,
+        max_connections=4,
+        header_timeout_s=0.5,
+        body_timeout_s=0.5,
+        keep_alive_s=1.0,
+        max_header_bytes=4096,
+    ) as each:
+        yield each
+
+
+def _error(body: bytes) -> str:
+    document = json.loads(body)
+    assert list(document) == ["error"]
+    return str(document["error"])
+
+
+def _talk(running: Running, *pieces: bytes) -> bytes:
+    """Sends bytes and reads until the server closes the connection."""
+    host, port = running.address.split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+        received = b""
+        while data := connection.recv(65536):
+            received += data
+    return received
+
+
+def test_an_answer(running: Running) -> None:
+    status, headers, body = ask(running, body=ROW)
+    assert status == 200
+    assert json.loads(body)["outputs"][0]["data"] == [2, 4, 6]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert "server" not in headers
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"Authorization": f"Bearer {TOKEN[:-1]}"}, 401),
+        ({"Authorization": f"Bearer {TOKEN}0"}, 401),
+        ({"Authorization": f"Basic {TOKEN}"}, 401),
+        ({"Authorization": TOKEN}, 401),
+        ({"Authorization": f"Bearer {TOKEN}"}, 200),
+        ({"Authorization": f"bearer  {TOKEN}", "Host": "elsewhere.example"}, 200),
+    ],
+)
+def test_token(session: HeldSession, headers: dict[str, str], status: int) -> None:
+    with running_server(session, token=TOKEN) as running:  # type: ignore[arg-type]
+        given, answer, body = ask(running, body=ROW, headers=headers)
+        assert given == status
+        if status == 401:
+            assert answer["www-authenticate"] == "Bearer"
+            assert "expected 'Bearer TOKEN'" in _error(body)
+            assert TOKEN not in body.decode()
+        for path in ("/metrics", "/status", "/openapi.json", "/v2"):
+            assert ask(running, "GET", path, None, headers)[0] == status
+        for path in ("/", "/docs", "/v2/health/live", "/v2/health/ready"):
+            assert ask(running, "GET", path, None, headers)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost:1", 200), ("127.0.0.1", 200), ("[::1]:80", 200), ("evil.example", 421), ("", 421)],
+)
+def test_names_of_this_machine_only(running: Running, host: str, status: int) -> None:
+    assert ask(running, body=ROW, headers={"Host": host})[0] == status
+
+
+def test_paths_and_methods(running: Running) -> None:
+    status, _, body = ask(running, "GET", "/nothing/here", None)
+    assert (status, _error(body)) == (404, "there is nothing at '/nothing/here'; see /docs")
+    status, headers, body = ask(running, "GET", INFER, None)
+    assert (status, headers["allow"], _error(body)) == (405, "POST", "GET: Method Not Allowed")
+
+
+def test_a_body_that_says_it_is_too_long(running: Running) -> None:
+    status, headers, body = ask(running, body=b"a" * 20_001)
+    assert status == 413
+    assert "at most 20000 are taken" in _error(body)
+    assert headers["connection"] == "close"
+
+
+def test_a_body_in_chunks_that_grows_too_long(running: Running) -> None:
+    chunk = b"2710\r\n" + b"a" * 10_000 + b"\r\n"
+    head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = _talk(running, head.encode(), chunk, chunk, chunk, b"0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+def test_too_much_json(running: Running) -> None:
+    status, _, body = ask(running, body=ROW + b" " * 10_000)
+    assert status == 413
+    assert "at most 10000" in _error(body)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_small_body_that_becomes_too_long(running: Running, encoding: str) -> None:
+    bomb = b"\0" * 10_000_000
+    packed = gzip.compress(bomb) if encoding == "gzip" else zlib.compress(bomb)
+    assert len(packed) < 20_000
+    status, _, body = ask(running, body=packed, headers={"Content-Encoding": encoding})
+    assert status == 413
+    assert "at most 20000" in _error(body)
+
+
+def test_compressed_bodies(running: Running) -> None:
+    packed = gzip.compress(ROW)
+    assert ask(running, body=packed, headers={"Content-Encoding": "gzip"})[0] == 200
+    for wrong in (packed[:-9], packed + b"more", ROW):
+        status, _, body = ask(running, body=wrong, headers={"Content-Encoding": "gzip"})
+        assert status == 400
+        assert _error(body).startswith("body: ")
+    status, _, body = ask(running, body=ROW, headers={"Content-Encoding": "br"})
+    assert (status, "gzip, deflate" in _error(body)) == (415, True)
+
+
+def test_headers_too_long(running: Running) -> None:
+    head = b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 5000
+    answer = _talk(running, head)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'{"error": ' in answer
+
+
+def test_what_is_no_http(running: Running) -> None:
+    assert _talk(running, b"\x16\x03\x01\x02\x00hello\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    assert ask(running, body=ROW)[0] == 200
+
+
+def test_a_client_that_says_nothing(running: Running) -> None:
+    assert _talk(running).startswith(b"HTTP/1.1 408 ")
+    assert _talk(running, b"GET / HTTP/1.1\r\nHost: loc").startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_client_that_never_ends_its_body(running: Running) -> None:
+    head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n".encode()
+    answer = _talk(running, head, b"{")
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"the body did not arrive within 0.5 s" in answer
+
+
+def test_a_connection_too_many(running: Running) -> None:
+    host, port = running.address.split(":")
+    ask = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    open_ones = [socket.create_connection((host, int(port)), timeout=10) for _ in range(4)]
+    for each in open_ones:
+        each.sendall(ask)
+        assert each.recv(65536).startswith(b"HTTP/1.1 200 ")
+    assert _talk(running).startswith(b"HTTP/1.1 503 ")
+    for each in open_ones:
+        each.close()
+    while _talk(running, ask[:-2] + b"Connection: close\r\n\r\n").startswith(b"HTTP/1.1 503"):
+        pass  # until the server has seen that they left; the test's time limit ends a failure
+
+
+def test_all_bytes_together_are_bounded(session: HeldSession) -> None:
+    with running_server(session, max_pending_bytes=1000) as running:  # type: ignore[arg-type]
+        status, _, body = ask(running, body=ROW)
+        assert status == 413
+        assert "at most 1000 are given" in _error(body)
+    assert running.server.service.budget.num_taken_bytes == 0
+
+
+def _png(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_an_image_with_too_many_pixels(running: Running) -> None:
+    bomb = _png(3000, 3000)  # 9 million pixels in 9 kB
+    assert len(bomb) < 20_000
+    status, _, body = ask(running, path="/classify", body=bomb)
+    assert status == 400
+    assert "3000 x 3000 pixels, more than the 100 allowed" in _error(body)
+
+
+def _form(name: str, data: bytes) -> tuple[bytes, dict[str, str]]:
+    head = f'--cut\r\nContent-Disposition: form-data; name="image"{name}\r\n\r\n'
+    return head.encode() + data + b"\r\n--cut--\r\n", {
+        "Content-Type": "multipart/form-data; boundary=cut"
+    }
+
+
+def test_forms(running: Running) -> None:
+    body, headers = _form('; filename="a.png"', b"not a picture")
+    status, _, answer = ask(running, path="/classify", body=body, headers=headers)
+    assert (status, "is no image" in _error(answer)) == (400, True)
+    body, headers = _form("", b"not a file")
+    status, _, answer = ask(running, path="/classify", body=body, headers=headers)
+    assert (status, "the form has no file" in _error(answer)) == (400, True)
+    for broken in ({"Content-Type": "multipart/form-data"}, headers):
+        status, _, answer = ask(running, path="/classify", body=b"--nonsense", headers=broken)
+        assert status == 400
+    status, _, answer = ask(
+        running, path="/classify", body=b"a", headers={"Content-Type": "text/plain"}
+    )
+    assert status == 415
+    status, _, answer = ask(running, path="/classify?top=0", body=b"a")
+    assert _error(answer) == "query parameter top: is '0', expected 1 to 1000"
+
+
+def test_tls(session: HeldSession, tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-keyout", key, "-out", cert, "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=IP:127.0.0.1"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.create_default_context(cafile=str(cert))
+    with running_server(session, tls_cert=cert, tls_key=key) as running:  # type: ignore[arg-type]
+        assert running.url.startswith("https://")
+        connection = http.client.HTTPSConnection(running.address, context=context, timeout=10)
+        connection.request("POST", INFER, ROW)
+        assert connection.getresponse().status == 200
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"host": "0.0.0.0"}, "can be reached from other machines"),
+        ({"host": "example.org"}, "can be reached from other machines"),
+        ({"token": "short"}, "the token has 5 characters"),
+        ({"tls_cert": Path("a")}, "belong together"),
+        ({"nan_policy": "maybe"}, "nan_policy is 'maybe'"),
+        ({"port": 65536}, "port is 65536"),
+        ({"max_queue": 0}, "max_queue is 0"),
+        ({"max_delay_s": -1.0}, "max_delay_s is -1.0"),
+        ({"model_name": "a/b"}, "model name 'a/b'"),
+    ],
+)
+def test_settings_that_are_wrong(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ServeSettings(**changes)  # type: ignore[arg-type]
+
+
+def test_settings_that_open_the_door() -> None:
+    assert ServeSettings().is_local
+    assert ServeSettings(host="::1").is_local
+    assert not ServeSettings(host="0.0.0.0", no_auth=True).is_local
+    assert not ServeSettings(host="0.0.0.0", token=TOKEN).is_local
+
+
+def test_token_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "token"
+    path.write_text(f"{TOKEN}\n")
+    path.chmod(0o600)
+    assert read_token(path) == TOKEN
+    assert caplog.records == []
+    path.chmod(0o644)
+    with caplog.at_level(logging.WARNING):
+        read_token(path)
+    assert "can be read by others" in caplog.text
+    for wrong in ("", "two words", "n\u00f6n-ascii"):
+        path.write_text(wrong)
+        with pytest.raises(ValueError, match="holds no token"):
+            read_token(path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_token(tmp_path / "absent")
