@@ -11,11 +11,19 @@ Each step takes values and returns a new one::
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from cutset.backends.pieces import piece_backends
-from cutset.costs.model import CostModel, Profile, costs_from_flops, costs_from_profile
+from cutset.costs.base import measure_worker_base
+from cutset.costs.model import (
+    REFERENCE,
+    CostModel,
+    Profile,
+    costs_from_flops,
+    costs_from_profile,
+    load_profile,
+)
 from cutset.costs.profile import profile_costs
 from cutset.devices import Cluster, equal_cluster
 from cutset.errors import PlanError, VerificationError
@@ -23,7 +31,7 @@ from cutset.graph.capture import capture_model
 from cutset.graph.cuts import CutPoints, find_cut_points
 from cutset.graph.lowering import CapturedModel
 from cutset.models import FoundModel, find_model
-from cutset.planning import Plan, make_plan
+from cutset.planning import Plan, make_plan, pareto_plans
 from cutset.shards.export import export_bundle
 from cutset.shards.verify import VerificationReport, verify_bundle
 
@@ -110,56 +118,176 @@ def profile_model(
     )
 
 
+def load_profiles(
+    cluster: Cluster | None, folder: Path, reference: Profile | None
+) -> Profile | dict[str, Profile] | None:
+    """The profiles to plan with: the reference, and those that a cluster's devices name.
+
+    Args:
+        cluster: the cluster, or None.
+        folder: where the files that its devices name are looked for.
+        reference: what devices without a profile are scaled from; where None, the first device's
+            own profile serves.
+
+    Raises:
+        PlanError: a profile cannot be read.
+    """
+    named = {
+        device.profile: load_profile(folder / device.profile)
+        for device in (cluster.devices if cluster else ())
+        if device.profile is not None
+    }
+    if not named:
+        return reference
+    return named if reference is None else {REFERENCE: reference, **named}
+
+
 def cost_model(
-    prepared: PreparedModel, *, profile: Profile | None = None, batch_size: int = 1
+    prepared: PreparedModel,
+    *,
+    profiles: Profile | Mapping[str, Profile] | None = None,
+    batch_size: int = 1,
+    base_bytes: int = 0,
+    granularity: str = "unit",
 ) -> CostModel:
-    """Costs from a profile, or from multiply-adds alone where there is none."""
+    """Costs from profiles, or from multiply-adds alone where there are none.
+
+    Args:
+        prepared: the model.
+        profiles: one for all devices, or by the name that a cluster gives them.
+        batch_size: rows of a micro-batch, where there is no profile.
+        base_bytes: what a worker needs before it holds a shard.
+        granularity: ``"unit"``, or ``"op"`` to allow cuts between any two operations.
+    """
     graph, cuts = prepared.captured.graph, prepared.cuts
-    if profile is None:
-        return costs_from_flops(graph, cuts, micro_batch=batch_size)
-    return costs_from_profile(graph, cuts, profile)
+    if profiles is None:
+        return costs_from_flops(
+            graph,
+            cuts,
+            micro_batch=batch_size,
+            base_bytes=base_bytes,
+            granularity=granularity,
+        )
+    return costs_from_profile(graph, cuts, profiles, base_bytes=base_bytes, granularity=granularity)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    """What a plan is wanted for.
+
+    Attributes:
+        num_stages: that many equal devices, a stage each; with a cluster, exactly that many.
+        cut_names: the cuts, by the names that `inspect` shows; there is one stage more.
+        cluster: unequal devices and their links.
+        objective: ``"throughput"`` or ``"latency"``.
+        serial: whether computing and sending add up instead of overlapping.
+        fixed_order: whether stages keep the cluster's order of devices.
+        max_latency_s: the most that one micro-batch may take alone, or None.
+        min_rows_per_s: the least rows per second, or None.
+    """
+
+    num_stages: int | None = None
+    cut_names: tuple[str, ...] = ()
+    cluster: Cluster | None = None
+    objective: str = "throughput"
+    serial: bool = False
+    fixed_order: bool = False
+    max_latency_s: float | None = None
+    min_rows_per_s: float | None = None
+
+    def resolved(self) -> PlanRequest:
+        """The same with a cluster and, for equal devices, a number of stages.
+
+        Raises:
+            PlanError: the number of cuts and the number of stages contradict each other.
+        """
+        wanted = len(self.cut_names) + 1 if self.cut_names else None
+        if wanted and self.num_stages is not None and self.num_stages != wanted:
+            raise PlanError(
+                f"{wanted - 1} cuts make {wanted} stages, not the {self.num_stages} that were "
+                "asked for; leave one of the two out"
+            )
+        if self.cluster is not None:
+            return self
+        count = wanted or self.num_stages or 1
+        return dataclasses.replace(self, cluster=equal_cluster(count), num_stages=count)
 
 
 def plan_stages(
     prepared: PreparedModel,
+    request: PlanRequest | None = None,
     *,
     num_stages: int | None = None,
-    cut_names: Sequence[str] = (),
-    cluster: Cluster | None = None,
-    profile: Profile | None = None,
+    profile: Profile | Mapping[str, Profile] | None = None,
     batch_size: int = 1,
-    objective: str = "throughput",
+    granularity: str = "unit",
 ) -> Plan:
-    """Plans for N equal devices, for given cuts, or for a cluster.
+    """The best plan for a request; for N equal devices ``num_stages=N`` says enough.
 
     Args:
         prepared: the model.
-        num_stages: that many equal devices, a stage each.
-        cut_names: the cuts, by the names that `inspect` shows; there is one stage more.
-        cluster: unequal devices and their links; of any number of stages the best.
+        request: what is wanted.
+        num_stages: short for a request that says only this.
         profile: measured costs; multiply-adds alone where None.
         batch_size: rows of a micro-batch, where there is no profile.
-        objective: ``"throughput"`` or ``"latency"``.
+        granularity: ``"op"`` allows cuts between any two operations, to see what respecting units
+            costs; such a plan is not for splitting.
 
     Raises:
         PlanError: no plan can be made; says why.
+        InfeasiblePlan: no placement fits the devices' memory.
     """
-    if cut_names and num_stages is not None and num_stages != len(cut_names) + 1:
-        raise PlanError(
-            f"{len(cut_names)} cuts make {len(cut_names) + 1} stages, not the {num_stages} "
-            "that were asked for; leave one of the two out"
-        )
-    if cluster is None:
-        wanted = len(cut_names) + 1 if cut_names else (num_stages or 1)
-        cluster, num_stages = equal_cluster(wanted), wanted
+    wanted = (request or PlanRequest(num_stages=num_stages)).resolved()
+    assert wanted.cluster is not None
+    costs = cost_model(
+        prepared,
+        profiles=profile,
+        batch_size=batch_size,
+        base_bytes=_base_bytes(wanted.cluster),
+        granularity=granularity,
+    )
     return make_plan(
         prepared.captured.graph,
         prepared.cuts,
-        cost_model(prepared, profile=profile, batch_size=batch_size),
-        cluster,
-        objective=objective,
-        num_stages=num_stages,
-        cut_names=tuple(cut_names) or None,
+        costs,
+        wanted.cluster,
+        objective=wanted.objective,
+        num_stages=wanted.num_stages,
+        serial=wanted.serial,
+        fixed_order=wanted.fixed_order,
+        max_latency_s=wanted.max_latency_s,
+        min_rows_per_s=wanted.min_rows_per_s,
+        cut_names=wanted.cut_names or None,
+    )
+
+
+def plan_front(
+    prepared: PreparedModel,
+    request: PlanRequest,
+    *,
+    profile: Profile | Mapping[str, Profile] | None = None,
+    batch_size: int = 1,
+) -> tuple[Plan, ...]:
+    """Every plan that no other beats in both period and latency; arguments as `plan_stages`."""
+    wanted = request.resolved()
+    assert wanted.cluster is not None
+    costs = cost_model(
+        prepared,
+        profiles=profile,
+        batch_size=batch_size,
+        base_bytes=_base_bytes(wanted.cluster),
+    )
+    return pareto_plans(
+        prepared.captured.graph,
+        prepared.cuts,
+        costs,
+        wanted.cluster,
+        num_stages=wanted.num_stages,
+        serial=wanted.serial,
+        fixed_order=wanted.fixed_order,
+        max_latency_s=wanted.max_latency_s,
+        min_rows_per_s=wanted.min_rows_per_s,
+        cut_names=wanted.cut_names or None,
     )
 
 
@@ -193,7 +321,9 @@ def split_model(
 
     def check(folder: Path) -> None:
         say("verifying")
-        report = verify_bundle(folder, model=prepared.found.model)
+        report = verify_bundle(
+            folder, model=prepared.found.model, call_model=prepared.captured.call
+        )
         reports.append(report)
         raise_if_failed(report)
 
@@ -215,6 +345,40 @@ def split_model(
         progress=say,
     )
     return path, reports[0]
+
+
+def verify_against(
+    bundle: str | Path,
+    *,
+    model: str | None = None,
+    weights: str | None = None,
+    say: Say | None = None,
+) -> VerificationReport:
+    """Verifies a bundle, and where a model is named compares it with the whole of that too.
+
+    Args:
+        bundle: the bundle's folder.
+        model: as `find_model` takes it, or None.
+        weights: as `find_model` takes it.
+        say: told of every step.
+
+    Raises:
+        ModelError: the model cannot be found or captured.
+    """
+    say = say or _silent
+    if model is None:
+        return verify_bundle(bundle, progress=say)
+    prepared = prepare_model(model, weights=weights, say=say)
+    return verify_bundle(
+        bundle, model=prepared.found.model, call_model=prepared.captured.call, progress=say
+    )
+
+
+def _base_bytes(cluster: Cluster) -> int:
+    """What a worker needs before it holds a shard; measured only where memory is a limit."""
+    if all(device.memory_bytes is None for device in cluster.devices):
+        return 0
+    return measure_worker_base()
 
 
 def raise_if_failed(report: VerificationReport) -> None:

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from .conftest import Cutset
 
+CLUSTER = Path(__file__).parents[2] / "examples" / "cluster.toml"
+
 
 def test_help_names_every_command(cutset: Cutset) -> None:
     outcome = cutset("--help")
@@ -94,9 +96,54 @@ def test_a_profile_is_planned_with(cutset: Cutset, small_model: str, tmp_path: P
     assert cutset("profile", small_model, "--runs", 5, "-o", profile).code == 0
     measured = json.loads(profile.read_text())
     assert [piece["last"] for piece in measured["pieces"]] == ["1", "2", "3", "4", "output"]
+    assert set(measured["whole"]) == {"torch", "onnxruntime"}
     outcome = cutset("plan", small_model, "--stages", 2, "--profile", profile, "--json")
-    total = sum(piece["timings"]["torch"]["median_s"] for piece in measured["pieces"])
-    assert sum(s["compute_s"] for s in outcome.document["stages"]) == pytest.approx(total)
+    first, second = outcome.document["stages"]
+    cut = 1 + [piece["last"] for piece in measured["pieces"]].index(first["last"])
+    for stage, pieces in (
+        (first, measured["pieces"][:cut]),
+        (second, measured["pieces"][cut:]),
+    ):
+        sums = {
+            backend: sum(piece["timings"][backend]["median_s"] for piece in pieces)
+            for backend in ("torch", "onnxruntime")
+        }
+        assert stage["backend"] == min(sums, key=sums.__getitem__)
+        assert stage["compute_s"] == pytest.approx(min(sums.values()))
+
+
+def test_the_front_holds_the_plan_of_least_period(cutset: Cutset, small_model: str) -> None:
+    options = ("--cluster", CLUSTER, "--cost", "flops", "--json")
+    plans = cutset("plan", small_model, "--objective", "pareto", *options).document["plans"]
+    best = cutset("plan", small_model, *options).document
+    assert plans[0]["period_s"] == pytest.approx(best["period_s"])
+    assert [p["latency_s"] for p in plans] == sorted((p["latency_s"] for p in plans), reverse=True)
+
+
+def test_a_plan_for_a_cluster_can_be_read(cutset: Cutset) -> None:
+    outcome = cutset("plan", "resnet50", "--cluster", CLUSTER, "--cost", "flops")
+    assert outcome.code == 0, outcome.err
+    text = " ".join(outcome.out.split())
+    assert "server" in text
+    assert "bound: " in text
+    assert "do not split on server" in text
+    assert max(map(len, outcome.out.splitlines())) <= 80
+
+
+def test_a_cost_graph_is_planned(cutset: Cutset) -> None:
+    graph = CLUSTER.with_name("cost-graph.json")
+    document = cutset("plan", "--cost-graph", graph, "--stages", 2, "--json").document
+    assert len(document["stages"]) == 2
+    # 80 ms of work in all, the largest node takes 30: halves of 50 and 30 and some transfers.
+    assert sum(stage["compute_s"] for stage in document["stages"]) == pytest.approx(0.080)
+
+
+def test_what_cuts_inside_units_would_gain(cutset: Cutset, small_model: str) -> None:
+    document = cutset(
+        "plan", small_model, "--stages", 2, "--cost", "flops", "--granularity", "op", "--json"
+    ).document
+    # 640 + 1088 with whole blocks; 896 + 832 if the second block may be cut in its middle.
+    assert document["gain_inside_units"] == pytest.approx(1 - 896 / 1088)
 
 
 def test_split_at_given_places(cutset: Cutset, small_model: str, tmp_path: Path) -> None:

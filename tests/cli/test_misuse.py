@@ -168,7 +168,9 @@ def test_nothing_is_overwritten_unasked(
     [
         ("plan", "alexnet"),
         ("plan", "alexnet", "--stages", "0"),
-        ("plan", "alexnet", "--stages", "2", "--cluster", "c.toml"),
+        ("plan", "alexnet", "--cost-graph", "g.json"),
+        ("plan",),
+        ("plan", "alexnet", "--stages", "2", "--max-latency", "-1"),
         ("plan", "alexnet", "--stages", "2", "--cost", "guess"),
         ("run", "b.cutset", "x.npy", "-o", "out.csv"),
         ("split", "alexnet", "--stages", "2"),
@@ -177,6 +179,12 @@ def test_nothing_is_overwritten_unasked(
 )
 def test_wrong_usage_is_2(cutset: Cutset, arguments: tuple[str, ...]) -> None:
     assert cutset(*arguments).code == 2
+
+
+def test_a_cluster_file_that_is_missing(cutset: Cutset, tmp_path: Path) -> None:
+    outcome = cutset("plan", "alexnet", "--cluster", tmp_path / "c.toml", "--cost", "flops")
+    assert outcome.code == 3
+    assert "c.toml" in _one_line(outcome.err)
 
 
 def test_debug_shows_the_traceback(environment: dict[str, str]) -> None:

@@ -182,6 +182,11 @@ class CostModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return scaled
 
 
+def profile_to_json(profile: Profile) -> str:
+    """The profile as an indented JSON document, which `load_profile` reads."""
+    return msgspec.json.format(msgspec.json.encode(profile), indent=2).decode()
+
+
 def load_profile(path: str | Path) -> Profile:
     """Reads a profile that `cutset profile` wrote.
 

@@ -46,17 +46,27 @@ def _tensor(spec: TensorSpec) -> Document:
     return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
 
 
-def plan_document(plan: Plan, *, bundle: str | None = None) -> Document:
+def plan_document(
+    plan: Plan, *, bundle: str | None = None, gain_inside_units: float | None = None
+) -> Document:
     """``cutset plan --json`` and ``cutset split --json``: the whole plan.
 
     Args:
         plan: the plan.
         bundle: the folder that `split` wrote, or None.
+        gain_inside_units: what cuts inside units would gain, as a fraction, if it was asked for.
     """
     document: Document = msgspec.to_builtins(plan)
     if bundle is not None:
         document["bundle"] = bundle
+    if gain_inside_units is not None:
+        document["gain_inside_units"] = gain_inside_units
     return document
+
+
+def front_document(plans: Sequence[Plan]) -> Document:
+    """``cutset plan --objective pareto --json``: the plans of the front, of rising period."""
+    return {"plans": [plan_document(plan) for plan in plans]}
 
 
 def verification_document(

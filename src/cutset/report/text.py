@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cutset.costs.model import Profile, Timing
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
-from cutset.planning.plan import Plan
+from cutset.planning.plan import Alternative, Plan
 
 BAR_WIDTH = 20
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -120,8 +122,117 @@ def print_plan(console: Console, plan: Plan) -> None:
         "proven the best" if plan.is_proven else f"at most {plan.gap:.2%} above the best possible"
     )
     console.print(f"bound: {format_seconds(plan.bound_s)} ({plan.bound_by}); {proof}")
+    for alternative in plan.alternatives:
+        console.print(_alternative(alternative))
+    if plan.unused_devices:
+        console.print(f"not used: {escape(', '.join(plan.unused_devices))}")
     for note in plan.notes:
         console.print(f"note: {escape(note)}")
+
+
+def _alternative(alternative: Alternative) -> str:
+    """What another number of stages would give, in a line."""
+    count = alternative.num_stages
+    what = "do not split" if count == 1 else f"{count} stages"
+    if alternative.period_s is None or alternative.latency_s is None:
+        return f"{what}: {escape(alternative.reason)}"
+    where = f" on {escape(alternative.devices[0])}" if count == 1 else ""
+    return (
+        f"{what}{where}: {format_seconds(alternative.period_s)} in steady state, "
+        f"{format_seconds(alternative.latency_s)} for one alone"
+    )
+
+
+def print_front(console: Console, plans: Sequence[Plan]) -> None:
+    """Prints every plan that no other beats in both period and latency."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("period", "latency", "rows/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("stages end after (on)", overflow="fold")
+    for plan in plans:
+        stages = ", ".join(f"{stage.last} ({stage.device})" for stage in plan.stages)
+        table.add_row(
+            format_seconds(plan.period_s),
+            format_seconds(plan.latency_s),
+            f"{plan.rows_per_s:.4g}",
+            escape(stages),
+        )
+    console.print(table)
+
+
+def print_profile(console: Console, profile: Profile) -> None:
+    """Prints what every piece of a model cost, backend by backend."""
+    backends = list(profile.whole)
+    rows = "row" if profile.micro_batch == 1 else f"{profile.micro_batch} rows"
+    console.print(
+        f"[bold]{escape(profile.model)}[/] on {escape(profile.device)}: seconds per {rows}, "
+        f"{profile.num_threads} thread{'s' if profile.num_threads > 1 else ''}"
+    )
+    table = Table(box=None, pad_edge=False)
+    table.add_column("piece up to", overflow="fold")
+    table.add_column("multiply-adds", justify="right", no_wrap=True)
+    for backend in backends:
+        table.add_column(backend, justify="right", no_wrap=True)
+        table.add_column("10%..90%", justify="right", no_wrap=True)
+    for piece in profile.pieces:
+        cells = []
+        for backend in backends:
+            timing = piece.timings[backend]
+            cells += [format_seconds(timing.median_s), _spread(timing)]
+        table.add_row(escape(piece.last), format_count(piece.flops), *cells)
+    total = []
+    for timing in profile.whole.values():
+        total += [format_seconds(timing.median_s), _spread(timing)]
+    table.add_row("[bold]whole model[/]", "", *total)
+    console.print(table)
+
+
+def _spread(timing: Timing) -> str:
+    """How far the middle 80% of the runs lie from the median: ``-3% +12%``."""
+    if not timing.median_s:
+        return ""
+    low, high = timing.p10_s / timing.median_s - 1, timing.p90_s / timing.median_s - 1
+    return f"{low:+.0%} {high:+.0%}"
+
+
+def print_bench(console: Console, document: Mapping[str, Any]) -> None:
+    """Prints what `cutset bench` measured; `document` is what its ``--json`` prints."""
+    period_s = document["period_s"]
+    latency = document["latency_s"]
+    console.print(
+        f"throughput: {document['rows_per_s']:.4g} rows/s, "
+        f"a micro-batch every {format_seconds(period_s)}"
+    )
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    for name, key in (
+        ("predicted", "predicted_period_s"),
+        ("slowest stage alone", "slowest_stage_alone_s"),
+        ("whole model, one process, as many cores", "whole_model_period_s"),
+    ):
+        seconds = document[key]
+        ratio = f"{period_s / seconds:.2f} times that" if seconds else ""
+        table.add_row(f"  {name}", format_seconds(seconds), ratio)
+    console.print(table)
+    console.print(
+        f"latency of one alone: median {format_seconds(latency['p50'])}, 95% under "
+        f"{format_seconds(latency['p95'])}, 99% under {format_seconds(latency['p99'])}"
+    )
+    table = Table(box=None, pad_edge=False)
+    for name in ("stage", "backend", "busy", "", "waiting", "sending"):
+        table.add_column(name, no_wrap=True)
+    for index, stage in enumerate(document["stages"]):
+        table.add_row(
+            str(index),
+            stage["backend"],
+            bar(stage["busy"]),
+            f"{stage['busy']:.0%}",
+            f"{stage['waiting']:.0%}",
+            f"{stage['sending']:.0%}",
+        )
+    console.print(table)
 
 
 def print_checks(console: Console, checks: Sequence[tuple[str, bool, str]]) -> None:

@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
-import msgspec
 import torch
 from safetensors.torch import save as to_safetensors
 from torch.utils import _pytree as pytree
@@ -34,6 +33,7 @@ from cutset.shards.manifest import (
     FileEntry,
     Manifest,
     StageEntry,
+    encode_manifest,
     sha256_of,
 )
 from cutset.shards.onnx_export import export_onnx
@@ -105,11 +105,7 @@ def export_bundle(
         writer.write_reference(model)
         manifest = Manifest(
             format=BUNDLE_FORMAT,
-            created_by={
-                "cutset": importlib.metadata.version("cutset"),
-                "torch": str(torch.__version__),
-                "python": platform.python_version(),
-            },
+            created_by=_versions(),
             model=model_name or captured.graph.model_class,
             weights=weights,
             keep=tuple(keep),
@@ -128,11 +124,19 @@ def export_bundle(
             num_threads=num_threads,
             files=_file_entries(folder),
         )
-        _write(folder / MANIFEST_NAME, msgspec.json.format(msgspec.json.encode(manifest)))
+        _write(folder / MANIFEST_NAME, encode_manifest(manifest))
         if check is not None:
             check(folder)
         _move_into_place(folder, target)
     return target
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "cutset": importlib.metadata.version("cutset"),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
 
 
 class _BundleWriter:
@@ -175,6 +179,8 @@ class _BundleWriter:
         program = f"{folder}/program.pt2"
         # Example inputs would be stored pickled; the reference tensors serve instead.
         exported.example_inputs = None
+        # Contracts are checked by the runtime; guards would be code.
+        exported._guards_code = []
         _write_program(exported, self._folder / program)
         onnx_path = f"{folder}/model.onnx"
         missing = export_onnx(

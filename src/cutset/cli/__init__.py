@@ -1,0 +1,87 @@
+"""The command line: parse, call one library function, print, exit code.
+
+Answers go to stdout, all else to stderr. Heavy libraries are imported inside the commands, so
+that ``cutset --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import types
+from typing import Annotated, NoReturn
+
+import typer
+
+from cutset import __version__
+from cutset.cli import bundles, models
+from cutset.errors import CutsetError
+
+app = typer.Typer(
+    name="cutset",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Split a trained PyTorch model where its architecture allows, prove the pieces equal "
+    "to the whole, and run them as a pipeline.",
+)
+for command in (
+    models.inspect,
+    models.profile,
+    models.plan,
+    models.split,
+    bundles.verify,
+    bundles.run,
+    bundles.bench,
+):
+    app.command()(command)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"cutset {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option(help="show the traceback of an error")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log to stderr")] = False,
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print and leave")
+    ] = False,
+) -> None:
+    # `main` looks at --debug itself: an error must be shown whatever state the parser is in.
+    del debug
+    if verbose:
+        import logging
+
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C or SIGTERM: every `finally` runs, so that no process and no half-written file stay."""
+
+
+def _interrupt(number: int, _frame: types.FrameType | None) -> NoReturn:
+    # A second signal must not interrupt the clean-up that the first one began.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise _Interrupted(number)
+
+
+def main() -> None:
+    """Runs the command line and leaves with its exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        app()
+    except CutsetError as error:
+        if "--debug" in sys.argv:
+            raise
+        # One line: a message from below may have several.
+        sys.stderr.write(f"cutset: {' '.join(str(error).split())}\n")
+        raise SystemExit(error.exit_code) from None
+    except _Interrupted as interrupted:
+        sys.stderr.write("cutset: interrupted\n")
+        raise SystemExit(128 + interrupted.args[0]) from None

@@ -1,0 +1,5 @@
+"""Runs the command line as ``python -m cutset.cli``."""
+
+from cutset.cli import main
+
+main()

@@ -1,0 +1,132 @@
+"""Commands about bundles: verify, run, bench."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cutset.cli import options
+from cutset.cli.screen import print_json, progress, stdout, usage_error, write_text
+from cutset.errors import ModelError
+
+
+def verify(
+    bundle: options.Bundle,
+    model: Annotated[
+        str | None, typer.Option(help="the whole model, to compare with as well")
+    ] = None,
+    weights: options.Weights = None,
+    as_json: options.Json = False,
+) -> None:
+    """Check a bundle: contracts, completeness, units, numbers, hashes."""
+    from cutset.report.documents import verification_document
+    from cutset.report.text import print_checks
+    from cutset.workflow import raise_if_failed, verify_against
+
+    with progress() as say:
+        report = verify_against(bundle, model=model, weights=weights, say=say)
+    checks = [(check.name, check.ok, check.detail) for check in report.checks]
+    if as_json:
+        print_json(verification_document(checks, report.max_abs_error, bit_exact=report.bit_exact))
+    else:
+        print_checks(stdout(), checks)
+    raise_if_failed(report)
+
+
+def run(
+    bundle: options.Bundle,
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="INPUT...", help="images, folders, .npy or .safetensors files"),
+    ],
+    engine: options.Engine = "local",
+    backend: options.Backend = "auto",
+    batch_size: options.MicroBatch = None,
+    threads: options.Threads = 1,
+    top: Annotated[int, typer.Option(min=1, help="labels a row")] = 5,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="FILE.jsonl: a row each; FILE.safetensors: raw"),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Run images or arrays through the stages of a bundle, a process each."""
+    from cutset.inputs import write_outputs
+    from cutset.predict import predict_files
+    from cutset.report.documents import run_document
+    from cutset.report.text import print_answers
+    from cutset.runtime.session import open_session
+
+    suffix = output.suffix if output is not None else ""
+    if output is not None and suffix not in (".jsonl", ".safetensors"):
+        usage_error(f"{output}: the output is a .jsonl or a .safetensors file")
+    with progress() as say:
+        say("starting workers")
+        with open_session(
+            bundle, engine=engine, backend=backend, micro_batch=batch_size, num_threads=threads
+        ) as session:
+            result = predict_files(
+                session,
+                inputs,
+                num_labels=top,
+                keep_outputs=suffix == ".safetensors",
+                progress=lambda num_rows: say(f"{num_rows} rows answered"),
+            )
+    document = run_document(result.names, result.tops, result.seconds, result.failed)
+    if output is not None and suffix == ".jsonl":
+        rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in document["rows"])
+        write_text(output, "".join(rows))
+    elif output is not None:
+        write_outputs(output, result.outputs or {})
+    if as_json:
+        print_json(document)
+    else:
+        print_answers(stdout(), result.names, result.tops)
+        stdout().print(
+            f"{len(result.names)} rows in {result.seconds:.2f} s, "
+            f"{document['rows_per_s']:.1f} rows/s"
+        )
+    if result.failed:
+        name, reason = result.failed[0]
+        others = f" (and {len(result.failed) - 1} more)" if len(result.failed) > 1 else ""
+        raise ModelError(f"{name}{others} could not be read, the others were run: {reason}")
+
+
+def bench(
+    bundle: options.Bundle,
+    engine: options.Engine = "local",
+    backend: options.Backend = "auto",
+    batch_size: options.MicroBatch = None,
+    threads: options.Threads = 1,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="how long each of the four measurements takes")
+    ] = 5.0,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="write a Chrome trace")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Measure throughput and latency against the prediction and the whole model."""
+    import msgspec
+
+    from cutset.report.text import print_bench
+    from cutset.runtime.bench import bench_bundle
+
+    with progress() as say:
+        say("measuring")
+        report, timeline = bench_bundle(
+            bundle,
+            engine=engine,
+            backend=backend,
+            micro_batch=batch_size,
+            num_threads=threads,
+            duration_s=seconds,
+            trace=trace is not None,
+        )
+    if trace is not None:
+        write_text(trace, json.dumps(timeline))
+    document = msgspec.to_builtins(report)
+    print_json(document) if as_json else print_bench(stdout(), document)

@@ -1,0 +1,297 @@
+"""Commands about models: inspect, profile, plan, split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cutset.cli import options
+from cutset.cli.screen import Say, print_json, progress, stdout, usage_error, write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cutset.costs.model import Profile
+    from cutset.planning import Plan
+    from cutset.workflow import PlanRequest, PreparedModel
+
+
+def inspect(
+    model: options.Model,
+    weights: options.Weights = "random:0",
+    refused: Annotated[bool, typer.Option(help="show every refused position too")] = False,
+    keep: options.Keep = None,
+    divide: options.Divide = None,
+    max_tensors: options.MaxTensors = 1,
+    as_json: options.Json = False,
+) -> None:
+    """Show where a model may be cut: units, cut points, bytes, work; and why not elsewhere."""
+    from cutset.report.documents import inspection_document
+    from cutset.report.text import print_inspection
+
+    with progress() as say:
+        prepared = _prepare(model, weights, keep, divide, max_tensors, say)
+    name, graph = prepared.found.name, prepared.captured.graph
+    if as_json:
+        print_json(inspection_document(name, graph, prepared.cuts))
+    else:
+        print_inspection(stdout(), name, graph, prepared.cuts, refused=refused)
+
+
+def profile(
+    model: options.Model,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="the file to write")] = None,
+    weights: options.Weights = "random:0",
+    batch_size: options.BatchSize = 1,
+    threads: options.Threads = 1,
+    runs: options.Runs = 20,
+    device: Annotated[str, typer.Option(help="this device's name; the host's by default")] = "",
+    keep: options.Keep = None,
+    divide: options.Divide = None,
+    max_tensors: options.MaxTensors = 1,
+    as_json: options.Json = False,
+) -> None:
+    """Measure on this device what every piece of a model costs."""
+    from cutset.costs.model import profile_to_json
+    from cutset.report.text import print_profile
+
+    with progress() as say:
+        prepared = _prepare(model, weights, keep, divide, max_tensors, say)
+        measured = _measure(prepared, batch_size, threads, runs, device, say)
+    text = profile_to_json(measured)
+    if output is not None:
+        write_text(output, text + "\n")
+    if as_json:
+        typer.echo(text)
+    else:
+        print_profile(stdout(), measured)
+
+
+def plan(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="as for inspect")] = None,
+    stages: options.Stages = None,
+    cluster: options.Cluster = None,
+    cut: options.Cut = None,
+    objective: Annotated[str, typer.Option(metavar="throughput|latency|pareto")] = "throughput",
+    max_latency: options.MaxLatency = None,
+    min_throughput: options.MinThroughput = None,
+    serial: options.Serial = False,
+    fixed_order: options.FixedOrder = False,
+    granularity: Annotated[
+        str, typer.Option(metavar="unit|op", help="op: what cuts inside units would gain")
+    ] = "unit",
+    cost_graph: Annotated[
+        Path | None, typer.Option(help="plan a cost graph (JSON) instead of a model")
+    ] = None,
+    cost: options.Cost = "measured",
+    profile_file: options.ProfileFile = None,
+    weights: options.Weights = "random:0",
+    batch_size: options.BatchSize = 1,
+    threads: options.Threads = 1,
+    keep: options.Keep = None,
+    divide: options.Divide = None,
+    max_tensors: options.MaxTensors = 1,
+    as_json: options.Json = False,
+) -> None:
+    """Find the best stages for equal devices or for a cluster, with the bound that judges them."""
+    from cutset.report.documents import front_document, plan_document
+    from cutset.report.text import print_front, print_plan
+
+    if granularity not in ("unit", "op"):
+        usage_error(f"--granularity is 'unit' or 'op', got {granularity!r}")
+    if (model is None) == (cost_graph is None):
+        usage_error("name either a MODEL or a --cost-graph")
+    if cost_graph is not None:
+        result = _plan_cost_graph(cost_graph, stages, cluster, serial)
+        print_json(plan_document(result)) if as_json else print_plan(stdout(), result)
+        return
+    from cutset.workflow import plan_front, plan_stages
+
+    assert model is not None
+    is_front = objective == "pareto"
+    request = _request(
+        stages, cluster, cut, "throughput" if is_front else objective, serial, fixed_order,
+        max_latency, min_throughput,
+    )  # fmt: skip
+    gain = None
+    with progress() as say:
+        prepared = _prepare(model, weights, keep, divide, max_tensors, say)
+        costs = _costs(prepared, request, cluster, cost, profile_file, batch_size, threads, say)
+        say("planning")
+        if is_front:
+            front = plan_front(prepared, request, profile=costs, batch_size=batch_size)
+        else:
+            result = plan_stages(prepared, request, profile=costs, batch_size=batch_size)
+            if granularity == "op":
+                from cutset.planning import gain_inside_units
+
+                finer = plan_stages(
+                    prepared, request, profile=costs, batch_size=batch_size, granularity="op"
+                )
+                gain = gain_inside_units(result, finer)
+    if is_front:
+        print_json(front_document(front)) if as_json else print_front(stdout(), front)
+    elif as_json:
+        print_json(plan_document(result, gain_inside_units=gain))
+    else:
+        print_plan(stdout(), result)
+        if gain is not None:
+            stdout().print(f"cuts inside units would gain {gain:.1%}")
+
+
+def split(
+    model: options.Model,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="the bundle")],
+    stages: options.Stages = None,
+    cluster: options.Cluster = None,
+    cut: options.Cut = None,
+    objective: Annotated[str, typer.Option(metavar="throughput|latency")] = "throughput",
+    max_latency: options.MaxLatency = None,
+    min_throughput: options.MinThroughput = None,
+    serial: options.Serial = False,
+    fixed_order: options.FixedOrder = False,
+    cost: options.Cost = "measured",
+    profile_file: options.ProfileFile = None,
+    weights: options.Weights = None,
+    batch_size: options.BatchSize = 1,
+    threads: options.Threads = 1,
+    keep: options.Keep = None,
+    divide: options.Divide = None,
+    max_tensors: options.MaxTensors = 1,
+    force: Annotated[bool, typer.Option(help="replace a bundle that is there")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Capture, profile, plan, export and verify: from a model to a proven bundle."""
+    from cutset.report.documents import plan_document
+    from cutset.report.text import print_checks, print_plan
+    from cutset.shards.export import check_target
+    from cutset.workflow import plan_stages, split_model
+
+    request = _request(
+        stages, cluster, cut, objective, serial, fixed_order, max_latency, min_throughput
+    )
+    check_target(output.absolute(), replace=force)
+    with progress() as say:
+        prepared = _prepare(model, weights, keep, divide, max_tensors, say)
+        costs = _costs(prepared, request, cluster, cost, profile_file, batch_size, threads, say)
+        say("planning")
+        result = plan_stages(prepared, request, profile=costs, batch_size=batch_size)
+        path, report = split_model(
+            prepared, result, output, num_threads=threads, replace=force, say=say
+        )
+    if as_json:
+        print_json(plan_document(result, bundle=str(path)))
+    else:
+        print_plan(stdout(), result)
+        print_checks(stdout(), [(check.name, check.ok, check.detail) for check in report.checks])
+        stdout().print(f"wrote {path}", soft_wrap=True)
+
+
+def _prepare(
+    model: str,
+    weights: str | None,
+    keep: list[str] | None,
+    divide: list[str] | None,
+    max_tensors: int,
+    say: Say,
+) -> PreparedModel:
+    from cutset.workflow import prepare_model
+
+    return prepare_model(
+        model,
+        weights=weights,
+        keep=keep or (),
+        divide=divide or (),
+        max_tensors=max_tensors,
+        say=say,
+    )
+
+
+def _request(
+    stages: int | None,
+    cluster: Path | None,
+    cut: list[str] | None,
+    objective: str,
+    serial: bool,
+    fixed_order: bool,
+    max_latency: float | None,
+    min_throughput: float | None,
+) -> PlanRequest:
+    """What is wanted, after a check that the options say something and one thing only."""
+    if objective not in ("throughput", "latency"):
+        usage_error(f"--objective {objective!r} is unknown here")
+    if cluster is None and stages is None and not cut:
+        usage_error("say how to divide the model: --stages N, --cluster FILE.toml or --cut AFTER")
+    for name, value in (("--max-latency", max_latency), ("--min-throughput", min_throughput)):
+        if value is not None and value <= 0:
+            usage_error(f"{name} must be above 0, got {value}")
+    from cutset.devices import load_cluster
+    from cutset.workflow import PlanRequest
+
+    return PlanRequest(
+        num_stages=stages,
+        cut_names=tuple(cut or ()),
+        cluster=load_cluster(cluster) if cluster is not None else None,
+        objective=objective,
+        serial=serial,
+        fixed_order=fixed_order,
+        max_latency_s=max_latency,
+        min_rows_per_s=min_throughput,
+    )
+
+
+def _plan_cost_graph(
+    cost_graph: Path, stages: int | None, cluster: Path | None, serial: bool
+) -> Plan:
+    from cutset.devices import equal_cluster, load_cluster
+    from cutset.planning import plan_cost_graph
+
+    if cluster is None and stages is None:
+        usage_error("say on what to place the graph: --stages N or --cluster FILE.toml")
+    found = load_cluster(cluster) if cluster is not None else equal_cluster(stages or 1)
+    return plan_cost_graph(cost_graph, found, serial=serial, num_stages=stages)
+
+
+def _costs(
+    prepared: PreparedModel,
+    request: PlanRequest,
+    cluster: Path | None,
+    cost: str,
+    profile_file: Path | None,
+    batch_size: int,
+    threads: int,
+    say: Say,
+) -> Profile | Mapping[str, Profile] | None:
+    """The profiles to plan with: read, measured now, or None for multiply-adds."""
+    from cutset.costs.model import load_profile
+    from cutset.workflow import load_profiles
+
+    if cost not in ("measured", "flops"):
+        usage_error(f"--cost is 'measured' or 'flops', got {cost!r}")
+    if cost == "flops" and profile_file is None:
+        return None
+    folder = cluster.parent if cluster is not None else Path()
+    if profile_file is not None:
+        return load_profiles(request.cluster, folder, load_profile(profile_file))
+    devices = request.cluster.devices if request.cluster else ()
+    if devices and all(device.profile is not None for device in devices):
+        return load_profiles(request.cluster, folder, None)
+    measured = _measure(prepared, batch_size, threads, 20, "", say)
+    return load_profiles(request.cluster, folder, measured)
+
+
+def _measure(
+    prepared: PreparedModel, batch_size: int, threads: int, runs: int, device: str, say: Say
+) -> Profile:
+    from cutset.workflow import profile_model
+
+    return profile_model(
+        prepared,
+        batch_size=batch_size,
+        num_threads=threads,
+        num_runs=runs,
+        device=device,
+        progress=lambda name, done, all_: say(f"profiling {name}: run {done} of {all_}"),
+    )

@@ -1,0 +1,63 @@
+"""Arguments and options that several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+Model: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="torchvision:NAME (or just NAME), timm:NAME, FILE.py:FACTORY or FILE.pt2",
+    ),
+]
+Bundle: TypeAlias = Annotated[Path, typer.Argument(metavar="DIR", help="a bundle")]
+Weights: TypeAlias = Annotated[
+    str | None, typer.Option(help="DEFAULT, a .pth or .safetensors file, or random:SEED")
+]
+Keep: TypeAlias = Annotated[
+    list[str] | None, typer.Option(metavar="CLASS", help="never divide modules of this class")
+]
+Divide: TypeAlias = Annotated[
+    list[str] | None, typer.Option(metavar="CLASS", help="allow cuts between its children")
+]
+MaxTensors: TypeAlias = Annotated[
+    int, typer.Option(min=1, help="most tensors that may cross a cut")
+]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="print one JSON document")]
+BatchSize: TypeAlias = Annotated[int, typer.Option(min=1, help="rows of a micro-batch")]
+Threads: TypeAlias = Annotated[int, typer.Option(min=1, help="threads of each stage")]
+Runs: TypeAlias = Annotated[int, typer.Option(min=5, help="measured runs")]
+Stages: TypeAlias = Annotated[int | None, typer.Option(min=1, help="that many equal devices")]
+Cluster: TypeAlias = Annotated[Path | None, typer.Option(help="a cluster file (TOML)")]
+Cut: TypeAlias = Annotated[
+    list[str] | None, typer.Option(metavar="AFTER", help="cut here (repeatable)")
+]
+Cost: TypeAlias = Annotated[
+    str,
+    typer.Option(metavar="measured|flops", help="what a piece costs: seconds or multiply-adds"),
+]
+ProfileFile: TypeAlias = Annotated[
+    Path | None, typer.Option("--profile", help="a profile instead of measuring now")
+]
+Serial: TypeAlias = Annotated[
+    bool, typer.Option(help="computing and sending add up instead of overlapping")
+]
+FixedOrder: TypeAlias = Annotated[
+    bool, typer.Option(help="stages keep the cluster file's order of devices")
+]
+MaxLatency: TypeAlias = Annotated[
+    float | None, typer.Option(help="most seconds for one micro-batch alone")
+]
+MinThroughput: TypeAlias = Annotated[float | None, typer.Option(help="least rows per second")]
+Engine: TypeAlias = Annotated[str, typer.Option(metavar="local", help="where workers run")]
+Backend: TypeAlias = Annotated[
+    str, typer.Option(metavar="auto|torch|onnxruntime", help="what computes a stage")
+]
+MicroBatch: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--batch-size", min=1, help="rows of a micro-batch; the plan's by default"),
+]
