@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from cutset.engines.local import LocalEngine
 from cutset.errors import BundleError, ContractViolation, EngineError
 from cutset.runtime.session import Session, open_session
 
@@ -44,6 +45,24 @@ def test_three_stages_and_a_window_of_one(bundle_of_three: Path, model: SmallNet
     rows = torch.randn(11, 3, 16, 16)
     with open_session(bundle_of_three, backend="torch", window=1) as session:
         assert torch.equal(session.run(rows), whole_model(model, rows, 4))
+
+
+def test_a_single_stage_is_a_pipeline_too(tmp_path: Path, model: SmallNet) -> None:
+    bundle = write_bundle(model, (torch.randn(2, 3, 16, 16),), (), tmp_path / "one.cutset")
+    rows = torch.randn(6, 3, 16, 16)
+    with open_session(bundle, backend="torch") as session:
+        assert torch.equal(session.run(rows), whole_model(model, rows, 4))
+
+
+def test_tensors_cross_as_messages_where_memory_is_not_shared(
+    bundle_of_three: Path, model: SmallNet
+) -> None:
+    engine = LocalEngine(("a", "b", "c"), num_threads=1)
+    engine.shares_memory = False
+    with open_session(bundle_of_three, backend="torch", engine=engine) as session:
+        for num_rows in (1, 4, 11):
+            rows = torch.randn(num_rows, 3, 16, 16)
+            assert torch.equal(session.run(rows), whole_model(model, rows, 4))
 
 
 def test_threads_may_submit_at_once(session: Session, model: SmallNet) -> None:
@@ -176,7 +195,7 @@ def test_stats_count_rows_and_micro_batches(bundle: Path) -> None:
     assert [stage.stats.num_micro_batches for stage in status.stages] == [3, 3]
     assert [stage.backend for stage in status.stages] == ["torch", "torch"]
     assert status.stages[0].stats.received_bytes == 10 * 3 * 16 * 16 * 4
-    assert status.stages[1].stats.sent_bytes == 10 * 10 * 4
+    assert status.stages[1].stats.received_bytes == 10 * 8 * 16 * 16 * 4
     assert (status.epoch, status.num_settled, status.num_in_flight) == (1, 3, 0)
 
 

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from cutset.errors import LinkTimeout
+from cutset.runtime.arena import Arena, create_file
+from cutset.runtime.channel import (
+    LinkClosedError,
+    LinkContract,
+    Parcel,
+    Receiver,
+    Sender,
+    StoreAddress,
+    connect,
+    serve_store,
+)
+from cutset.runtime.wire import KEEP_ALIVE
+from cutset.tensors import TensorSpec
+
+_LINK = LinkContract(
+    index=1,
+    name="stage 0 -> stage 1",
+    specs=(
+        TensorSpec(name="a", shape=("batch", 3, 4, 4), dtype="float32"),
+        TensorSpec(name="b", shape=("batch",), dtype="int64"),
+    ),
+    max_rows=4,
+)
+_NUM_SLOTS = 3
+_Ends = tuple[Sender, Receiver]
+_MakeEnds = Callable[..., _Ends]
+
+
+@pytest.fixture
+def make_ends() -> Iterator[_MakeEnds]:
+    """Makes both ends of `_LINK` in this process, in a fresh epoch each time."""
+    store = serve_store("127.0.0.1")
+    epochs = iter(range(1, 100))
+
+    def make(*, shared: bool, idle_s: float = 20.0, reuse: bool = True) -> _Ends:
+        epoch = next(epochs)
+        address = StoreAddress(
+            host="127.0.0.1", port=store.port, prefix=f"test/{epoch}", listen_host="127.0.0.1"
+        )
+        groups: dict[bool, object] = {}
+
+        def join(sends: bool) -> None:
+            groups[sends] = connect(address, _LINK, sends=sends, timeout_s=20.0, idle_s=idle_s)
+
+        other = threading.Thread(target=join, args=(True,))
+        other.start()
+        join(False)
+        other.join()
+        arenas: tuple[Arena | None, Arena | None] = (None, None)
+        if shared:
+            file = create_file(_LINK.slot_bytes, _NUM_SLOTS)
+            arenas = (
+                Arena(file, _LINK.slot_bytes, _NUM_SLOTS),
+                Arena(file, _LINK.slot_bytes, _NUM_SLOTS),
+            )
+            os.close(file)
+        receiver = Receiver(groups.pop(False), _LINK, epoch, arenas[1], reuse=reuse)
+        return Sender(groups.pop(True), _LINK, epoch, arenas[0], idle_s), receiver
+
+    yield make
+    gc.collect()  # process groups of failed tests hang on tracebacks
+
+
+def _parcel(sequence: int, num_rows: int) -> Parcel:
+    images = torch.full((num_rows, 3, 4, 4), float(sequence))
+    images = images.contiguous(memory_format=torch.channels_last)
+    return Parcel(
+        sequence=sequence,
+        num_rows=num_rows,
+        tensors=(images, torch.arange(num_rows) + sequence),
+    )
+
+
+def _send_all(sender: Sender, parcels: list[Parcel]) -> threading.Thread:
+    def work() -> None:
+        for parcel in parcels:
+            sender.send(parcel)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
+def test_parcels_arrive_in_order_with_their_strides(
+    make_ends: _MakeEnds, shared: bool, reuse: bool
+) -> None:
+    sender, receiver = make_ends(shared=shared, reuse=reuse)
+    parcels = [_parcel(sequence, 1 + sequence % 4) for sequence in range(12)]
+    thread = _send_all(sender, parcels)
+    for sent in parcels:
+        _, received = receiver.receive()
+        assert (received.sequence, received.num_rows) == (sent.sequence, sent.num_rows)
+        for ours, theirs in zip(sent.tensors, received.tensors, strict=True):
+            assert torch.equal(ours, theirs)
+            assert ours.stride() == theirs.stride()
+        received.release()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_parcel_that_is_kept_is_not_overwritten(make_ends: _MakeEnds, shared: bool) -> None:
+    sender, receiver = make_ends(shared=shared)
+    thread = _send_all(sender, [_parcel(sequence, 2) for sequence in range(6)])
+    _, kept = receiver.receive()
+    for _ in range(5):
+        receiver.receive()[1].release()
+    thread.join(20)
+    assert torch.equal(kept.tensors[0], torch.zeros(2, 3, 4, 4))
+
+
+def test_a_tensor_with_gaps_is_sent_densely(make_ends: _MakeEnds) -> None:
+    sender, receiver = make_ends(shared=True)
+    wide = torch.randn(2, 3, 4, 8)
+    sender.send(Parcel(sequence=0, num_rows=2, tensors=(wide[..., ::2], torch.zeros(2).long())))
+    _, received = receiver.receive()
+    assert torch.equal(received.tensors[0], wide[..., ::2])
+
+
+def test_a_keep_alive_has_no_tensors(make_ends: _MakeEnds) -> None:
+    sender, receiver = make_ends(shared=False)
+    sender.keep_alive()
+    header, parcel = receiver.receive()
+    assert header.kind == KEEP_ALIVE
+    assert parcel.tensors == ()
+
+
+def test_a_silent_neighbour_is_a_time_out(make_ends: _MakeEnds) -> None:
+    sender, receiver = make_ends(shared=False, idle_s=0.3)
+    with pytest.raises(LinkTimeout, match="stage 0 -> stage 1") as caught:
+        receiver.receive()
+    assert caught.value.link == "stage 0 -> stage 1"
+    assert caught.value.seconds >= 0.3
+    del sender
+
+
+def test_a_neighbour_that_keeps_all_slots_is_a_time_out(make_ends: _MakeEnds) -> None:
+    sender, receiver = make_ends(shared=True, idle_s=0.3)
+    for sequence in range(_NUM_SLOTS):
+        sender.send(_parcel(sequence, 1))
+    with pytest.raises(LinkTimeout, match="gave no slot back"):
+        sender.send(_parcel(_NUM_SLOTS, 1))
+    del receiver
+
+
+def test_a_neighbour_that_leaves_closes_the_link(make_ends: _MakeEnds) -> None:
+    sender, receiver = make_ends(shared=False)
+    del sender
+    with pytest.raises(LinkClosedError, match="was closed by the neighbour"):
+        receiver.receive()
+
+
+def test_more_rows_than_the_link_carries_end_it(make_ends: _MakeEnds) -> None:
+    sender, receiver = make_ends(shared=True)
+    small = torch.zeros(1, 3, 4, 4), torch.zeros(1, dtype=torch.int64)
+    sender.send(Parcel(sequence=0, num_rows=5, tensors=small))
+    with pytest.raises(LinkClosedError, match="5 rows announced"):
+        receiver.receive()
+
+
+def test_nobody_at_the_other_end_is_a_time_out() -> None:
+    store = serve_store("127.0.0.1")
+    address = StoreAddress(
+        host="127.0.0.1", port=store.port, prefix="alone", listen_host="127.0.0.1"
+    )
+    with pytest.raises(LinkTimeout, match="did not connect"):
+        connect(address, _LINK, sends=True, timeout_s=0.5, idle_s=1.0)
+    del store
