@@ -44,10 +44,12 @@ class _Search:
         self.problem = problem
         self.limit_s = limit_s
         self.by_latency = cost == "latency"
+        self.by_load = cost == "load"
         self.lattice = Lattice(problem)
         self.size = problem.num_pieces + 1
         classes = range(problem.num_classes)
-        self.in_pairs = problem.serial and not problem.has_uniform_links and math.isfinite(limit_s)
+        needs_pairs = problem.serial and not problem.has_uniform_links and not self.by_load
+        self.in_pairs = needs_pairs and math.isfinite(limit_s)
         before = (_SOURCE, *classes) if self.in_pairs else (_SOURCE,)
         self.lasts = [(d, e) for e in classes for d in before if d != e or problem.counts[e] > 1]
         self.index = {last: k for k, last in enumerate(self.lasts)}
@@ -85,13 +87,15 @@ class _Search:
             seconds = variant.prefix_s[start + 1 : stop + 1] - variant.prefix_s[start]
             best[: stop - start] = np.minimum(best[: stop - start], seconds)
         load = best
-        if problem.serial and math.isfinite(self.limit_s):
+        if problem.serial and math.isfinite(self.limit_s) and not self.by_load:
             load = best + self._moves_s(last, start, following)
         best[load > self.limit_s] = math.inf
         allowed = np.flatnonzero(np.isfinite(best))
         stop = start + 1 + int(allowed[-1]) if len(allowed) else start
         best = best[: stop - start]
-        return stop, best if self.by_latency else np.where(np.isfinite(best), 0.0, math.inf)
+        if self.by_latency or self.by_load:
+            return stop, best
+        return stop, np.where(np.isfinite(best), 0.0, math.inf)
 
     def _moves_s(self, last: tuple[int, int], start: int, following: int) -> Floats:
         """Seconds to receive and to send, for each stop of a serial stage from `start`."""
@@ -118,7 +122,9 @@ class _Search:
             source_s = float(problem.source_s[e])
             if problem.serial or source_s <= self.limit_s:
                 at = int(np.searchsorted(states, lattice.strides[e]))
-                values[self.index[(_SOURCE, e)], 0, at] = source_s if self.by_latency else 0.0
+                values[self.index[(_SOURCE, e)], 0, at] = (
+                    source_s if self.by_latency or self.by_load else 0.0
+                )
         return _Level(states, values)
 
     def closed(self, level: _Level, last: tuple[int, int], following: int) -> Floats:
@@ -136,9 +142,24 @@ class _Search:
     def end_cost(self, closed: Floats, device_class: int) -> Floats:
         """Cost of a plan that ends with this stage, shape (M,)."""
         sink_s = float(self.problem.sink_s[device_class])
+        if self.by_load:
+            fits = np.isfinite(closed[-1]) & (closed[-1] + sink_s <= self.limit_s)
+            return np.where(fits, 0.0, math.inf)
         if not self.problem.serial and sink_s > self.limit_s:
             return np.full(closed.shape[1], math.inf)
         total: Floats = closed[-1] + (sink_s if self.by_latency else 0.0)
+        return total
+
+    def crossed(self, done: Floats, device_class: int, next_class: int) -> Floats:
+        """Cost after a cut at each boundary, from `done` of shape (n + 1,) or (n + 1, M)."""
+        if self.by_load:
+            link = self.links[device_class, next_class].copy()
+            link[0] = link[-1] = math.inf
+            link = link.reshape(-1, *([1] * (done.ndim - 1)))
+            fits = np.isfinite(done) & (done + link <= self.limit_s)
+            return np.where(fits, link, math.inf)
+        added = self.crossing(device_class, next_class)
+        total: Floats = done + added.reshape(-1, *([1] * (done.ndim - 1)))
         return total
 
     def crossing(self, device_class: int, next_class: int) -> Floats:
@@ -168,7 +189,7 @@ class _Search:
                     continue
                 done = self.closed(level, last, f) if closed is None else closed
                 at = np.searchsorted(states, after[f])
-                moved = done[:, room[f]] + self.crossing(last[1], f)[:, None]
+                moved = self.crossed(done[:, room[f]], last[1], f)
                 target = values[self.last_of(last[1], f)]
                 target[:, at] = np.minimum(target[:, at], moved)
         if math.isfinite(best):
@@ -208,9 +229,10 @@ class _Search:
                     continue
                 if not self.lattice.can_follow(e, last[1]):
                     continue
-                added = float(self.crossing(e, last[1])[stop])
                 _, cost = self._best_start(levels[depth], k, at, stop, following)
-                options.append((cost + added, k))
+                row = np.full(self.size, math.inf)
+                row[stop] = cost
+                options.append((float(self.crossed(row, e, last[1])[stop]), k))
             last_at = min(options)[1]
 
     def _best_start(
@@ -236,7 +258,8 @@ def cheapest(
     Args:
         problem: any.
         limit_s: seconds; infinity for no limit.
-        cost: ``"latency"`` or ``"ties"``.
+        cost: ``"latency"``; ``"ties"``; or ``"load"``: any plan that keeps a *serial* period (the
+            value is then the least load so far of the open stage, so links may differ freely).
         stop_at_first: return the first plan found, with the fewest stages, whatever it costs.
 
     Raises:

@@ -35,7 +35,8 @@ MAX_TIE_VISITS = 2_000
 MAX_EVEN_STATES = 1 << 12
 """Up to this many states a plan of least latency is also given the least period."""
 
-MAX_TIE_PIECES = 2_000
+MAX_SERIAL_TIE_SIZE = 10_000
+"""The same, times classes, for serial plans: their search has to know both ends of every stage."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,8 @@ def period_oracle(problem: ChainProblem) -> Oracle:
             return ThresholdSearch(problem).find
         except OverBudget as reason:
             logger.info("bit sets are out of reach (%s); searching by cost", reason)
-    return lambda limit_s: cheapest(problem, limit_s, cost="ties", stop_at_first=True)
+    cost = "load" if problem.serial else "ties"
+    return lambda limit_s: cheapest(problem, limit_s, cost=cost, stop_at_first=True)
 
 
 def solve_period(problem: ChainProblem, *, max_latency_s: float | None = None) -> Solution:
@@ -148,7 +150,8 @@ def _break_ties(
     max_latency_s: float | None,
 ) -> tuple[Placed, ...]:
     """Among plans of this period the one whose cuts cost least, where that can be afforded."""
-    if problem.num_pieces > MAX_TIE_PIECES and problem.serial:
+    size = num_states(problem) * problem.num_pieces
+    if problem.serial and size * problem.num_classes > MAX_SERIAL_TIE_SIZE:
         return stages
     try:
         other = _cheapest_ties(problem, period_s)
@@ -160,7 +163,7 @@ def _break_ties(
     if max_latency_s is not None and problem.latency_s(other) > max_latency_s * (1 + ROUNDING):
         return stages
     stages = other if problem.ties(other) < problem.ties(stages) else stages
-    if num_states(problem) * problem.num_pieces > MAX_TIE_SIZE:
+    if size > MAX_TIE_SIZE:
         return stages
     quick = cheapest_within(problem, period_s, "latency")
     same = quick is not None and problem.ties(quick) <= problem.ties(stages)

@@ -48,7 +48,7 @@ def test_two_kinds_of_devices_beat_the_published_schedule(readers, model, best, 
         INPUTS / "pipeedge", f"google/vit-{model}-patch16-224", (4, 4)
     )
     period_s = problem.period_s(solve_period(problem).stages)
-    assert period_s == pytest.approx(best, abs=digits)
+    assert period_s == pytest.approx(best, abs=5e-4)  # published to four digits
     if model == "base":
         published = readers.published_pipeedge_period(INPUTS / "pipeedge", problem)
         assert published == pytest.approx(1.726248, rel=1e-6)
