@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import torch
 
+from cutset.backends.allocator import keep_freed_memory
 from cutset.backends.base import StageProgram, load_stage, random_inputs
 from cutset.errors import EngineError
 from cutset.shards.load import open_bundle
@@ -177,6 +178,7 @@ def main() -> None:
     parser.add_argument("num_threads", type=int)
     parser.add_argument("micro_batch", type=int)
     arguments = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(arguments.num_threads)
     pairs = [pair.split(":") for pair in arguments.stages.split(",")]
     indices = [int(index) for index, _ in pairs]

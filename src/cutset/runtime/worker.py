@@ -26,6 +26,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from cutset.backends.allocator import keep_freed_memory
 from cutset.backends.base import StageProgram, load_stage
 from cutset.engines.base import (
     BatchFailed,
@@ -321,6 +322,7 @@ def main() -> None:
     parser.add_argument("--link-fds", type=int, nargs="*", default=())
     arguments = parser.parse_args()
     die_with_parent()
+    keep_freed_memory()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     connection = socket.socket(fileno=arguments.control_fd)
     StageWorker(
