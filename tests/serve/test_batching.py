@@ -85,6 +85,19 @@ def test_rows_wait_for_company_until_the_delay_is_over() -> None:
     _run(test())
 
 
+def test_rows_that_wait_for_company_go_when_the_server_leaves() -> None:
+    async def test() -> None:
+        session = HeldSession(micro_batch=3)
+        batcher = _batcher(session, max_delay_s=1000.0)
+        _hand_in(batcher, _rows(1))
+        batcher.drain()
+        assert [rows[:, 0].tolist() for rows in session.sent] == [[1]]
+        with pytest.raises(Refusal, match="about to leave"):
+            batcher.accept(1)
+
+    _run(test())
+
+
 def test_the_queue_is_bounded_and_a_large_request_goes_alone() -> None:
     async def test() -> None:
         session = HeldSession(micro_batch=2, window=1)

@@ -165,6 +165,11 @@ class Batcher:
         self._purge(ticket)
         self._dispatch()
 
+    def drain(self) -> None:
+        """Accepts no more, and sends what waits for company."""
+        self.draining = True
+        self._dispatch()
+
     @property
     def num_waiting_rows(self) -> int:
         """Rows accepted and not sent, those included that are still being read."""

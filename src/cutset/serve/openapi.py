@@ -76,8 +76,7 @@ def _path_parameter(name: str, only: str) -> dict[str, Any]:
         "name": name,
         "in": "path",
         "required": True,
-        "schema": {"type": "string", "minLength": 1},
-        "example": only,
+        "schema": {"type": "string", "enum": [only]},
     }
 
 
@@ -154,7 +153,8 @@ def _classify() -> dict[str, Any]:
         "requestBody": {
             "required": True,
             "content": {
-                "image/*": {"schema": binary},
+                "image/jpeg": {"schema": binary},
+                "image/png": {"schema": binary},
                 "application/octet-stream": {"schema": binary},
                 "multipart/form-data": {"schema": form},
             },

@@ -106,7 +106,7 @@ class Server(uvicorn.Server):
     def leave(self) -> None:
         """Stops taking requests, and ends once those that were accepted are answered."""
         if self._leaving is None:
-            self.service.batcher.draining = True
+            self.service.batcher.drain()
             self._leaving = asyncio.ensure_future(self._drain())
 
     async def _drain(self) -> None:

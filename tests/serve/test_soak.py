@@ -1,0 +1,256 @@
+"""Random clients for a minute, or for CUTSET_SOAK_S seconds, while workers are killed."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import http.client
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from distributed.bundles import SmallNet
+
+from .running import INFER
+
+LAUNCH = Path(__file__).with_name("launch.py")
+NUM_CLIENTS = 6
+SECONDS = float(os.environ.get("CUTSET_SOAK_S", "60"))
+
+
+@dataclasses.dataclass
+class _Launched:
+    process: subprocess.Popen[str]
+    address: str
+    log: Path
+
+    def get(self, path: str) -> bytes:
+        connection = http.client.HTTPConnection(self.address, timeout=30)
+        with contextlib.closing(connection):
+            connection.request("GET", path)
+            return connection.getresponse().read()
+
+    def worker_pids(self) -> list[int]:
+        return [stage["pid"] for stage in json.loads(self.get("/status"))["stages"]]
+
+
+@contextlib.contextmanager
+def _launched(bundle: Path, tmp_path: Path, **settings: object) -> Iterator[_Launched]:
+    log = tmp_path / "log.jsonl"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, str(LAUNCH), str(bundle), json.dumps(settings)],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+    assert process.stdout is not None
+    try:
+        url = process.stdout.readline().strip()
+        assert url, log.read_text()
+        launched = _Launched(process, url.partition("//")[2], log)
+        _until(lambda: _answers(launched))
+        yield launched
+    finally:
+        process.kill()
+        process.wait(10)
+        process.stdout.close()
+
+
+def _answers(launched: _Launched) -> bool:
+    try:
+        return json.loads(launched.get("/v2/health/ready")) == {"ready": True}
+    except ConnectionError:
+        return False
+
+
+def _until(condition: object, limit_s: float = 60.0) -> None:
+    pause, end_s = threading.Event(), time.monotonic() + limit_s
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end_s, "it did not happen in time"
+        pause.wait(0.02)
+
+
+class _Client:
+    """Asks at random, and checks every answer."""
+
+    def __init__(
+        self, launched: _Launched, model: SmallNet, seed: int, stop: threading.Event
+    ) -> None:
+        self._address = launched.address
+        self._model = model
+        self._random = random.Random(seed)
+        self._torch = torch.Generator().manual_seed(seed)
+        self._stop = stop
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.problems: list[str] = []
+
+    def run(self) -> None:
+        kinds = (self._infer, self._infer, self._infer, self._broken, self._leave)
+        while not self._stop.is_set():
+            try:
+                self._random.choice(kinds)()
+            except Exception as error:  # noqa: BLE001, PERF203  # shown by the test
+                self.problems.append(f"{type(error).__name__}: {error}")
+
+    def _request(self, binary: bool) -> tuple[bytes, dict[str, str], torch.Tensor, str]:
+        rows = torch.randn(self._random.randint(1, 9), 3, 16, 16, generator=self._torch)
+        name = str(self._random.random())
+        tensor: dict[str, object] = {"name": "x", "shape": list(rows.shape), "datatype": "FP32"}
+        raw = rows.numpy().tobytes() if binary else b""
+        if binary:
+            tensor["parameters"] = {"binary_data_size": len(raw)}
+        else:
+            tensor["data"] = rows.flatten().tolist()
+        text = json.dumps({"id": name, "inputs": [tensor]}).encode()
+        headers = {"Inference-Header-Content-Length": str(len(text))} if binary else {}
+        return text + raw, headers, rows, name
+
+    def _infer(self) -> None:
+        body, headers, rows, name = self._request(binary=self._random.random() < 0.7)
+        connection = http.client.HTTPConnection(self._address, timeout=60)
+        with contextlib.closing(connection):
+            connection.request("POST", INFER, body, headers)
+            answer = connection.getresponse()
+            document = json.loads(answer.read())
+        if answer.status == 503 and "queue is full" in document["error"]:
+            self.counts["refused"] += 1
+            return
+        if answer.status != 200:
+            self.problems.append(f"{answer.status}: {document}")
+            return
+        with torch.inference_mode():
+            expected = self._model(rows)
+        given = torch.tensor(document["outputs"][0]["data"]).reshape(expected.shape)
+        if document["id"] != name or not torch.allclose(given, expected, rtol=1e-4, atol=1e-5):
+            self.problems.append(f"a wrong answer to {name}")
+        self.counts["answered"] += 1
+
+    def _broken(self) -> None:
+        body, headers, _, _ = self._request(binary=True)
+        damaged = bytearray(body)
+        damaged[self._random.randrange(60)] ^= 0xFF  # within the JSON
+        connection = http.client.HTTPConnection(self._address, timeout=60)
+        with contextlib.closing(connection):
+            connection.request("POST", INFER, bytes(damaged), headers)
+            answer = connection.getresponse()
+            text = answer.read()
+        if answer.status not in (400, 503):
+            self.problems.append(f"a broken request: {answer.status} {text[:200]!r}")
+        self.counts["broken"] += 1
+
+    def _leave(self) -> None:
+        body, headers, _, _ = self._request(binary=True)
+        lines = [f"POST {INFER} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        head = ("\r\n".join(lines) + "\r\n\r\n").encode()
+        host, port = self._address.split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            message = head + body
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(message[: self._random.randrange(1, len(message) + 1)])
+        self.counts["left"] += 1
+
+
+def _handles(process: psutil.Process) -> int:
+    return process.num_fds()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(SECONDS + 300)
+def test_nothing_wrong_lost_or_leaked(bundle: Path, model: SmallNet, tmp_path: Path) -> None:
+    with _launched(bundle, tmp_path, backend="torch", max_queue=16) as launched:
+        server = psutil.Process(launched.process.pid)
+        stop = threading.Event()
+        clients = [_Client(launched, model, seed, stop) for seed in range(NUM_CLIENTS)]
+        _kill_one(launched, random.Random(0))  # the first recovery opens what all others reuse
+        _until(lambda: all(launched.worker_pids()))
+        clients[0]._infer()
+        num_processes = len(server.children(recursive=True))
+        num_handles = _handles(server)
+        threads = [threading.Thread(target=client.run) for client in clients]
+        for thread in threads:
+            thread.start()
+        chance = random.Random(1)
+        num_kills = 0
+        end_s = time.monotonic() + SECONDS
+        while time.monotonic() < end_s:
+            stop.wait(chance.uniform(3.0, 8.0))
+            num_kills += _kill_one(launched, chance)
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+        counts = sum((client.counts for client in clients), collections.Counter())
+        problems = [problem for client in clients for problem in client.problems]
+        print(f"soak: {dict(counts)}, {num_kills} kills, {len(problems)} problems")
+        assert problems == []
+        assert counts["answered"] > 0
+        _until(lambda: all(launched.worker_pids()))
+        status = json.loads(launched.get("/status"))
+        assert status["num_accepted_rows"] == 0
+        assert status["epoch"] > 1
+        _until(lambda: len(server.children(recursive=True)) == num_processes)
+        # Connections close a moment after their answer.
+        _until(lambda: _handles(server) <= num_handles)
+        children = server.children(recursive=True)
+        launched.process.send_signal(signal.SIGTERM)
+        assert launched.process.wait(60) == 0
+        assert psutil.wait_procs(children, timeout=10)[1] == []
+        faults = [line for line in launched.log.read_text().splitlines() if "Traceback" in line]
+        assert faults == []
+
+
+def _kill_one(launched: _Launched, chance: random.Random) -> bool:
+    pid = chance.choice(launched.worker_pids())
+    if not pid:
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    return True
+
+
+def test_sigterm_answers_what_was_accepted(bundle: Path, tmp_path: Path) -> None:
+    """A real signal to a real process: the answers come, the exit code is 0, nothing stays."""
+    body = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "x",
+                    "shape": [2, 3, 16, 16],
+                    "datatype": "FP32",
+                    "data": [0.5] * 1536,
+                }
+            ]
+        }
+    ).encode()
+    # Rows wait ten minutes for company, unless the server is told to leave.
+    with _launched(bundle, tmp_path, backend="torch", max_delay_s=600.0) as launched:
+        children = psutil.Process(launched.process.pid).children(recursive=True)
+        connection = http.client.HTTPConnection(launched.address, timeout=60)
+        connection.request("POST", INFER, body)
+        _until(lambda: json.loads(launched.get("/status"))["num_accepted_rows"] == 2)
+        launched.process.send_signal(signal.SIGTERM)
+        answer = connection.getresponse()
+        assert answer.status == 200
+        assert len(json.loads(answer.read())["outputs"][0]["data"]) == 20
+        connection.close()
+        assert launched.process.wait(30) == 0
+        assert psutil.wait_procs(children, timeout=10)[1] == []
+        records = [json.loads(line) for line in launched.log.read_text().splitlines()]
+    served = [each for each in records if each.get("path") == INFER]
+    assert [(each["status"], each["num_rows"], each["logger"]) for each in served] == [
+        (200, 2, "cutset.serve.access")
+    ]
