@@ -1,0 +1,172 @@
+"""What turns costs and clusters into numbers, against plain sums."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import planner_twin as twin
+from cutset.costs.model import CostModel, PieceSeconds, SharedWeight
+from cutset.devices import (
+    Cluster,
+    Device,
+    Link,
+    LinkOverride,
+    cluster_from_toml,
+    cluster_to_toml,
+)
+from cutset.planning.build import MemoryTable, build_problem
+from cutset.planning.solve import Infeasible, solve_period
+
+quick = settings(
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+SMALL = st.integers(0, 9)
+
+
+def _row(element, size):
+    return st.lists(element, min_size=size, max_size=size)
+
+
+@st.composite
+def cost_models(draw, max_pieces=6):
+    num = draw(st.integers(1, max_pieces))
+    users = st.sets(st.integers(0, num - 1), min_size=2) if num > 1 else st.nothing()
+    shared = draw(st.lists(st.tuples(SMALL, users), max_size=2 if num > 1 else 0))
+    seconds = st.one_of(st.none(), SMALL.map(float))
+    return CostModel(
+        micro_batch=draw(st.integers(1, 3)),
+        positions=tuple(range(num + 1)),
+        names=tuple(f"n{k}" for k in range(num + 1)),
+        kinds=("block",) * (num + 1),
+        cut_bytes_per_row=tuple(draw(_row(SMALL, num + 1))),
+        flops_per_row=(1,) * num,
+        own_weight_bytes=tuple(draw(_row(SMALL, num))),
+        shared_weights=tuple(
+            SharedWeight(num_bytes=size, pieces=tuple(sorted(users))) for size, users in shared
+        ),
+        peak_bytes_per_row=tuple(draw(_row(SMALL, num))),
+        seconds=(
+            PieceSeconds(device="", backend="a", seconds=tuple(draw(_row(SMALL.map(float), num)))),
+            PieceSeconds(device="", backend="b", seconds=tuple(draw(_row(seconds, num)))),
+        ),
+        base_bytes=draw(SMALL),
+        num_in_flight=draw(st.integers(1, 2)),
+    )
+
+
+@st.composite
+def clusters(draw, max_devices=4):
+    names = [f"d{k}" for k in range(draw(st.integers(1, max_devices)))]
+    links = st.builds(
+        Link,
+        bandwidth_bytes_per_s=st.sampled_from([1.0, 4.0, math.inf]),
+        latency_s=st.sampled_from([0.0, 0.5]),
+    )
+    pairs = [(a, b) for a in names for b in names if a != b]
+    chosen = draw(st.lists(st.sampled_from(pairs), unique=True, max_size=3)) if pairs else []
+    return Cluster(
+        devices=tuple(
+            Device(
+                name=name,
+                speed=draw(st.sampled_from([0.5, 1.0])),
+                memory_bytes=draw(st.sampled_from([None, 20, 60])),
+            )
+            for name in names
+        ),
+        link=draw(links),
+        overrides=tuple(LinkOverride(source=a, target=b, link=draw(links)) for a, b in chosen),
+        caller=draw(st.sampled_from([None, *names])),
+    )
+
+
+@quick
+@given(cost_models(), st.data())
+def test_memory_is_what_the_cost_model_says(costs, data):
+    inner = range(1, costs.num_pieces)
+    kept = [k for k in inner if data.draw(st.booleans())]
+    edges = [0, *kept, costs.num_pieces]
+    table = MemoryTable(costs, edges)
+    num = len(edges) - 1
+    stages = [(i, j) for i in range(num) for j in range(i + 1, num + 1)]
+    for i, j in stages:
+        needed = int(table.needed(np.array([i]), np.array([j]))[0])
+        assert needed == costs.memory_bytes(edges[i], edges[j])
+    limit = data.draw(st.integers(0, 80))
+    expected = [
+        max([j for i, j in stages if i == k and costs.memory_bytes(edges[i], edges[j]) <= limit],
+            default=k)
+        for k in range(num)
+    ]  # fmt: skip
+    assert table.furthest(limit).tolist() == expected
+
+
+@quick
+@given(cost_models(max_pieces=4), clusters(), st.booleans(), st.booleans())
+def test_classes_of_equal_devices_change_nothing(costs, cluster, serial, fixed_order):
+    """The problem with classes has the optimum of the one that names every device."""
+    built = build_problem(
+        costs, cluster, range(costs.num_pieces + 1), serial=serial, fixed_order=fixed_order
+    )
+    by_name = _one_class_each(costs, cluster, built.problem, fixed_order)
+    expected = twin.best_period(by_name)
+    if math.isinf(expected):
+        with pytest.raises(Infeasible):
+            solve_period(built.problem)
+        return
+    stages = solve_period(built.problem).stages
+    assert built.problem.period_s(stages) == pytest.approx(expected, rel=1e-9)
+
+
+def _one_class_each(costs, cluster, problem, fixed_order):
+    """The same problem from first principles: every device its own class."""
+    names = [d.name for d in cluster.devices]
+    num = len(names)
+    variants = []
+    for k, device in enumerate(cluster.devices):
+        for entry in costs.seconds:
+            scaled = [None if s is None else s / device.speed for s in entry.seconds]
+            reach = []
+            for i in range(costs.num_pieces):
+                stop = i
+                while stop < costs.num_pieces and scaled[stop] is not None:
+                    limit = device.memory_bytes
+                    if limit is not None and costs.memory_bytes(i, stop + 1) > limit:
+                        break
+                    stop += 1
+                reach.append(stop)
+            prefix = np.concatenate([[0.0], np.cumsum([s or 0.0 for s in scaled])])
+            variants.append(
+                dataclasses.replace(
+                    problem.variants[0], device_class=k, prefix_s=prefix, furthest=np.array(reach)
+                )
+            )
+    rows = costs.micro_batch
+    home = cluster.caller
+
+    def sent(a, b, size):
+        return 0.0 if home is None else cluster.link_between(a, b).transfer_s(size * rows)
+
+    links = [[cluster.link_between(a, b) for b in names] for a in names]
+    return dataclasses.replace(
+        problem,
+        counts=(1,) * num,
+        variants=tuple(variants),
+        link_latency_s=np.array([[link.latency_s for link in row] for row in links]),
+        link_s_per_byte=np.array([[1 / link.bandwidth_bytes_per_s for link in r] for r in links]),
+        source_s=np.array([sent(home, name, costs.cut_bytes_per_row[0]) for name in names]),
+        sink_s=np.array([sent(name, home, costs.cut_bytes_per_row[-1]) for name in names]),
+        fixed_order=fixed_order,
+    )
+
+
+@quick
+@given(clusters())
+def test_a_cluster_file_reads_back_equal(cluster):
+    assert cluster_from_toml(cluster_to_toml(cluster)) == cluster
