@@ -19,6 +19,7 @@ from cutset.planning.assemble import assemble_plan
 from cutset.planning.build import BuiltProblem, build_problem
 from cutset.planning.lattice import OverBudget
 from cutset.planning.memory import explain_infeasible
+from cutset.planning.orders import prefixes_are_all_cuts
 from cutset.planning.plan import Alternative, Plan
 from cutset.planning.problem import Placed
 from cutset.planning.solve import (
@@ -385,6 +386,8 @@ def _assemble(
     notes: tuple[str, ...],
     alternatives: tuple[Alternative, ...],
 ) -> Plan:
+    all_cuts = prefixes_are_all_cuts(request.graph, request.costs, request.cuts.max_tensors)
+    family = "downset" if all_cuts else "prefix"
     return assemble_plan(
         request.graph,
         request.cuts,
@@ -392,7 +395,7 @@ def _assemble(
         built,
         solution,
         objective=request.objective,
-        family="given" if request.are_given else "prefix",
+        family="given" if request.are_given else family,
         max_latency_s=request.max_latency_s,
         min_rows_per_s=request.min_rows_per_s,
         notes=notes,
