@@ -9,7 +9,14 @@ from typing import Annotated
 import typer
 
 from cutset.cli import options
-from cutset.cli.screen import print_json, progress, stdout, usage_error, write_text
+from cutset.cli.screen import (
+    native_output_to_stderr,
+    print_json,
+    progress,
+    stdout,
+    usage_error,
+    write_text,
+)
 from cutset.errors import ModelError
 
 
@@ -63,7 +70,7 @@ def run(
     suffix = output.suffix if output is not None else ""
     if output is not None and suffix not in (".jsonl", ".safetensors"):
         usage_error(f"{output}: the output is a .jsonl or a .safetensors file")
-    with progress() as say:
+    with native_output_to_stderr(), progress() as say:
         say("starting workers")
         with open_session(
             bundle, engine=engine, backend=backend, micro_batch=batch_size, num_threads=threads
@@ -115,7 +122,7 @@ def bench(
     from cutset.report.text import print_bench
     from cutset.runtime.bench import bench_bundle
 
-    with progress() as say:
+    with native_output_to_stderr(), progress() as say:
         say("measuring")
         report, timeline = bench_bundle(
             bundle,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -37,6 +39,22 @@ def progress() -> Iterator[Say]:
         return
     with console.status("starting") as status:
         yield lambda text: status.update(escape(text))
+
+
+@contextlib.contextmanager
+def native_output_to_stderr() -> Iterator[None]:
+    """Keeps what libraries print to file descriptor 1 away from the answers on stdout.
+
+    gloo announces its connections there with some versions of torch.
+    """
+    sys.stdout.flush()
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(answers, 1)
+        os.close(answers)
 
 
 def print_json(document: Any) -> None:
