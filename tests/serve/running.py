@@ -96,7 +96,9 @@ def ask(
 
 
 @contextlib.contextmanager
-def running_server(session: Session, **changes: Any) -> Iterator[Running]:
+def running_server(
+    session: Session, *, make_tracing: Any = None, **changes: Any
+) -> Iterator[Running]:
     """Serves a session; at the end the server must have left by itself within 30 s."""
     settings = ServeSettings(**{"port": 0, "model_name": "small", **changes})
     listener = bind(settings)
@@ -117,7 +119,7 @@ def running_server(session: Session, **changes: Any) -> Iterator[Running]:
 
     def target() -> None:
         try:
-            serve(session, settings, listener, on_server=told)
+            serve(session, settings, listener, make_tracing=make_tracing, on_server=told)
         except BaseException as error:  # noqa: BLE001  # shown to the test below
             failed.append(error)
         finally:

@@ -8,14 +8,14 @@ import functools
 import importlib.metadata
 import importlib.resources
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from cutset.errors import CutsetError
 from cutset.runtime.session import Session
@@ -40,6 +40,9 @@ from cutset.serve.settings import ServeSettings
 from cutset.serve.stage_times import StageTimes
 from cutset.serve.work import ClientLeft, compute
 
+if TYPE_CHECKING:  # an extra of its own
+    from cutset.serve.tracing import Tracing
+
 _FILES = {
     "/": ("index.html", "text/html"),
     "/docs": ("docs.html", "text/html"),
@@ -59,6 +62,7 @@ class Service:
         session: the running pipeline; the service submits to it, and nobody else may.
         settings: limits.
         on_broken: called once, when the session turns out to be over.
+        make_tracing: makes what is told of every answer beside the metrics, or None.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Service:
         session: Session,
         settings: ServeSettings,
         on_broken: Callable[[CutsetError], None] | None = None,
+        make_tracing: Callable[[StageTimes], Tracing] | None = None,
     ) -> None:
         manifest = session.bundle.manifest
         self.settings = settings
@@ -82,6 +87,7 @@ class Service:
         self.monitor = Monitor(session, self.batcher)
         self.metrics = Metrics(self.batcher, self.monitor, self.budget)
         times = StageTimes(session)
+        self.tracing = make_tracing(times) if make_tracing is not None else None
         self._classifier = Classifier(manifest, self.batcher, settings, times)
         self._openapi = openapi_document(self.contract, with_token=settings.token is not None)
 
@@ -102,12 +108,18 @@ class Service:
             },
             lifespan=self._lifespan,
         )
-        return Door(starlette, settings=self.settings, budget=self.budget, counter=self.metrics)
+        return Door(starlette, settings=self.settings, budget=self.budget, counter=self)
 
     @property
     def is_ready(self) -> bool:
         """Whether requests are taken."""
         return not self.batcher.draining and self.batcher.broken is None
+
+    def answered(self, scope: Scope, status: int, seconds: float) -> None:
+        """Is told of every answer by the door."""
+        self.metrics.answered(scope, status, seconds)
+        if self.tracing is not None:
+            self.tracing.answered(scope, status, seconds)
 
     def _api_routes(self) -> list[Route]:
         model = "/v2/models/{model}"
@@ -131,13 +143,18 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
-        sampling = asyncio.create_task(self.monitor.run())
+        tasks = [asyncio.create_task(self.monitor.run())]
+        if self.tracing is not None:
+            tasks.append(asyncio.create_task(self.tracing.run()))
         try:
             yield
         finally:
-            sampling.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await sampling
+            for task in tasks:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+            if self.tracing is not None:
+                await self.tracing.flush()
             self._classifier.close()
 
     # --- the protocol
@@ -178,6 +195,7 @@ class Service:
         limit_s = min(self.settings.deadline_s, parsed.timeout_s or self.settings.deadline_s)
         self.batcher.accept(parsed.num_rows)
         ticket = self.batcher.submit(parsed.inputs, parsed.num_rows)
+        request.scope["state"]["sequences"] = ticket.sequences
         outputs = await compute(request, self.batcher, ticket, started_s + limit_s)
         pieces, header_length = encode_answer(self.contract, parsed, outputs)
         headers = {}

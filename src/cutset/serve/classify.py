@@ -73,6 +73,7 @@ class Classifier:
             started_s = time.monotonic()
             row = await self._read(image, preprocessing, deadline_at_s)
         ticket = self._batcher.submit((row.unsqueeze(0),), 1)
+        request.scope["state"]["sequences"] = ticket.sequences
         read_s = time.monotonic() - started_s
         outputs = await compute(request, self._batcher, ticket, deadline_at_s)
         done_s = time.monotonic()

@@ -8,13 +8,21 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from cutset.runtime.session import open_session
+from cutset.errors import CutsetError
 from cutset.serve.logs import JsonFormatter
-from cutset.serve.server import address_of, bind, serve
 from cutset.serve.settings import ServeSettings
 
 _NUM_SPANS = 256
 """Micro-batches of which each stage remembers the times, for answers that tell them."""
+
+_EXTRAS = {
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "h11": "serve",
+    "prometheus_client": "serve",
+    "python_multipart": "serve",
+    "opentelemetry": "tracing",
+}
 
 
 def default_model_name(bundle: Path) -> str:
@@ -32,6 +40,7 @@ def serve_bundle(
     micro_batch: int | None = None,
     num_threads: int = 1,
     log_json: bool = False,
+    with_tracing: bool = False,
     on_listening: Callable[[str], None] | None = None,
 ) -> None:
     """Starts the workers of a bundle and serves them until SIGTERM or Ctrl-C.
@@ -44,12 +53,25 @@ def serve_bundle(
         micro_batch: as `open_session` takes it.
         num_threads: threads of each stage.
         log_json: log to stderr, a JSON object a line.
+        with_tracing: make OpenTelemetry spans with the global tracer provider.
         on_listening: told the server's URL just before it serves.
 
     Raises:
         ValueError: a setting is wrong: usage.
-        CutsetError: the address is taken, the bundle is bad, or the pipeline ended.
+        CutsetError: the address is taken, the bundle is bad, the pipeline ended, or the extra
+            that serving needs is not installed.
     """
+    try:
+        from cutset.runtime.session import open_session
+        from cutset.serve.server import address_of, bind, serve
+
+        make_tracing = None
+        if with_tracing:
+            from cutset.serve.tracing import Tracing
+
+            make_tracing = Tracing
+    except ModuleNotFoundError as error:
+        raise _without_extra(error) from error
     if settings.model_name == "model":
         settings = dataclasses.replace(settings, model_name=default_model_name(bundle))
     if log_json:
@@ -66,9 +88,20 @@ def serve_bundle(
         ) as session:
             if on_listening is not None:
                 on_listening(address_of(settings, listener))
-            serve(session, settings, listener)
+            serve(session, settings, listener, make_tracing=make_tracing)
     finally:
         listener.close()
+
+
+def _without_extra(error: ModuleNotFoundError) -> Exception:
+    """What to say of a package that an extra of Cutset would have brought along."""
+    package = (error.name or "").partition(".")[0]
+    extra = _EXTRAS.get(package)
+    if extra is None:
+        return error
+    return CutsetError(
+        f"this needs the package {package!r}, which is not installed: pip install 'cutset[{extra}]'"
+    )
 
 
 def _log_as_json() -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import types
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -16,6 +17,10 @@ from cutset.runtime.session import Session
 from cutset.serve.app import Service
 from cutset.serve.connections import protocol_class
 from cutset.serve.settings import ServeSettings
+from cutset.serve.stage_times import StageTimes
+
+if TYPE_CHECKING:  # an extra of its own
+    from cutset.serve.tracing import Tracing
 
 _LOG = logging.getLogger(__name__)
 
@@ -62,10 +67,21 @@ class Server(uvicorn.Server):
     Args:
         session: the running pipeline.
         settings: addresses and limits.
+        make_tracing: as for `Service`.
     """
 
-    def __init__(self, session: Session, settings: ServeSettings) -> None:
-        self.service = Service(session, settings, on_broken=lambda _error: self.leave())
+    def __init__(
+        self,
+        session: Session,
+        settings: ServeSettings,
+        make_tracing: Callable[[StageTimes], Tracing] | None = None,
+    ) -> None:
+        self.service = Service(
+            session,
+            settings,
+            on_broken=lambda _error: self.leave(),
+            make_tracing=make_tracing,
+        )
         self._settings = settings
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leaving: asyncio.Task[None] | None = None
@@ -123,6 +139,7 @@ def serve(
     settings: ServeSettings,
     listener: socket.socket,
     *,
+    make_tracing: Callable[[StageTimes], Tracing] | None = None,
     on_server: Callable[[Server], None] | None = None,
 ) -> None:
     """Serves a session until a signal; closes the listener, leaves the session open.
@@ -131,6 +148,7 @@ def serve(
         session: the running pipeline; only the server may submit to it.
         settings: addresses and limits.
         listener: as `bind` gives it.
+        make_tracing: as for `Service`.
         on_server: told of the server before it starts; its `leave` may be called on its loop.
 
     Raises:
@@ -138,7 +156,7 @@ def serve(
         CutsetError: the pipeline ended and could not be brought back, or the server did not start.
     """
     try:
-        server = Server(session, settings)
+        server = Server(session, settings, make_tracing)
     except BaseException:
         listener.close()
         raise

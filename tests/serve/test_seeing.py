@@ -1,0 +1,166 @@
+"""Spans, logs, status, command: what operators see."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from cutset.engines.base import Span
+from cutset.errors import CutsetError
+from cutset.runtime.session import open_session
+from cutset.runtime.timeline import ProcessTimeline
+from cutset.serve.command import default_model_name, serve_bundle
+from cutset.serve.logs import JsonFormatter
+from cutset.serve.server import Server
+from cutset.serve.settings import ServeSettings
+from cutset.serve.stage_times import StageTime, stage_times
+from cutset.serve.tracing import Tracing
+
+from .held import HeldSession
+from .running import INFER, Running, ask, running_server
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+def _body(num_rows: int) -> bytes:
+    tensor = {"name": "x", "shape": [num_rows, 3, 16, 16], "datatype": "FP32"}
+    tensor["data"] = [0.5] * (num_rows * 768)
+    return json.dumps({"id": "mine", "inputs": [tensor]}).encode()
+
+
+def test_spans_of_requests_and_stages(bundle: Path) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+
+    with (
+        open_session(bundle, backend="torch", num_spans=64) as session,
+        running_server(session, make_tracing=lambda times: Tracing(times, provider)) as running,
+    ):
+        headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+        assert ask(running, path=INFER, body=_body(6), headers=headers)[0] == 200
+        assert ask(running, path=INFER, body=b"{}")[0] == 400
+        assert ask(running, "GET", "/status")[0] == 200
+    spans = exporter.get_finished_spans()
+    assert sorted(span.name for span in spans) == ["POST infer"] * 2 + ["stage 0", "stage 1"]
+    good = next(span for span in spans if span.attributes.get("cutset.request_id") == "mine")
+    assert good.attributes["http.response.status_code"] == 200
+    assert good.attributes["cutset.num_rows"] == 6
+    assert format(good.context.trace_id, "032x") == TRACE
+    assert good.parent is not None
+    assert format(good.parent.span_id, "016x") == PARENT
+    for child in (span for span in spans if span.name.startswith("stage")):
+        assert child.parent is not None
+        assert child.parent.span_id == good.context.span_id
+        assert good.start_time <= child.start_time <= child.end_time <= good.end_time
+    provider.shutdown()
+
+
+def test_times_of_stages_are_picked_by_micro_batch() -> None:
+    caller = ProcessTimeline(name="caller", spans=(Span(1, "send", 0.0, 9.0),))
+    stage = ProcessTimeline(
+        name="stage 0",
+        spans=(
+            Span(0, "compute", 0.0, 1.0),
+            Span(1, "receive", 1.0, 1.5),
+            Span(1, "compute", 2.0, 4.0),  # lost with its worker, and done again:
+            Span(1, "compute", 5.0, 6.0),
+            Span(2, "compute", 6.0, 6.5),
+            Span(2, "send", 6.5, 7.0),
+        ),
+    )
+    expected = StageTime(stage=0, start_s=1.0, stop_s=7.0, compute_s=1.5)
+    assert stage_times((caller, stage), (1, 2)) == (expected,)
+    assert stage_times((caller, stage), (2, 3)) is None
+    assert stage_times((caller, stage), ()) is None
+
+
+def test_stages_of_an_answer_are_those_of_its_rows(bundle: Path) -> None:
+    """The numbers that the batcher counts are those of the session's timeline."""
+    with open_session(bundle, backend="torch", num_spans=64) as session:
+        with running_server(session) as running:
+            for num_rows in (9, 1, 4):
+                assert ask(running, path=INFER, body=_body(num_rows))[0] == 200
+            assert running.server.service.batcher.num_sent_micro_batches == 5
+        sequences = {
+            span.sequence
+            for timeline in session.timeline()
+            for span in timeline.spans
+            if span.activity == "compute"
+        }
+    assert sequences == {0, 1, 2, 3, 4}
+
+
+def test_status_document(server: Running) -> None:
+    assert ask(server, path=INFER, body=_body(2))[0] == 200
+    asyncio.run(server.server.service.monitor.sample())
+    asyncio.run(server.server.service.monitor.sample())
+    status, _, text = ask(server, "GET", "/status")
+    assert status == 200
+    document = json.loads(text)
+    assert document["model_name"] == "small"
+    assert document["state"] == "running"
+    assert document["takes_images"] is True
+    assert [link["bytes_per_row"] for link in document["links"]] == [3072, 8192, 40]
+    assert [link["to"] for link in document["links"]] == ["stage 0", "stage 1", "caller"]
+    assert [stage["predicted_compute_s"] for stage in document["stages"]] == [0.001, 0.001]
+    assert document["num_answered_rows"] == 2
+    assert document["slowest"] in (0, 1)
+    assert document["predicted_rows_per_s"] == 4000.0
+
+
+def test_json_logs() -> None:
+    record = logging.LogRecord("cutset.serve", logging.INFO, "f.py", 1, "to %s", ("you",), None)
+    record.status = 200
+    record.created = 0.0
+    assert json.loads(JsonFormatter().format(record)) == {
+        "time": "1970-01-01T00:00:00.000+00:00",
+        "level": "info",
+        "logger": "cutset.serve",
+        "message": "to you",
+        "status": 200,
+    }
+    try:
+        raise ValueError("wrong")
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    assert "ValueError: wrong" in json.loads(JsonFormatter().format(record))["traceback"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("mobilenet_v2.cutset", "mobilenet_v2"), ("my model (2)", "my-model-2")],
+)
+def test_names_of_models(tmp_path: Path, folder: str, name: str) -> None:
+    assert default_model_name(tmp_path / folder) == name
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "tracing"),
+    [("uvicorn", "serve", False), ("opentelemetry", "tracing", True)],
+)
+def test_what_an_extra_would_have_brought(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str, extra: str, tracing: bool
+) -> None:
+    for name in [each for each in sys.modules if each.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("cutset.serve.server", "cutset.serve.connections", "cutset.serve.tracing"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(CutsetError, match=rf"pip install 'cutset\[{extra}\]'"):
+        serve_bundle(tmp_path, ServeSettings(port=0), with_tracing=tracing)
+
+
+def test_dtypes_that_the_protocol_lacks() -> None:
+    from cutset.tensors import TensorSpec
+
+    spec = TensorSpec(name="x", shape=("batch", 3), dtype="complex64")
+    with pytest.raises(ValueError, match="tensor 'x' is complex64, which the Open Inference"):
+        Server(HeldSession(input_spec=spec), ServeSettings())  # type: ignore[arg-type]
