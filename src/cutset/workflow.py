@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from cutset.backends.allocator import keep_freed_memory
 from cutset.backends.pieces import piece_backends
 from cutset.costs.base import measure_worker_base
 from cutset.costs.model import (
@@ -105,8 +106,10 @@ def profile_model(
 ) -> Profile:
     """Measures every piece of a prepared model on this device with every backend that is installed.
 
-    Args and errors as for `profile_costs`.
+    Args and errors as for `profile_costs`. As workers do, this process keeps the memory of freed
+    activations from now on, so that what is measured here is what they take.
     """
+    keep_freed_memory()
     return profile_costs(
         prepared.captured,
         prepared.cuts,

@@ -34,7 +34,6 @@ from cutset.shards.manifest import (
     decode_manifest,
     sha256_of,
 )
-from cutset.shards.onnx_safety import check_onnx_model
 from cutset.shards.program import Program
 
 StageFunction: TypeAlias = Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
@@ -176,6 +175,8 @@ def load_onnx_model(bundle: Bundle, stage_index: int) -> Path:
             f"use the torch backend",
             path=str(bundle.directory),
         )
+    from cutset.shards.onnx_safety import check_onnx_model  # imports onnx; torch's need not wait
+
     file = bundle.path(entry.model)
     sizes = {listed.path: listed.num_bytes for listed in bundle.manifest.files}
     check_onnx_model(file, path=entry.model, listed=frozenset(sizes), max_bytes=sizes[entry.model])
