@@ -10,10 +10,7 @@ Both compute the same numbers with the same kernels.
 from __future__ import annotations
 
 import inspect
-import re
-import traceback
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -22,10 +19,11 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from cutset.errors import CaptureError
+from cutset.graph.diagnosis import check_program, export_error
 from cutset.graph.functionalise import replace_inplace_operations
 from cutset.graph.ir import Graph
 from cutset.graph.lowering import CapturedModel, lower_program
-from cutset.graph.source import is_library_file
+from cutset.graph.regions import inline_regions
 from cutset.tensors import BATCH, TensorSpec
 
 MAX_ROWS = 1 << 24
@@ -62,7 +60,10 @@ def capture_model(model: torch.nn.Module, example_inputs: ExampleInputs) -> Capt
                 f"example input of shape {list(tensor.shape)}: every input needs at least two "
                 "rows along its first dimension, so that the number of rows stays free"
             )
-    exported = replace_inplace_operations(_export(model, args, kwargs))
+    exported = _export(model, args, kwargs)
+    inline_regions(exported)
+    check_program(exported)
+    exported = replace_inplace_operations(exported)
     return lower_program(model, exported, (args, kwargs))
 
 
@@ -88,7 +89,7 @@ def export_piece(piece: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Expo
                 piece, tuple(inputs), dynamic_shapes=shapes, strict=False
             )
     except Exception as error:
-        raise _capture_error(piece, error) from error
+        raise export_error(piece, error) from error
     for name, spec in zip(exported.graph_signature.user_inputs, specs, strict=True):
         value = next(node for node in exported.graph.nodes if node.name == name).meta["val"]
         for length, dim in zip(value.shape, spec.shape, strict=True):
@@ -122,32 +123,4 @@ def _export(
         with torch.no_grad():
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
-        raise _capture_error(model, error) from error
-
-
-def _capture_error(model: torch.nn.Module, error: Exception) -> CaptureError:
-    """Says where the capture stopped: module path, source line, operation."""
-    paths = {id(module): path for path, module in model.named_modules()}
-    module_path = source = None
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        owner = frame.f_locals.get("self")
-        if id(owner) in paths:
-            module_path = paths[id(owner)]
-        if not is_library_file(frame.f_code.co_filename):
-            source = f"{Path(frame.f_code.co_filename).name}:{line}"
-    match = re.search(r"\b(?:aten|prims|torchvision)[.:]+\w+(?:\.\w+)?", str(error))
-    where = "".join(
-        (
-            f" in module {module_path!r}" if module_path else "",
-            f" at {source}" if source else "",
-            f", operation {match[0]}" if match else "",
-        )
-    )
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return CaptureError(
-        f"torch.export cannot trace the model{where}: {lines[0]}. Make the forward free of "
-        "decisions on tensor values and of a fixed number of rows",
-        module_path=module_path,
-        source=source,
-        operation=match[0] if match else None,
-    )
+        raise export_error(model, error) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,9 +27,10 @@ def replace_inplace_operations(exported: ExportedProgram) -> ExportedProgram:
     """
     changed = [node for node in exported.graph.nodes if _is_inplace(node)]
     inputs = frozenset(exported.graph_signature.user_inputs)
-    if all(_acts_alone(node, inputs) and _twin(node) is not None for node in changed):
+    order = {node: index for index, node in enumerate(exported.graph.nodes)}
+    if all(_acts_alone(node, inputs, order) and _twin(node) is not None for node in changed):
         for node in changed:
-            _exchange(node)
+            _exchange(node, order)
         exported.graph_module.recompile()
         return exported
     logger.info("a view is changed in place: the program is rewritten in functional operations")
@@ -52,7 +54,7 @@ def _is_view(node: Node) -> bool:
     )
 
 
-def _acts_alone(node: Node, inputs: frozenset[Any]) -> bool:
+def _acts_alone(node: Node, inputs: frozenset[Any], order: Mapping[Node, int]) -> bool:
     """Whether exchanging `node` cannot be seen by anyone but the later users of its argument."""
     changed = node.args[0] if node.args else None
     writes = [
@@ -62,7 +64,6 @@ def _acts_alone(node: Node, inputs: frozenset[Any]) -> bool:
     ]
     if not isinstance(changed, Node) or len(writes) != 1:
         return False
-    order = {other: index for index, other in enumerate(node.graph.nodes)}
     if any(_is_view(user) and order[user] < order[node] for user in changed.users):
         return False
     # If the argument is itself a view, what it views must have no other reader.
@@ -89,7 +90,7 @@ def _twin(node: Node) -> torch._ops.OpOverload | None:
     return twin if isinstance(twin, torch._ops.OpOverload) else None
 
 
-def _exchange(node: Node) -> None:
+def _exchange(node: Node, order: dict[Node, int]) -> None:
     twin = _twin(node)
     changed = node.args[0]
     assert twin is not None
@@ -101,6 +102,6 @@ def _exchange(node: Node) -> None:
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
     # Later readers of the old name meant the changed tensor.
-    order = {other: index for index, other in enumerate(graph.nodes)}
+    order[new] = order[node]
     changed.replace_all_uses_with(new, lambda user: order[user] > order[node])
     graph.erase_node(node)

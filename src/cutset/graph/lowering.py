@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,7 +58,23 @@ class CapturedModel:
         for position, tensor in zip(self.leaf_of_input, inputs, strict=True):
             leaves[position] = tensor
         args, kwargs = pytree.tree_unflatten(leaves, spec)
-        return model(*args, **kwargs)
+        with unfused():
+            return model(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def unfused() -> Iterator[None]:
+    """Runs attention and encoder layers operation by operation, as they are captured.
+
+    In inference torch has a second, fused implementation of its transformer layers, whose last
+    bits differ and which `torch.export` never sees.
+    """
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
 def dim_of(length: int | torch.SymInt, batch_symbol: Any) -> Dim | None:
@@ -234,9 +251,12 @@ class _Lowering:
                     f"the model changes its buffer {spec.target!r} in forward; the stages of a "
                     "pipeline keep no state. Put the model into evaluation mode"
                 )
-            if spec.kind is OutputKind.USER_OUTPUT:
+            if spec.kind is OutputKind.USER_OUTPUT and node is not None:
                 if not isinstance(node, Node):
-                    raise CaptureError(f"the model returns {node!r} among its results, no tensor")
+                    raise CaptureError(
+                        f"the model returns {node!r} among its results, which is no tensor; "
+                        "return tensors (or None) alone"
+                    )
                 nodes.append(node)
         return tuple(nodes)
 
@@ -248,7 +268,14 @@ class _Lowering:
             leaf: ".".join(_key_name(key) for key in path) or "0"
             for path, leaf in pytree.tree_flatten_with_path(tree)[0]
         }
-        return tuple(named[index] for index in range(len(self._outputs)))
+        (results,) = self._program.output_node().args
+        specs = self._exported.graph_signature.output_specs
+        users = [
+            result
+            for result, given in zip(results, specs, strict=True)
+            if given.kind is OutputKind.USER_OUTPUT
+        ]
+        return tuple(named[i] for i, result in enumerate(users) if result is not None)
 
     def _check_outputs(self, graph: Graph) -> None:
         for name in graph.outputs:

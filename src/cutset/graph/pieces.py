@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule, Node
 
+from cutset.graph.layout import lay_out, layout_of
 from cutset.graph.lowering import CapturedModel
 from cutset.tensors import TensorSpec, dim_factor
 
@@ -30,27 +30,6 @@ def boundary_specs(captured: CapturedModel, position: int) -> tuple[TensorSpec, 
     needed = {name for op in graph.operations[position:] for name in op.inputs}
     needed |= set(graph.outputs)
     return tuple(graph.spec_of(name) for name in made if name in needed)
-
-
-def memory_order(tensor: torch.Tensor) -> tuple[int, ...] | None:
-    """Its dimensions from the slowest to the fastest in memory, or None for row-major order.
-
-    None as well where elements overlap or leave gaps between them: no order describes that.
-    """
-    shape = [_hint(length) for length in tensor.shape]
-    strides = [_hint(stride) for stride in tensor.stride()]
-    order = sorted(range(len(shape)), key=lambda dim: -strides[dim])
-    expected = 1
-    for dim in reversed(order):
-        if strides[dim] != expected:
-            return None
-        expected *= max(shape[dim], 1)
-    return None if order == sorted(order) else tuple(order)
-
-
-def _hint(length: int | torch.SymInt) -> int:
-    """The length in the example where the length grows with the rows."""
-    return length if isinstance(length, int) else int(cast(int, length.node.hint))
 
 
 class Piece(GraphModule):
@@ -111,23 +90,12 @@ class _PieceBuilder:
         }
 
     def _laid_out(self, placeholder: Node, made: Node) -> Node:
-        """What arrives, in the order of memory that the whole model has it in.
-
-        A permuted activation (rows of positions of channels, say) may arrive in row-major order.
-        Kernels for both orders differ in the last bits, so the order is restored.
-        """
-        order = memory_order(made.meta["val"])
-        if order is None:
+        """What arrives, lying in memory as the whole model has it."""
+        value = made.meta["val"]
+        layout = layout_of(value)
+        if layout is None:
             return placeholder
-        back = [order.index(dim) for dim in range(len(order))]
-        aten = torch.ops.aten
-        permuted = self._graph.call_function(aten.permute.default, (placeholder, list(order)))
-        # A copy even where the numbers lie right: it settles the strides of dimensions of length
-        # 1, by which kernels are chosen too.
-        laid = self._graph.call_function(
-            aten.clone.default, (permuted,), {"memory_format": torch.contiguous_format}
-        )
-        return self._graph.call_function(aten.permute.default, (laid, back))
+        return lay_out(self._graph, placeholder, layout, tuple(value.shape))
 
     def node_named(self, name: str) -> Node:
         """The captured program's node that makes `name`."""

@@ -1,0 +1,108 @@
+"""The order and the gaps in which a tensor lies in memory, and operations that restore them.
+
+What crosses a boundary may arrive packed in row-major order. The whole model may have had the
+same numbers in another order (a permuted view, channels last) or with gaps between them (one
+token of a sequence). Kernels differ by that in the last bits, so a stage lays out what it
+receives as the whole model has it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, cast
+
+import torch
+from torch.fx import Graph as FxGraph
+from torch.fx import Node
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a tensor lies in memory.
+
+    Attributes:
+        order: its dimensions, from the slowest to the fastest.
+        padded: per dimension in this order the length that it takes up with its gap behind it,
+            or None where there is no gap. The first has none: a gap behind the whole is none.
+        step: elements from one entry of the fastest dimension to the next.
+    """
+
+    order: tuple[int, ...]
+    padded: tuple[int | None, ...]
+    step: int
+
+
+def layout_of(tensor: torch.Tensor) -> Layout | None:
+    """The layout of a tensor, or None for packed row-major order.
+
+    None as well where no padding describes it: elements that overlap (an expanded dimension), or
+    gaps that are no multiple of what they separate or that grow with the number of rows.
+
+    Args:
+        tensor: real or fake; lengths that grow with the rows count as in the example.
+    """
+    shape = [_hint(length) for length in tensor.shape]
+    strides = [_hint(stride) for stride in tensor.stride()]
+    order = sorted(range(len(shape)), key=lambda dim: -strides[dim])
+    if not order or 0 in strides or 0 in shape:
+        return None
+    padded: list[int | None] = [None] * len(order)
+    for place in range(1, len(order)):
+        dim, outer = order[place], order[place - 1]
+        taken, rest = divmod(strides[outer], strides[dim])
+        if taken == shape[dim] and not rest:
+            continue
+        if shape[outer] == 1 and (rest or taken < shape[dim]):
+            # Where there is one entry only, its stride says nothing.
+            continue
+        if rest or taken < shape[dim] or not isinstance(tensor.shape[dim], int):
+            return None
+        padded[place] = taken
+    layout = Layout(order=tuple(order), padded=tuple(padded), step=strides[order[-1]])
+    is_packed = layout.step == 1 and not any(padded)
+    return None if is_packed and order == sorted(order) else layout
+
+
+def lay_out(graph: FxGraph, packed: Node, layout: Layout, shape: tuple[Any, ...]) -> Node:
+    """Adds operations to `graph` that give `packed` the wanted layout.
+
+    Args:
+        graph: nodes are added at its end.
+        packed: a tensor in any layout.
+        layout: what `layout_of` said of the same tensor in the whole model.
+        shape: the tensor's lengths; those that are no int are never padded.
+    """
+    aten = torch.ops.aten
+
+    def call(target: Any, *args: Any, **kwargs: Any) -> Node:
+        return graph.call_function(target, args, kwargs)
+
+    order = list(layout.order)
+    result = call(aten.permute.default, packed, order) if order != sorted(order) else packed
+    lengths = [shape[dim] for dim in order]
+    gaps = [
+        0 if taken is None else taken - lengths[place] for place, taken in enumerate(layout.padded)
+    ]
+    if layout.step > 1:
+        result = call(aten.unsqueeze.default, result, -1)
+        gaps.append(layout.step - 1)
+    if any(gaps):
+        # Pairs of (before, behind) from the last dimension backwards; the first is never padded.
+        pairs = [number for gap in reversed(gaps[1:]) for number in (0, gap)]
+        result = call(aten.constant_pad_nd.default, result, pairs)
+    else:
+        # A copy even where the numbers lie right: it settles the strides of dimensions of length
+        # 1 as well, by which kernels are chosen too.
+        result = call(aten.clone.default, result, memory_format=torch.contiguous_format)
+    if layout.step > 1:
+        result = call(aten.select.int, result, -1, 0)
+    for place, taken in enumerate(layout.padded):
+        if taken is not None:
+            result = call(aten.slice.Tensor, result, place, 0, lengths[place])
+    back = [order.index(dim) for dim in range(len(order))]
+    return call(aten.permute.default, result, back) if order != sorted(order) else result
+
+
+def _hint(length: int | torch.SymInt) -> int:
+    """The length in the example where the length grows with the rows."""
+    return length if isinstance(length, int) else int(cast(int, length.node.hint))
