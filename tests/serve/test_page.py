@@ -49,6 +49,9 @@ def page(browser: Browser, server: Running, problems: list[str]) -> Iterator[Pag
     page.on("console", lambda message: problems.append(message.text))
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("requestfailed", lambda request: problems.append(request.url))
+    # Playwright tells the browser to hand over file choosers once someone listens, and does not
+    # wait until it has: too late for a key that is pressed at once.
+    page.on("filechooser", lambda _chooser: None)
     page.goto(server.url)
     yield page
     page.close()
@@ -193,6 +196,7 @@ def test_a_token_is_asked_for_and_remembered(browser: Browser, bundle: Path) -> 
         page.get_by_label("This server asks for a token").fill("not the token at all")
         page.get_by_role("button", name="Enter").click()
         expect(page.locator("#door-error")).to_have_text("That is not the token.")
+        expect(page.get_by_role("heading", name="Stages")).to_be_hidden()
         _keep(page, "page-token")
         assert _violations(page) == []
         page.get_by_label("This server asks for a token").fill(token)

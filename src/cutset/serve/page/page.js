@@ -142,17 +142,24 @@ function show(status) {
   byId("try").hidden = !status.takes_images;
 }
 
+function lock(locked) {
+  byId("door").hidden = !locked;
+  byId("now").hidden = locked;
+  byId("stages").hidden = locked;
+  if (locked) byId("try").hidden = true;
+}
+
 async function refresh() {
   clearTimeout(timer);
   try {
     const response = await ask("status");
     if (response.status === 401) {
-      byId("door").hidden = false;
+      lock(true);
       showState("token needed", "bad");
       return; // goes on when a token is entered
     }
     if (!response.ok) throw new Error(`status ${response.status}`);
-    byId("door").hidden = true;
+    lock(false);
     show(await response.json());
   } catch {
     showState("not reachable", "bad");
