@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from six_models import SIX, prepared
 from torchvision.models import get_model_weights
+
+from six_models import SIX, prepared
 
 MOBILENET_V2 = [
     ("features.0", "activation"),

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from six_models import SIX, prepared
 
 from cutset.graph.capture import capture_model
 from cutset.graph.cuts import find_cut_points
 from cutset.runtime.session import open_session
 from cutset.workflow import PreparedModel, plan_stages, split_model
+from six_models import SIX, prepared
 
 SMALL_SIZE = 96
 MOST_ROWS = 17

@@ -37,6 +37,7 @@ from cutset.shards.manifest import (
     sha256_of,
 )
 from cutset.shards.onnx_export import export_onnx
+from cutset.shards.operators import is_allowed
 from cutset.threads import compute_threads
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ def export_bundle(
         if example_inputs is None:
             raise ValueError("export_bundle needs either captured or example_inputs")
         captured = capture_model(model, example_inputs)
+    _check_operations(captured)
     with compute_threads(num_threads), _temporary_folder(target) as folder:
         writer = _BundleWriter(captured, plan, folder, report)
         stages = writer.write_stages()
@@ -129,6 +131,19 @@ def export_bundle(
             check(folder)
         _move_into_place(folder, target)
     return target
+
+
+def _check_operations(captured: CapturedModel) -> None:
+    """Refuses a model that nobody could load: a bundle may name well-known operations only."""
+    for operation in captured.graph.operations:
+        if operation.target != "getitem" and not is_allowed(f"torch.ops.{operation.target}"):
+            where = f" in {operation.modules[-1].path}" if operation.modules[-1].path else ""
+            line = f" ({operation.source})" if operation.source else ""
+            raise BundleError(
+                f"operation {operation.target}{where}{line} may not be part of a bundle: it is "
+                "random, custom or unknown, and whoever loads the bundle would have to trust it. "
+                "Replace it in the model's forward"
+            )
 
 
 def _versions() -> dict[str, str]:

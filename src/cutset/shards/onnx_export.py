@@ -57,10 +57,17 @@ def export_onnx(
         logger.info("no ONNX model for %s: %s", path.parent.name, reason)
         return reason
     assert program is not None
-    for node in program.model.graph.all_nodes():
+    graph = program.model.graph
+    ends = {*graph.inputs, *graph.outputs}
+    end_names = {value.name for value in ends}
+    for node in graph.all_nodes():
         # Scopes and traces of the exporter; they name the author's files and double the size.
         node.metadata_props.clear()
         node.doc_string = None
+        for value in node.outputs:
+            # The exporter gives the ends the names it was told, also where a value has one already.
+            if value.name in end_names and value not in ends:
+                value.name = f"inner_{node.name}_{value.name}"
     program.save(path)
     return ""
 

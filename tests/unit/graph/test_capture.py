@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
+from cutset.errors import CaptureError
+from cutset.graph.capture import capture_graph, capture_model
 from models_of_trouble import (
     CalledTwice,
     ChangesAView,
@@ -11,10 +15,6 @@ from models_of_trouble import (
     TiedWeights,
     residual_net,
 )
-from torch import nn
-
-from cutset.errors import CaptureError
-from cutset.graph.capture import capture_graph, capture_model
 
 
 def test_operations_know_their_modules_calls_and_sources() -> None:

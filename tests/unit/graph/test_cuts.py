@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models_of_trouble import ForkAtTheRoot, ReadsTheBatchSize, SelfGated, residual_net
 from torch import nn
 
 from cutset.graph.capture import capture_graph
 from cutset.graph.cuts import CutPoints, find_cut_points
+from models_of_trouble import ForkAtTheRoot, ReadsTheBatchSize, SelfGated, residual_net
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
+from cutset.graph.capture import capture_model, export_piece
+from cutset.graph.cuts import find_cut_points
+from cutset.graph.lowering import CapturedModel
+from cutset.graph.pieces import build_piece
 from models_of_trouble import (
     ManyInsAndOuts,
     ReadsTheBatchSize,
@@ -12,12 +18,6 @@ from models_of_trouble import (
     TiedWeights,
     residual_net,
 )
-from torch import nn
-
-from cutset.graph.capture import capture_model, export_piece
-from cutset.graph.cuts import find_cut_points
-from cutset.graph.lowering import CapturedModel
-from cutset.graph.pieces import build_piece
 
 MODELS: list[tuple[nn.Module, Any]] = [
     (residual_net(), torch.randn(2, 3, 8, 8)),

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models_of_trouble import CalledTwice, ForkAtTheRoot, residual_net
 from torch import nn
 
 from cutset.errors import PlanError
 from cutset.graph.capture import capture_graph
 from cutset.graph.ir import Graph
 from cutset.graph.units import find_units
+from models_of_trouble import CalledTwice, ForkAtTheRoot, residual_net
 
 
 @pytest.fixture(scope="module")

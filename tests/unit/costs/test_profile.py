@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cutset.backends.pieces import piece_backends
+from cutset.costs.model import load_profile, profile_to_json
+from cutset.costs.profile import profile_costs
+from cutset.graph.capture import capture_model
+from cutset.graph.cuts import find_cut_points
+from models_of_trouble import residual_net
+
+
+def test_every_piece_is_measured_with_every_backend() -> None:
+    captured = capture_model(residual_net(), torch.randn(2, 3, 8, 8))
+    cuts = find_cut_points(captured.graph)
+    seen: list[tuple[str, int, int]] = []
+    profile = profile_costs(
+        captured,
+        cuts,
+        micro_batch=3,
+        num_runs=6,
+        backends=piece_backends(captured, cuts, num_threads=1),
+        device="here",
+        progress=lambda *step: seen.append(step),
+    )
+    assert [piece.last for piece in profile.pieces] == [
+        *(point.after for point in cuts.points),
+        "output",
+    ]
+    assert sum(piece.flops for piece in profile.pieces) == captured.graph.flops
+    for backend in ("torch", "onnxruntime"):
+        timings = [piece.timings[backend] for piece in profile.pieces]
+        assert all(t.num_runs == 6 and 0 < t.p10_s <= t.median_s <= t.p90_s for t in timings)
+        total = sum(timing.median_s for timing in timings)
+        assert total == pytest.approx(profile.whole[backend].median_s)
+        assert profile.software[backend]
+    assert seen[-1] == ("onnxruntime", 6, 6)
+    assert (profile.micro_batch, profile.num_threads, profile.device) == (3, 1, "here")
+
+
+def test_threads_are_as_before_afterwards() -> None:
+    captured = capture_model(residual_net(), torch.randn(2, 3, 8, 8))
+    torch.set_num_threads(1)
+    profile_costs(captured, find_cut_points(captured.graph), num_threads=2, num_runs=5)
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("wrong", [{"micro_batch": 0}, {"num_threads": 0}])
+def test_numbers_out_of_range(wrong: dict[str, int]) -> None:
+    captured = capture_model(residual_net(), torch.randn(2, 3, 8, 8))
+    with pytest.raises(ValueError, match="start at 1"):
+        profile_costs(captured, find_cut_points(captured.graph), **wrong)
+
+
+def test_a_profile_goes_to_a_file_and_back(tmp_path_factory: pytest.TempPathFactory) -> None:
+    captured = capture_model(residual_net(), torch.randn(2, 3, 8, 8))
+    profile = profile_costs(captured, find_cut_points(captured.graph), num_runs=5)
+    path = tmp_path_factory.mktemp("profiles") / "p.json"
+    path.write_text(profile_to_json(profile))
+    assert load_profile(path) == profile

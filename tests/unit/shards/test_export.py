@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from cutset.costs.model import costs_from_flops
+from cutset.devices import equal_cluster
+from cutset.errors import BundleError
+from cutset.graph.capture import ExampleInputs, capture_model
+from cutset.graph.cuts import find_cut_points
+from cutset.planning import Plan, make_plan
+from cutset.shards.export import export_bundle
+from cutset.shards.load import load_program, open_bundle
+from cutset.shards.verify import verify_bundle
+from models_of_trouble import ManyInsAndOuts, TiedWeights, residual_net
+
+
+def _plan(model: nn.Module, example: ExampleInputs, num_stages: int, max_tensors: int = 1) -> Plan:
+    graph = capture_model(model, example).graph
+    cuts = find_cut_points(graph, max_tensors=max_tensors)
+    costs = costs_from_flops(graph, cuts)
+    return make_plan(graph, cuts, costs, equal_cluster(num_stages), num_stages=num_stages)
+
+
+EXAMPLE = torch.randn(2, 3, 8, 8)
+
+
+def test_a_bundle_is_whole_proven_and_speaks_of_no_file(tmp_path: Path) -> None:
+    model = residual_net()
+    path = export_bundle(model, _plan(model, EXAMPLE, 2), tmp_path / "b", example_inputs=EXAMPLE)
+    report = verify_bundle(path, model=model)
+    assert report.ok
+    assert report.bit_exact
+    content = b"".join(file.read_bytes() for file in path.rglob("*") if file.is_file())
+    assert str(Path.cwd()).encode() not in content
+    assert b'models_of_trouble.py", line' not in content
+
+
+def test_a_stage_holds_its_own_weights_only(tmp_path: Path) -> None:
+    model = residual_net()
+    path = export_bundle(model, _plan(model, EXAMPLE, 2), tmp_path / "b", example_inputs=EXAMPLE)
+    manifest = open_bundle(path).manifest
+    held = [set(stage.parameters) for stage in manifest.stages]
+    assert not held[0] & held[1]
+    used = {name for names in held for name in names}
+    assert used | set(manifest.unused_parameters) == {p.name for p in manifest.graph.parameters}
+    assert manifest.unused_parameters == ("1.num_batches_tracked",)
+
+
+def test_shared_weights_are_listed(tmp_path: Path) -> None:
+    model, example = TiedWeights(), torch.randn(2, 6)
+    path = export_bundle(model, _plan(model, example, 2), tmp_path / "b", example_inputs=example)
+    assert open_bundle(path).manifest.shared_parameters == ("encode.weight",)
+    assert verify_bundle(path, model=model).ok
+
+
+def test_names_of_several_outputs(tmp_path: Path) -> None:
+    model = ManyInsAndOuts().eval()
+    example = {"image": torch.randn(2, 6), "extra": torch.randn(2, 3)}
+    captured = capture_model(model, example)
+    plan = _plan(model, example, 2, max_tensors=2)
+    path = export_bundle(model, plan, tmp_path / "b", captured=captured, max_tensors=2)
+    bundle = open_bundle(path)
+    assert bundle.manifest.output_names == ("features", "scores")
+    inputs = (torch.randn(3, 6), torch.randn(3, 3))
+    values = load_program(bundle, 1)(load_program(bundle, 0)(inputs))
+    by_name = dict(zip((s.name for s in bundle.manifest.stages[1].outputs), values, strict=True))
+    expected = model(inputs[0], extra=inputs[1])
+    for spec, name in zip(bundle.manifest.outputs, ("features", "scores"), strict=True):
+        assert torch.equal(by_name[spec.name], expected[name])
+
+
+def test_the_reference_holds_every_boundary(tmp_path: Path) -> None:
+    model = residual_net()
+    path = export_bundle(model, _plan(model, EXAMPLE, 3), tmp_path / "b", example_inputs=EXAMPLE)
+    manifest = open_bundle(path).manifest
+    tensors = load_file(path / manifest.reference)
+    wanted = {spec.name for stage in manifest.stages for spec in (*stage.inputs, *stage.outputs)}
+    assert set(tensors) == wanted
+    with torch.no_grad():
+        assert torch.equal(tensors[manifest.outputs[0].name], model(EXAMPLE))
+
+
+def test_a_failed_check_leaves_what_was_there(tmp_path: Path) -> None:
+    model = residual_net()
+    plan = _plan(model, EXAMPLE, 2)
+    path = export_bundle(model, plan, tmp_path / "b", example_inputs=EXAMPLE, model_name="first")
+
+    def fail(folder: Path) -> None:
+        assert (folder / "manifest.json").is_file()
+        raise RuntimeError("not good enough")
+
+    with pytest.raises(RuntimeError, match="not good enough"):
+        export_bundle(
+            model, plan, path, example_inputs=EXAMPLE, model_name="second", replace=True, check=fail
+        )
+    assert [each.name for each in tmp_path.iterdir()] == ["b"]
+    assert json.loads((path / "manifest.json").read_text())["model"] == "first"
+    export_bundle(model, plan, path, example_inputs=EXAMPLE, model_name="third", replace=True)
+    assert json.loads((path / "manifest.json").read_text())["model"] == "third"
+    assert [each.name for each in tmp_path.iterdir()] == ["b"]
+
+
+def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    model = residual_net()
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes").write_text("mine")
+    for name in ("file", "folder"):
+        with pytest.raises(BundleError, match=name):
+            export_bundle(
+                model, _plan(model, EXAMPLE, 1), tmp_path / name, example_inputs=EXAMPLE,
+                replace=True,
+            )  # fmt: skip
+
+
+def test_what_onnx_cannot_express_is_said(tmp_path: Path) -> None:
+    class Odd(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.special.i1(x)
+
+    model = nn.Sequential(nn.Linear(4, 4), Odd(), nn.Linear(4, 4))
+    example = torch.randn(2, 4)
+    path = export_bundle(model, _plan(model, example, 1), tmp_path / "b", example_inputs=example)
+    (stage,) = open_bundle(path).manifest.stages
+    assert stage.model is None
+    assert "i1" in stage.model_missing
+    assert verify_bundle(path, model=model).ok
+
+
+def test_what_no_bundle_may_hold_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    class Random(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + torch.rand_like(x)
+
+    model = nn.Sequential(nn.Linear(4, 4), Random())
+    example = torch.randn(2, 4)
+    with pytest.raises(BundleError, match=r"aten\.rand_like\.default in 1 \(test_export\.py:\d+\)"):
+        export_bundle(model, _plan(model, example, 1), tmp_path / "b", example_inputs=example)
+    assert list(tmp_path.iterdir()) == []
