@@ -194,3 +194,72 @@ def long_chain(num_layers: int) -> nn.Module:
     for _ in range(num_layers):
         layers += [nn.Linear(4, 4), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
+
+
+class Contexts(nn.Module):
+    """Parts of its forward run under contexts, two of them one within the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
+        self.third = nn.Linear(6, 6)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            hidden = torch.relu(self.first(x))
+            with torch.autocast("cpu", enabled=False):
+                hidden = torch.relu(self.second(hidden))
+            hidden = torch.relu(self.third(hidden))
+        return self.last(hidden)
+
+
+class OneToken(nn.Module):
+    """Goes on with one token of a sequence: a tensor with gaps between its rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 33))
+        self.embed = nn.Linear(20, 33)
+        self.norm = nn.LayerNorm(33)
+        self.head = nn.Linear(33, 40)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.cat([self.token.expand(x.shape[0], -1, -1), self.embed(x)], 1)
+        return self.head(self.norm(tokens)[:, 0])
+
+
+class RowsLast(nn.Module):
+    """A convolutional net that permutes to channels last for its normalisations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3)
+        self.norm = nn.LayerNorm(16)
+        self.second = nn.Conv2d(16, 24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.relu(self.norm(self.first(x).permute(0, 2, 3, 1)))
+        return self.second(rows.permute(0, 3, 1, 2))
+
+
+class UShape(nn.Module):
+    """Goes down and up again, with a skip at every size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(4))
+        self.up = nn.ModuleList(nn.Conv2d(16, 8, 3, padding=1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips: list[Tensor] = []
+        for layer in self.down:
+            x = torch.relu_(layer(x))
+            if len(skips) < len(self.up):
+                skips.append(x)
+                x = nn.functional.max_pool2d(x, 2)
+        for layer in self.up:
+            x = nn.functional.interpolate(x, scale_factor=2.0)
+            x = torch.relu_(layer(torch.cat([x, skips.pop()], 1)))
+        return x

@@ -86,14 +86,14 @@ def lay_out(graph: FxGraph, packed: Node, layout: Layout, shape: tuple[Any, ...]
     if layout.step > 1:
         result = call(aten.unsqueeze.default, result, -1)
         gaps.append(layout.step - 1)
+    # A copy even where the numbers lie right: it settles the strides of dimensions of length 1 as
+    # well, by which kernels are chosen too; and padding keeps an order that looks like channels
+    # last.
+    result = call(aten.clone.default, result, memory_format=torch.contiguous_format)
     if any(gaps):
         # Pairs of (before, behind) from the last dimension backwards; the first is never padded.
         pairs = [number for gap in reversed(gaps[1:]) for number in (0, gap)]
         result = call(aten.constant_pad_nd.default, result, pairs)
-    else:
-        # A copy even where the numbers lie right: it settles the strides of dimensions of length
-        # 1 as well, by which kernels are chosen too.
-        result = call(aten.clone.default, result, memory_format=torch.contiguous_format)
     if layout.step > 1:
         result = call(aten.select.int, result, -1, 0)
     for place, taken in enumerate(layout.padded):
