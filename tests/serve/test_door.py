@@ -304,3 +304,28 @@ def test_token_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
             read_token(path)
     with pytest.raises(ValueError, match="cannot be read"):
         read_token(tmp_path / "absent")
+
+
+def test_bodies_held_at_once_are_bounded(session: HeldSession) -> None:
+    """Clients that announce long bodies and send them slowly cannot fill the memory."""
+    head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\n".encode()
+    with running_server(session, max_pending_bytes=30_000) as running:  # type: ignore[arg-type]
+        host, port = running.address.split(":")
+        slow = [socket.create_connection((host, int(port)), timeout=10) for _ in range(4)]
+        for each in slow:
+            each.sendall(head)
+        refused = [each for each in slow if _is_refused(each)]
+        assert len(refused) == 1
+        for each in slow:
+            each.close()
+
+
+def _is_refused(connection: socket.socket) -> bool:
+    connection.settimeout(0.5)
+    try:
+        answer = connection.recv(65536)
+    except TimeoutError:
+        return False
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"as many bytes of requests as it may" in answer
+    return True

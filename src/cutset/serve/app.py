@@ -210,6 +210,7 @@ class Service:
 
     async def _read_request(self, request: Request, lease: Lease) -> InferRequest:
         body = await read_body(request, self.settings, lease)
+        self.batcher.check_room()  # else the work of understanding it would be for nothing
         text = request.headers.get("inference-header-content-length")
         header_length = parse_header_length(text, len(body))
         json_bytes = len(body) if header_length is None else header_length

@@ -114,6 +114,15 @@ class Batcher:
 
     # --- what the handlers use
 
+    def check_room(self) -> None:
+        """Tells early that not a single row would be accepted.
+
+        Raises:
+            Refusal: as `accept`.
+        """
+        self.accept(1)
+        self.release(1)
+
     def accept(self, num_rows: int) -> None:
         """Accounts for rows that will be submitted; `release` gives them back.
 
