@@ -21,7 +21,7 @@ from cutset.runtime.session import open_session
 from cutset.workflow import plan_stages, prepare_model, profile_model, split_model
 
 BUNDLE = Path("demo/mobilenet_v2.cutset")
-NUM_ROWS = 200
+NUM_ROWS = 100
 
 
 def main() -> int:
