@@ -86,10 +86,14 @@ def lay_out(graph: FxGraph, packed: Node, layout: Layout, shape: tuple[Any, ...]
     if layout.step > 1:
         result = call(aten.unsqueeze.default, result, -1)
         gaps.append(layout.step - 1)
-    # A copy even where the numbers lie right: it settles the strides of dimensions of length 1 as
-    # well, by which kernels are chosen too; and padding keeps an order that looks like channels
-    # last.
-    result = call(aten.clone.default, result, memory_format=torch.contiguous_format)
+    if any(gaps) or 1 in lengths:
+        # A copy settles the strides of dimensions of length 1 as well, by which kernels are
+        # chosen too; and padding would keep an order that looks like channels last.
+        result = call(aten.clone.default, result, memory_format=torch.contiguous_format)
+    else:
+        # No copy where it lies right already: of a single row the stride between rows is then
+        # kept as it came, which may be one that no copy would have.
+        result = call(aten.contiguous.default, result)
     if any(gaps):
         # Pairs of (before, behind) from the last dimension backwards; the first is never padded.
         pairs = [number for gap in reversed(gaps[1:]) for number in (0, gap)]

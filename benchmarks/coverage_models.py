@@ -1,0 +1,217 @@
+"""Tries a long list of models and writes docs/models.md: what can be split, and how evenly.
+
+    python benchmarks/coverage_models.py [--only PATTERN] [--again] [--no-onnx]
+
+Every model runs in a process of its own with a limit of time and memory. Results are added to
+build/coverage.jsonl one by one, so that an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+ROOT = Path(__file__).resolve().parent.parent
+STATE = ROOT / "build" / "coverage.jsonl"
+LIST = ROOT / "build" / "coverage-list.json"
+REPORT = ROOT / "docs" / "models.md"
+HEADINGS = {
+    "classification": "torchvision: classification",
+    "segmentation": "torchvision: segmentation",
+    "video": "torchvision: video",
+    "optical flow": "torchvision: optical flow",
+    "quantised": "torchvision: quantised",
+    "detection": "torchvision: detection",
+    "timm": "timm: the cheapest model of every family",
+}
+COLUMNS = (
+    "model | input | Gmacs a row | cut points | most stages | slowest stage over ideal at 2 | at 4 "
+    "| tensors across a cut, and then at 2 and 4 | torch | onnxruntime"
+)
+INTRODUCTION = """# Which models can be split
+
+Written by `make coverage-models`; do not edit by hand. {versions}, random weights.
+
+Each model is captured once; its positions are judged with one tensor across a cut; it is planned
+by multiply-adds for 2 and for 4 stages (or as many as its cut points allow). Every stage is
+exported, written, checked and loaded as a worker would, and the chain is compared with the whole
+model on 1, 2 and 5 rows: *exact* means equal bit for bit. Where one tensor leaves the slowest
+stage over 1.25 of the ideal, the least number that evens the stages out is tried as well. Models
+of over 6 Gmacs a row run on a smaller image where they take one; *input* says which.
+"""
+
+
+def main() -> None:
+    """Runs what is missing and writes the report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", metavar="PATTERN", help="a regular expression on specs")
+    parser.add_argument("--again", action="store_true", help="also what has a result already")
+    parser.add_argument("--retry", action="store_true", help="also what failed")
+    parser.add_argument("--no-onnx", action="store_true", help="the torch backend alone")
+    parser.add_argument("--seconds", type=float, default=600.0, help="limit for one model")
+    parser.add_argument("--memory-gib", type=float, default=12.0, help="limit for one model")
+    parser.add_argument("--report-only", action="store_true", help="write docs/models.md, no runs")
+    options = parser.parse_args()
+    STATE.parent.mkdir(exist_ok=True)
+    wanted = _read_list()
+    rows = _read_state()
+    if not options.report_only:
+        todo = [
+            spec
+            for _, spec in wanted
+            if (not options.only or re.search(options.only, spec))
+            and (options.again or spec not in rows or _to_retry(rows[spec], options))
+        ]
+        _run_all(todo, rows, options)
+    REPORT.parent.mkdir(exist_ok=True)
+    REPORT.write_text(report_text(wanted, rows), encoding="utf-8")
+    print(_sums(wanted, rows))
+
+
+def _to_retry(row: dict[str, Any], options: argparse.Namespace) -> bool:
+    return options.retry and row["status"] != "exact"
+
+
+def _read_list() -> list[tuple[str, str]]:
+    """The models to try; made once, since choosing from timm builds all of its models."""
+    if not LIST.exists():
+        from coverage_list import coverage_list
+
+        LIST.write_text(json.dumps(list(coverage_list())), encoding="utf-8")
+    return [(group, spec) for group, spec in json.loads(LIST.read_text(encoding="utf-8"))]
+
+
+def _read_state() -> dict[str, dict[str, Any]]:
+    if not STATE.exists():
+        return {}
+    lines = STATE.read_text(encoding="utf-8").splitlines()
+    return {row["spec"]: row for row in map(json.loads, lines)}
+
+
+def _run_all(todo: list[str], rows: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
+    columns = (
+        TextColumn("{task.description:44}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns) as progress, STATE.open("a", encoding="utf-8") as state:
+        task = progress.add_task("", total=len(todo))
+        for spec in todo:
+            progress.update(task, description=spec)
+            row = _run_one(spec, options)
+            rows[spec] = row
+            state.write(json.dumps(row) + "\n")
+            state.flush()
+            progress.advance(task)
+
+
+def _run_one(spec: str, options: argparse.Namespace) -> dict[str, Any]:
+    command = [
+        *(sys.executable, str(Path(__file__).with_name("coverage_one.py")), spec),
+        *("--memory-gib", str(options.memory_gib)),
+        *(("--no-onnx",) if options.no_onnx else ()),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    failed = {"spec": spec, "status": "error", "step": ""}
+    try:
+        done = subprocess.run(  # the command is this file's neighbour
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=options.seconds,
+            env=environment,
+        )
+    except subprocess.TimeoutExpired:
+        return {**failed, "cause": f"took more than {options.seconds:g} s"}
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
+        last = (done.stderr.strip().splitlines() or ["without a word"])[-1]
+        return {**failed, "cause": f"ended with code {done.returncode}: {last[:200]}"}
+    row: dict[str, Any] = json.loads(lines[-1])
+    return row
+
+
+def report_text(wanted: Iterable[tuple[str, str]], rows: dict[str, dict[str, Any]]) -> str:
+    """The report in Markdown."""
+    wanted = list(wanted)
+    versions = ", ".join(
+        f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "timm")
+    )
+    parts = [INTRODUCTION.format(versions=versions), _sums(wanted, rows)]
+    for group, heading in HEADINGS.items():
+        found = [rows[spec] for g, spec in wanted if g == group and spec in rows]
+        if found:
+            parts += ["", f"## {heading}", "", f"| {COLUMNS} |", "|" + " --- |" * 10]
+            parts += [_line(row) for row in found if row["status"] == "exact"]
+            parts += ["", *_failures(found)]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _line(row: dict[str, Any]) -> str:
+    ratios, more = row["ratios"], row["ratios_with_more"]
+    most = max((int(n) for n in ratios), default=1)
+    at_two, at_four = ratios.get("2"), ratios.get("4") or (ratios.get("3") if most == 3 else None)
+    with_more = (
+        f"{row['max_tensors']}: " + ", ".join(f"{value:.2f}" for value in more.values())
+        if more
+        else ""
+    )
+    cells = (
+        row["spec"].partition(":")[2],
+        row["input_shape"].replace("float32", "").replace("batch, ", ""),
+        f"{row['flops'] / 1e9:.2f}",
+        str(row["num_points"]),
+        str(row["most_stages"]),
+        f"{at_two:.2f}" if at_two else "-",
+        (f"{at_four:.2f}" + (" (3 stages)" if most == 3 else "")) if at_four else "-",
+        with_more,
+        row["status"],
+        row["onnx"] or "not tried",
+    )
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _failures(found: list[dict[str, Any]]) -> list[str]:
+    failed = [row for row in found if row["status"] != "exact"]
+    if not failed:
+        return []
+    lines = ["Not split, and why:", ""]
+    return [
+        *lines,
+        *(
+            f"- `{row['spec']}`{' (' + row['step'] + ')' if row.get('step') else ''}: "
+            f"{row['cause']}"
+            for row in failed
+        ),
+    ]
+
+
+def _sums(wanted: Iterable[tuple[str, str]], rows: dict[str, dict[str, Any]]) -> str:
+    lines = []
+    for group in HEADINGS:
+        specs = [spec for g, spec in wanted if g == group]
+        tried = [rows[spec] for spec in specs if spec in rows]
+        exact = [row for row in tried if row["status"] == "exact"]
+        at_two = [row["ratios"]["2"] for row in exact if "2" in row["ratios"]]
+        even = f", median at 2 stages {statistics.median(at_two):.2f}" if at_two else ""
+        lines.append(
+            f"- {group}: {len(exact)} of {len(tried)} tried are exact ({len(specs)} listed){even}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
