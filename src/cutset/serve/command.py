@@ -64,6 +64,7 @@ def serve_bundle(
     try:
         from cutset.runtime.session import open_session
         from cutset.serve.server import address_of, bind, serve
+        from cutset.threads import compute_threads
 
         make_tracing = None
         if with_tracing:
@@ -78,14 +79,18 @@ def serve_bundle(
         _log_as_json()
     listener = bind(settings)
     try:
-        with open_session(
-            bundle,
-            engine=engine,
-            backend=backend,
-            micro_batch=micro_batch,
-            num_threads=num_threads,
-            num_spans=_NUM_SPANS,
-        ) as session:
+        # What torch does in this process is small; its threads would only take turns with workers.
+        with (
+            compute_threads(1),
+            open_session(
+                bundle,
+                engine=engine,
+                backend=backend,
+                micro_batch=micro_batch,
+                num_threads=num_threads,
+                num_spans=_NUM_SPANS,
+            ) as session,
+        ):
             if on_listening is not None:
                 on_listening(address_of(settings, listener))
             serve(session, settings, listener, make_tracing=make_tracing)
