@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from cutset import __version__
-from cutset.cli import bundles, models
+from cutset.cli import bundles, models, serving
 from cutset.errors import CutsetError
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ for command in (
     bundles.verify,
     bundles.run,
     bundles.bench,
+    serving.serve,
 ):
     app.command()(command)
 
