@@ -118,7 +118,8 @@ class Tracing:
                 start_time=at(stage.start_s),
                 attributes={"cutset.stage": stage.stage, "cutset.compute_s": stage.compute_s},
             )
-            child.end(at(stage.stop_s))
+            # The last stage's call that sends may return after the answer is out.
+            child.end(at(min(stage.stop_s, each.stop_s)))
         if int(each.attributes["http.response.status_code"]) >= 500:
             span.set_status(trace.StatusCode.ERROR)
         span.end(at(each.stop_s))
