@@ -10,16 +10,18 @@ Both compute the same numbers with the same kernels.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
+from torch._dynamo.exc import UserError
 from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from cutset.errors import CaptureError
-from cutset.graph.diagnosis import check_program, export_error
+from cutset.graph.diagnosis import check_conditions, check_program, export_error
 from cutset.graph.functionalise import replace_inplace_operations
 from cutset.graph.ir import Graph
 from cutset.graph.lowering import CapturedModel, lower_program
@@ -112,15 +114,34 @@ def _split_inputs(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[
 def _export(
     model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> ExportedProgram:
-    batch = ExportDim(BATCH, min=1, max=MAX_ROWS)
-
-    def dims(value: Any) -> dict[int, Any] | None:
-        return {0: batch} if isinstance(value, torch.Tensor) else None
-
     try:
-        bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-        shapes = pytree.tree_map(dims, dict(bound))
-        with torch.no_grad():
-            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        return _export_with(model, args, kwargs, ExportDim(BATCH, min=1, max=MAX_ROWS))
+    except UserError as error:
+        # torch could not prove its own conditions on the number of rows for the whole range; it
+        # is right to be strict, and yet most such conditions do hold. They are tried instead.
+        refusal = error
     except Exception as error:
         raise export_error(model, error) from error
+    try:
+        exported = _export_with(model, args, kwargs, ExportDim.AUTO)
+    except Exception as error:
+        raise export_error(model, error) from error
+    check_conditions(exported, export_error(model, refusal), refusal)
+    return exported
+
+
+def _export_with(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Any
+) -> ExportedProgram:
+    """Exports with the first dimension of every tensor free, in the way that `rows` says."""
+
+    def dims(value: Any) -> dict[int, Any] | None:
+        return {0: rows} if isinstance(value, torch.Tensor) else None
+
+    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    shapes = pytree.tree_map(dims, dict(bound))
+    with torch.no_grad(), warnings.catch_warnings():
+        # A forward that keeps a tensor in a plain attribute (a cache, what it last saw) computes
+        # the same without; what a program holds is in its signature.
+        warnings.filterwarnings("ignore", message="The tensor attribute.* assigned during exp")
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
@@ -17,7 +18,11 @@ from cutset.graph.source import is_library_file, source_line
 
 _ADVICE = "Make the forward free of decisions on tensor values and of a fixed number of rows"
 _SPECIALISED = re.compile(r"specialized it to be a constant \((\d+)\)")
+_CONDITION = re.compile(r"satisfy the generated guard (.+?)\.(?:\s|$)")
 _OPERATION = re.compile(r"\b(?:aten|prims|torchvision)[.:]+\w+(?:\.\w+)?")
+_TRIED_ROWS = (2, 3, 4, 5, 7, 8, 13, 16, 64, 1000)
+"""Numbers of rows with which conditions are tried. One row is left out: torch sets it apart."""
+
 _FROM_A_SEED = torch.Tag.nondeterministic_seeded
 
 
@@ -41,6 +46,7 @@ def export_error(model: torch.nn.Module, error: Exception) -> CaptureError:
     text = str(error).strip()
     scripted = [p for p, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
     fixed = _SPECIALISED.search(text)
+    condition = _CONDITION.search(text)
     match = _OPERATION.search(text)
     operation = match[0] if match else None
     if scripted:
@@ -48,6 +54,11 @@ def export_error(model: torch.nn.Module, error: Exception) -> CaptureError:
         why = (
             "TorchScript modules cannot be captured; build the model from its original classes "
             "and load the weights into them"
+        )
+    elif condition:
+        why = (
+            f"a decision in it holds for some numbers of rows only ({condition[1]}). Make the "
+            "forward the same for every number of rows"
         )
     elif fixed:
         why = (
@@ -112,6 +123,48 @@ def check_program(exported: ExportedProgram) -> None:
                 "in a tensor, so that what crosses a boundary has no fixed shape. Keep such a "
                 "step (selection by a mask, nonzero, item) outside the model that is split",
             )
+
+
+def check_conditions(exported: ExportedProgram, refusal: CaptureError, cause: Exception) -> None:
+    """Tries the conditions on the number of rows under which a program was traced.
+
+    Args:
+        exported: traced with `torch.export.Dim.AUTO`.
+        refusal: raised where a condition does not hold, or the number became fixed.
+        cause: what torch itself said.
+    """
+    symbols = rows_symbols(exported)
+    if len(symbols) == 0 or not all(map(_is_free, _numbers_of_rows(exported))):
+        raise refusal from cause
+    for guard in _shape_environment(exported).guards:
+        for num_rows in _TRIED_ROWS:
+            # SymPy's own comparisons and torch's alike become true or false on numbers.
+            if guard.expr.xreplace(dict.fromkeys(symbols, sympy.Integer(num_rows))) == sympy.false:
+                raise refusal from cause
+
+
+def rows_symbols(exported: ExportedProgram) -> frozenset[Any]:
+    """The symbols that stand for the number of rows of each input; mostly the same one."""
+    return frozenset(length.node.expr for length in _numbers_of_rows(exported) if _is_free(length))
+
+
+def _numbers_of_rows(exported: ExportedProgram) -> tuple[Any, ...]:
+    """The first length of every input, symbolic or fixed."""
+    names = set(exported.graph_signature.user_inputs)
+    values = [
+        node.meta.get("val")
+        for node in exported.graph.nodes
+        if node.op == "placeholder" and node.name in names
+    ]
+    return tuple(v.shape[0] for v in values if isinstance(v, torch.Tensor) and v.dim())
+
+
+def _is_free(length: Any) -> bool:
+    return isinstance(length, torch.SymInt) and not length.node.expr.is_Integer
+
+
+def _shape_environment(exported: ExportedProgram) -> Any:
+    return next(v.node.shape_env for v in _numbers_of_rows(exported) if _is_free(v))
 
 
 def _hands_through(node: Node) -> bool:

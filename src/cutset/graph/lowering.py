@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
@@ -16,6 +17,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from cutset.errors import CaptureError
+from cutset.graph.diagnosis import rows_symbols
 from cutset.graph.flops import count_flops
 from cutset.graph.ir import Graph, ModuleCall, Operation, Parameter
 from cutset.graph.source import source_line
@@ -77,16 +79,24 @@ def unfused() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
-def dim_of(length: int | torch.SymInt, batch_symbol: Any) -> Dim | None:
-    """A length as Cutset writes it, or None where it does not grow in step with the rows."""
+def dim_of(length: int | torch.SymInt, batch_symbols: Collection[Any]) -> Dim | None:
+    """A length as Cutset writes it, or None where it does not grow in step with the rows.
+
+    Args:
+        length: of a dimension of a captured tensor.
+        batch_symbols: what stands for the number of rows; each input may have its own symbol.
+    """
     if isinstance(length, int):
         return length
     expression = length.node.expr
     if expression.is_Integer:
         return int(expression)
-    if expression.free_symbols != {batch_symbol}:
+    if not expression.free_symbols <= set(batch_symbols):
         return None
-    at = {rows: expression.subs(batch_symbol, rows) for rows in (1, 2, 3, 5)}
+    at = {
+        rows: expression.xreplace(dict.fromkeys(batch_symbols, sympy.Integer(rows)))
+        for rows in (1, 2, 3, 5)
+    }
     if any(value != rows * at[1] for rows, value in at.items()):
         return None
     return BATCH if at[1] == 1 else f"{BATCH}*{at[1]}"
@@ -144,7 +154,7 @@ class _Lowering:
                 "the number of rows became fixed when the model was captured: an operation in it "
                 "works for the example's number only"
             )
-        self._batch = first.meta["val"].shape[0].node.expr
+        self._batch = rows_symbols(self._exported)
         inputs = [node for node in inputs if node.users or node is first]
         flops = count_flops(self._program, self._weights)
         operations: list[Operation] = []

@@ -73,10 +73,10 @@ def test_a_number_of_rows_that_is_written_down() -> None:
 
 
 # torch announces that TorchScript will go; people still hold models made with it.
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 def test_a_scripted_module_is_named() -> None:
-    scripted = torch.jit.trace(nn.ReLU(), torch.ones(1), check_trace=False)
+    scripted = torch.jit.script(nn.Sequential(nn.ReLU()))
     with pytest.raises(CaptureError, match="TorchScript modules cannot be captured") as caught:
         capture_graph(nn.Sequential(nn.Linear(4, 4), scripted), torch.randn(2, 4))
     assert caught.value.module_path == "1"
@@ -89,3 +89,21 @@ def test_a_result_that_is_no_tensor() -> None:
 def test_none_among_the_results_holds_no_data() -> None:
     graph = capture_graph(Calls(lambda x: (None, x)), torch.randn(2, 4))
     assert graph.outputs == ("linear",)
+
+
+def test_conditions_that_torch_cannot_prove_are_tried() -> None:
+    def pairs(x: Tensor) -> Tensor:
+        first, second = torch.chunk(torch.cat([x, x + 1.0]), 2)
+        return first * second
+
+    graph = capture_graph(Calls(pairs), torch.randn(2, 4))
+    assert graph.spec_of(graph.outputs[0]).shape == ("batch", 4)
+
+
+def test_conditions_that_do_not_hold_are_refused() -> None:
+    def only_even(x: Tensor) -> Tensor:
+        return x + 1.0 if x.shape[0] % 2 == 0 else x - 1.0
+
+    message = str(_error(only_even))
+    assert "holds for some numbers of rows only" in message
+    assert "% 2" in message or "Mod" in message
