@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -200,6 +201,17 @@ class PlanRequest:
     max_latency_s: float | None = None
     min_rows_per_s: float | None = None
 
+    def limits(self) -> dict[str, Any]:
+        """What `make_plan` and `pareto_plans` both take, under their names for it."""
+        return {
+            "num_stages": self.num_stages,
+            "serial": self.serial,
+            "fixed_order": self.fixed_order,
+            "max_latency_s": self.max_latency_s,
+            "min_rows_per_s": self.min_rows_per_s,
+            "cut_names": self.cut_names or None,
+        }
+
     def resolved(self) -> PlanRequest:
         """The same with a cluster and, for equal devices, a number of stages.
 
@@ -257,12 +269,7 @@ def plan_stages(
         costs,
         wanted.cluster,
         objective=wanted.objective,
-        num_stages=wanted.num_stages,
-        serial=wanted.serial,
-        fixed_order=wanted.fixed_order,
-        max_latency_s=wanted.max_latency_s,
-        min_rows_per_s=wanted.min_rows_per_s,
-        cut_names=wanted.cut_names or None,
+        **wanted.limits(),
     )
     if profile is not None:
         return plan
@@ -291,12 +298,7 @@ def plan_front(
         prepared.cuts,
         costs,
         wanted.cluster,
-        num_stages=wanted.num_stages,
-        serial=wanted.serial,
-        fixed_order=wanted.fixed_order,
-        max_latency_s=wanted.max_latency_s,
-        min_rows_per_s=wanted.min_rows_per_s,
-        cut_names=wanted.cut_names or None,
+        **wanted.limits(),
     )
 
 

@@ -97,29 +97,36 @@ def profile_costs(
             *pieces, all_ = (_timing(samples) for samples in seconds.T)
             whole[name] = all_
             timings[name] = _scaled(pieces, all_.median_s)
-    operations = captured.graph.operations
-    names = [*(point.after for point in cuts.points), OUTPUT_NAME]
     return Profile(
         format=PROFILE_FORMAT,
         model=model_name or captured.graph.model_class,
         device=device or platform.node(),
         micro_batch=micro_batch,
         num_threads=num_threads,
-        pieces=tuple(
-            PieceProfile(
-                last=last,
-                flops=sum(operation.flops for operation in operations[start:stop]),
-                timings={name: timing[index] for name, timing in timings.items()},
-            )
-            for index, (last, (start, stop)) in enumerate(
-                zip(names, pairwise(positions), strict=True)
-            )
-        ),
+        pieces=_pieces(captured, cuts, positions, timings),
         whole=whole,
         software={
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in timings},
         },
+    )
+
+
+def _pieces(
+    captured: CapturedModel,
+    cuts: CutPoints,
+    positions: Sequence[int],
+    timings: Mapping[str, Sequence[Timing]],
+) -> tuple[PieceProfile, ...]:
+    operations = captured.graph.operations
+    names = [*(point.after for point in cuts.points), OUTPUT_NAME]
+    return tuple(
+        PieceProfile(
+            last=last,
+            flops=sum(operation.flops for operation in operations[start:stop]),
+            timings={name: timing[index] for name, timing in timings.items()},
+        )
+        for index, (last, (start, stop)) in enumerate(zip(names, pairwise(positions), strict=True))
     )
 
 

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import torch
 from safetensors.torch import save as to_safetensors
 from torch.utils import _pytree as pytree
@@ -105,26 +106,15 @@ def export_bundle(
         writer = _BundleWriter(captured, plan, folder, report)
         stages = writer.write_stages()
         writer.write_reference(model)
-        manifest = Manifest(
-            format=BUNDLE_FORMAT,
-            created_by=_versions(),
+        manifest = msgspec.structs.replace(
+            writer.manifest(stages, num_threads),
             model=model_name or captured.graph.model_class,
             weights=weights,
             keep=tuple(keep),
             divide=tuple(divide),
             max_tensors=max_tensors,
-            graph=captured.graph,
-            stages=stages,
-            outputs=tuple(captured.graph.spec_of(name) for name in captured.graph.outputs),
-            output_names=captured.output_names,
-            shared_parameters=_shared(stages),
-            unused_parameters=_unused(captured, stages),
-            plan=plan,
             preprocessing=preprocessing,
             labels=tuple(labels) if labels is not None else None,
-            reference=REFERENCE_NAME,
-            num_threads=num_threads,
-            files=_file_entries(folder),
         )
         _write(folder / MANIFEST_NAME, encode_manifest(manifest))
         if check is not None:
@@ -218,6 +208,31 @@ class _BundleWriter:
             weight_bytes=sum(sizes[name] for name in piece.weight_names),
             peak_activation_bytes=max(live_bytes(graph)[start:stop]),
             flops=sum(operation.flops for operation in graph.operations[start:stop]),
+        )
+
+    def manifest(self, stages: tuple[StageEntry, ...], num_threads: int) -> Manifest:
+        """What the bundle holds; what people say of the model is still missing."""
+        graph = self._captured.graph
+        return Manifest(
+            format=BUNDLE_FORMAT,
+            created_by=_versions(),
+            model="",
+            weights="",
+            keep=(),
+            divide=(),
+            max_tensors=1,
+            graph=graph,
+            stages=stages,
+            outputs=tuple(graph.spec_of(name) for name in graph.outputs),
+            output_names=self._captured.output_names,
+            shared_parameters=_shared(stages),
+            unused_parameters=_unused(self._captured, stages),
+            plan=self._plan,
+            preprocessing=None,
+            labels=None,
+            reference=REFERENCE_NAME,
+            num_threads=num_threads,
+            files=_file_entries(self._folder),
         )
 
     def write_reference(self, model: torch.nn.Module) -> None:
