@@ -6,7 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check fast format bench bench-planner soak clean help
+.PHONY: demo test check fast format bench bench-planner bench-serve coverage-models matrix soak \
+  soak-serve clean help
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -48,6 +49,18 @@ bench-planner: $(STAMP)  ## the planner beside published values
 
 soak: $(STAMP)  ## the long form of the fault tests
 	$(BIN)/python -m pytest tests/distributed -m soak
+
+soak-serve: $(STAMP)  ## ten minutes of hostile clients while workers are killed
+	CUTSET_SOAK_S=600 $(BIN)/python -m pytest tests/serve/test_soak.py -m soak
+
+matrix: $(STAMP)  ## the six models at full size, every number of stages and micro-batch size
+	$(BIN)/python -m pytest tests/integration/test_six_models_run.py -m matrix
+
+bench-serve: $(STAMP)  ## the server's throughput and its behaviour under overload
+	$(BIN)/python benchmarks/serve.py
+
+coverage-models: $(STAMP)  ## which models can be split; resumable; writes docs/models.md
+	$(BIN)/python benchmarks/coverage_models.py
 
 clean:  ## remove what was installed and made
 	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

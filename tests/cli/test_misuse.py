@@ -260,3 +260,20 @@ def _children_when_up(pid: int, number: int) -> list[psutil.Process]:
             return children
         pause.wait(0.05)
     raise AssertionError("the workers never came up")
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("--host", "0.0.0.0"), "--token-file"),
+        (("--tls-cert", "c.pem"), "--tls-key"),
+        (("--nan", "maybe"), "maybe"),
+        (("--token-file", "none"), "none"),
+    ],
+)
+def test_a_door_that_would_stand_open_is_not_opened(
+    cutset: Cutset, small_bundle: Path, options: tuple[str, ...], word: str
+) -> None:
+    outcome = cutset("serve", small_bundle, *options)
+    assert outcome.code == 2
+    assert word in outcome.err

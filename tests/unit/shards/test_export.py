@@ -140,6 +140,8 @@ def test_what_no_bundle_may_hold_is_said_before_anything_is_written(tmp_path: Pa
 
     model = nn.Sequential(nn.Linear(4, 4), Rare())
     example = torch.randn(2, 4)
-    with pytest.raises(BundleError, match=r"aten\.special_bessel_j0\.default in 1 \(test_export\.py:\d+\)"):
+    with pytest.raises(
+        BundleError, match=r"aten\.special_bessel_j0\.default in 1 \(test_export\.py:\d+\)"
+    ):
         export_bundle(model, _plan(model, example, 1), tmp_path / "b", example_inputs=example)
     assert list(tmp_path.iterdir()) == []
