@@ -29,7 +29,9 @@ from statistics import median
 import torch
 import torchvision
 
+from cutset.backends.allocator import keep_freed_memory
 from cutset.backends.base import random_inputs
+from cutset.backends.pieces import piece_backends
 from cutset.costs.model import costs_from_profile
 from cutset.costs.profile import profile_costs
 from cutset.devices import equal_cluster
@@ -64,7 +66,14 @@ def make_bundle(name: str, micro_batch: int, folder: Path) -> Bundle:
     side = 299 if name == "inception_v3" else 224
     captured = capture_model(model, (torch.randn(2, 3, side, side),))
     cuts = find_cut_points(captured.graph)
-    profile = profile_costs(captured, cuts, micro_batch=micro_batch, max_seconds=5.0)
+    keep_freed_memory()
+    profile = profile_costs(
+        captured,
+        cuts,
+        micro_batch=micro_batch,
+        max_seconds=5.0,
+        backends=piece_backends(captured, cuts, num_threads=1),
+    )
     costs = costs_from_profile(captured.graph, cuts, profile)
     plan = make_plan(captured.graph, cuts, costs, equal_cluster(2), num_stages=2)
     path = folder / f"{name}-{micro_batch}.cutset"
