@@ -263,3 +263,31 @@ class UShape(nn.Module):
             x = nn.functional.interpolate(x, scale_factor=2.0)
             x = torch.relu_(layer(torch.cat([x, skips.pop()], 1)))
         return x
+
+
+class Pyramid(nn.Module):
+    """A backbone with results of two sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.block = ResidualBlock(8)
+        self.down = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        fine = self.block(torch.relu(self.stem(x)))
+        return {"fine": fine, "coarse": torch.relu(self.down(fine))}
+
+
+class Detector(nn.Module):
+    """Keeps what scores well: how much that is depends on the values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = Pyramid()
+        self.score = nn.Conv2d(8, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.backbone(x)
+        scores = torch.cat([self.score(level).flatten() for level in features.values()])
+        return scores[scores > 0]

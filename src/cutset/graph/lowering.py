@@ -39,6 +39,8 @@ class CapturedModel:
         output_names: how the caller knows the outputs: keys of a dict, or ``"0"``, ``"1"``, ...
         arguments: all leaves of the model's arguments, tensors or not, and how they are nested.
         leaf_of_input: where each input of the graph stands among the leaves.
+        result_spec: how the model nests its results.
+        leaf_of_output: where each output of the graph stands among the results' leaves.
     """
 
     graph: Graph
@@ -48,6 +50,8 @@ class CapturedModel:
     output_names: tuple[str, ...]
     arguments: tuple[tuple[Any, ...], pytree.TreeSpec]
     leaf_of_input: tuple[int, ...]
+    result_spec: pytree.TreeSpec
+    leaf_of_output: tuple[int, ...]
 
     def call(self, model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Any:
         """Calls the whole model with the graph's flat inputs, nested as its forward wants them.
@@ -62,6 +66,13 @@ class CapturedModel:
         args, kwargs = pytree.tree_unflatten(leaves, spec)
         with unfused():
             return model(*args, **kwargs)
+
+    def nest(self, outputs: Sequence[torch.Tensor]) -> Any:
+        """The graph's flat outputs, nested as the model returns them, with its Nones."""
+        leaves: list[Any] = [None] * self.result_spec.num_leaves
+        for position, tensor in zip(self.leaf_of_output, outputs, strict=True):
+            leaves[position] = tensor
+        return pytree.tree_unflatten(leaves, self.result_spec)
 
 
 @contextlib.contextmanager
@@ -128,6 +139,8 @@ class _Lowering:
         self._exported = exported
         leaves, spec = pytree.tree_flatten(arguments)
         self._arguments = (tuple(leaves), spec)
+        assert exported.call_spec.out_spec is not None
+        self._result_spec = exported.call_spec.out_spec
         self._program = exported.graph_module.graph
         self._program.eliminate_dead_code()
         self._parameters = _list_parameters(model, exported)
@@ -184,6 +197,8 @@ class _Lowering:
             output_names=self._output_names(),
             arguments=self._arguments,
             leaf_of_input=self._leaves_of(inputs),
+            result_spec=self._result_spec,
+            leaf_of_output=self._leaves_of_outputs(),
         )
 
     def _leaves_of(self, inputs: Sequence[Node]) -> tuple[int, ...]:
@@ -270,14 +285,8 @@ class _Lowering:
                 nodes.append(node)
         return tuple(nodes)
 
-    def _output_names(self) -> tuple[str, ...]:
-        spec = self._exported.call_spec.out_spec
-        assert spec is not None
-        tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-        named = {
-            leaf: ".".join(_key_name(key) for key in path) or "0"
-            for path, leaf in pytree.tree_flatten_with_path(tree)[0]
-        }
+    def _leaves_of_outputs(self) -> tuple[int, ...]:
+        """Where each output stands among the leaves of the model's results."""
         (results,) = self._program.output_node().args
         specs = self._exported.graph_signature.output_specs
         users = [
@@ -285,7 +294,16 @@ class _Lowering:
             for result, given in zip(results, specs, strict=True)
             if given.kind is OutputKind.USER_OUTPUT
         ]
-        return tuple(named[i] for i, result in enumerate(users) if result is not None)
+        return tuple(i for i, result in enumerate(users) if result is not None)
+
+    def _output_names(self) -> tuple[str, ...]:
+        spec = self._result_spec
+        tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+        named = {
+            leaf: ".".join(_key_name(key) for key in path) or "0"
+            for path, leaf in pytree.tree_flatten_with_path(tree)[0]
+        }
+        return tuple(named[leaf] for leaf in self._leaves_of_outputs())
 
     def _check_outputs(self, graph: Graph) -> None:
         for name in graph.outputs:
