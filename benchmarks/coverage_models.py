@@ -48,7 +48,9 @@ by multiply-adds for 2 and for 4 stages (or as many as its cut points allow). Ev
 exported, written, checked and loaded as a worker would, and the chain is compared with the whole
 model on 1, 2 and 5 rows: *exact* means equal bit for bit. Where one tensor leaves the slowest
 stage over 1.25 of the ideal, the least number that evens the stages out is tried as well. Models
-of over 6 Gmacs a row run on a smaller image where they take one; *input* says which.
+of over 6 Gmacs a row run on a smaller image where they take one; *input* says which. Of a model
+that decides on values (detectors) the part in brackets is split; the rest stays with the caller
+and the results of the whole are the same.
 """
 
 
@@ -170,7 +172,7 @@ def _line(row: dict[str, Any]) -> str:
         else ""
     )
     cells = (
-        row["spec"].partition(":")[2],
+        row["spec"].partition(":")[2] + (f" (`{row['part']}`)" if row.get("part") else ""),
         row["input_shape"].replace("float32", "").replace("batch, ", ""),
         f"{row['flops'] / 1e9:.2f}",
         str(row["num_points"]),

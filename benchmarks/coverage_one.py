@@ -29,10 +29,11 @@ from torch.utils import _pytree as pytree
 
 from cutset.costs.model import costs_from_flops
 from cutset.devices import equal_cluster
-from cutset.errors import CutsetError
+from cutset.errors import CaptureError, CutsetError
 from cutset.graph.capture import capture_model, export_piece
 from cutset.graph.cuts import CutPoints, find_cut_points
 from cutset.graph.lowering import CapturedModel
+from cutset.graph.parts import CapturedPart, capture_largest_part
 from cutset.graph.pieces import Piece, build_piece
 from cutset.models import FoundModel, find_model
 from cutset.planning import Plan, make_plan
@@ -65,6 +66,7 @@ class Row:
     cause: str = ""
     step: str = ""
     input_shape: str = ""
+    part: str = ""
     num_operations: int = 0
     num_points: int = 0
     num_units: int = 0
@@ -81,8 +83,9 @@ class Row:
 def check_model(found: FoundModel, row: Row, *, with_onnx: bool) -> None:
     """Captures, cuts, plans, exports and compares one model; fills in the row."""
     row.step = "capture"
-    captured = capture_model(found.model, found.example_inputs)
-    found, captured = _smaller(found, captured)
+    found, captured, row.part = _captured(found)
+    if not row.part:
+        found, captured = _smaller(found, captured)
     graph = captured.graph
     row.input_shape = "; ".join(str(spec) for spec in graph.inputs)
     row.flops = graph.flops
@@ -111,6 +114,56 @@ def check_model(found: FoundModel, row: Row, *, with_onnx: bool) -> None:
             seen.add(edges)
             _compare(captured, edges, wholes, row, with_onnx=with_onnx and index == 0)
     row.status, row.step = "exact", ""
+
+
+def _captured(found: FoundModel) -> tuple[FoundModel, CapturedModel, str]:
+    """The captured model; else the largest part of it that can be, and that part's path."""
+    try:
+        return found, capture_model(found.model, found.example_inputs), ""
+    except CaptureError as refusal:
+        resizing = getattr(found.model, "transform", None)
+        if not hasattr(resizing, "min_size"):
+            raise
+        if not getattr(resizing, "fixed_size", None):
+            # A detector brings every image to 800 pixels; a fifth will do here.
+            resizing.min_size, resizing.max_size = (160,), 256
+        images = (torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0)),)
+        whole = found.model
+        part = capture_largest_part(whole, images)
+        _check_around(whole, part, images, refusal)
+        inner = whole.get_submodule(part.path)
+        return (
+            dataclasses.replace(found, model=inner, example_inputs=part.example_inputs),
+            part.captured,
+            part.path,
+        )
+
+
+def _check_around(
+    whole: torch.nn.Module,
+    part: CapturedPart,
+    images: tuple[torch.Tensor, ...],
+    refusal: CaptureError,
+) -> None:
+    """The whole model with its part cut at every candidate, against the whole model.
+
+    Raises:
+        CutsetError: they differ.
+    """
+    cuts = find_cut_points(part.captured.graph)
+    edges = (0, *(point.position for point in cuts.points), len(part.captured.graph.operations))
+    pieces = [build_piece(part.captured, start, stop) for start, stop in itertools.pairwise(edges)]
+
+    def run(values: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        for piece in pieces:
+            values = piece(*values)
+        return values
+
+    expected = pytree.tree_leaves(whole(*images))
+    with part.run_elsewhere(whole, run):
+        found = pytree.tree_leaves(whole(*images))
+    if len(found) != len(expected) or not all(map(_equal, found, expected)):
+        raise CutsetError(f"with {part.path} cut, the whole model's results differ") from refusal
 
 
 def _smaller(found: FoundModel, captured: CapturedModel) -> tuple[FoundModel, CapturedModel]:

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from cutset.errors import CaptureError
 from cutset.graph.capture import ExampleInputs, capture_model
+from cutset.graph.cuts import find_cut_points
 from cutset.graph.lowering import CapturedModel
 
 logger = logging.getLogger(__name__)
@@ -67,26 +68,33 @@ class CapturedPart:
                 module.forward = before
 
 
-def capture_largest_part(model: torch.nn.Module, example_inputs: ExampleInputs) -> CapturedPart:
-    """Captures the module within a model that does the most work and can be captured.
+def capture_largest_part(
+    model: torch.nn.Module, example_inputs: ExampleInputs, *, path: str | None = None
+) -> CapturedPart:
+    """Captures the module within a model that does the most work and can be cut.
 
     The modules that are called once, with tensors alone, are tried from the outside inwards: of
-    a module that can be captured the inner ones are not looked at.
+    a module that can be captured the inner ones are not looked at. One that has a cut point comes
+    before one that has none.
 
     Args:
         model: a model that can be run on the example, whether or not it can be captured.
         example_inputs: as for `capture_model`.
+        path: the dotted path of a module; no other is tried.
 
     Raises:
         CaptureError: there is no such module; the message has the reason of the outermost ones.
     """
     model.eval()
     seen = _arguments_of_modules(model, example_inputs)
+    if path is not None:
+        seen = {path: seen[path]} if path in seen else {}
     best: CapturedPart | None = None
+    most = (False, -1)
     reasons: list[str] = []
     captured_paths: list[str] = []
-    for path, calls in seen.items():
-        inside = any(not outer or path.startswith(f"{outer}.") for outer in captured_paths)
+    for name, calls in seen.items():
+        inside = any(name.startswith(f"{outer}.") for outer in captured_paths)
         if len(calls) != 1 or inside:
             continue
         args, kwargs = calls[0]
@@ -94,14 +102,16 @@ def capture_largest_part(model: torch.nn.Module, example_inputs: ExampleInputs) 
             continue
         example = kwargs or args
         try:
-            captured = capture_model(model.get_submodule(path), example)
+            captured = capture_model(model.get_submodule(name), example)
         except CaptureError as error:
-            logger.debug("%s cannot be captured: %s", path, error)
-            reasons.append(f"{path}: {error}")
+            logger.debug("%s cannot be captured: %s", name, error)
+            reasons.append(f"{name}: {error}")
             continue
-        captured_paths.append(path)
-        if best is None or captured.graph.flops > best.captured.graph.flops:
-            best = CapturedPart(path=path, captured=captured, example_inputs=example)
+        captured_paths.append(name)
+        work = (bool(find_cut_points(captured.graph).points), captured.graph.flops)
+        if work > most:
+            most = work
+            best = CapturedPart(path=name, captured=captured, example_inputs=example)
     if best is None:
         raise CaptureError(
             "neither the model nor a module in it can be captured; the outermost say: "

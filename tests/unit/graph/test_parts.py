@@ -81,3 +81,21 @@ def test_a_model_without_such_a_part() -> None:
 
     with pytest.raises(CaptureError, match="neither the model nor a module in it"):
         capture_largest_part(nn.Sequential(Decides()), torch.randn(2, 4))
+
+
+def test_a_part_may_be_named() -> None:
+    part = capture_largest_part(Detector(), torch.randn(2, 3, 8, 8), path="backbone.block")
+    assert part.path == "backbone.block"
+    with pytest.raises(CaptureError, match="neither the model nor a module in it"):
+        capture_largest_part(Detector(), torch.randn(2, 3, 8, 8), path="neck")
+
+
+def test_a_part_that_can_be_cut_comes_first() -> None:
+    class HeavyHead(Detector):
+        def __init__(self) -> None:
+            super().__init__()
+            self.score = nn.Conv2d(8, 1, 63, padding=31)
+
+    model = HeavyHead()
+    # The score's work is larger, but it is called for every level, and is one operation only.
+    assert capture_largest_part(model, torch.randn(2, 3, 8, 8)).path == "backbone"
