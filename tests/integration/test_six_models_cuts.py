@@ -137,7 +137,7 @@ def test_the_cut_points_are_exactly_these(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), zip(SIX, (20, 11, 19, 21, 11, 19), strict=True), ids=SIX
+    ("name", "count"), list(zip(SIX, (20, 11, 19, 21, 11, 19), strict=True)), ids=SIX
 )
 def test_their_number(name: str, count: int) -> None:
     assert len(prepared(name).cuts.points) == count
