@@ -110,6 +110,8 @@ def find_cut_points(
             )
         elif position in dressing:
             reason = dressing[position]
+        elif not read and not flops:
+            reason = "what comes before only prepares the input; it stays with the first layer"
         point = CutPoint(
             position=position,
             after=names[position],

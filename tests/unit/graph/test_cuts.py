@@ -129,3 +129,19 @@ def test_less_than_one_tensor_cannot_cross() -> None:
 def test_a_perceptron_is_all_body() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     assert [point.kind for point in _cuts(model, 4).points] == ["activation", "activation"]
+
+
+def test_what_prepares_the_input_stays_with_the_first_layer() -> None:
+    class Prepares(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layers(torch.cat([x[:, :2] * 0.5, x[:, 2:] + 1.0], 1))
+
+    cuts = _cuts(Prepares(), 4)
+    assert [point.after for point in cuts.points] == ["layers.1"]
+    assert _reasons(cuts)["cat"] == (
+        "what comes before only prepares the input; it stays with the first layer"
+    )
