@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from torchvision.models import get_model_weights
+from torchvision.models import get_model, get_model_weights
 
+from cutset.graph.capture import capture_graph
 from six_models import SIX, prepared
 
 MOBILENET_V2 = [
@@ -162,7 +163,7 @@ def test_flops_and_parameters_are_the_published_ones(name: str) -> None:
 def test_the_guides_resnet50_failure_is_refused_with_its_reason() -> None:
     refused = {point.position: point for point in prepared("resnet50").cuts.refused}
     # The guide's splitter cut ResNet50 at its layer 60, in the middle of a residual block.
-    assert refused[60].reason == "inside layer2.1 (Bottleneck): 2 tensors live"
+    assert refused[60].reason == "inside layer2.2 (Bottleneck): 2 tensors live"
 
 
 def test_the_guides_inception_failure_is_refused_with_its_reason() -> None:
@@ -175,9 +176,10 @@ def test_the_guides_inception_failure_is_refused_with_its_reason() -> None:
     assert inside["Mixed_6a.branch3x3dbl_3"] == "inside Mixed_6a (InceptionB): 3 tensors live"
 
 
-@pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
-def test_auxiliary_heads_are_parameters_that_inference_never_reads(name: str) -> None:
-    graph = prepared(name).captured.graph
+@pytest.mark.parametrize(("name", "side"), [("inception_v3", 299), ("googlenet", 224)])
+def test_auxiliary_heads_are_parameters_that_inference_never_reads(name: str, side: int) -> None:
+    model = get_model(name, weights=None, init_weights=False, aux_logits=True)
+    graph = capture_graph(model, torch.randn(2, 3, side, side))
     read = {parameter for op in graph.operations for parameter in op.parameters}
     unused = [p.name for p in graph.parameters if p.kind == "parameter" and p.name not in read]
     assert unused
