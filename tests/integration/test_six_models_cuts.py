@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torchvision.models import get_model, get_model_weights
 
 from cutset.graph.capture import capture_graph
