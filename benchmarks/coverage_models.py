@@ -31,7 +31,7 @@ HEADINGS = {
     "segmentation": "torchvision: segmentation",
     "video": "torchvision: video",
     "optical flow": "torchvision: optical flow",
-    "quantised": "torchvision: quantised",
+    "quantised": "torchvision: quantised ones, in floating point (int8 cannot be captured)",
     "detection": "torchvision: detection",
     "timm": "timm: the cheapest model of every family",
 }
