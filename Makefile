@@ -60,7 +60,7 @@ bench-serve: $(STAMP)  ## the server's throughput and its behaviour under overlo
 	$(BIN)/python benchmarks/serve.py
 
 coverage-models: $(STAMP)  ## which models can be split; resumable; writes docs/models.md
-	$(BIN)/python benchmarks/coverage_models.py
+	$(BIN)/python benchmarks/coverage_models.py $(if $(ONLY),--only '$(ONLY)')
 
 clean:  ## remove what was installed and made
 	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
