@@ -167,6 +167,21 @@ def _stored_faults(manifest: Manifest, stage: StageEntry, program: Program) -> l
     return faults
 
 
+_RELAYOUTS = frozenset(
+    f"torch.ops.aten.{name}"
+    for name in (
+        "clone.default",
+        "constant_pad_nd.default",
+        "contiguous.default",
+        "permute.default",
+        "select.int",
+        "slice.Tensor",
+        "unsqueeze.default",
+    )
+)
+"""What `cutset.graph.layout` makes; the numbers stay the same, as the reference proves."""
+
+
 @dataclass(frozen=True)
 class _Origin:
     """What a value of a program stands on: tensors of the graph and weights, by their names."""
@@ -200,6 +215,8 @@ class _Comparison:
         self._origins: dict[str, _Origin] = {}
         self._faults: list[str] = []
         self._cursor = 0
+        # What a stage has beyond its operations may only lay out its inputs, before all else.
+        self._num_relayouts = max(0, self._num_operations() - len(self._expected))
 
     def faults(self) -> list[str]:
         """The first difference between program and graph, if there is one."""
@@ -223,6 +240,31 @@ class _Comparison:
     def _fault(self, what: str) -> None:
         self._faults.append(f"{self._stage.program} {what}")
 
+    def _num_operations(self) -> int:
+        """How many calls compute tensors from the stage's inputs."""
+        computed = set(self._program.inputs)
+        count = 0
+        for call in self._program.calls:
+            if (
+                call.target in ASSERTIONS
+                or call.target == _LENGTH
+                or is_truth_function(call.target)
+            ):
+                continue
+            reads = {name for _, value in call.arguments for name in _names(value)}
+            if reads & computed or any(name in self._program.outputs for name in call.results):
+                computed.update(call.results)
+                count += 1
+        return count
+
+    def _is_relayout(self, call: Call, read: list[_Origin]) -> bool:
+        """Whether the call gives an input the memory order that it had in the whole model."""
+        if self._num_relayouts == 0 or call.target not in _RELAYOUTS:
+            return False
+        inputs = {spec.name for spec in self._stage.inputs}
+        sources = frozenset().union(*(origin.tensors for origin in read))
+        return len(sources) == 1 and sources <= inputs and not any(o.weights for o in read)
+
     def _visit(self, call: Call) -> None:
         if call.target in ASSERTIONS:
             return
@@ -236,6 +278,10 @@ class _Comparison:
             self._carry(call, _Origin())
         elif not origin.tensors and not is_output:
             self._carry(call, _Origin(weights=origin.weights))
+        elif self._is_relayout(call, read):
+            self._num_relayouts -= 1
+            self._carry(call, origin)
+            self._names[call.results[0]] = next(iter(origin.tensors))
         elif self._cursor == len(self._expected):
             self._fault(f"has a call of {call.target} beyond its stage's operations")
         else:
