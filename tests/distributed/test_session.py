@@ -277,3 +277,10 @@ def test_a_damaged_shard_is_refused_at_the_start(tmp_path: Path, model: SmallNet
     program.write_bytes(data)
     with pytest.raises(BundleError, match=r"stage-1/program\.pt2"):
         open_session(bundle, backend="torch")
+
+
+def test_a_session_may_be_opened_in_inference_mode(bundle: Path, model: SmallNet) -> None:
+    rows = torch.randn(3, 3, 16, 16)
+    with torch.inference_mode(), open_session(bundle, backend="torch", micro_batch=3) as session:
+        answer = session.run(rows)
+    assert torch.equal(torch.as_tensor(answer), whole_model(model, rows, 3))

@@ -70,6 +70,8 @@ class Connect(_Message, frozen=True, kw_only=True):
         store_port: its port.
         connect_timeout_s: how long to wait for a neighbour to connect.
         link_timeout_s: how long a neighbour may be silent or refuse to take a tensor.
+        on_host: both neighbours are on this host; with the command come the receiving and the
+            sending end of the epoch's socket pairs.
     """
 
     epoch: int
@@ -78,6 +80,7 @@ class Connect(_Message, frozen=True, kw_only=True):
     store_port: int
     connect_timeout_s: float
     link_timeout_s: float
+    on_host: bool = False
 
 
 class Collect(_Message, frozen=True, kw_only=True):
@@ -245,8 +248,14 @@ class WorkerHandle(Protocol):
     def stage(self) -> int:
         """Index of the stage that it was started for."""
 
-    def send(self, command: Command) -> None:
-        """Delivers `command`. To a dead worker it does nothing: `Exited` tells of the death."""
+    def send(self, command: Command, files: tuple[int, ...] = ()) -> None:
+        """Delivers `command`. To a dead worker it does nothing: `Exited` tells of the death.
+
+        Args:
+            command: what to do.
+            files: descriptors that go with it, of which the worker gets copies; none where the
+                engine does not share memory.
+        """
 
     def kill(self) -> None:
         """Ends the worker at once, also a frozen one; harmless when it is gone."""

@@ -81,10 +81,10 @@ class LocalWorker:
                 return
         on_event(self, event)
 
-    def send(self, command: Command) -> None:
-        """Delivers `command`; to a dead worker it does nothing."""
+    def send(self, command: Command, files: tuple[int, ...] = ()) -> None:
+        """Delivers `command` and copies of `files`; to a dead worker it does nothing."""
         with contextlib.suppress(OSError):  # its Exited event says why
-            self._control.send(command)
+            self._control.send(command, files)
 
     def kill(self) -> None:
         """Sends SIGKILL, which also ends a stopped process."""

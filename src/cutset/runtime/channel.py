@@ -21,7 +21,7 @@ import torch
 from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, TCPStore
 
 from cutset.errors import LinkTimeout
-from cutset.runtime.arena import Arena, padded
+from cutset.runtime.arena import padded
 from cutset.runtime.wire import (
     DATA,
     KEEP_ALIVE,
@@ -43,7 +43,6 @@ _Gloo: Any = ProcessGroupGloo
 _HEADER_TAG = 0
 _TENSOR_TAG = 1
 _HEADERS_AHEAD = 4
-_SLOT_PAUSE_S = 0.0005
 _SENDER_RANK = 0
 _RECEIVER_RANK = 1
 _STORE_TIMEOUT = dt.timedelta(seconds=10)
@@ -201,22 +200,14 @@ class Sender:
         group: the link's process group.
         link: what it may carry.
         epoch: the epoch that every message names.
-        arena: memory shared with the receiver, or None where it is on another host.
-        timeout_s: how long the receiver may keep all slots of the arena.
     """
 
-    def __init__(
-        self, group: Any, link: LinkContract, epoch: int, arena: Arena | None, timeout_s: float
-    ) -> None:
+    def __init__(self, group: Any, link: LinkContract, epoch: int) -> None:
         self._group = group
         self._link = link
         self._epoch = epoch
-        self._arena = arena
-        self._timeout_s = timeout_s
         self._buffer = bytearray(header_bytes(len(link.specs)))
         self._header = torch.frombuffer(self._buffer, dtype=torch.uint8)
-        if arena is not None:
-            arena.enter(epoch, as_sender=True)
 
     def send(self, parcel: Parcel) -> None:
         """Sends one micro-batch and waits until the system has taken all of it.
@@ -226,17 +217,15 @@ class Sender:
             LinkTimeout: the neighbour did not take it in time.
             WireError: a tensor is of a kind that cannot be sent.
         """
-        tensors = [_dense(tensor) for tensor in parcel.tensors]
+        tensors = [dense(tensor) for tensor in parcel.tensors]
         header = Header(
             kind=DATA,
             epoch=self._epoch,
             sequence=parcel.sequence,
             num_rows=parcel.num_rows,
             layouts=tuple(layout_of(tensor) for tensor in tensors),
-            slot=-1 if self._arena is None else self._put(self._arena, tensors),
         )
-        apart = [as_bytes(tensor) for tensor in tensors if tensor.numel()]
-        self._send(header, apart if self._arena is None else [])
+        self._send(header, [as_bytes(tensor) for tensor in tensors if tensor.numel()])
 
     def keep_alive(self) -> None:
         """Tells the neighbour that this end lives.
@@ -247,20 +236,9 @@ class Sender:
         """
         self._send(Header(kind=KEEP_ALIVE, epoch=self._epoch), [])
 
-    def _put(self, arena: Arena, tensors: list[torch.Tensor]) -> int:
-        deadline_s = time.monotonic() + self._timeout_s
-        while (slot := arena.put(self._epoch, tensors)) is None:
-            # Slots outnumber the window, so this happens only where micro-batches fail faster
-            # than their slots are given back.
-            if time.monotonic() > deadline_s:
-                raise LinkTimeout(
-                    f"link {self._link.name}: the neighbour gave no slot back for"
-                    f" {self._timeout_s:.1f} s",
-                    link=self._link.name,
-                    seconds=self._timeout_s,
-                )
-            time.sleep(_SLOT_PAUSE_S)
-        return slot
+    def close(self) -> None:
+        """Closes the link at this end."""
+        self._group = None
 
     def _send(self, header: Header, payloads: list[torch.Tensor]) -> None:
         pack_header(header, self._buffer)
@@ -278,25 +256,19 @@ class Receiver:
         group: the link's process group.
         link: what it may carry.
         epoch: the epoch that every message must name.
-        arena: memory shared with the sender, or None where it is on another host.
         reuse: hand out memory that is used again once the parcel is released; otherwise each
             parcel has memory of its own, which needs no release.
     """
 
-    def __init__(
-        self, group: Any, link: LinkContract, epoch: int, arena: Arena | None, *, reuse: bool
-    ) -> None:
+    def __init__(self, group: Any, link: LinkContract, epoch: int, *, reuse: bool) -> None:
         self._group = group
         self._link = link
         self._epoch = epoch
-        self._arena = arena
         self._reuse = reuse
         self._free: list[torch.Tensor] = []
         # Several headers are awaited at once: one that finds its receiver ready costs a third of
         # one that must announce itself first.
         self._posted: collections.deque[tuple[Any, bytearray, torch.Tensor]] = collections.deque()
-        if arena is not None:
-            arena.enter(epoch, as_sender=False)
         for _ in range(_HEADERS_AHEAD):
             buffer = bytearray(header_bytes(len(link.specs)))
             self._post(buffer, torch.frombuffer(buffer, dtype=torch.uint8))
@@ -321,7 +293,7 @@ class Receiver:
                 epoch=self._epoch,
                 max_rows=self._link.max_rows,
                 max_bytes=self._link.max_bytes,
-                num_slots=0 if self._arena is None else self._arena.num_slots,
+                num_slots=0,
             )
         except WireError as error:
             raise LinkClosedError(f"link {self._link.name}: {error}") from error
@@ -330,27 +302,19 @@ class Receiver:
             sequence=header.sequence, num_rows=header.num_rows, tensors=(), arrived_s=arrived_s
         )
         if header.kind == DATA:
-            if self._arena is not None and header.slot >= 0:
-                self._pick_up(self._arena, header, parcel)
-            else:
-                self._receive_tensors(header, parcel)
+            self._receive_tensors(header, parcel)
             parcel.received_s = time.monotonic()
         return header, parcel
+
+    def close(self) -> None:
+        """Closes the link at this end."""
+        self._posted.clear()
+        self._group = None
 
     def _post(self, buffer: bytearray, memory: torch.Tensor) -> None:
         with _translated(self._link):
             work = self._group.recv([memory], _SENDER_RANK, _HEADER_TAG)
         self._posted.append((work, buffer, memory))
-
-    def _pick_up(self, arena: Arena, header: Header, parcel: Parcel) -> None:
-        parcel.tensors = arena.get(header.slot, header.layouts)
-        if self._reuse:
-            parcel.release = lambda: arena.release(self._epoch, header.slot)
-            return
-        parcel.tensors = tuple(
-            tensor.clone(memory_format=torch.preserve_format) for tensor in parcel.tensors
-        )
-        arena.release(self._epoch, header.slot)
 
     def _receive_tensors(self, header: Header, parcel: Parcel) -> None:
         memory = self._take_memory(sum(padded(layout.num_bytes) for layout in header.layouts))
@@ -381,7 +345,7 @@ class Receiver:
             return torch.empty(max(self._link.slot_bytes, num_bytes), dtype=torch.uint8)
 
 
-def _dense(tensor: torch.Tensor) -> torch.Tensor:
+def dense(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor`, or a dense copy that keeps the order of its dimensions where it has gaps."""
     if is_dense(tensor.shape, tensor.stride()):
         return tensor

@@ -8,15 +8,22 @@ whole pipeline is a ring of equal parts::
 Receivers always receive: what lies between receiving and computing is bounded by the session's
 window, not by refusing to read. So a send never waits long on a healthy link, and a send that does
 is a stalled link. A circuit is used for one epoch and thrown away with it.
+
+Between hosts a link is a gloo process group; on one host it is a socket pair and shared memory,
+where sending is a copy: then the thread that has a micro-batch sends it itself, since waking
+another one would cost more than the copy.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from cutset.engines.base import LinkLost
 from cutset.errors import LinkTimeout
@@ -30,12 +37,26 @@ from cutset.runtime.channel import (
     StoreAddress,
     connect,
 )
+from cutset.runtime.hostlink import HostReceiver, HostSender
 from cutset.runtime.wire import KEEP_ALIVE, WireError
 
 _LOG = logging.getLogger(__name__)
 
 _KEEP_ALIVES_PER_TIMEOUT = 5
 _CLOSE_TIMEOUT_S = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class HostEnd:
+    """One end of a link whose neighbour is on the same host.
+
+    Attributes:
+        connection: this end of the epoch's socket pair; the circuit closes it.
+        arena: the memory shared with the neighbour.
+    """
+
+    connection: socket.socket
+    arena: Arena
 
 
 class Circuit:
@@ -48,7 +69,8 @@ class Circuit:
         send_link: the link to the neighbour after.
         connect_timeout_s: how long the neighbours may take to connect.
         link_timeout_s: how long a neighbour may be silent or not take a tensor.
-        arenas: memory shared with the neighbour before and with the one after, where there is any.
+        receive_end: this end of the link from the neighbour before, where that is on this host.
+        send_end: this end of the link to the neighbour after, where that is on this host.
         reuse: parcels must be released, and their memory is used again then.
         on_parcel: called with every micro-batch that comes, in order, on the receiving thread.
         on_connected: called once, when both links stand.
@@ -66,7 +88,8 @@ class Circuit:
         send_link: LinkContract,
         connect_timeout_s: float,
         link_timeout_s: float,
-        arenas: tuple[Arena | None, Arena | None],
+        receive_end: HostEnd | None,
+        send_end: HostEnd | None,
         reuse: bool,
         on_parcel: Callable[[Parcel], None],
         on_connected: Callable[[int], None],
@@ -79,7 +102,8 @@ class Circuit:
         self._send_link = send_link
         self._connect_timeout_s = connect_timeout_s
         self._link_timeout_s = link_timeout_s
-        self._receive_arena, self._send_arena = arenas
+        self._receive_end = receive_end
+        self._send_end = send_end
         self._reuse = reuse
         self._on_parcel = on_parcel
         self._on_connected = on_connected
@@ -89,16 +113,48 @@ class Circuit:
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._num_connected = 0
+        # Held while a message is written; the number counts parcels in the outbox.
+        self._sending = threading.Lock()
+        self._num_queued = 0
+        self._host_sender: HostSender | None = None
         self._threads = tuple(
             threading.Thread(target=target, name=f"cutset-{what}-{epoch}", daemon=True)
             for what, target in (("receive", self._receive), ("send", self._send))
         )
+
+    def start(self) -> None:
+        """Connects, and then receives and sends until the epoch is over; returns at once.
+
+        Apart from making it, so that whoever is called back can know the circuit: within a host
+        the first micro-batch may come before this returns.
+        """
         for thread in self._threads:
             thread.start()
 
     def send(self, parcel: Parcel) -> None:
-        """Hands a micro-batch to the sending thread; returns at once."""
+        """Sends a micro-batch, or hands it to the sending thread; never waits for the neighbour.
+
+        Called by one thread at a time.
+        """
+        with self._sending:
+            if self._sent_at_once(parcel):
+                return
+            self._num_queued += 1
         self._outbox.put(parcel)
+
+    def _sent_at_once(self, parcel: Parcel) -> bool:
+        if self._host_sender is None or self._num_queued or self._closed.is_set():
+            return False
+        started_s = time.monotonic()
+        try:
+            if not self._host_sender.try_send(parcel):
+                return False
+        except (LinkClosedError, LinkTimeout, WireError):
+            return False  # the sending thread meets the same and tells of it
+        stopped_s = time.monotonic()
+        parcel.release()
+        self._on_sent(parcel, started_s, stopped_s)
+        return True
 
     def close(self) -> None:
         """Ends the epoch here. What has not been sent is dropped.
@@ -135,52 +191,78 @@ class Circuit:
     def _receive(self) -> None:
         link = self._receive_link
         try:
-            group = connect(
-                self._address,
-                link,
-                sends=False,
-                timeout_s=self._connect_timeout_s,
-                idle_s=self._link_timeout_s,
-            )
-            receiver = Receiver(group, link, self.epoch, self._receive_arena, reuse=self._reuse)
-            del group
+            receiver = self._make_receiver(link)
             self._connected()
-            while True:  # until the neighbour closes its end, as all do when an epoch is over
-                header, parcel = receiver.receive()
-                if header.kind != KEEP_ALIVE:
-                    self._on_parcel(parcel)
+            try:
+                while True:  # until the neighbour closes its end, as all do when an epoch is over
+                    header, parcel = receiver.receive()
+                    if header.kind != KEEP_ALIVE:
+                        self._on_parcel(parcel)
+            finally:
+                receiver.close()
         except (LinkClosedError, LinkTimeout) as error:
             self._lost(link, error)
+
+    def _make_receiver(self, link: LinkContract) -> Receiver | HostReceiver:
+        end = self._receive_end
+        if end is not None:
+            return HostReceiver(
+                end.connection,
+                link,
+                self.epoch,
+                end.arena,
+                self._link_timeout_s,
+                reuse=self._reuse,
+            )
+        return Receiver(self._join(link, sends=False), link, self.epoch, reuse=self._reuse)
 
     def _send(self) -> None:
         link = self._send_link
         try:
-            group = connect(
-                self._address,
-                link,
-                sends=True,
-                timeout_s=self._connect_timeout_s,
-                idle_s=self._link_timeout_s,
-            )
-            sender = Sender(group, link, self.epoch, self._send_arena, self._link_timeout_s)
-            del group
+            sender = self._make_sender(link)
             self._connected()
-            self._pump(sender)
+            try:
+                self._pump(sender)
+            finally:
+                with self._sending:
+                    self._host_sender = None
+                    sender.close()
         except (LinkClosedError, LinkTimeout, WireError) as error:
             self._lost(link, error)
 
-    def _pump(self, sender: Sender) -> None:
+    def _make_sender(self, link: LinkContract) -> Sender | HostSender:
+        end = self._send_end
+        if end is None:
+            return Sender(self._join(link, sends=True), link, self.epoch)
+        sender = HostSender(end.connection, link, self.epoch, end.arena, self._link_timeout_s)
+        with self._sending:
+            self._host_sender = sender
+        return sender
+
+    def _join(self, link: LinkContract, *, sends: bool) -> Any:
+        return connect(
+            self._address,
+            link,
+            sends=sends,
+            timeout_s=self._connect_timeout_s,
+            idle_s=self._link_timeout_s,
+        )
+
+    def _pump(self, sender: Sender | HostSender) -> None:
         pause_s = self._link_timeout_s / _KEEP_ALIVES_PER_TIMEOUT
         while True:
             try:
                 parcel = self._outbox.get(timeout=pause_s)
             except queue.Empty:
-                sender.keep_alive()
+                with self._sending:
+                    sender.keep_alive()
                 continue
             if parcel is None or self._closed.is_set():
                 return
             started_s = time.monotonic()
             sender.send(parcel)
             stopped_s = time.monotonic()
+            with self._sending:
+                self._num_queued -= 1
             parcel.release()
             self._on_sent(parcel, started_s, stopped_s)

@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import logging
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
+from typing import TypeAlias
 
 import msgspec
 
@@ -60,6 +63,11 @@ _KILL_TIMEOUT_S = 5.0
 _MAX_BACK_OFF_S = 5.0
 
 
+MakeCircuit: TypeAlias = Callable[
+    [int, Callable[[int], None], Callable[[LinkLost], None], tuple[socket.socket, ...]], Circuit
+]
+
+
 class _SetbackError(Exception):
     """The epoch is over. `killer` is set where a worker died; `fatal` where trying is useless."""
 
@@ -83,7 +91,8 @@ class Supervisor:
         engine: starts workers; closed by the supervisor at the end.
         loads: what each stage is to load.
         connect: the links' address, as a command whose epoch is filled in for each attempt.
-        make_circuit: makes the caller's own circuit: (epoch, on_connected, on_lost) -> Circuit.
+        make_circuit: makes the caller's own circuit: (epoch, on_connected, on_lost, its receiving
+            and sending end of the links within this host, or nothing) -> Circuit.
         ledger: whose micro-batches are to be computed.
         limits: how long and how often.
         link_files: descriptors of each link's shared memory; empty where none is shared.
@@ -95,7 +104,7 @@ class Supervisor:
         engine: Engine,
         loads: tuple[Load, ...],
         connect: Connect,
-        make_circuit: Callable[[int, Callable[[int], None], Callable[[LinkLost], None]], Circuit],
+        make_circuit: MakeCircuit,
         ledger: Ledger,
         limits: Limits,
         link_files: tuple[int, ...],
@@ -195,21 +204,37 @@ class Supervisor:
         while not all(stage.loaded for stage in self.stages):
             self._step(deadline_s, "start and load its stage", lambda stage: stage.loaded)
         deadline_s = time.monotonic() + self._limits.connect_timeout_s
-        self._circuit = self._make_circuit(
-            self.epoch,
-            lambda epoch: self._events.put((None, Connected(epoch=epoch))),
-            lambda event: self._events.put((None, event)),
-        )
-        for stage in self.stages:
-            assert stage.worker is not None
-            stage.worker.send(msgspec.structs.replace(self._connect, epoch=self.epoch))
+        circuit = self._circuit = self._make_links()
         while self._caller_connected != self.epoch or any(
             stage.connected_epoch != self.epoch for stage in self.stages
         ):
             self._step(deadline_s, "connect", lambda stage: stage.connected_epoch == self.epoch)
         _LOG.info("epoch %d: %d stages connected", self.epoch, len(self.stages))
-        self._ledger.open_epoch(self.epoch, self._circuit.send)
+        self._ledger.open_epoch(self.epoch, circuit.send)
         self._engine.standing()
+
+    def _make_links(self) -> Circuit:
+        """Has everyone connect under the present epoch; returns the caller's own circuit."""
+        num_pairs = len(self.stages) + 1 if self._connect.on_host else 0
+        pairs = [socket.socketpair() for _ in range(num_pairs)]
+        ours = (pairs[-1][1], pairs[0][0]) if pairs else ()
+        circuit = self._make_circuit(
+            self.epoch,
+            lambda epoch: self._events.put((None, Connected(epoch=epoch))),
+            lambda event: self._events.put((None, event)),
+            ours,
+        )
+        circuit.start()
+        command = msgspec.structs.replace(self._connect, epoch=self.epoch)
+        theirs = [(before[1], after[0]) for before, after in pairwise(pairs)]
+        for index, stage in enumerate(self.stages):
+            assert stage.worker is not None
+            ends = theirs[index] if theirs else ()
+            stage.worker.send(command, tuple(end.fileno() for end in ends))
+            # The worker has copies; as long as one of ours is open, its death would go unnoticed.
+            for end in ends:
+                end.close()
+        return circuit
 
     def _watch(self) -> None:
         while True:

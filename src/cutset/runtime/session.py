@@ -14,6 +14,7 @@ import concurrent.futures
 import logging
 import os
 import secrets
+import socket
 import types
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -30,7 +31,7 @@ from cutset.engines.local import LocalEngine, cores_of
 from cutset.errors import ContractViolation, CutsetError, EngineError
 from cutset.runtime.arena import MAX_SLOTS, Arena, create_file
 from cutset.runtime.channel import LinkContract, Parcel, StoreAddress, serve_store
-from cutset.runtime.circuit import Circuit
+from cutset.runtime.circuit import Circuit, HostEnd
 from cutset.runtime.contract import (
     boundary_into,
     boundary_out_of,
@@ -108,6 +109,7 @@ class Session:
                 store_port=self._store_port,
                 connect_timeout_s=limits.connect_timeout_s,
                 link_timeout_s=limits.link_timeout_s,
+                on_host=engine.shares_memory,
             ),
             make_circuit=self._make_circuit,
             ledger=self._ledger,
@@ -243,7 +245,7 @@ class Session:
         """Ends the workers. What is not answered fails. Safe to call twice."""
         self._supervisor.stop()
         self._store = None
-        self._arenas = (None, None)
+        self._arenas = ()
         while self._link_files:
             os.close(self._link_files[-1])
             self._link_files = self._link_files[:-1]
@@ -279,15 +281,16 @@ class Session:
         if not came_up:
             raise EngineError(f"the pipeline did not come up within {limit_s:.0f} s")
 
-    def _map_links(self, num_slots: int) -> tuple[Arena | None, Arena | None]:
-        """The memory shared with the last stage and with the first."""
+    def _map_links(self, num_slots: int) -> tuple[Arena, ...]:
+        """The memory shared with the last stage and with the first, or nothing."""
         if not num_slots:
-            return None, None
-        last, first = (
-            Arena(self._link_files[index], self._links[index].slot_bytes, num_slots)
-            for index in (-1, 0)
-        )
-        return last, first
+            return ()
+        # Made in a caller's inference mode, the memory could not be written outside of it.
+        with torch.inference_mode(mode=False):
+            return tuple(
+                Arena(self._link_files[index], self._links[index].slot_bytes, num_slots)
+                for index in (-1, 0)
+            )
 
     def _rows_for_window(self, arrays: tuple[Array, ...]) -> int:
         """Rows of an item rounded up to whole micro-batches; one micro-batch for a bad item."""
@@ -300,7 +303,13 @@ class Session:
         epoch: int,
         on_connected: Callable[[int], None],
         on_lost: Callable[[LinkLost], None],
+        connections: tuple[socket.socket, ...],
     ) -> Circuit:
+        ends = [
+            HostEnd(connection=connection, arena=arena)
+            for connection, arena in zip(connections, self._arenas, strict=True)
+        ]
+        receive_end, send_end = ends or (None, None)
         return Circuit(
             epoch=epoch,
             address=StoreAddress(
@@ -313,7 +322,8 @@ class Session:
             send_link=self._links[0],
             connect_timeout_s=self._limits.connect_timeout_s,
             link_timeout_s=self._limits.link_timeout_s,
-            arenas=self._arenas,
+            receive_end=receive_end,
+            send_end=send_end,
             reuse=False,  # the memory becomes the caller's
             on_parcel=lambda parcel: self._take(epoch, self._links[-1], parcel),
             on_connected=on_connected,

@@ -1,8 +1,9 @@
 """A worker process: holds one stage, computes what its neighbour sends, passes the result on.
 
 Threads: the main thread computes; one reads commands; one says regularly that the process lives;
-two belong to the circuit of the present epoch. So receiving, computing and sending overlap, and a
-computation of any length does not look like a frozen process.
+two belong to the circuit of the present epoch. So receiving, computing and sending overlap (on one
+host the main thread also sends, see `cutset.runtime.circuit`), and a computation of any length
+does not look like a frozen process.
 
 The process never outlives its session: when the control connection closes, for whatever reason,
 it leaves at once, without waiting for anything. Where the system can (Linux), it is also killed
@@ -49,7 +50,7 @@ from cutset.engines.control import ControlSocket
 from cutset.errors import ContractViolation, CutsetError, StageFailed
 from cutset.runtime.arena import Arena
 from cutset.runtime.channel import LinkContract, Parcel, StoreAddress
-from cutset.runtime.circuit import Circuit
+from cutset.runtime.circuit import Circuit, HostEnd
 from cutset.runtime.contract import (
     boundary_into,
     boundary_out_of,
@@ -80,7 +81,7 @@ class StageWorker:
         self._control = control
         self._listen_host = listen_host
         self._link_files = link_files
-        self._arenas: tuple[Arena | None, Arena | None] = (None, None)
+        self._arenas: tuple[Arena, ...] = ()
         self._inbox: queue.SimpleQueue[Load | tuple[int, Parcel]] = queue.SimpleQueue()
         self._bundle: Bundle | None = None
         self._load: Load | None = None
@@ -166,6 +167,7 @@ class StageWorker:
         self._epoch = command.epoch
         if self._circuit is not None:
             self._circuit.close()
+        receive_end, send_end = self._host_ends() if command.on_host else (None, None)
         stage = self._load.stage
         self._circuit = Circuit(
             epoch=command.epoch,
@@ -179,13 +181,23 @@ class StageWorker:
             send_link=self._links[stage + 1],
             connect_timeout_s=command.connect_timeout_s,
             link_timeout_s=command.link_timeout_s,
-            arenas=self._arenas,
+            receive_end=receive_end,
+            send_end=send_end,
             reuse=True,
             on_parcel=lambda parcel: self._take(command.epoch, parcel),
             on_connected=lambda epoch: self._control.send(Connected(epoch=epoch)),
             on_lost=self._lose,
             on_sent=self._sent,
         )
+        self._circuit.start()
+
+    def _host_ends(self) -> tuple[HostEnd, HostEnd]:
+        """The ends of this epoch's links within the host, as they came with the command."""
+        receive_end, send_end = (
+            HostEnd(connection=socket.socket(fileno=file), arena=arena)
+            for file, arena in zip(self._control.take_files(2), self._arenas, strict=True)
+        )
+        return receive_end, send_end
 
     # --- the circuit's threads
 

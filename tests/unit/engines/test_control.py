@@ -60,3 +60,39 @@ def test_a_message_in_pieces_is_put_together() -> None:
     theirs.close()
     assert list(ControlSocket.for_session(ours).messages()) == [Connected(epoch=3)]
     ours.close()
+
+
+def test_files_arrive_in_order_not_later_than_their_message() -> None:
+    ours, theirs = socket.socketpair()
+    session, worker = ControlSocket.for_session(ours), ControlSocket.for_worker(theirs)
+    pairs = [socket.socketpair() for _ in range(3)]
+    session.send(Stop())
+    for near, far in pairs:
+        session.send(Stop(), (far.fileno(),))
+        far.close()
+        near.sendall(b"x")
+    messages = worker.messages()
+    next(messages)
+    for near, _ in pairs:
+        assert next(messages) == Stop()
+        (file,) = worker.take_files(1)
+        with socket.socket(fileno=file) as copy:
+            assert copy.recv(1) == b"x"
+            copy.sendall(b"y")
+        assert near.recv(1) == b"y"
+        near.close()
+    with pytest.raises(EngineError, match="1 files should have come with a message, not 0"):
+        worker.take_files(1)
+    session.close()
+    worker.close()
+
+
+def test_files_that_no_message_spoke_of_end_the_connection() -> None:
+    ours, theirs = socket.socketpair()
+    session, worker = ControlSocket.for_session(ours), ControlSocket.for_worker(theirs)
+    for _ in range(2):
+        session.send(Stop(), (ours.fileno(),) * 8)
+    with pytest.raises(EngineError, match="files came that no message spoke of"):
+        list(worker.messages())
+    session.close()
+    worker.close()

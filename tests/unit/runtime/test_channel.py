@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 
@@ -20,6 +21,7 @@ from cutset.runtime.channel import (
     connect,
     serve_store,
 )
+from cutset.runtime.hostlink import HostReceiver, HostSender
 from cutset.runtime.wire import KEEP_ALIVE
 from cutset.tensors import TensorSpec
 
@@ -33,7 +35,7 @@ _LINK = LinkContract(
     max_rows=4,
 )
 _NUM_SLOTS = 3
-_Ends = tuple[Sender, Receiver]
+_Ends = tuple[Sender | HostSender, Receiver | HostReceiver]
 _MakeEnds = Callable[..., _Ends]
 
 
@@ -42,9 +44,19 @@ def make_ends() -> Iterator[_MakeEnds]:
     """Makes both ends of `_LINK` in this process, in a fresh epoch each time."""
     store = serve_store("127.0.0.1")
     epochs = iter(range(1, 100))
+    made: list[Sender | HostSender | Receiver | HostReceiver] = []
 
     def make(*, shared: bool, idle_s: float = 20.0, reuse: bool = True) -> _Ends:
         epoch = next(epochs)
+        if shared:
+            file = create_file(_LINK.slot_bytes, _NUM_SLOTS)
+            arenas = [Arena(file, _LINK.slot_bytes, _NUM_SLOTS) for _ in range(2)]
+            os.close(file)
+            pair = socket.socketpair()
+            sender = HostSender(pair[0], _LINK, epoch, arenas[0], idle_s)
+            receiver = HostReceiver(pair[1], _LINK, epoch, arenas[1], idle_s, reuse=reuse)
+            made.extend((sender, receiver))
+            return sender, receiver
         address = StoreAddress(
             host="127.0.0.1", port=store.port, prefix=f"test/{epoch}", listen_host="127.0.0.1"
         )
@@ -57,18 +69,17 @@ def make_ends() -> Iterator[_MakeEnds]:
         other.start()
         join(False)
         other.join()
-        arenas: tuple[Arena | None, Arena | None] = (None, None)
-        if shared:
-            file = create_file(_LINK.slot_bytes, _NUM_SLOTS)
-            arenas = (
-                Arena(file, _LINK.slot_bytes, _NUM_SLOTS),
-                Arena(file, _LINK.slot_bytes, _NUM_SLOTS),
+        made.extend(
+            (
+                Sender(groups.pop(True), _LINK, epoch),
+                Receiver(groups.pop(False), _LINK, epoch, reuse=reuse),
             )
-            os.close(file)
-        receiver = Receiver(groups.pop(False), _LINK, epoch, arenas[1], reuse=reuse)
-        return Sender(groups.pop(True), _LINK, epoch, arenas[0], idle_s), receiver
+        )
+        return made[-2], made[-1]  # type: ignore[return-value]
 
     yield make
+    for end in made:
+        end.close()
     gc.collect()  # process groups of failed tests hang on tracebacks
 
 
@@ -130,16 +141,18 @@ def test_a_tensor_with_gaps_is_sent_densely(make_ends: _MakeEnds) -> None:
     assert torch.equal(received.tensors[0], wide[..., ::2])
 
 
-def test_a_keep_alive_has_no_tensors(make_ends: _MakeEnds) -> None:
-    sender, receiver = make_ends(shared=False)
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_keep_alive_has_no_tensors(make_ends: _MakeEnds, shared: bool) -> None:
+    sender, receiver = make_ends(shared=shared)
     sender.keep_alive()
     header, parcel = receiver.receive()
     assert header.kind == KEEP_ALIVE
     assert parcel.tensors == ()
 
 
-def test_a_silent_neighbour_is_a_time_out(make_ends: _MakeEnds) -> None:
-    sender, receiver = make_ends(shared=False, idle_s=0.3)
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_silent_neighbour_is_a_time_out(make_ends: _MakeEnds, shared: bool) -> None:
+    sender, receiver = make_ends(shared=shared, idle_s=0.3)
     with pytest.raises(LinkTimeout, match="stage 0 -> stage 1") as caught:
         receiver.receive()
     assert caught.value.link == "stage 0 -> stage 1"
@@ -156,11 +169,28 @@ def test_a_neighbour_that_keeps_all_slots_is_a_time_out(make_ends: _MakeEnds) ->
     del receiver
 
 
-def test_a_neighbour_that_leaves_closes_the_link(make_ends: _MakeEnds) -> None:
-    sender, receiver = make_ends(shared=False)
-    del sender
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_neighbour_that_leaves_closes_the_link(make_ends: _MakeEnds, shared: bool) -> None:
+    sender, receiver = make_ends(shared=shared)
+    sender.close()
     with pytest.raises(LinkClosedError, match="was closed by the neighbour"):
         receiver.receive()
+
+
+def test_sending_to_a_neighbour_that_left_is_a_closed_link(make_ends: _MakeEnds) -> None:
+    sender, receiver = make_ends(shared=True)
+    receiver.close()
+    with pytest.raises(LinkClosedError, match="was closed by the neighbour"):
+        sender.send(_parcel(0, 1))
+
+
+def test_a_full_arena_is_told_at_once(make_ends: _MakeEnds) -> None:
+    sender, receiver = make_ends(shared=True)
+    assert isinstance(sender, HostSender)
+    assert all(sender.try_send(_parcel(sequence, 1)) for sequence in range(_NUM_SLOTS))
+    assert not sender.try_send(_parcel(_NUM_SLOTS, 1))
+    receiver.receive()[1].release()
+    assert sender.try_send(_parcel(_NUM_SLOTS, 1))
 
 
 def test_more_rows_than_the_link_carries_end_it(make_ends: _MakeEnds) -> None:

@@ -1,0 +1,233 @@
+"""A link between two neighbours on one host: headers over a socket pair, tensors in shared memory.
+
+Measured on the two-core virtual machine where this was written, a header over gloo costs the two
+processes 0.8 ms of processor time in all, since each of its messages wakes a thread of gloo's and
+one of ours at both ends. Over a socket pair it costs a tenth of that. The pair has no address:
+the session makes it for an epoch and hands one end to each neighbour, so nobody else can connect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+
+import torch
+
+from cutset.errors import LinkTimeout
+from cutset.runtime.arena import Arena
+from cutset.runtime.channel import LinkClosedError, LinkContract, Parcel, dense
+from cutset.runtime.wire import (
+    DATA,
+    KEEP_ALIVE,
+    Header,
+    WireError,
+    header_bytes,
+    layout_of,
+    pack_header,
+    unpack_header,
+)
+
+_SLOT_PAUSE_S = 0.0005
+
+
+class HostSender:
+    """The sending end of a link within a host; one thread at a time may use it.
+
+    Args:
+        connection: the sender's end of the socket pair, which it closes in the end.
+        link: what it may carry.
+        epoch: the epoch that every message names.
+        arena: memory shared with the receiver.
+        timeout_s: how long the receiver may keep all slots of the arena, or take no header.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        link: LinkContract,
+        epoch: int,
+        arena: Arena,
+        timeout_s: float,
+    ) -> None:
+        self._connection = connection
+        self._link = link
+        self._epoch = epoch
+        self._arena = arena
+        self._timeout_s = timeout_s
+        self._buffer = bytearray(header_bytes(len(link.specs)))
+        connection.settimeout(timeout_s)
+        arena.enter(epoch, as_sender=True)
+
+    def send(self, parcel: Parcel) -> None:
+        """Sends one micro-batch, waiting for a free slot if need be.
+
+        Raises:
+            LinkClosedError: the neighbour is gone.
+            LinkTimeout: the neighbour gave no slot back in time.
+            WireError: a tensor is of a kind that cannot be sent.
+        """
+        deadline_s = time.monotonic() + self._timeout_s
+        while not self.try_send(parcel):
+            # Slots outnumber the window, so this happens only where micro-batches fail faster
+            # than their slots are given back.
+            if time.monotonic() > deadline_s:
+                raise LinkTimeout(
+                    f"link {self._link.name}: the neighbour gave no slot back for"
+                    f" {self._timeout_s:.1f} s",
+                    link=self._link.name,
+                    seconds=self._timeout_s,
+                )
+            time.sleep(_SLOT_PAUSE_S)
+
+    def try_send(self, parcel: Parcel) -> bool:
+        """Sends one micro-batch if a slot is free; says whether it did.
+
+        Raises:
+            LinkClosedError: the neighbour is gone.
+            LinkTimeout: the neighbour takes no headers any more.
+            WireError: a tensor is of a kind that cannot be sent.
+        """
+        tensors = [dense(tensor) for tensor in parcel.tensors]
+        layouts = tuple(layout_of(tensor) for tensor in tensors)
+        slot = self._arena.put(self._epoch, tensors)
+        if slot is None:
+            return False
+        self._send(
+            Header(
+                kind=DATA,
+                epoch=self._epoch,
+                sequence=parcel.sequence,
+                num_rows=parcel.num_rows,
+                layouts=layouts,
+                slot=slot,
+            )
+        )
+        return True
+
+    def keep_alive(self) -> None:
+        """Tells the neighbour that this end lives.
+
+        Raises:
+            LinkClosedError: the neighbour is gone.
+            LinkTimeout: the neighbour takes no headers any more.
+        """
+        self._send(Header(kind=KEEP_ALIVE, epoch=self._epoch))
+
+    def close(self) -> None:
+        """Closes this end of the pair."""
+        self._connection.close()
+
+    def _send(self, header: Header) -> None:
+        pack_header(header, self._buffer)
+        with _translated(self._link):
+            self._connection.sendall(self._buffer)
+
+
+class HostReceiver:
+    """The receiving end of a link within a host; belongs to one thread.
+
+    Args:
+        connection: the receiver's end of the socket pair, which it closes in the end.
+        link: what it may carry.
+        epoch: the epoch that every message must name.
+        arena: memory shared with the sender.
+        timeout_s: how long the sender may be silent.
+        reuse: hand out the shared memory itself, which is used again once the parcel is released;
+            otherwise a copy, which needs no release.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        link: LinkContract,
+        epoch: int,
+        arena: Arena,
+        timeout_s: float,
+        *,
+        reuse: bool,
+    ) -> None:
+        self._connection = connection
+        self._link = link
+        self._epoch = epoch
+        self._arena = arena
+        self._reuse = reuse
+        self._buffer = bytearray(header_bytes(len(link.specs)))
+        connection.settimeout(timeout_s)
+        arena.enter(epoch, as_sender=False)
+
+    def receive(self) -> tuple[Header, Parcel]:
+        """Waits for one message and finds its tensors.
+
+        Returns:
+            The header, and the parcel; a keep-alive has no tensors.
+
+        Raises:
+            LinkClosedError: the neighbour is gone, or sent what no neighbour sends.
+            LinkTimeout: nothing came in time, not even a keep-alive.
+        """
+        self._read()
+        arrived_s = time.monotonic()
+        try:
+            header = unpack_header(
+                self._buffer,
+                epoch=self._epoch,
+                max_rows=self._link.max_rows,
+                max_bytes=self._link.max_bytes,
+                num_slots=self._arena.num_slots,
+            )
+            if header.kind == DATA and header.slot < 0:
+                raise WireError("tensors announced that are not in the shared memory")
+        except WireError as error:
+            raise LinkClosedError(f"link {self._link.name}: {error}") from error
+        parcel = Parcel(
+            sequence=header.sequence, num_rows=header.num_rows, tensors=(), arrived_s=arrived_s
+        )
+        if header.kind == DATA:
+            self._pick_up(header, parcel)
+            parcel.received_s = time.monotonic()
+        return header, parcel
+
+    def close(self) -> None:
+        """Closes this end of the pair."""
+        self._connection.close()
+
+    def _read(self) -> None:
+        view = memoryview(self._buffer)
+        with _translated(self._link):
+            while view:
+                num_read = self._connection.recv_into(view)
+                if not num_read:
+                    raise LinkClosedError(f"link {self._link.name} was closed by the neighbour")
+                view = view[num_read:]
+
+    def _pick_up(self, header: Header, parcel: Parcel) -> None:
+        tensors = self._arena.get(header.slot, header.layouts)
+        if self._reuse:
+            parcel.tensors = tensors
+            parcel.release = lambda: self._arena.release(self._epoch, header.slot)
+            return
+        parcel.tensors = tuple(
+            tensor.clone(memory_format=torch.preserve_format) for tensor in tensors
+        )
+        self._arena.release(self._epoch, header.slot)
+
+
+@contextlib.contextmanager
+def _translated(link: LinkContract) -> Iterator[None]:
+    """Turns the socket's errors into ours."""
+    started_s = time.monotonic()
+    try:
+        yield
+    except TimeoutError as error:
+        waited_s = time.monotonic() - started_s
+        raise LinkTimeout(
+            f"link {link.name}: the neighbour was silent for {waited_s:.1f} s; it is frozen",
+            link=link.name,
+            seconds=waited_s,
+        ) from error
+    except OSError as error:
+        raise LinkClosedError(
+            f"link {link.name} was closed by the neighbour ({error.strerror})"
+        ) from error

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+
+from cutset.engines.base import Connect, Load
+from cutset.engines.control import ControlSocket
+from cutset.runtime import worker
+
+
+def test_the_circuit_is_known_before_its_first_micro_batch_can_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, theirs = socket.socketpair()
+    control = ControlSocket.for_worker(theirs)
+    stage_worker = worker.StageWorker(control, "127.0.0.1", ())
+    known_at_start = []
+
+    class QuickCircuit:
+        """One whose neighbours are ready at once: what arrives then must not be taken for late."""
+
+        def __init__(self, **_: Any) -> None:
+            known_at_start.append(False)
+
+        def start(self) -> None:
+            known_at_start.append(stage_worker._circuit is self)
+
+    monkeypatch.setattr(worker, "Circuit", QuickCircuit)
+    stage_worker._links = (None, None)  # type: ignore[assignment]
+    stage_worker._load = Load(
+        bundle="unused",
+        stage=0,
+        backend="torch",
+        micro_batch=1,
+        num_threads=1,
+        cpus=(),
+        heartbeat_s=5.0,
+        num_spans=0,
+        num_slots=0,
+    )
+    stage_worker._connect(
+        Connect(
+            epoch=1,
+            session="s",
+            store_host="127.0.0.1",
+            store_port=1,
+            connect_timeout_s=1.0,
+            link_timeout_s=1.0,
+        )
+    )
+    assert known_at_start == [False, True]
+    ours.close()
+    control.close()
