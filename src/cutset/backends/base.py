@@ -109,11 +109,15 @@ def load_stage(
         return _module(backend).load(
             bundle, stage, num_threads=num_threads, micro_batch=micro_batch
         )
+    reasons = {name: _module(name).why_not(entry) for name in BACKENDS}
     programs = [
         _module(name).load(bundle, stage, num_threads=num_threads, micro_batch=micro_batch)
-        for name in BACKENDS
-        if not _module(name).why_not(entry)
+        for name, reason in reasons.items()
+        if not reason
     ]
+    if not programs:
+        each = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise EngineError(f"no backend can run stage {stage}: {each}")
     if len(programs) == 1:
         return programs[0]
     return _fastest(programs, entry, micro_batch)

@@ -50,6 +50,11 @@ def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> E
     return EagerProgram(load_program(bundle, stage))
 
 
-def why_not(entry: StageEntry) -> str:  # noqa: ARG001
-    """Every stage has a torch program: ``""``."""
+def why_not(entry: StageEntry) -> str:
+    """Why torch cannot run the stage; ``""`` if it can."""
+    if entry.program is None:
+        return (
+            "the bundle holds no torch program, since the model was an ONNX file; "
+            "use --backend onnxruntime"
+        )
     return ""

@@ -12,26 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cutset.errors import EngineError
+from cutset.graph.onnx_session import ELEMENT_TYPES, make_session
 from cutset.shards.load import load_onnx_model
 
 if TYPE_CHECKING:
     from cutset.shards.load import Bundle
     from cutset.shards.manifest import StageEntry
     from cutset.tensors import TensorSpec
-
-# Numbers of onnx.TensorProto.DataType, https://onnx.ai/onnx/api/classes.html#tensorproto
-_ELEMENT_TYPES = {
-    "float32": 1,
-    "uint8": 2,
-    "int8": 3,
-    "int16": 5,
-    "int32": 6,
-    "int64": 7,
-    "bool": 9,
-    "float16": 10,
-    "float64": 11,
-    "bfloat16": 16,
-}
 
 
 class OnnxProgram:
@@ -57,8 +44,7 @@ class OnnxProgram:
                 " bundle again"
             )
         return tuple(
-            (name, spec, _ELEMENT_TYPES[spec.dtype])
-            for name, spec in zip(names, specs, strict=True)
+            (name, spec, ELEMENT_TYPES[spec.dtype]) for name, spec in zip(names, specs, strict=True)
         )
 
     def __call__(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -113,31 +99,14 @@ def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> O
     return OnnxProgram(session, entry.inputs, entry.outputs)
 
 
-def make_session(model: str | bytes, num_threads: int) -> Any:
-    """An ONNX Runtime session on the CPU.
-
-    Args:
-        model: path of a checked file, or the content of a model that this process made.
-        num_threads: threads inside one operator; operators run one after the other.
-    """
-    import onnxruntime  # an import of 0.2 s that only this backend needs
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Threads that spin while they wait would take the core away from the neighbouring stage.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
 def why_not(entry: StageEntry) -> str:
     """Why ONNX Runtime cannot run the stage here; ``""`` if it can."""
     if entry.model is None:
         return f"the bundle has no ONNX model for it ({entry.model_missing}); use --backend torch"
+    otherwise = "; use --backend torch" if entry.program is not None else ""
     if importlib.util.find_spec("onnxruntime") is None:
         return "onnxruntime is not installed; pip install onnxruntime"
-    unknown = {spec.dtype for spec in (*entry.inputs, *entry.outputs)} - _ELEMENT_TYPES.keys()
+    unknown = {spec.dtype for spec in (*entry.inputs, *entry.outputs)} - ELEMENT_TYPES.keys()
     if unknown:
-        return f"it has no tensors of dtype {', '.join(sorted(unknown))}; use --backend torch"
+        return f"it has no tensors of dtype {', '.join(sorted(unknown))}{otherwise}"
     return ""

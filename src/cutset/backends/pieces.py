@@ -7,23 +7,29 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from cutset.backends.onnx import OnnxProgram, make_session
-from cutset.costs.profile import PieceBackend, PieceRunner, eager_piece
+from cutset.backends.onnx import OnnxProgram
+from cutset.costs.profile import PieceBackend, PieceRunner, eager_pieces
 from cutset.errors import EngineError
 from cutset.graph.capture import export_piece
+from cutset.graph.captured import Captured, boundary_specs
 from cutset.graph.cuts import CutPoints
 from cutset.graph.lowering import CapturedModel
-from cutset.graph.pieces import boundary_specs, build_piece
+from cutset.graph.onnx_capture import CapturedOnnx
+from cutset.graph.onnx_pieces import build_onnx_piece
+from cutset.graph.onnx_session import make_session
+from cutset.graph.pieces import build_piece
 from cutset.shards.onnx_export import export_onnx
+from cutset.tensors import TensorSpec
 
 logger = logging.getLogger(__name__)
 
 
 def piece_backends(
-    captured: CapturedModel, cuts: CutPoints, *, num_threads: int
+    captured: Captured, cuts: CutPoints, *, num_threads: int
 ) -> Mapping[str, PieceBackend]:
     """Every backend that is installed and can run the whole model, by name.
 
@@ -32,7 +38,10 @@ def piece_backends(
         cuts: its judged positions; pieces begin and end at candidates.
         num_threads: threads that compute.
     """
-    backends: dict[str, PieceBackend] = {"torch": eager_piece}
+    if isinstance(captured, CapturedOnnx):
+        return {"onnxruntime": onnx_file_pieces(captured, num_threads=num_threads)}
+    assert isinstance(captured, CapturedModel)
+    backends: dict[str, PieceBackend] = {"torch": eager_pieces(captured)}
     if importlib.util.find_spec("onnxruntime") is not None:
         try:
             backends["onnxruntime"] = OnnxPieces(captured, cuts, num_threads=num_threads)
@@ -52,6 +61,7 @@ class OnnxPieces:
         """
         import onnx
 
+        self._captured = captured
         self._num_threads = num_threads
         watched = {s.name: s for point in cuts.points for s in point.tensors}
         watched = {n: s for n, s in watched.items() if s not in captured.graph.inputs}
@@ -70,24 +80,53 @@ class OnnxPieces:
                 raise EngineError(f"the model has no ONNX form: {missing}")
             self._extractor = onnx.utils.Extractor(onnx.load(path))
 
-    def __call__(self, captured: CapturedModel, start: int, stop: int) -> PieceRunner:
+    def __call__(self, start: int, stop: int) -> PieceRunner:
         """A runner for the operations from index `start` up to `stop`."""
-        inputs, outputs = boundary_specs(captured, start), boundary_specs(captured, stop)
-        passed = {spec.name for spec in inputs} & {spec.name for spec in outputs}
-        made = tuple(spec for spec in outputs if spec.name not in passed)
+        inputs, made = _taken_and_made(self._captured, start, stop)
         model = self._extractor.extract_model(
             [spec.name for spec in inputs], [spec.name for spec in made]
         )
         session = make_session(model.SerializeToString(), self._num_threads)
-        taken = {node.name for node in session.get_inputs()}
-        program = OnnxProgram(session, tuple(s for s in inputs if s.name in taken), made)
+        return _runner(self._captured, start, stop, session)
 
-        specs = inputs
 
-        def run(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            named = {s.name: t for s, t in zip(specs, inputs, strict=True)}
-            results = program(tuple(named[name] for name in named if name in taken))
-            named |= {s.name: t for s, t in zip(made, results, strict=True)}
-            return tuple(named[spec.name] for spec in outputs)
+def onnx_file_pieces(captured: CapturedOnnx, *, num_threads: int) -> PieceBackend:
+    """Runs pieces of an ONNX file's model in ONNX Runtime."""
 
-        return run
+    def runner(start: int, stop: int) -> PieceRunner:
+        _, made = _taken_and_made(captured, start, stop)
+        model = build_onnx_piece(captured, start, stop)
+        kept = {spec.name for spec in made}
+        # What is only passed on costs nothing; the runner does that.
+        for output in [value for value in model.graph.output if value.name not in kept]:
+            model.graph.output.remove(output)
+        content = model.SerializeToString()
+        session = make_session(content, num_threads, folder=captured.module.folder)
+        return _runner(captured, start, stop, session)
+
+    return runner
+
+
+def _taken_and_made(
+    captured: Captured, start: int, stop: int
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """What a piece takes, and what of its outputs it does not merely pass on."""
+    inputs, outputs = boundary_specs(captured, start), boundary_specs(captured, stop)
+    passed = {spec.name for spec in inputs}
+    return inputs, tuple(spec for spec in outputs if spec.name not in passed)
+
+
+def _runner(captured: Captured, start: int, stop: int, session: Any) -> PieceRunner:
+    """Runs a session whose inputs and outputs go by the names of the graph's tensors."""
+    specs, made = _taken_and_made(captured, start, stop)
+    outputs = boundary_specs(captured, stop)
+    taken = {node.name for node in session.get_inputs()}
+    program = OnnxProgram(session, tuple(s for s in specs if s.name in taken), made)
+
+    def run(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        named = {s.name: t for s, t in zip(specs, inputs, strict=True)}
+        results = program(tuple(named[name] for name in named if name in taken))
+        named |= {s.name: t for s, t in zip(made, results, strict=True)}
+        return tuple(named[spec.name] for spec in outputs)
+
+    return run

@@ -7,7 +7,14 @@ from collections.abc import Collection, Mapping, Sequence
 import msgspec
 
 from cutset.graph.ir import Graph, Operation
-from cutset.graph.roles import ACTIVATIONS, LAYOUTS, NORMALISATIONS, POOLINGS, POOLINGS_BY_WINDOW
+from cutset.graph.roles import (
+    ACTIVATIONS,
+    DECODINGS,
+    LAYOUTS,
+    NORMALISATIONS,
+    POOLINGS,
+    POOLINGS_BY_WINDOW,
+)
 from cutset.graph.units import (
     PLAIN_CONTAINERS,
     Unit,
@@ -211,6 +218,8 @@ def _dresses(
     does = ""
     if operation.target == "getitem":
         does = "picks a tensor out of"
+    elif producer.base_name in DECODINGS:
+        does = "computes with"
     elif operation.base_name in LAYOUTS:
         does = "only rearranges"
     elif served is not None:

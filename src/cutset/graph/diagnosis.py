@@ -16,6 +16,7 @@ from torch.fx import Node
 from cutset.errors import CaptureError
 from cutset.graph.source import is_library_file, source_line
 
+_MOST_CHARACTERS = 240
 _ADVICE = "Make the forward free of decisions on tensor values and of a fixed number of rows"
 _SPECIALISED = re.compile(r"specialized it to be a constant \((\d+)\)")
 _CONDITION = re.compile(r"satisfy the generated guard (.+?)\.(?:\s|$)")
@@ -68,6 +69,8 @@ def export_error(model: torch.nn.Module, error: Exception) -> CaptureError:
         )
     else:
         line = (text.splitlines() or [type(error).__name__])[0]
+        if len(line) > _MOST_CHARACTERS:
+            line = f"{line[:_MOST_CHARACTERS]} ..."  # a condition on ninety symbols names each
         why = f"{line.partition(' See http')[0].rstrip('.')}. {_ADVICE}"
     return CaptureError(
         f"torch.export cannot trace the model{_where(module_path, source, operation)}: {why}",

@@ -69,7 +69,11 @@ class CapturedPart:
 
 
 def capture_largest_part(
-    model: torch.nn.Module, example_inputs: ExampleInputs, *, path: str | None = None
+    model: torch.nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    path: str | None = None,
+    max_tensors: int = 1,
 ) -> CapturedPart:
     """Captures the module within a model that does the most work and can be cut.
 
@@ -81,6 +85,7 @@ def capture_largest_part(
         model: a model that can be run on the example, whether or not it can be captured.
         example_inputs: as for `capture_model`.
         path: the dotted path of a module; no other is tried.
+        max_tensors: how many tensors may cross a cut.
 
     Raises:
         CaptureError: there is no such module; the message has the reason of the outermost ones.
@@ -108,7 +113,8 @@ def capture_largest_part(
             reasons.append(f"{name}: {error}")
             continue
         captured_paths.append(name)
-        work = (bool(find_cut_points(captured.graph).points), captured.graph.flops)
+        cuts = find_cut_points(captured.graph, max_tensors=max_tensors)
+        work = (bool(cuts.points), captured.graph.flops)
         if work > most:
             most = work
             best = CapturedPart(path=name, captured=captured, example_inputs=example)

@@ -9,27 +9,10 @@ import torch
 from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule, Node
 
+from cutset.graph.captured import boundary_specs
 from cutset.graph.layout import lay_out, layout_of
 from cutset.graph.lowering import CapturedModel
 from cutset.tensors import TensorSpec, dim_factor
-
-
-def boundary_specs(captured: CapturedModel, position: int) -> tuple[TensorSpec, ...]:
-    """What crosses a cut at `position`: made before it, used after it, each tensor once.
-
-    At 0 these are the model's inputs, at the end its outputs.
-    """
-    graph = captured.graph
-    if position == 0:
-        return graph.inputs
-    if position == len(graph.operations):
-        return tuple(graph.spec_of(name) for name in dict.fromkeys(graph.outputs))
-    made = dict.fromkeys(
-        [spec.name for spec in graph.inputs] + [op.name for op in graph.operations[:position]]
-    )
-    needed = {name for op in graph.operations[position:] for name in op.inputs}
-    needed |= set(graph.outputs)
-    return tuple(graph.spec_of(name) for name in made if name in needed)
 
 
 class Piece(GraphModule):

@@ -1,6 +1,7 @@
-"""What kinds of operation there are, by the names of the ATen operations (and ONNX ones alike).
+"""What kinds of operation there are, by the names of the ATen operations and of the ONNX operators.
 
-These are names of *operations*, fixed by the operator sets, not names of layers or models.
+These are names of *operations*, fixed by the operator sets, not names of layers or models: ATen's
+begin with a small letter, ONNX's (and ONNX Runtime's own) with a capital one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,16 @@ NORMALISATIONS = frozenset(
         "instance_norm",
         "rms_norm",
         "_fused_rms_norm",
+        "BatchNormalization",
+        "GroupNorm",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "LRN",
+        "LayerNormalization",
+        "LpNormalization",
+        "MeanVarianceNormalization",
+        "RMSNormalization",
+        "SimplifiedLayerNormalization",
     }
 )
 """Operations that shift and scale their input by statistics."""
@@ -52,6 +63,31 @@ ACTIVATIONS = frozenset(
         "square",
         "tanh",
         "threshold",
+        "BiasGelu",
+        "Celu",
+        "Clip",
+        "Elu",
+        "FastGelu",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "LogSoftmax",
+        "Mish",
+        "PRelu",
+        "QLinearLeakyRelu",
+        "QLinearSigmoid",
+        "QLinearSoftmax",
+        "QuickGelu",
+        "Relu",
+        "Selu",
+        "Sigmoid",
+        "Softmax",
+        "Softplus",
+        "Softsign",
+        "Swish",
+        "Tanh",
+        "ThresholdedRelu",
     }
 )
 """Operations that apply a fixed nonlinear function and keep the shape."""
@@ -65,11 +101,19 @@ POOLINGS_BY_WINDOW = frozenset(
             for suffix in ("", "_with_indices")
         ),
         *(f"_adaptive_avg_pool{dims}d" for dims in (2, 3)),
+        "AveragePool",
+        "GlobalAveragePool",
+        "GlobalLpPool",
+        "GlobalMaxPool",
+        "LpPool",
+        "MaxPool",
+        "QLinearAveragePool",
+        "QLinearGlobalAveragePool",
     }
 )
 """Operations that reduce each window of neighbouring positions to one."""
 
-POOLINGS = POOLINGS_BY_WINDOW | {"amax", "mean"}
+POOLINGS = POOLINGS_BY_WINDOW | {"amax", "mean", "QLinearReduceMean", "ReduceMax", "ReduceMean"}
 """All operations that reduce many positions to fewer, the global ones included."""
 
 LAYOUTS = frozenset(
@@ -95,6 +139,18 @@ LAYOUTS = frozenset(
         "unsqueeze",
         "view",
         "_unsafe_view",
+        "Dropout",
+        "Flatten",
+        "Identity",
+        "QuantizeLinear",
+        "Reshape",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
     }
 )
-"""Operations that leave the numbers as they are in inference: dropout and changes of layout."""
+"""Operations that leave the numbers as they are in inference: dropout, changes of layout, and the
+rounding of a result to the bytes in which it is handed on."""
+
+DECODINGS = frozenset({"DequantizeLinear"})
+"""Operations that only turn the bytes of a quantised tensor into numbers for who reads them."""

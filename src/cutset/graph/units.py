@@ -18,8 +18,15 @@ import msgspec
 from cutset.errors import PlanError
 from cutset.graph.ir import Graph, ModuleCall, Operation
 
+SEQUENTIAL = "torch.nn.modules.container.Sequential"
+"""The container that calls its children one after the other."""
+
 PLAIN_CONTAINERS = frozenset(
-    f"torch.nn.modules.container.{name}" for name in ("Sequential", "ModuleList", "ModuleDict")
+    {
+        SEQUENTIAL,
+        "torch.nn.modules.container.ModuleList",
+        "torch.nn.modules.container.ModuleDict",
+    }
 )
 """Classes that do nothing but hold children. Exactly these: a subclass has a meaning of its own."""
 

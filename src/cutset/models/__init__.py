@@ -13,7 +13,7 @@ from cutset.models.request import parse_weights
 
 __all__ = ["ExampleInputs", "FoundModel", "find_model"]
 
-_FORMS = "torchvision:NAME, NAME, timm:NAME, FILE.py:FACTORY or FILE.pt2"
+_FORMS = "torchvision:NAME, NAME, timm:NAME, FILE.py:FACTORY, FILE.pt2 or FILE.onnx"
 
 
 def find_model(spec: str, *, weights: str | None = None) -> FoundModel:
@@ -32,7 +32,8 @@ def find_model(spec: str, *, weights: str | None = None) -> FoundModel:
               a module object. It gives a module, a pair ``(module, example_inputs)`` or a whole
               `FoundModel`. Where it gives no example inputs, the file's function
               ``example_inputs()`` is asked;
-            - ``FILE.pt2``: a program saved by `torch.export.save`.
+            - ``FILE.pt2``: a program saved by `torch.export.save`;
+            - ``FILE.onnx``: an ONNX model, read as data and run in ONNX Runtime alone.
         weights: one of
 
             - None: the library's default weights for torchvision and timm (never random ones),
@@ -63,6 +64,10 @@ def find_model(spec: str, *, weights: str | None = None) -> FoundModel:
         from cutset.models.from_file import find_in_program_file
 
         return find_in_program_file(spec, request)
+    if Path(spec).suffix == ".onnx":
+        from cutset.models.from_onnx import find_in_onnx_file
+
+        return find_in_onnx_file(spec, request)
     if Path(spec).suffix == ".py":
         raise ModelError(
             f"{spec} names a file but nothing in it; write {spec}:FACTORY, where FACTORY is a "

@@ -21,11 +21,11 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch.utils import _pytree as pytree
 
-from cutset.costs.model import live_bytes
 from cutset.errors import BundleError
-from cutset.graph.capture import ExampleInputs, capture_model, export_piece
+from cutset.graph.capture import ExampleInputs, capture_model
+from cutset.graph.captured import Captured
 from cutset.graph.lowering import CapturedModel
-from cutset.graph.pieces import Piece, build_piece
+from cutset.graph.onnx_capture import CapturedOnnx
 from cutset.images import Preprocessing
 from cutset.planning.plan import Plan
 from cutset.shards.manifest import (
@@ -37,8 +37,12 @@ from cutset.shards.manifest import (
     encode_manifest,
     sha256_of,
 )
-from cutset.shards.onnx_export import export_onnx
-from cutset.shards.operators import is_allowed
+from cutset.shards.stage_writers import (
+    OnnxStageWriter,
+    StageWriter,
+    TorchStageWriter,
+    check_operations,
+)
 from cutset.threads import compute_threads
 
 logger = logging.getLogger(__name__)
@@ -52,7 +56,7 @@ def export_bundle(
     plan: Plan,
     directory: str | os.PathLike[str],
     *,
-    captured: CapturedModel | None = None,
+    captured: Captured | None = None,
     example_inputs: ExampleInputs | None = None,
     model_name: str = "",
     weights: str = "",
@@ -72,7 +76,8 @@ def export_bundle(
         model: the whole model, in evaluation mode; its results are the reference.
         plan: which operations each stage holds.
         directory: the bundle's folder; by custom it ends in ``.cutset``.
-        captured: what `capture_model` returned for `model`; captured again if None.
+        captured: what `capture_model` or `capture_onnx` returned for `model`; a module of torch is
+            captured again if None.
         example_inputs: inputs to capture with, needed when `captured` is None.
         model_name: how the model was asked for; its class's name if empty.
         weights: where the weights came from, in words.
@@ -101,7 +106,8 @@ def export_bundle(
         if example_inputs is None:
             raise ValueError("export_bundle needs either captured or example_inputs")
         captured = capture_model(model, example_inputs)
-    _check_operations(captured)
+    if isinstance(captured, CapturedModel):
+        check_operations(captured)
     with compute_threads(num_threads), _temporary_folder(target) as folder:
         writer = _BundleWriter(captured, plan, folder, report)
         stages = writer.write_stages()
@@ -123,19 +129,6 @@ def export_bundle(
     return target
 
 
-def _check_operations(captured: CapturedModel) -> None:
-    """Refuses a model that nobody could load: a bundle may name well-known operations only."""
-    for operation in captured.graph.operations:
-        if operation.target != "getitem" and not is_allowed(f"torch.ops.{operation.target}"):
-            where = f" in {operation.modules[-1].path}" if operation.modules[-1].path else ""
-            line = f" ({operation.source})" if operation.source else ""
-            raise BundleError(
-                f"operation {operation.target}{where}{line} may not be part of a bundle: it is "
-                "random, custom or unknown, and whoever loads the bundle would have to trust it. "
-                "Replace it in the model's forward"
-            )
-
-
 def _versions() -> dict[str, str]:
     return {
         "cutset": importlib.metadata.version("cutset"),
@@ -149,7 +142,7 @@ class _BundleWriter:
 
     def __init__(
         self,
-        captured: CapturedModel,
+        captured: Captured,
         plan: Plan,
         folder: Path,
         report: Callable[[str], None],
@@ -164,51 +157,20 @@ class _BundleWriter:
         self._inputs = rows
 
     def write_stages(self) -> tuple[StageEntry, ...]:
-        """Writes every stage's programs, computing the tensors at the boundaries on the way."""
+        """Writes every stage's programs, and notes the tensors at the boundaries on the way."""
+        writer: StageWriter
+        if isinstance(self._captured, CapturedOnnx):
+            writer = OnnxStageWriter(self._captured, self._plan, self._inputs)
+        else:
+            assert isinstance(self._captured, CapturedModel)
+            writer = TorchStageWriter(self._captured, self._inputs)
         entries = []
         for stage in self._plan.stages:
             self._report(f"exporting stage {stage.index} ({stage.first} ... {stage.last})")
-            piece = build_piece(self._captured, stage.start, stage.stop)
-            entries.append(self._write_stage(stage.index, stage.start, stage.stop, piece))
+            (self._folder / f"stage-{stage.index}").mkdir()
+            entries.append(writer.write(stage, self._folder))
+        self._tensors |= writer.tensors
         return tuple(entries)
-
-    def _write_stage(self, index: int, start: int, stop: int, piece: Piece) -> StageEntry:
-        graph = self._captured.graph
-        inputs = tuple(self._tensors[spec.name] for spec in piece.input_specs)
-        with torch.no_grad():
-            outputs = piece(*inputs)
-        self._tensors |= {s.name: t for s, t in zip(piece.output_specs, outputs, strict=True)}
-        exported = export_piece(piece, inputs)
-        folder = f"stage-{index}"
-        (self._folder / folder).mkdir()
-        program = f"{folder}/program.pt2"
-        # Example inputs would be stored pickled; the reference tensors serve instead.
-        exported.example_inputs = None
-        # Contracts are checked by the runtime; guards would be code.
-        exported._guards_code = []
-        _write_program(exported, self._folder / program)
-        onnx_path = f"{folder}/model.onnx"
-        missing = export_onnx(
-            exported,
-            self._folder / onnx_path,
-            input_names=[spec.name for spec in piece.input_specs],
-            output_names=[spec.name for spec in piece.output_specs],
-        )
-        sizes = {p.name: p.num_bytes for p in graph.parameters}
-        return StageEntry(
-            index=index,
-            operations=tuple(operation.name for operation in graph.operations[start:stop]),
-            units=self._plan.stages[index].units,
-            parameters=piece.weight_names,
-            inputs=piece.input_specs,
-            outputs=piece.output_specs,
-            program=program,
-            model=None if missing else onnx_path,
-            model_missing=missing,
-            weight_bytes=sum(sizes[name] for name in piece.weight_names),
-            peak_activation_bytes=max(live_bytes(graph)[start:stop]),
-            flops=sum(operation.flops for operation in graph.operations[start:stop]),
-        )
 
     def manifest(self, stages: tuple[StageEntry, ...], num_threads: int) -> Manifest:
         """What the bundle holds; what people say of the model is still missing."""
@@ -303,18 +265,6 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def _write_program(exported: torch.export.ExportedProgram, path: Path) -> None:
-    try:
-        torch.export.save(exported, path)
-    except RuntimeError as error:
-        # torch's archive writer reports a full disk this way.
-        raise OSError(None, f"torch could not write {path.name} ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def _shared(stages: Sequence[StageEntry]) -> tuple[str, ...]:
     holders: dict[str, int] = {}
     for stage in stages:
@@ -323,7 +273,7 @@ def _shared(stages: Sequence[StageEntry]) -> tuple[str, ...]:
     return tuple(name for name, count in holders.items() if count > 1)
 
 
-def _unused(captured: CapturedModel, stages: Sequence[StageEntry]) -> tuple[str, ...]:
+def _unused(captured: Captured, stages: Sequence[StageEntry]) -> tuple[str, ...]:
     used = {name for stage in stages for name in stage.parameters}
     return tuple(p.name for p in captured.graph.parameters if p.name not in used)
 

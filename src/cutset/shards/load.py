@@ -16,7 +16,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -142,9 +142,15 @@ def load_program(bundle: Bundle, stage_index: int, *, device: str = "cpu") -> St
         UnsafeBundle: the file could run code, or is not what torch.export writes.
         UnsupportedVersion: it is of a schema that this Cutset does not know.
         ManifestError: it takes or returns another number of tensors than the manifest says.
-        BundleError: the stage does not exist or was not opened.
+        BundleError: the stage does not exist, was not opened, or has no torch program.
     """
     entry = _stage_entry(bundle, stage_index)
+    if entry.program is None:
+        raise BundleError(
+            f"{bundle.directory}: stage {stage_index} holds no torch program, since the model was "
+            "an ONNX file; use the onnxruntime backend",
+            path=str(bundle.directory),
+        )
     with ProgramArchive(bundle.path(entry.program), path=entry.program) as archive:
         program = read_program(archive)
         for key, names, specs in (
@@ -168,6 +174,15 @@ def load_onnx_model(bundle: Bundle, stage_index: int) -> Path:
             ONNX Runtime does not bring along.
         BundleError: the stage has no ONNX model, does not exist or was not opened.
     """
+    file, _ = read_stage_model(bundle, stage_index)
+    return file
+
+
+def read_stage_model(bundle: Bundle, stage_index: int) -> tuple[Path, Any]:
+    """The same with the model itself, an ``onnx.ModelProto``; raises what `load_onnx_model` does.
+
+    Its external tensors are left in their files.
+    """
     entry = _stage_entry(bundle, stage_index)
     if entry.model is None:
         raise BundleError(
@@ -175,12 +190,14 @@ def load_onnx_model(bundle: Bundle, stage_index: int) -> Path:
             f"use the torch backend",
             path=str(bundle.directory),
         )
-    from cutset.shards.onnx_safety import check_onnx_model  # imports onnx; torch's need not wait
+    from cutset.shards.onnx_safety import read_onnx_model  # imports onnx; torch's need not wait
 
     file = bundle.path(entry.model)
     sizes = {listed.path: listed.num_bytes for listed in bundle.manifest.files}
-    check_onnx_model(file, path=entry.model, listed=frozenset(sizes), max_bytes=sizes[entry.model])
-    return file
+    model = read_onnx_model(
+        file, path=entry.model, listed=frozenset(sizes), max_bytes=sizes[entry.model]
+    )
+    return file, model
 
 
 def _stage_entry(bundle: Bundle, stage_index: int) -> StageEntry:

@@ -4,7 +4,7 @@ A bundle is a folder::
 
     NAME.cutset/
       manifest.json            this file; UTF-8 JSON, at most 64 MiB
-      stage-0/program.pt2      the stage for torch
+      stage-0/program.pt2      the stage for torch (missing where the model was an ONNX file)
       stage-0/model.onnx       the stage for onnxruntime and openvino (may be missing)
       stage-1/...
       reference.safetensors    a small input and the true tensor at every boundary
@@ -54,10 +54,16 @@ stage's ``parameters`` under their original names and no others [R]; and its cal
 operations [R]. ``model.onnx`` computes the same, restricted as `cutset.shards.onnx_safety` says
 [U]; where it is null, ``model_missing`` says why [M].
 
+**ONNX alone.** A model that was an ONNX file has no torch program: ``program`` is null in every
+stage or in none, and a stage without one has a ``model`` [M]. Such a model holds the stage's
+``parameters`` under their original names and no others, and its nodes are the stage's operations,
+as `cutset.graph.onnx_operations` reads them [R].
+
 **Reference.** ``reference`` is a safetensors file whose keys are tensor names: the model's inputs,
-the tensors of every boundary, the model's outputs, computed by the whole model in torch with
-``num_threads`` threads (1 to 1024 [M]). All are contiguous and have the same number of rows.
-Chained stages must reproduce them bit for bit with torch [R].
+the tensors of every boundary, the model's outputs, computed by the whole model with
+``num_threads`` threads (1 to 1024 [M]), in torch, or in ONNX Runtime where there are no programs.
+All are contiguous and have the same number of rows. Chained stages must reproduce them bit for bit
+with torch, and within the tolerance of their dtype with ONNX Runtime [R].
 
 **Words.** ``output_names`` has as many entries as ``outputs``; ``labels`` are in the order of the
 output's last dimension [M].
@@ -108,7 +114,8 @@ class StageEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         parameters: original names of the parameters, buffers and constants that it holds.
         inputs: the tensors that it takes, in the order of its program's arguments.
         outputs: the tensors that it returns, in the order of its program's results.
-        program: path of the torch program (``stage-0/program.pt2``).
+        program: path of the torch program (``stage-0/program.pt2``), or None where the model was
+            an ONNX file.
         model: path of the ONNX model (``stage-0/model.onnx``), or None where ONNX cannot
             express the stage; then `model_missing` says why.
         model_missing: why there is no ONNX model, or "".
@@ -123,7 +130,7 @@ class StageEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     parameters: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    program: str
+    program: str | None
     model: str | None
     model_missing: str
     weight_bytes: int
@@ -175,6 +182,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     reference: str
     num_threads: int
     files: tuple[FileEntry, ...]
+
+    @property
+    def has_programs(self) -> bool:
+        """Whether the stages have torch programs, and torch made the reference."""
+        return all(stage.program is not None for stage in self.stages)
 
 
 def sha256_of(path: Path) -> str:
@@ -314,9 +326,13 @@ def _check_files(manifest: Manifest) -> None:
             raise contradiction(f"$.files[{index}]", "has no size in bytes or no sha256 in hex")
     places = [("$.reference", manifest.reference, "")]
     for index, stage in enumerate(manifest.stages):
-        places.append((f"$.stages[{index}].program", stage.program, f"stage-{index}/"))
-        if stage.model is not None:
-            places.append((f"$.stages[{index}].model", stage.model, f"stage-{index}/"))
+        for key, path in (("program", stage.program), ("model", stage.model)):
+            if path is not None:
+                places.append((f"$.stages[{index}].{key}", path, f"stage-{index}/"))
+        if (stage.program is None) != (manifest.stages[0].program is None):
+            raise contradiction(f"$.stages[{index}].program", "is null in some stages only")
+        if stage.program is None and stage.model is None:
+            raise contradiction(f"$.stages[{index}].program", "is null and so is model")
         if (stage.model is None) != bool(stage.model_missing):
             raise contradiction(
                 f"$.stages[{index}].model_missing", "is given exactly where model is null"

@@ -11,7 +11,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from cutset.errors import CutsetError
-from cutset.shards.load import Bundle, StageProgram, load_onnx_model
+from cutset.shards.load import Bundle, StageFunction, load_onnx_model
 from cutset.shards.manifest import StageEntry
 from cutset.tensors import TensorSpec, dim_factor
 
@@ -25,25 +25,32 @@ _TOLERANCES = {
     torch.complex64: 1e-4,
     torch.complex128: 1e-9,
 }
-"""Largest difference from torch that another backend may show for one stage, relative to the
+"""Largest difference from the reference that another backend than torch may show, relative to the
 largest magnitude in the reference tensor. Other dtypes must be equal."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Where numbers differ first, and by how much.
+    """By how much the numbers of one tensor differ from the reference's.
 
     Attributes:
         stage: index of the stage.
         tensor: name of the tensor at its boundary.
         max_abs_error: largest absolute difference; infinite where shapes or dtypes differ.
         tolerance: the largest that was allowed.
+        backend: what computed it.
     """
 
     stage: int
     tensor: str
     max_abs_error: float
     tolerance: float
+    backend: str = "torch"
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether it is beyond what was allowed."""
+        return self.max_abs_error > self.tolerance
 
 
 def expected_tensors(bundle: Bundle) -> tuple[TensorSpec, ...]:
@@ -85,7 +92,7 @@ def _fits(tensor: torch.Tensor, spec: TensorSpec, num_rows: int) -> bool:
 
 def contract_faults(
     bundle: Bundle,
-    programs: Mapping[int, StageProgram],
+    programs: Mapping[int, StageFunction],
     reference: Mapping[str, torch.Tensor],
     row_counts: Sequence[int],
 ) -> tuple[str, ...]:
@@ -127,7 +134,7 @@ def _paper_faults(bundle: Bundle) -> Iterator[str]:
 
 def _run_faults(
     bundle: Bundle,
-    programs: Mapping[int, StageProgram],
+    programs: Mapping[int, StageFunction],
     reference: Mapping[str, torch.Tensor],
     num_rows: int,
 ) -> Iterator[str]:
@@ -179,10 +186,20 @@ def max_abs_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float(torch.nan_to_num(difference, nan=float("inf"), posinf=float("inf")).max())
 
 
-def torch_differences(
-    bundle: Bundle, programs: Mapping[int, StageProgram], reference: Mapping[str, torch.Tensor]
+def chain_differences(
+    bundle: Bundle,
+    programs: Mapping[int, StageFunction],
+    reference: Mapping[str, torch.Tensor],
+    *,
+    backend: str,
 ) -> tuple[Difference, ...]:
-    """Every boundary tensor of the chained stages that is not the reference's, bit for bit.
+    """Every boundary tensor of the chained stages against the reference's.
+
+    Args:
+        bundle: opened.
+        programs: its stages, by index, those that are at hand.
+        reference: what the whole model gave.
+        backend: what runs them; of torch's tensors none may differ.
 
     Raises:
         RuntimeError: a stage cannot be run; `contract_faults` says so in words.
@@ -193,7 +210,7 @@ def torch_differences(
         stage = bundle.manifest.stages[index]
         outputs = program(tuple(given.get(s.name, reference[s.name]) for s in stage.inputs))
         given = {s.name: t for s, t in zip(stage.outputs, outputs, strict=True)}
-        found += _differences(stage, given, reference, exact=True)
+        found += _differences(stage, given, reference, backend=backend)
     return tuple(found)
 
 
@@ -202,16 +219,17 @@ def _differences(
     given: Mapping[str, torch.Tensor],
     reference: Mapping[str, torch.Tensor],
     *,
-    exact: bool,
+    backend: str,
 ) -> Iterator[Difference]:
     for spec in stage.outputs:
         expected = reference[spec.name]
-        error = max_abs_difference(given[spec.name], expected)
-        tolerance = 0.0 if exact else tolerance_of(expected)
-        if error > tolerance:
-            yield Difference(
-                stage=stage.index, tensor=spec.name, max_abs_error=error, tolerance=tolerance
-            )
+        yield Difference(
+            stage=stage.index,
+            tensor=spec.name,
+            max_abs_error=max_abs_difference(given[spec.name], expected),
+            tolerance=0.0 if backend == "torch" else tolerance_of(expected),
+            backend=backend,
+        )
 
 
 def magnitude_of(tensor: torch.Tensor) -> float:
@@ -220,6 +238,15 @@ def magnitude_of(tensor: torch.Tensor) -> float:
         return 0.0
     wide = torch.complex128 if tensor.is_complex() else torch.float64
     return float(torch.nan_to_num(tensor.to(wide).abs(), nan=0.0, posinf=0.0).max())
+
+
+def relative_difference(
+    found: Sequence[Difference], reference: Mapping[str, torch.Tensor]
+) -> float:
+    """The largest difference, relative to the largest magnitude in its reference tensor."""
+    return max(
+        (d.max_abs_error / (magnitude_of(reference[d.tensor]) or 1.0) for d in found), default=0.0
+    )
 
 
 def tolerance_of(expected: torch.Tensor) -> float:
@@ -233,14 +260,13 @@ def onnx_differences(
     """Each stage's ONNX model on the reference's tensors, against the reference's.
 
     Returns:
-        The tensors beyond tolerance; the largest difference of all, relative to the largest
-        magnitude in its tensor; and in words the stages that could not be run.
+        The difference of every tensor; the largest of all, relative to the largest magnitude in
+        its tensor; and in words the stages that could not be run.
 
     Raises:
         UnsafeBundle: a model could load code or files.
     """
     found: list[Difference] = []
-    largest = 0.0
     failures: list[str] = []
     for index in indices:
         stage = bundle.manifest.stages[index]
@@ -255,11 +281,8 @@ def onnx_differences(
             failures.append(f"stage {index} fails in onnxruntime: {_first_line(error)}")
             continue
         given = {s.name: t for s, t in zip(stage.outputs, outputs, strict=True)}
-        found += _differences(stage, given, reference, exact=False)
-        for name, tensor in given.items():
-            off_by = max_abs_difference(tensor, reference[name])
-            largest = max(largest, off_by / (magnitude_of(reference[name]) or 1.0))
-    return tuple(found), largest, tuple(failures)
+        found += _differences(stage, given, reference, backend="onnxruntime")
+    return tuple(found), relative_difference(found, reference), tuple(failures)
 
 
 def _run_onnx(bundle: Bundle, stage: StageEntry, inputs: Tensors) -> Tensors:

@@ -12,7 +12,8 @@ Five checks, always all reported, in this order:
     every boundary is a legal cut point of the graph: no unit is divided.
 `numerics`
     the chained stages equal the reference tensors at every boundary, bit for bit with torch, within
-    a stated tolerance with others.
+    a stated tolerance with others. A bundle made from an ONNX file has no torch programs; its
+    stages are run in ONNX Runtime, which also made the reference.
 `integrity`
     sizes and hashes agree, and no file could run code when it is loaded.
 """
@@ -30,7 +31,15 @@ from safetensors.torch import load_file
 
 from cutset.errors import BundleError, ManifestError
 from cutset.shards import running_checks
-from cutset.shards.load import Bundle, StageProgram, load_onnx_model, load_program, open_bundle
+from cutset.shards.load import (
+    Bundle,
+    StageFunction,
+    StageProgram,
+    load_onnx_model,
+    load_program,
+    open_bundle,
+)
+from cutset.shards.onnx_checks import OnnxStage, onnx_faults
 from cutset.shards.static_checks import completeness_faults, summary, unit_faults
 from cutset.threads import compute_threads
 
@@ -62,10 +71,11 @@ class VerificationReport:
 
     Attributes:
         checks: one for each name in `CHECKS`, in that order.
-        max_abs_error: largest absolute difference of the torch backend from the reference;
-            None where the stages could not be run.
-        bit_exact: whether the torch backend gave the reference's bits at every boundary.
-        differences: the boundaries at which numbers differ, the first one first.
+        max_abs_error: largest absolute difference from the reference of the backend that made it:
+            torch, or onnxruntime for an ONNX file; None where the stages could not be run.
+        bit_exact: whether that backend gave the reference's bits at every boundary.
+        differences: the boundaries at which its numbers differ too much, the first one first.
+        comparisons: what every backend gave at every boundary, equal or not.
         error: what made `integrity` fail, for those who want to raise it, or None.
     """
 
@@ -73,6 +83,7 @@ class VerificationReport:
     max_abs_error: float | None
     bit_exact: bool
     differences: tuple[running_checks.Difference, ...] = ()
+    comparisons: tuple[running_checks.Difference, ...] = ()
     error: BundleError | None = None
 
     @property
@@ -121,7 +132,8 @@ def verify_bundle(
         model: the whole model, if it is at hand; it is run too and compared.
         call_model: how the model is called on the bundle's inputs, for one that takes keyword
             arguments or more inputs (`CapturedModel.call`); one positional argument each if None.
-        backends: which of ``"torch"`` and ``"onnxruntime"`` to run; torch always is.
+        backends: which of ``"torch"`` and ``"onnxruntime"`` to run; what made the reference
+            always is.
         progress: called with a few words before each step.
 
     Raises:
@@ -178,9 +190,12 @@ class _Verification:
         self._model = model
         self._backends = backends
         self._report = report
+        self._maker = "torch" if bundle.manifest.has_programs else "onnxruntime"
+        self._stages: dict[int, StageFunction] = {}
         self._programs: dict[int, StageProgram] = {}
+        self._models: dict[int, OnnxStage] = {}
         self._reference: Mapping[str, torch.Tensor] = {}
-        self._differences: tuple[running_checks.Difference, ...] = ()
+        self._comparisons: tuple[running_checks.Difference, ...] = ()
         self._max_abs_error: float | None = None
         self._error: BundleError | None = None
 
@@ -196,7 +211,10 @@ class _Verification:
             checks=(contracts, completeness, units, numerics, integrity),
             max_abs_error=self._max_abs_error,
             bit_exact=self._max_abs_error == 0.0,
-            differences=self._differences,
+            differences=tuple(
+                d for d in self._comparisons if d.backend == self._maker and d.is_too_large
+            ),
+            comparisons=self._comparisons,
             error=self._error,
         )
 
@@ -209,9 +227,7 @@ class _Verification:
         for index in bundle.stages:
             self._report(f"loading stage {index}")
             try:
-                self._programs[index] = load_program(bundle, index)
-                if bundle.manifest.stages[index].model is not None:
-                    load_onnx_model(bundle, index)
+                self._load(index)
             except BundleError as error:
                 faults.append(str(error))
                 self._error = self._error or error
@@ -220,6 +236,16 @@ class _Verification:
         return self._result(
             "integrity", tuple(faults), f"{num_files} files, sizes and hashes agree, safe to load"
         )
+
+    def _load(self, index: int) -> None:
+        """Loads what is run of a stage, and checks what is not."""
+        bundle = self._bundle
+        if not bundle.manifest.has_programs:
+            self._models[index] = self._stages[index] = OnnxStage(bundle, index)
+            return
+        self._programs[index] = self._stages[index] = load_program(bundle, index)
+        if bundle.manifest.stages[index].model is not None:
+            load_onnx_model(bundle, index)
 
     def _read_reference(self) -> tuple[str, ...]:
         relative = self._bundle.manifest.reference
@@ -245,7 +271,7 @@ class _Verification:
     @property
     def _obstacle(self) -> tuple[str, ...]:
         """Why the stages cannot be run, if they cannot."""
-        missing = [index for index in self._bundle.stages if index not in self._programs]
+        missing = [index for index in self._bundle.stages if index not in self._stages]
         if missing:
             return (f"not checked: stage {missing[0]} was not loaded, see integrity",)
         if not self._reference:
@@ -255,7 +281,7 @@ class _Verification:
     def _contracts(self) -> CheckResult:
         self._report("checking contracts")
         faults = self._obstacle or running_checks.contract_faults(
-            self._bundle, self._programs, self._reference, ROW_COUNTS
+            self._bundle, self._stages, self._reference, ROW_COUNTS
         )
         num_boundaries = len(self._bundle.manifest.stages) - 1
         rows = ", ".join(map(str, ROW_COUNTS))
@@ -267,8 +293,8 @@ class _Verification:
         self._report("checking completeness")
         manifest = self._bundle.manifest
         programs = {index: stage.program for index, stage in self._programs.items()}
-        faults = completeness_faults(manifest, programs)
-        if len(programs) < len(self._bundle.stages):
+        faults = completeness_faults(manifest, programs) + onnx_faults(manifest, self._models)
+        if len(self._stages) < len(self._bundle.stages):
             faults += ("not checked against every stage's program, see integrity",)
         detail = (
             f"{_count(len(manifest.graph.operations), 'operation')} and "
@@ -290,15 +316,15 @@ class _Verification:
         if self._obstacle:
             return self._result("numerics", self._obstacle, "")
         try:
-            self._differences = running_checks.torch_differences(
-                self._bundle, self._programs, self._reference
+            self._comparisons = running_checks.chain_differences(
+                self._bundle, self._stages, self._reference, backend=self._maker
             )
         except _RUN_ERRORS as error:
             return self._result("numerics", (f"the stages do not run: {error}",), "")
-        self._max_abs_error = max((d.max_abs_error for d in self._differences), default=0.0)
-        faults = [self._sentence(d, "torch") for d in self._differences[:1]]
-        details = ["torch equals the reference bit for bit"]
-        if "onnxruntime" in self._backends:
+        self._max_abs_error = max((d.max_abs_error for d in self._comparisons), default=0.0)
+        faults = [self._sentence(d) for d in self._comparisons if d.is_too_large][:1]
+        details = [self._equality()]
+        if "onnxruntime" in self._backends and self._maker == "torch":
             onnx_faults, detail = self._onnx()
             faults += onnx_faults
             details.append(detail)
@@ -307,6 +333,13 @@ class _Verification:
             details.append("the whole model gives the same")
         return self._result("numerics", tuple(faults), ", ".join(details))
 
+    def _equality(self) -> str:
+        """How the backend that made the reference compares with it, where nothing is wrong."""
+        if not self._max_abs_error:
+            return f"{self._maker} equals the reference bit for bit"
+        largest = running_checks.relative_difference(self._comparisons, self._reference)
+        return f"{self._maker} within tolerance ({largest:.1e} of a tensor's magnitude)"
+
     def _onnx(self) -> tuple[list[str], str]:
         try:
             found, largest, failures = running_checks.onnx_differences(
@@ -314,7 +347,8 @@ class _Verification:
             )
         except BundleError as error:
             return [f"not checked with onnxruntime: {error}"], ""
-        faults = [self._sentence(d, "onnxruntime") for d in found[:1]]
+        self._comparisons += found
+        faults = [self._sentence(d) for d in found if d.is_too_large][:1]
         missing = sum(stage.model is None for stage in self._bundle.manifest.stages)
         detail = f"onnxruntime within tolerance ({largest:.1e} of a tensor's magnitude)"
         if missing:
@@ -334,7 +368,7 @@ class _Verification:
             for d in found[:1]
         ]
 
-    def _sentence(self, difference: running_checks.Difference, backend: str) -> str:
+    def _sentence(self, difference: running_checks.Difference) -> str:
         last = len(self._bundle.manifest.stages) - 1
         boundary = (
             "the model's output"
@@ -342,7 +376,7 @@ class _Verification:
             else f"the boundary to stage {difference.stage + 1}"
         )
         return (
-            f"with {backend} stage {difference.stage} is the first that differs: "
+            f"with {difference.backend} stage {difference.stage} is the first that differs: "
             f"{difference.tensor!r} at {boundary} is off by {difference.max_abs_error:.6g}, "
             f"allowed {difference.tolerance:.3g}"
         )

@@ -30,7 +30,7 @@ def test_pieces_cut_out_of_one_onnx_model_give_the_models_numbers(
     edges = [0, *(point.position for point in cuts.points), len(captured.graph.operations)]
     values = inputs
     for start, stop in pairwise(edges):
-        values = pieces(captured, start, stop)(values)
+        values = pieces(start, stop)(values)
     whole = captured.call(model.eval(), inputs)
     expected = tuple(whole.values()) if isinstance(whole, dict) else (whole,)
     for value, tensor in zip(values, expected, strict=True):

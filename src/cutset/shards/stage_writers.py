@@ -1,0 +1,182 @@
+"""Writes the programs of stages: one kind for what torch captured, one for ONNX files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import onnx
+import torch
+
+from cutset.costs.model import live_bytes
+from cutset.errors import BundleError
+from cutset.graph.capture import export_piece
+from cutset.graph.captured import Captured, boundary_specs
+from cutset.graph.lowering import CapturedModel
+from cutset.graph.onnx_capture import CapturedOnnx
+from cutset.graph.onnx_operations import list_parameters
+from cutset.graph.onnx_pieces import build_onnx_piece
+from cutset.graph.onnx_session import make_session, run_session
+from cutset.graph.pieces import build_piece
+from cutset.planning.plan import Plan, StagePlan
+from cutset.shards.manifest import StageEntry
+from cutset.shards.onnx_export import export_onnx
+from cutset.shards.operators import is_allowed
+from cutset.tensors import TensorSpec
+
+MAX_INLINE_BYTES = 1 << 30
+"""Stored tensors of an ONNX stage that together are larger lie in a file beside the model; protobuf
+reads no message of 2 GiB."""
+
+
+class StageWriter(Protocol):
+    """Writes the stages of one captured model."""
+
+    @property
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """The tensors at the boundaries of the stages that were written, by name."""
+
+    def write(self, stage: StagePlan, folder: Path) -> StageEntry:
+        """Writes a stage into its folder ``stage-K`` below `folder`, which exists."""
+
+
+class TorchStageWriter:
+    """Writes a torch program, and an ONNX model where ONNX can express it."""
+
+    def __init__(self, captured: CapturedModel, inputs: Sequence[torch.Tensor]) -> None:
+        self._captured = captured
+        specs = captured.graph.inputs
+        self.tensors = {s.name: t for s, t in zip(specs, inputs, strict=True)}
+
+    def write(self, stage: StagePlan, folder: Path) -> StageEntry:
+        """Computes the stage's outputs from those of the stages before, and writes it."""
+        piece = build_piece(self._captured, stage.start, stage.stop)
+        inputs = tuple(self.tensors[spec.name] for spec in piece.input_specs)
+        with torch.no_grad():
+            outputs = piece(*inputs)
+        self.tensors |= {s.name: t for s, t in zip(piece.output_specs, outputs, strict=True)}
+        exported = export_piece(piece, inputs)
+        program, model = f"stage-{stage.index}/program.pt2", f"stage-{stage.index}/model.onnx"
+        # Example inputs would be stored pickled; the reference tensors serve instead.
+        exported.example_inputs = None
+        # Contracts are checked by the runtime; guards would be code.
+        exported._guards_code = []
+        _write_program(exported, folder / program)
+        missing = export_onnx(
+            exported,
+            folder / model,
+            input_names=[spec.name for spec in piece.input_specs],
+            output_names=[spec.name for spec in piece.output_specs],
+        )
+        return _entry(
+            self._captured,
+            stage,
+            parameters=piece.weight_names,
+            program=program,
+            model=None if missing else model,
+            model_missing=missing,
+        )
+
+
+class OnnxStageWriter:
+    """Cuts ONNX models out of the one that was captured."""
+
+    def __init__(self, captured: CapturedOnnx, plan: Plan, inputs: Sequence[torch.Tensor]) -> None:
+        self._captured = captured
+        graph = captured.graph
+        given = {spec.name for spec in graph.inputs}
+        watch: dict[str, TensorSpec] = {}
+        for stage in plan.stages:
+            specs = boundary_specs(captured, stage.stop)
+            watch |= {spec.name: spec for spec in specs if spec.name not in given}
+        whole = build_onnx_piece(captured, 0, len(graph.operations), watch=tuple(watch.values()))
+        session = make_session(
+            whole.SerializeToString(), torch.get_num_threads(), folder=captured.module.folder
+        )
+        feed = {spec.name: tensor for spec, tensor in zip(graph.inputs, inputs, strict=True)}
+        results = run_session(session, feed, list(watch))
+        self.tensors: Mapping[str, torch.Tensor] = feed | dict(zip(watch, results, strict=True))
+
+    def write(self, stage: StagePlan, folder: Path) -> StageEntry:
+        """Writes the stage's nodes and stored tensors."""
+        model = build_onnx_piece(self._captured, stage.start, stage.stop, load=True)
+        path = f"stage-{stage.index}/model.onnx"
+        _write_model(model, folder / path)
+        return _entry(
+            self._captured,
+            stage,
+            parameters=tuple(parameter.name for parameter in list_parameters(model.graph)),
+            program=None,
+            model=path,
+            model_missing="",
+        )
+
+
+def _entry(
+    captured: Captured,
+    stage: StagePlan,
+    *,
+    parameters: tuple[str, ...],
+    program: str | None,
+    model: str | None,
+    model_missing: str,
+) -> StageEntry:
+    graph = captured.graph
+    operations = graph.operations[stage.start : stage.stop]
+    sizes = {parameter.name: parameter.num_bytes for parameter in graph.parameters}
+    return StageEntry(
+        index=stage.index,
+        operations=tuple(operation.name for operation in operations),
+        units=stage.units,
+        parameters=parameters,
+        inputs=boundary_specs(captured, stage.start),
+        outputs=boundary_specs(captured, stage.stop),
+        program=program,
+        model=model,
+        model_missing=model_missing,
+        weight_bytes=sum(sizes[name] for name in parameters),
+        peak_activation_bytes=max(live_bytes(graph)[stage.start : stage.stop]),
+        flops=sum(operation.flops for operation in operations),
+    )
+
+
+def check_operations(captured: CapturedModel) -> None:
+    """Refuses a model that nobody could load: a bundle may name well-known operations only.
+
+    Raises:
+        BundleError: an operation is not on the list; says where it is.
+    """
+    for operation in captured.graph.operations:
+        if operation.target != "getitem" and not is_allowed(f"torch.ops.{operation.target}"):
+            where = f" in {operation.modules[-1].path}" if operation.modules[-1].path else ""
+            line = f" ({operation.source})" if operation.source else ""
+            raise BundleError(
+                f"operation {operation.target}{where}{line} may not be part of a bundle: it is "
+                "random, custom or unknown, and whoever loads the bundle would have to trust it. "
+                "Replace it in the model's forward"
+            )
+
+
+def _write_program(exported: torch.export.ExportedProgram, path: Path) -> None:
+    try:
+        torch.export.save(exported, path)
+    except RuntimeError as error:
+        # torch's archive writer reports a full disk this way.
+        raise OSError(None, f"torch could not write {path.name} ({_first_line(error)})") from error
+
+
+def _write_model(model: Any, path: Path) -> None:
+    """Writes an ONNX model, with large tensors in a file beside it if it needs one."""
+    is_large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > MAX_INLINE_BYTES
+    onnx.save(
+        model,
+        path,
+        save_as_external_data=is_large,
+        all_tensors_to_one_file=True,
+        location=f"{path.name}.data",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
