@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from cutset.planning.downsets import DagProblem, Tensor
+from cutset.planning.downsets import DagProblem, Space, Tensor
 from cutset.planning.problem import ChainProblem, Placed, Variant
 
 INPUTS = Path(__file__).resolve().parents[2] / "shared" / "planner-inputs"
@@ -103,6 +103,24 @@ def read_placement_case(path: Path, max_tensors: int | None = None) -> DagProble
         pays=(True, False),
         max_tensors=max_tensors,
     )
+
+
+def cuts_with_one_reader(space: Space) -> np.ndarray:
+    """Which cuts of a space have one reader: all that crosses goes into the same node.
+
+    That node begins the next stage, and several tensors may meet in it (the branches of a block
+    in its addition); one tensor that two nodes read (a skip) does not count as one. Tensors that
+    cost nothing are left out. Nodes of one colour are one node.
+
+    This gives the optima published as "with one tensor per cut". `DagProblem.max_tensors` counts
+    what is made before a cut instead, and gives others.
+    """
+    reads = np.zeros_like(space.member)
+    for cost, source, targets in zip(space.costs, space.sources, space.targets, strict=True):
+        if cost > 0:
+            for target in targets:
+                reads[target] |= space.member[source] & ~space.member[target]
+    return reads.sum(axis=0) <= 1
 
 
 PIPEEDGE_TYPES = ("Minnowboard-E3845", "RCC-VE-C2000")

@@ -245,6 +245,7 @@ def costs_from_profile(
     base_bytes: int = 0,
     num_in_flight: int = 1,
     granularity: str = "unit",
+    finer: CutPoints | None = None,
 ) -> CostModel:
     """A cost model from measurements.
 
@@ -258,6 +259,8 @@ def costs_from_profile(
         num_in_flight: micro-batches whose activations a stage holds at once.
         granularity: ``"op"`` shares each piece's seconds among its operations by multiply-adds,
             for a look at what respecting units costs.
+        finer: positions with more cut points, for a look at what these would give: each piece's
+            seconds are shared among its parts in the same way.
 
     Raises:
         PlanError: a profile was made for other cut points, or the micro-batches differ.
@@ -268,7 +271,7 @@ def costs_from_profile(
         raise ValueError("give at least one profile, num_in_flight from 1, base_bytes from 0")
     named = {REFERENCE: next(iter(named.values())), **named}
     micro_batch = named[REFERENCE].micro_batch
-    points = _boundaries(cuts, granularity)
+    points = _boundaries(finer or cuts, granularity)
     model = _without_seconds(graph, points, micro_batch, base_bytes, num_in_flight)
     entries: list[PieceSeconds] = []
     for name, profile in named.items():
@@ -276,7 +279,7 @@ def costs_from_profile(
         for backend in sorted({b for piece in profile.pieces for b in piece.timings}):
             timings = [piece.timings.get(backend) for piece in profile.pieces]
             seconds = tuple(None if t is None else t.median_s for t in timings)
-            if granularity == "op":
+            if granularity == "op" or finer is not None:
                 seconds = _share_seconds(seconds, cuts, model)
             entries.append(PieceSeconds(device=name, backend=backend, seconds=seconds))
     return msgspec.structs.replace(model, seconds=tuple(entries))

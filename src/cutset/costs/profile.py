@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from cutset.costs.model import OUTPUT_NAME, PROFILE_FORMAT, PieceProfile, Profile, Timing
+from cutset.graph.captured import Captured
 from cutset.graph.cuts import CutPoints
 from cutset.graph.lowering import CapturedModel
 from cutset.graph.pieces import build_piece
@@ -31,23 +32,27 @@ class PieceRunner(Protocol):
         """Takes and returns the piece's tensors in the order of its contract."""
 
 
-PieceBackend: TypeAlias = Callable[[CapturedModel, int, int], PieceRunner]
+PieceBackend: TypeAlias = Callable[[int, int], PieceRunner]
 """Makes a runner for the operations from one index up to another."""
 
 
-def eager_piece(captured: CapturedModel, start: int, stop: int) -> PieceRunner:
-    """Runs a piece in eager torch."""
-    piece = build_piece(captured, start, stop)
+def eager_pieces(captured: CapturedModel) -> PieceBackend:
+    """Runs pieces in eager torch."""
 
-    def run(inputs: Tensors) -> Tensors:
-        outputs: Tensors = piece(*inputs)
-        return outputs
+    def runner(start: int, stop: int) -> PieceRunner:
+        piece = build_piece(captured, start, stop)
 
-    return run
+        def run(inputs: Tensors) -> Tensors:
+            outputs: Tensors = piece(*inputs)
+            return outputs
+
+        return run
+
+    return runner
 
 
 def profile_costs(
-    captured: CapturedModel,
+    captured: Captured,
     cuts: CutPoints,
     *,
     micro_batch: int = 1,
@@ -75,24 +80,28 @@ def profile_costs(
         num_threads: threads that compute, at least 1.
         num_runs: measured runs for each backend, if time allows; at least 5 are made.
         max_seconds: after this long no further run is begun, for each backend.
-        backends: what to measure, by name; eager torch if None.
+        backends: what to measure, by name; eager torch if None, for a model that has it.
         model_name: the model's name, for the profile.
         device: this device's name; the host's name if empty.
         progress: called with the backend, the runs done and the runs wanted.
 
     Raises:
-        ValueError: `micro_batch` or `num_threads` is below 1.
+        ValueError: `micro_batch` or `num_threads` is below 1, or there is nothing to measure.
     """
     if micro_batch < 1 or num_threads < 1:
         raise ValueError(f"micro_batch {micro_batch} and num_threads {num_threads} start at 1")
+    if backends is None and isinstance(captured, CapturedModel):
+        backends = {"torch": eager_pieces(captured)}
+    if not backends:
+        raise ValueError("no backends: name those that can run the pieces of this model")
     positions = [0, *(point.position for point in cuts.points), len(captured.graph.operations)]
     inputs = _rows(captured, micro_batch)
     timings: dict[str, tuple[Timing, ...]] = {}
     whole: dict[str, Timing] = {}
     with compute_threads(num_threads), torch.inference_mode():
-        for name, backend in (backends or {"torch": eager_piece}).items():
-            runners = [backend(captured, start, stop) for start, stop in pairwise(positions)]
-            runners.append(backend(captured, 0, positions[-1]))
+        for name, backend in backends.items():
+            runners = [backend(start, stop) for start, stop in pairwise(positions)]
+            runners.append(backend(0, positions[-1]))
             seconds = _measure(name, runners, inputs, num_runs, max_seconds, progress)
             *pieces, all_ = (_timing(samples) for samples in seconds.T)
             whole[name] = all_
@@ -113,7 +122,7 @@ def profile_costs(
 
 
 def _pieces(
-    captured: CapturedModel,
+    captured: Captured,
     cuts: CutPoints,
     positions: Sequence[int],
     timings: Mapping[str, Sequence[Timing]],
@@ -130,7 +139,7 @@ def _pieces(
     )
 
 
-def _rows(captured: CapturedModel, num_rows: int) -> Tensors:
+def _rows(captured: Captured, num_rows: int) -> Tensors:
     """The example's rows, repeated or shortened to `num_rows`."""
     return tuple(
         torch.cat([tensor] * -(-num_rows // tensor.shape[0]))[:num_rows]

@@ -6,6 +6,7 @@ from cutset.planning.make import make_plan, pareto_plans
 from cutset.planning.plan import (
     Alternative,
     Certificate,
+    MoreTensors,
     Plan,
     StagePlan,
     load_plan,
@@ -13,11 +14,13 @@ from cutset.planning.plan import (
     plan_to_json,
 )
 from cutset.planning.simulate import Slot, Timeline, simulate, simulate_plan
+from cutset.planning.wider import try_more_tensors
 
 __all__ = [
     "Alternative",
     "Certificate",
     "CostGraph",
+    "MoreTensors",
     "Plan",
     "Slot",
     "StagePlan",
@@ -32,4 +35,5 @@ __all__ = [
     "plan_to_json",
     "simulate",
     "simulate_plan",
+    "try_more_tensors",
 ]

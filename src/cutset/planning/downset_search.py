@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -192,12 +192,19 @@ class DownsetSearch:
         return value, path[::-1]
 
 
-def solve_downsets(problem: DagProblem, *, limit: int = MAX_DOWNSETS) -> DagSolution | None:
+def solve_downsets(
+    problem: DagProblem,
+    *,
+    limit: int = MAX_DOWNSETS,
+    allowed: Callable[[Space], npt.NDArray[np.bool_]] | None = None,
+) -> DagSolution | None:
     """The plan of least period over all downsets, or over prefixes where there are too many.
 
     Args:
         problem: the graph and the devices.
         limit: the most downsets to list.
+        allowed: says which downsets of a space a stage may end at, by position; the empty and
+            the whole one must be among them. All if None.
 
     Returns:
         The plan, or None where memory or the number of stages allows none.
@@ -214,6 +221,8 @@ def solve_downsets(problem: DagProblem, *, limit: int = MAX_DOWNSETS) -> DagSolu
         space = Space(problem, choice, parts)
         if problem.max_tensors is not None:
             space.keep(space.num_alive <= problem.max_tensors)
+        if allowed is not None:
+            space.keep(allowed(space))
         search = DownsetSearch(problem, space)
         found = search.run(best_s)
         if found is not None:

@@ -90,6 +90,26 @@ class Alternative(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     reason: str = ""
 
 
+class MoreTensors(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What it would give to let more tensors across a cut.
+
+    Attributes:
+        max_tensors: the least of the numbers tried that gives this.
+        num_points: candidate cut points with it.
+        num_points_now: candidate cut points as things are.
+        period_s: about the seconds per micro-batch of the best plan with it.
+        latency_s: about the seconds for one micro-batch alone.
+        slowest_over_even: about the compute of its slowest stage over that of the average one.
+    """
+
+    max_tensors: int
+    num_points: int
+    num_points_now: int
+    period_s: float
+    latency_s: float
+    slowest_over_even: float
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Stages, devices, predictions and the proof.
 
@@ -113,6 +133,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         alternatives: the best plan for other numbers of stages, "do not split" first.
         unused_devices: devices of the cluster that get no stage.
         notes: what else a reader should know, a sentence each.
+        more_tensors: what a larger `max_tensors` would give, where it would help.
     """
 
     format: str
@@ -133,6 +154,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     alternatives: tuple[Alternative, ...] = ()
     unused_devices: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    more_tensors: MoreTensors | None = None
 
     @property
     def rows_per_s(self) -> float:

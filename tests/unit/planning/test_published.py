@@ -4,9 +4,11 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cutset.planning.downset_search import solve_downsets
+from cutset.planning.downsets import DagProblem, Space, Tensor
 from cutset.planning.solve import solve_period
 
 ROOT = Path(__file__).parents[3]
@@ -70,6 +72,43 @@ def test_graphs_over_all_downsets(readers, name, best, rel):
     solution = solve_downsets(problem)
     assert solution.family == "downset"
     assert solution.period_s == pytest.approx(best, rel=rel)
+
+
+@needs_inputs
+@pytest.mark.parametrize(
+    ("name", "best"),
+    [
+        ("layer_resnet50", 39.398),
+        ("layer_bert24", 17.790),
+        ("operator_resnet50", 129.155),
+        ("operator_bert3", 37.456),
+    ],
+)
+def test_graphs_where_one_node_reads_what_crosses_a_cut(readers, name, best):
+    problem = readers.read_placement_case(INPUTS / "dnn-partitioning" / f"{name}.json")
+    solution = solve_downsets(problem, allowed=readers.cuts_with_one_reader)
+    assert solution.period_s == pytest.approx(best, abs=5e-4)  # published to three decimals
+
+
+def test_a_skip_has_two_readers_and_the_branches_of_an_addition_one(readers):
+    # 0 -> 1 -> 2 -> 3, a skip from 0 to 3, and a constant of no cost from 4 to 1 and 3.
+    tensors = [(0, (1, 3), 1.0), (1, (2,), 1.0), (2, (3,), 1.0), (4, (1, 3), 0.0)]
+    problem = DagProblem(
+        seconds=np.ones((1, 5)),
+        weight_bytes=np.zeros(5),
+        tensors=tuple(Tensor(source=s, targets=t, transfer_s=c) for s, t, c in tensors),
+        groups=np.arange(5),
+        counts=(5,),
+        limit_bytes=np.array([np.inf]),
+        through_host=True,
+        pays=(True,),
+    )
+    masks = {0b00000: True, 0b00001: False, 0b10000: True, 0b10001: False}
+    masks |= {0b10011: False, 0b10111: True, 0b11111: True}
+    space = Space(problem, list(masks), [[k] for k in range(5)])
+    found = (1 << np.arange(5)) @ space.member
+    allowed = readers.cuts_with_one_reader(space)
+    assert dict(zip(found.tolist(), allowed.tolist(), strict=True)) == masks
 
 
 @needs_inputs
