@@ -1,0 +1,216 @@
+"""From a cluster file to the numbers and names of a testbed; nothing is touched here."""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import math
+import re
+from collections.abc import Iterator
+
+import msgspec
+
+from cutset.devices import Cluster, Device
+from testbed.errors import TestbedError
+
+RAY_BYTES = 512 * 2**20
+"""A device's memory is what a stage may use; Ray's own processes get this much beside it. They
+take 155 MiB on an idle node (Ray 2.60: raylet, two agents, log monitor), and the workers that it
+keeps ready come on top."""
+
+PAYLOAD_SHARE = 1448 / 1514
+"""Bytes of payload in a byte on the wire: TCP with time stamps over Ethernet, frames of 1500
+bytes. A cluster file's bandwidth counts bytes of tensors, so the bucket is that much larger."""
+
+_NAME = re.compile(r"[a-z0-9]{1,12}")
+_SUBNET = ipaddress.IPv4Network("10.77.0.0/24")
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A device as the testbed builds it.
+
+    Attributes:
+        name: of the device.
+        index: counts the nodes from 0, which is Ray's head.
+        address: IPv4 address of its one interface.
+        namespace: name of its network namespace.
+        cores: its share of the processor, above 0: 0.5 is half a core.
+        num_threads: what Ray counts as its processors.
+        memory_bytes: what its processes may use in all; None where memory is no limit.
+    """
+
+    name: str
+    index: int
+    address: str
+    namespace: str
+    cores: float
+    num_threads: int
+    memory_bytes: int | None
+
+
+class Rate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The token bucket between two nodes, one way: payload in bytes per second."""
+
+    source: str
+    target: str
+    bytes_per_s: float
+
+
+class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A testbed as names and numbers.
+
+    Attributes:
+        name: told apart from other testbeds by it; part of all that is made.
+        nodes: in the order of the cluster file; the caller's first.
+        rates: of the directed pairs that have a limit.
+        notices: what the cluster file asks for and the testbed cannot give.
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    rates: tuple[Rate, ...]
+    notices: tuple[str, ...]
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its namespaces and control groups begin with."""
+        return prefix_of(self.name)
+
+    @property
+    def switch(self) -> str:
+        """Name of the namespace that holds the bridge."""
+        return f"{self.prefix}switch"
+
+    @property
+    def head(self) -> Node:
+        """The node that runs Ray's head."""
+        return self.nodes[0]
+
+    def node(self, name: str) -> Node:
+        """The node called `name`.
+
+        Raises:
+            TestbedError: there is none.
+        """
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        known = ", ".join(node.name for node in self.nodes)
+        raise TestbedError(f"testbed {self.name!r} has no node {name!r}; it has {known}")
+
+
+def prefix_of(name: str) -> str:
+    """What the names of everything that testbed `name` makes begin with.
+
+    Raises:
+        TestbedError: the name is none.
+    """
+    if not _NAME.fullmatch(name):
+        raise TestbedError(
+            f"a testbed cannot be called {name!r}: 1 to 12 small letters and digits, for"
+            " it becomes part of the names of namespaces and sockets, which are short"
+        )
+    return f"cutset-{name}-"
+
+
+def layout_of(cluster: Cluster, *, name: str, machine_cores: int) -> Layout:
+    """Says what testbed `name` of `cluster` is made of, on a machine with so many cores.
+
+    Ray's head is the cluster's caller, or else its first device.
+
+    Raises:
+        TestbedError: the name, an address or a speed that cannot be had.
+    """
+    prefix = prefix_of(name)
+    devices = sorted(cluster.devices, key=lambda device: device.name != cluster.caller)
+    taken = {device.address for device in devices}
+    free = (str(host) for host in _SUBNET.hosts() if str(host) not in taken)
+    nodes = []
+    for index, device in enumerate(devices):
+        memory = device.memory_bytes
+        nodes.append(
+            Node(
+                name=device.name,
+                index=index,
+                address=_address(device, free),
+                namespace=f"{prefix}{index}",
+                cores=_cores(device, machine_cores),
+                num_threads=device.threads or 1,
+                memory_bytes=None if memory is None else memory + RAY_BYTES,
+            )
+        )
+    addresses = [node.address for node in nodes]
+    for node in nodes:
+        if addresses.count(node.address) > 1:
+            raise TestbedError(f"address {node.address} of {node.name} belongs to two devices")
+    return Layout(
+        name=name,
+        nodes=tuple(nodes),
+        rates=_rates(cluster),
+        notices=tuple(_notices(cluster, nodes, machine_cores)),
+    )
+
+
+def _address(device: Device, free: Iterator[str]) -> str:
+    if device.address is None:
+        address = next(free, None)
+        if address is None:
+            raise TestbedError(f"device {device.name}: the addresses of {_SUBNET} are used up")
+        return address
+    try:
+        return str(ipaddress.IPv4Address(device.address))
+    except ValueError:
+        raise TestbedError(
+            f"device {device.name}: address {device.address!r} is no IPv4 address; leave it out,"
+            " and the testbed chooses one"
+        ) from None
+
+
+def _cores(device: Device, machine_cores: int) -> float:
+    threads = device.threads or 1
+    if device.speed > 1 or device.speed * threads > machine_cores:
+        raise TestbedError(
+            f"device {device.name}: speed {device.speed:g} on {threads} threads cannot be had: a"
+            f" thread here has speed 1 at most, and the machine {machine_cores} cores; divide the"
+            " speeds of all devices by the same number"
+        )
+    return device.speed * threads
+
+
+def _rates(cluster: Cluster) -> tuple[Rate, ...]:
+    names = [device.name for device in cluster.devices]
+    links = (
+        (source, target, cluster.link_between(source, target))
+        for source, target in itertools.permutations(names, 2)
+    )
+    return tuple(
+        Rate(source=source, target=target, bytes_per_s=link.bandwidth_bytes_per_s)
+        for source, target, link in links
+        if not math.isinf(link.bandwidth_bytes_per_s)
+    )
+
+
+def _notices(cluster: Cluster, nodes: list[Node], machine_cores: int) -> Iterator[str]:
+    names = [device.name for device in cluster.devices]
+    late = {
+        f"{source} -> {target} ({link.latency_s * 1e3:g} ms)"
+        for source, target in itertools.permutations(names, 2)
+        if (link := cluster.link_between(source, target)).latency_s > 0
+    }
+    if late:
+        yield (
+            "latency is not emulated: messages take what the bridge takes, about 0.1 ms; the"
+            f" cluster file asks for {', '.join(sorted(late))}"
+        )
+    total = sum(node.cores for node in nodes)
+    if total > machine_cores:
+        yield (
+            f"the nodes' shares add up to {total:g} cores and the machine has {machine_cores}:"
+            " busy nodes will take from one another"
+        )
+    for device in cluster.devices:
+        if device.profile is not None:
+            yield (
+                f"{device.name} has a profile of its own, which says nothing of this machine; it"
+                f" gets the share that its speed says, {device.speed:g}"
+            )

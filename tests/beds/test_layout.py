@@ -1,0 +1,155 @@
+"""What a cluster file becomes; nothing is built here."""
+
+from __future__ import annotations
+
+import pytest
+
+from cutset.devices import cluster_from_toml
+from testbed.errors import TestbedError
+from testbed.layout import Layout, Node, Rate, layout_of
+
+from .clusters import THREE
+
+
+def layout(text: str, *, name: str = "demo", cores: int = 2) -> Layout:
+    return layout_of(cluster_from_toml(text), name=name, machine_cores=cores)
+
+
+def test_every_device_becomes_a_node() -> None:
+    assert layout(THREE).nodes == (
+        Node(
+            name="server",
+            index=0,
+            address="10.77.0.1",
+            namespace="cutset-demo-0",
+            cores=1.0,
+            num_threads=1,
+            memory_bytes=None,
+        ),
+        Node(
+            name="pi-1",
+            index=1,
+            address="10.77.0.2",
+            namespace="cutset-demo-1",
+            cores=0.5,
+            num_threads=1,
+            memory_bytes=(64 + 512) * 2**20,
+        ),
+        Node(
+            name="pi-2",
+            index=2,
+            address="10.77.0.3",
+            namespace="cutset-demo-2",
+            cores=0.5,
+            num_threads=1,
+            memory_bytes=None,
+        ),
+    )
+
+
+def test_every_directed_pair_with_a_limit_has_a_bucket() -> None:
+    assert layout(THREE).rates == (
+        Rate(source="server", target="pi-1", bytes_per_s=12.5e6),
+        Rate(source="pi-1", target="server", bytes_per_s=12.5e6),
+        Rate(source="pi-1", target="pi-2", bytes_per_s=2.5e6),
+        Rate(source="pi-2", target="server", bytes_per_s=12.5e6),
+        Rate(source="pi-2", target="pi-1", bytes_per_s=2.5e6),
+    )
+
+
+def test_the_caller_is_the_head_and_addresses_of_the_file_are_kept() -> None:
+    text = """
+    caller = "b"
+    [[device]]
+    name = "a"
+    address = "10.77.0.1"
+    threads = 2
+    speed = 0.25
+    [[device]]
+    name = "b"
+    """
+    nodes = layout(text).nodes
+    assert [(node.name, node.address, node.cores) for node in nodes] == [
+        ("b", "10.77.0.2", 1.0),
+        ("a", "10.77.0.1", 0.5),
+    ]
+    assert nodes[1].num_threads == 2
+
+
+def test_what_cannot_be_given_is_said() -> None:
+    text = """
+    [[device]]
+    name = "a"
+    [[device]]
+    name = "b"
+    profile = "b.json"
+    [[device]]
+    name = "c"
+    speed = 0.5
+    [link]
+    latency = "1 ms"
+    [[link.between]]
+    from = "a"
+    to = "b"
+    latency = 0
+    [[link.between]]
+    devices = ["b", "c"]
+    latency = 0
+    [[link.between]]
+    devices = ["a", "c"]
+    latency = 0
+    """
+    assert layout(text).notices == (
+        (
+            "latency is not emulated: messages take what the bridge takes, about 0.1 ms; the"
+            " cluster file asks for b -> a (1 ms)"
+        ),
+        (
+            "the nodes' shares add up to 2.5 cores and the machine has 2: busy nodes will take from"
+            " one another"
+        ),
+        (
+            "b has a profile of its own, which says nothing of this machine; it gets the share that"
+            " its speed says, 1"
+        ),
+    )
+    assert layout(THREE).notices == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[[device]]\nname = "a"\nspeed = 1.5', "device a: speed 1.5 on 1 threads"),
+        ('[[device]]\nname = "a"\nthreads = 3', "device a: speed 1 on 3 threads"),
+        ('[[device]]\nname = "a"\naddress = "pi.local"', "'pi.local' is no IPv4 address"),
+        (
+            (
+                '[[device]]\nname = "a"\naddress = "10.0.0.1"\n'
+                '[[device]]\nname = "b"\naddress = "10.0.0.1"'
+            ),
+            "address 10.0.0.1 of a belongs to two devices",
+        ),
+    ],
+)
+def test_what_cannot_be_built_is_an_error(text: str, message: str) -> None:
+    with pytest.raises(TestbedError, match=message):
+        layout(text)
+
+
+@pytest.mark.parametrize("name", ["", "Demo", "a-b", "../x", "thirteenchars"])
+def test_a_name_must_be_short_and_plain(name: str) -> None:
+    with pytest.raises(TestbedError, match="1 to 12 small letters and digits"):
+        layout(THREE, name=name)
+
+
+def test_a_node_is_found_by_its_device() -> None:
+    made = layout(THREE)
+    assert made.node("pi-2").index == 2
+    with pytest.raises(TestbedError, match="no node 'pi-3'; it has server, pi-1, pi-2"):
+        made.node("pi-3")
+
+
+def test_addresses_can_run_out() -> None:
+    cluster = cluster_from_toml("\n".join(f'[[device]]\nname = "d{i}"' for i in range(255)))
+    with pytest.raises(TestbedError, match=r"device d254: the addresses of 10\.77\.0\.0/24 are"):
+        layout_of(cluster, name="demo", machine_cores=255)
