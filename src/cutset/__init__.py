@@ -30,11 +30,15 @@ if TYPE_CHECKING:
     from cutset.graph.ir import Graph as Graph
     from cutset.graph.units import Unit as Unit
     from cutset.graph.units import find_units as find_units
+    from cutset.models import FoundModel as FoundModel
     from cutset.models import find_model as find_model
     from cutset.planning import Plan as Plan
     from cutset.planning import load_plan as load_plan
     from cutset.planning import make_plan as make_plan
     from cutset.planning import pareto_plans as pareto_plans
+    from cutset.preparation import PreparedModel as PreparedModel
+    from cutset.preparation import prepare_found as prepare_found
+    from cutset.preparation import prepare_model as prepare_model
     from cutset.runtime.session import Session as Session
     from cutset.runtime.session import open_session as open_session
     from cutset.shards.export import export_bundle as export_bundle
@@ -42,9 +46,7 @@ if TYPE_CHECKING:
     from cutset.shards.load import open_bundle as open_bundle
     from cutset.shards.verify import VerificationReport as VerificationReport
     from cutset.shards.verify import verify_bundle as verify_bundle
-    from cutset.workflow import PreparedModel as PreparedModel
     from cutset.workflow import plan_stages as plan_stages
-    from cutset.workflow import prepare_model as prepare_model
     from cutset.workflow import profile_model as profile_model
     from cutset.workflow import split_model as split_model
 
@@ -56,10 +58,11 @@ _HOMES = {
     "CutPoints": "graph.cuts",
     "CutsetError": "errors",
     "Device": "devices",
+    "FoundModel": "models",
     "Graph": "graph.ir",
     "Link": "devices",
     "Plan": "planning",
-    "PreparedModel": "workflow",
+    "PreparedModel": "preparation",
     "Profile": "costs.model",
     "Session": "runtime.session",
     "Unit": "graph.units",
@@ -80,7 +83,8 @@ _HOMES = {
     "open_session": "runtime.session",
     "pareto_plans": "planning",
     "plan_stages": "workflow",
-    "prepare_model": "workflow",
+    "prepare_found": "preparation",
+    "prepare_model": "preparation",
     "profile_costs": "costs.profile",
     "profile_model": "workflow",
     "split_model": "workflow",

@@ -11,7 +11,8 @@ Each step takes values and returns a new one::
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,69 +32,33 @@ from cutset.costs.model import (
 from cutset.costs.profile import profile_costs
 from cutset.devices import Cluster, equal_cluster
 from cutset.errors import PlanError, VerificationError
-from cutset.graph.capture import capture_model
-from cutset.graph.cuts import CutPoints, find_cut_points
-from cutset.graph.lowering import CapturedModel
-from cutset.models import FoundModel, find_model
-from cutset.planning import Plan, make_plan, pareto_plans
+from cutset.graph.cuts import CutPoints
+from cutset.planning import MoreTensors, Plan, make_plan, pareto_plans, try_more_tensors
+from cutset.preparation import (
+    PreparedModel,
+    Say,
+    prepare_found,
+    prepare_model,
+    say_nothing,
+)
 from cutset.shards.export import export_bundle
 from cutset.shards.verify import VerificationReport, verify_bundle
 
-Say = Callable[[str], None]
-"""Takes a few words about the step that begins."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PreparedModel:
-    """A model, captured, with its positions judged.
-
-    Attributes:
-        found: the model with its weights, preprocessing and labels.
-        captured: its graph.
-        cuts: where it may be cut.
-        keep: classes that were made units.
-        divide: classes that were allowed to be cut between their children.
-    """
-
-    found: FoundModel
-    captured: CapturedModel
-    cuts: CutPoints
-    keep: tuple[str, ...]
-    divide: tuple[str, ...]
-
-
-def prepare_model(
-    spec: str,
-    *,
-    weights: str | None = None,
-    keep: Collection[str] = (),
-    divide: Collection[str] = (),
-    max_tensors: int = 1,
-    say: Say | None = None,
-) -> PreparedModel:
-    """Finds a model, captures it and judges its positions.
-
-    Args:
-        spec: ``torchvision:NAME``, ``timm:NAME``, ``FILE.py:FACTORY`` or ``FILE.pt2``.
-        weights: as `find_model` takes them.
-        keep: classes to make units.
-        divide: classes that may be cut between their children.
-        max_tensors: how many tensors may cross a cut.
-        say: told of every step.
-
-    Raises:
-        ModelError: the model or its weights cannot be found, or the model cannot be captured.
-        PlanError: `keep` or `divide` names a class that the model does not call.
-    """
-    say = say or _silent
-    say(f"building {spec}")
-    found = find_model(spec, weights=weights)
-    say(f"capturing {found.name}")
-    captured = capture_model(found.model, found.example_inputs)
-    cuts = find_cut_points(captured.graph, keep=keep, divide=divide, max_tensors=max_tensors)
-    return PreparedModel(
-        found=found, captured=captured, cuts=cuts, keep=tuple(keep), divide=tuple(divide)
-    )
+__all__ = [
+    "PlanRequest",
+    "PreparedModel",
+    "Say",
+    "cost_model",
+    "load_profiles",
+    "plan_front",
+    "plan_stages",
+    "prepare_found",
+    "prepare_model",
+    "profile_model",
+    "raise_if_failed",
+    "split_model",
+    "verify_against",
+]
 
 
 def profile_model(
@@ -118,7 +83,7 @@ def profile_model(
         num_threads=num_threads,
         num_runs=num_runs,
         backends=piece_backends(prepared.captured, prepared.cuts, num_threads=num_threads),
-        model_name=prepared.found.name,
+        model_name=prepared.name,
         device=device,
         progress=progress,
     )
@@ -155,6 +120,7 @@ def cost_model(
     batch_size: int = 1,
     base_bytes: int = 0,
     granularity: str = "unit",
+    finer: CutPoints | None = None,
 ) -> CostModel:
     """Costs from profiles, or from multiply-adds alone where there are none.
 
@@ -164,17 +130,20 @@ def cost_model(
         batch_size: rows of a micro-batch, where there is no profile.
         base_bytes: what a worker needs before it holds a shard.
         granularity: ``"unit"``, or ``"op"`` to allow cuts between any two operations.
+        finer: positions with more cut points than the model's, to see what these would give.
     """
     graph, cuts = prepared.captured.graph, prepared.cuts
     if profiles is None:
         return costs_from_flops(
             graph,
-            cuts,
+            finer or cuts,
             micro_batch=batch_size,
             base_bytes=base_bytes,
             granularity=granularity,
         )
-    return costs_from_profile(graph, cuts, profiles, base_bytes=base_bytes, granularity=granularity)
+    return costs_from_profile(
+        graph, cuts, profiles, base_bytes=base_bytes, granularity=granularity, finer=finer
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -256,25 +225,65 @@ def plan_stages(
     """
     wanted = (request or PlanRequest(num_stages=num_stages)).resolved()
     assert wanted.cluster is not None
-    costs = cost_model(
+    costs_at = functools.partial(
+        cost_model,
         prepared,
         profiles=profile,
         batch_size=batch_size,
         base_bytes=_base_bytes(wanted.cluster),
-        granularity=granularity,
     )
-    plan = make_plan(
-        prepared.captured.graph,
-        prepared.cuts,
-        costs,
-        wanted.cluster,
-        objective=wanted.objective,
-        **wanted.limits(),
-    )
+    try:
+        plan = make_plan(
+            prepared.captured.graph,
+            prepared.cuts,
+            costs_at(granularity=granularity),
+            wanted.cluster,
+            objective=wanted.objective,
+            **wanted.limits(),
+        )
+    except PlanError as error:
+        more = _more_tensors(prepared, wanted, None, costs_at) if granularity == "unit" else None
+        if more is not None:
+            error.args = (f"{error}; {_advice(more)}",)
+        raise
+    if granularity == "unit":
+        more = _more_tensors(prepared, wanted, plan, costs_at)
+        plan = msgspec.structs.replace(plan, more_tensors=more)
     if profile is not None:
         return plan
     note = "times stand for work: 1e9 multiply-adds a second at speed 1; nothing was measured"
     return msgspec.structs.replace(plan, notes=(*plan.notes, note))
+
+
+def _more_tensors(
+    prepared: PreparedModel,
+    wanted: PlanRequest,
+    plan: Plan | None,
+    costs_at: Callable[..., CostModel],
+) -> MoreTensors | None:
+    """What more tensors across a cut would give; None where the caller names the cuts."""
+    if wanted.cut_names or wanted.cluster is None:
+        return None
+    return try_more_tensors(
+        prepared.captured.graph,
+        prepared.cuts,
+        wanted.cluster,
+        lambda finer: costs_at(finer=finer),
+        plan=plan,
+        objective=wanted.objective,
+        keep=prepared.keep,
+        divide=prepared.divide,
+        **wanted.limits(),
+    )
+
+
+def _advice(more: MoreTensors) -> str:
+    """What the user of a model without a plan can do."""
+    return (
+        f"with max_tensors={more.max_tensors} (--max-tensors {more.max_tensors}) there would be "
+        f"{more.num_points} cut points instead of {more.num_points_now}, and the slowest stage "
+        f"would compute {more.slowest_over_even:.2f} times as long as the average one"
+    )
 
 
 def plan_front(
@@ -327,23 +336,21 @@ def split_model(
         BundleError: the folder exists or cannot be written.
         VerificationError: the pieces do not equal the whole.
     """
-    say = say or _silent
+    say = say or say_nothing
     reports: list[VerificationReport] = []
 
     def check(folder: Path) -> None:
         say("verifying")
-        report = verify_bundle(
-            folder, model=prepared.found.model, call_model=prepared.captured.call
-        )
+        report = verify_bundle(folder, model=prepared.module, call_model=prepared.captured.call)
         reports.append(report)
         raise_if_failed(report)
 
     path = export_bundle(
-        prepared.found.model,
+        prepared.module,
         plan,
         directory,
         captured=prepared.captured,
-        model_name=prepared.found.name,
+        model_name=prepared.name,
         weights=prepared.found.weights,
         preprocessing=prepared.found.preprocessing,
         labels=prepared.found.labels,
@@ -376,12 +383,12 @@ def verify_against(
     Raises:
         ModelError: the model cannot be found or captured.
     """
-    say = say or _silent
+    say = say or say_nothing
     if model is None:
         return verify_bundle(bundle, progress=say)
     prepared = prepare_model(model, weights=weights, say=say)
     return verify_bundle(
-        bundle, model=prepared.found.model, call_model=prepared.captured.call, progress=say
+        bundle, model=prepared.module, call_model=prepared.captured.call, progress=say
     )
 
 
@@ -410,7 +417,3 @@ def raise_if_failed(report: VerificationReport) -> None:
             max_abs_error=first.max_abs_error if first else None,
             tolerance=first.tolerance if first else None,
         )
-
-
-def _silent(_text: str) -> None:
-    pass

@@ -51,7 +51,9 @@ def test_inspect_shows_cut_points_at_80_columns(cutset: Cutset, small_model: str
 
 def test_inspect_json(cutset: Cutset, small_model: str) -> None:
     document = cutset("inspect", small_model, "--json").document
-    assert list(document) == ["model", "flops", "parameters", "units", "cut_points", "refused"]
+    assert list(document) == [
+        *("model", "part", "flops", "parameters", "units", "cut_points", "refused"),
+    ]
     assert [unit["path"] for unit in document["units"]] == ["2", "3", "4"]
     assert document["units"][0]["class"].endswith(".Block")
     assert [point["after"] for point in document["cut_points"]] == ["1", "2", "3", "4"]

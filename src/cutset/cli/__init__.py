@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from cutset import __version__
-from cutset.cli import bundles, models, serving
+from cutset.cli import bundles, machine, models, reporting, serving
 from cutset.errors import CutsetError
 
 app = typer.Typer(
@@ -34,6 +34,8 @@ for command in (
     bundles.run,
     bundles.bench,
     serving.serve,
+    reporting.report,
+    machine.doctor,
 ):
     app.command()(command)
 

@@ -37,7 +37,14 @@ def verify(
         report = verify_against(bundle, model=model, weights=weights, say=say)
     checks = [(check.name, check.ok, check.detail) for check in report.checks]
     if as_json:
-        print_json(verification_document(checks, report.max_abs_error, bit_exact=report.bit_exact))
+        print_json(
+            verification_document(
+                checks,
+                report.max_abs_error,
+                bit_exact=report.bit_exact,
+                comparisons=report.comparisons,
+            )
+        )
     else:
         print_checks(stdout(), checks)
     raise_if_failed(report)

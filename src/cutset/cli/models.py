@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def inspect(
     model: options.Model,
-    weights: options.Weights = "random:0",
+    weights: options.Weights = None,
     refused: Annotated[bool, typer.Option(help="show every refused position too")] = False,
     keep: options.Keep = None,
     divide: options.Divide = None,
@@ -32,18 +32,20 @@ def inspect(
     from cutset.report.text import print_inspection
 
     with progress() as say:
-        prepared = _prepare(model, weights, keep, divide, max_tensors, say)
-    name, graph = prepared.found.name, prepared.captured.graph
+        prepared = _prepare(model, _any_weights(model, weights), keep, divide, max_tensors, say)
+    graph, part = prepared.captured.graph, prepared.part
     if as_json:
-        print_json(inspection_document(name, graph, prepared.cuts))
+        path = part.path if part else None
+        print_json(inspection_document(prepared.found.name, graph, prepared.cuts, part=path))
     else:
-        print_inspection(stdout(), name, graph, prepared.cuts, refused=refused)
+        print_inspection(stdout(), prepared.name, graph, prepared.cuts, refused=refused)
+        _print_rest(prepared)
 
 
 def profile(
     model: options.Model,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="the file to write")] = None,
-    weights: options.Weights = "random:0",
+    weights: options.Weights = None,
     batch_size: options.BatchSize = 1,
     threads: options.Threads = 1,
     runs: options.Runs = 20,
@@ -58,7 +60,7 @@ def profile(
     from cutset.report.text import print_profile
 
     with progress() as say:
-        prepared = _prepare(model, weights, keep, divide, max_tensors, say)
+        prepared = _prepare(model, _any_weights(model, weights), keep, divide, max_tensors, say)
         measured = _measure(prepared, batch_size, threads, runs, device, say)
     text = profile_to_json(measured)
     if output is not None:
@@ -87,7 +89,7 @@ def plan(
     ] = None,
     cost: options.Cost = "measured",
     profile_file: options.ProfileFile = None,
-    weights: options.Weights = "random:0",
+    weights: options.Weights = None,
     batch_size: options.BatchSize = 1,
     threads: options.Threads = 1,
     keep: options.Keep = None,
@@ -117,7 +119,7 @@ def plan(
     )  # fmt: skip
     gain = None
     with progress() as say:
-        prepared = _prepare(model, weights, keep, divide, max_tensors, say)
+        prepared = _prepare(model, _any_weights(model, weights), keep, divide, max_tensors, say)
         costs = _costs(prepared, request, cluster, cost, profile_file, batch_size, threads, say)
         say("planning")
         if is_front:
@@ -187,6 +189,16 @@ def split(
         print_plan(stdout(), result)
         print_checks(stdout(), [(check.name, check.ok, check.detail) for check in report.checks])
         stdout().print(f"wrote {path}", soft_wrap=True)
+        _print_rest(prepared)
+
+
+def _any_weights(model: str, weights: str | None) -> str | None:
+    """Weights for commands whose answer does not depend on them: random where none are named.
+
+    A file that holds its own keeps them.
+    """
+    holds_its_own = Path(model).suffix in (".onnx", ".pt2")
+    return weights if weights is not None or holds_its_own else "random:0"
 
 
 def _prepare(
@@ -207,6 +219,19 @@ def _prepare(
         max_tensors=max_tensors,
         say=say,
     )
+
+
+def _print_rest(prepared: PreparedModel) -> None:
+    """Says what stays with the caller where a part of the model is split."""
+    if prepared.part is not None:
+        stdout().print(
+            f"the whole of {prepared.found.name} cannot be captured ({prepared.refusal}); its part "
+            f"{prepared.part.path} is what is split, the rest stays with the caller: see "
+            "PreparedModel.part_in",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )
 
 
 def _request(

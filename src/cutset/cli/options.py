@@ -11,7 +11,7 @@ Model: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="torchvision:NAME (or just NAME), timm:NAME, FILE.py:FACTORY or FILE.pt2",
+        help="torchvision:NAME (or just NAME), timm:NAME, FILE.py:FACTORY, FILE.pt2 or FILE.onnx",
     ),
 ]
 Bundle: TypeAlias = Annotated[Path, typer.Argument(metavar="DIR", help="a bundle")]

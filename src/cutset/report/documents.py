@@ -6,8 +6,9 @@ otherwise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
@@ -19,10 +20,20 @@ from cutset.tensors import TensorSpec
 Document: TypeAlias = dict[str, Any]
 
 
-def inspection_document(model: str, graph: Graph, cuts: CutPoints) -> Document:
-    """``cutset inspect --json``: units, cut points, refused positions with their reasons."""
+def inspection_document(
+    model: str, graph: Graph, cuts: CutPoints, *, part: str | None = None
+) -> Document:
+    """``cutset inspect --json``: units, cut points, refused positions with their reasons.
+
+    Args:
+        model: its name.
+        graph: of the model, or of its part.
+        cuts: of the same.
+        part: path of the part that is captured where the whole model cannot be.
+    """
     return {
         "model": model,
+        "part": part,
         "flops": graph.flops,
         "parameters": graph.num_parameters,
         "units": [{"path": unit.path, "class": unit.class_name} for unit in cuts.units],
@@ -69,16 +80,61 @@ def front_document(plans: Sequence[Plan]) -> Document:
     return {"plans": [plan_document(plan) for plan in plans]}
 
 
+class Comparison(Protocol):
+    """How far a tensor at a boundary is from the reference; see `VerificationReport`."""
+
+    @property
+    def stage(self) -> int:
+        """Index of the stage that returned it."""
+
+    @property
+    def tensor(self) -> str:
+        """Its name."""
+
+    @property
+    def max_abs_error(self) -> float:
+        """The largest absolute difference; infinite where shape or dtype is another."""
+
+    @property
+    def tolerance(self) -> float:
+        """The largest that is allowed."""
+
+    @property
+    def backend(self) -> str:
+        """What computed it."""
+
+
 def verification_document(
-    checks: Sequence[tuple[str, bool, str]], max_abs_error: float | None, *, bit_exact: bool
+    checks: Sequence[tuple[str, bool, str]],
+    max_abs_error: float | None,
+    *,
+    bit_exact: bool,
+    comparisons: Sequence[Comparison] = (),
 ) -> Document:
-    """``cutset verify --json``: every check, and how far the numbers are apart."""
+    """``cutset verify --json``: every check, and how far the numbers are apart.
+
+    A difference that is no number, since shape or dtype is another, is null.
+    """
     return {
         "ok": all(ok for _, ok, _ in checks),
         "checks": [{"name": name, "ok": ok, "detail": detail} for name, ok, detail in checks],
-        "max_abs_error": max_abs_error,
+        "max_abs_error": _finite(max_abs_error),
         "bit_exact": bit_exact,
+        "boundaries": [
+            {
+                "stage": each.stage,
+                "tensor": each.tensor,
+                "backend": each.backend,
+                "max_abs_error": _finite(each.max_abs_error),
+                "tolerance": each.tolerance,
+            }
+            for each in comparisons
+        ],
     }
+
+
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
 
 
 def run_document(

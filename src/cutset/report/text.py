@@ -12,7 +12,7 @@ from rich.table import Table
 from cutset.costs.model import Profile, Timing
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
-from cutset.planning.plan import Alternative, Plan
+from cutset.planning.plan import Alternative, MoreTensors, Plan
 
 BAR_WIDTH = 20
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -126,8 +126,23 @@ def print_plan(console: Console, plan: Plan) -> None:
         console.print(_alternative(alternative))
     if plan.unused_devices:
         console.print(f"not used: {escape(', '.join(plan.unused_devices))}")
+    if plan.more_tensors is not None:
+        console.print(_more_tensors(plan, plan.more_tensors))
     for note in plan.notes:
         console.print(f"note: {escape(note)}")
+
+
+def _more_tensors(plan: Plan, more: MoreTensors) -> str:
+    """What letting more tensors across a cut would give, in a sentence."""
+    if plan.objective == "latency":
+        what, then_s, now_s = "for one alone", more.latency_s, plan.latency_s
+    else:
+        what, then_s, now_s = "in steady state", more.period_s, plan.period_s
+    return (
+        f"with --max-tensors {more.max_tensors}: {more.num_points} cut points instead of "
+        f"{more.num_points_now}, about {format_seconds(then_s)} {what} ({1 - then_s / now_s:.0%} "
+        "less)"
+    )
 
 
 def _alternative(alternative: Alternative) -> str:
