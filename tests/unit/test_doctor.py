@@ -1,0 +1,130 @@
+"""What `cutset doctor` finds, on machines that lack one thing or another."""
+
+from __future__ import annotations
+
+import getpass
+import importlib.metadata
+import platform
+import sys
+from pathlib import Path
+
+import pytest
+
+import cutset
+from cutset import doctor
+from cutset.doctor import Ability, Package, describe, examine_machine
+
+
+def ability(name: str) -> Ability:
+    (found,) = [each for each in examine_machine().abilities if each.name == name]
+    return found
+
+
+def pretend_versions(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -> None:
+    """Has some packages seem to be installed in another version, or not at all."""
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        wanted = versions.get(name, real(name))
+        if wanted is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return wanted
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+
+
+def test_here_everything_works() -> None:
+    examination = examine_machine()
+    assert examination.ok
+    assert examination.cutset == cutset.__version__
+    assert [
+        each.name for each in examination.abilities if not each.ok and not each.is_optional
+    ] == []
+    packages = {package.name: package for package in examination.packages}
+    assert packages["torch"].extra == ""
+    assert packages["torch"].fits
+    assert packages["starlette"].extra == "serve"
+    assert examination.machine.num_cores >= examination.machine.num_usable_cores > 0
+    assert examination.machine.memory_bytes > examination.machine.free_memory_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"),
+    [("2.9", True), ("2.9.0+cpu", True), ("3.0a1", True), ("2.8.4", False), (None, False)],
+)
+def test_versions_that_fit(version: str | None, fits: bool) -> None:
+    package = Package(name="torch", version=version, wanted=">=2.9", extra="")
+    assert package.fits is fits
+
+
+def test_a_package_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_versions(monkeypatch, torchvision="0.1")
+    examination = examine_machine()
+    assert not examination.ok
+    assert ability("use the packages it needs").detail.startswith(
+        "missing or of another version: pip install 'torchvision>="
+    )
+    assert "  torchvision 0.1, wanted >=" in describe(examination)
+
+
+def test_a_missing_extra_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_versions(monkeypatch, starlette=None)
+    assert examine_machine().ok
+    found = ability("use the extra serve")
+    assert not found.ok
+    assert found.detail == "starlette missing or too old: pip install 'cutset[serve]'"
+    assert "  starlette not installed (for serve)" in describe(examine_machine())
+
+
+def test_a_backend_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    found = ability("run stages with onnxruntime")
+    assert (found.ok, found.is_optional) == (False, True)
+    assert found.detail == "it is not installed: pip install onnxruntime"
+
+
+def test_memory_that_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(slot_bytes: int, num_slots: int) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cutset.runtime.arena.create_file", refuse)
+    found = ability("share memory between workers")
+    assert not found.ok
+    assert "No space left" in found.detail
+    assert not examine_machine().ok
+
+
+@pytest.mark.parametrize(
+    ("cpu", "memory", "cores", "num_bytes"),
+    [("50000 100000", "1048576", 0.5, 1 << 20), ("max 100000", "max", None, None)],
+)
+def test_the_limits_of_a_container(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cpu: str,
+    memory: str,
+    cores: float | None,
+    num_bytes: int | None,
+) -> None:
+    unlimited = examine_machine().machine
+    (tmp_path / "cpu.max").write_text(cpu)
+    (tmp_path / "memory.max").write_text(memory)
+    monkeypatch.setattr(doctor, "_CGROUP", tmp_path)
+    machine = examine_machine().machine
+    assert machine.num_usable_cores == (cores or unlimited.num_usable_cores)
+    assert machine.memory_bytes == (num_bytes or unlimited.memory_bytes)
+
+
+def test_nothing_private_is_told() -> None:
+    text = describe(examine_machine())
+    assert str(Path.home()) not in text
+    assert platform.node() not in text
+    assert f"/{getpass.getuser()}" not in text
+    assert str(Path(sys.prefix)) not in text
+
+
+def test_the_trial_splits_and_runs() -> None:
+    *_, trial = examine_machine(trial=True).abilities
+    assert trial.name == "split, prove and run a small model"
+    assert trial.ok, trial.detail
+    assert trial.detail.startswith("with torch and onnxruntime")
