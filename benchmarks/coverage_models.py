@@ -1,6 +1,6 @@
 """Tries a long list of models and writes docs/models.md: what can be split, and how evenly.
 
-    python benchmarks/coverage_models.py [--only PATTERN] [--again] [--no-onnx]
+    python benchmarks/coverage_models.py [--only PATTERN] [--again] [--jobs N]
 
 Every model runs in a process of its own with a limit of time and memory. Results are added to
 build/coverage.jsonl one by one, so that an interrupted run goes on where it stopped.
@@ -9,14 +9,18 @@ build/coverage.jsonl one by one, so that an interrupted run goes on where it sto
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import multiprocessing
 import os
 import re
 import statistics
 import subprocess
-import sys
+import time
 from collections.abc import Iterable
 from importlib import metadata
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / "build" / "coverage.jsonl"
 LIST = ROOT / "build" / "coverage-list.json"
+LOGS = ROOT / "build" / "coverage-logs"
 REPORT = ROOT / "docs" / "models.md"
 HEADINGS = {
     "classification": "torchvision: classification",
@@ -44,11 +49,12 @@ INTRODUCTION = """# Which models can be split
 Written by `make coverage-models`; do not edit by hand. {versions}, random weights.
 
 Each model is captured once; its positions are judged with one tensor across a cut; it is planned
-by multiply-adds for 2 and for 4 stages (or as many as its cut points allow). Every stage is
-exported, written, checked and loaded as a worker would, and the chain is compared with the whole
-model on 1, 2 and 5 rows: *exact* means equal bit for bit. Where one tensor leaves the slowest
-stage over 1.25 of the ideal, the least number that evens the stages out is tried as well. Models
-of over 6 Gmacs a row run on a smaller image where they take one; *input* says which. Of a model
+by multiply-adds for 2 and for 4 stages (or as many as its cut points allow), split and verified.
+The stages are then loaded as workers load them and compared with the whole model on 1, 2 and 5
+rows: *exact* means that torch's stages equal it bit for bit, *within tolerance* that onnxruntime's
+do. Where one tensor leaves the slowest stage over 1.25 of the ideal, the least number that evens
+the stages out is tried as well. Models of over 1.5 Gmacs a row (timm's: 6) run on a smaller image
+where they take one; *input* says which. Of a model
 that decides on values (detectors) the part in brackets is split; the rest stays with the caller
 and the results of the whole are the same.
 """
@@ -60,7 +66,7 @@ def main() -> None:
     parser.add_argument("--only", metavar="PATTERN", help="a regular expression on specs")
     parser.add_argument("--again", action="store_true", help="also what has a result already")
     parser.add_argument("--retry", action="store_true", help="also what failed")
-    parser.add_argument("--no-onnx", action="store_true", help="the torch backend alone")
+    parser.add_argument("--jobs", type=int, default=2, help="models that are tried at a time")
     parser.add_argument("--seconds", type=float, default=600.0, help="limit for one model")
     parser.add_argument("--memory-gib", type=float, default=12.0, help="limit for one model")
     parser.add_argument("--report-only", action="store_true", help="write docs/models.md, no runs")
@@ -102,48 +108,104 @@ def _read_state() -> dict[str, dict[str, Any]]:
 
 
 def _run_all(todo: list[str], rows: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
+    """Runs the models, some at a time, each in a process that is forked from this one."""
+    import coverage_one  # torch and all that it brings along
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    coverage_one.prepare_process()
+    version = _version()
     columns = (
         TextColumn("{task.description:44}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns) as progress, STATE.open("a", encoding="utf-8") as state:
+    LOGS.mkdir(exist_ok=True)
+    waiting, running = list(reversed(todo)), list[_Running]()
+    # A thread that refreshes the screen would not go well with forking.
+    with Progress(*columns, auto_refresh=False) as progress, STATE.open("a") as state:
         task = progress.add_task("", total=len(todo))
-        for spec in todo:
-            progress.update(task, description=spec)
-            row = _run_one(spec, options)
-            rows[spec] = row
-            state.write(json.dumps(row) + "\n")
-            state.flush()
-            progress.advance(task)
+        try:
+            while waiting or running:
+                while waiting and len(running) < options.jobs:
+                    running.append(_start(waiting.pop(), version, options))
+                progress.update(task, description=", ".join(r.spec for r in running), refresh=True)
+                least_s = min(r.deadline_s for r in running) - time.monotonic()
+                ready = wait([r.answer for r in running], timeout=max(0.0, least_s))
+                for one in list(running):
+                    row = _finished(one, options) if one.answer in ready else _overdue(one, options)
+                    if row is not None:
+                        running.remove(one)
+                        rows[one.spec] = row
+                        state.write(json.dumps(row) + "\n")
+                        state.flush()
+                        progress.advance(task)
+        finally:
+            for one in running:
+                _end(one)
 
 
-def _run_one(spec: str, options: argparse.Namespace) -> dict[str, Any]:
-    command = [
-        *(sys.executable, str(Path(__file__).with_name("coverage_one.py")), spec),
-        *("--memory-gib", str(options.memory_gib)),
-        *(("--no-onnx",) if options.no_onnx else ()),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    failed = {"spec": spec, "status": "error", "step": ""}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Running:
+    """A model's process, where its row will come from, and when it will be ended."""
+
+    spec: str
+    process: ForkProcess
+    answer: Connection
+    deadline_s: float
+
+
+def _start(spec: str, version: str, options: argparse.Namespace) -> _Running:
+    import coverage_one
+
+    context = multiprocessing.get_context("fork")
+    answer, sender = context.Pipe(duplex=False)
+    log = LOGS / f"{re.sub('[^A-Za-z0-9_]+', '-', spec)}.txt"
+    memory_bytes = int(options.memory_gib * 2**30)
+    process = context.Process(
+        target=coverage_one.run, args=(spec, version, memory_bytes, log, sender)
+    )
+    process.start()
+    sender.close()
+    deadline_s = time.monotonic() + options.seconds
+    return _Running(spec=spec, process=process, answer=answer, deadline_s=deadline_s)
+
+
+def _finished(one: _Running, options: argparse.Namespace) -> dict[str, Any]:
+    """The row that a process sent, or what is known of one that ended without."""
     try:
-        done = subprocess.run(  # the command is this file's neighbour
-            command,
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=options.seconds,
-            env=environment,
-        )
-    except subprocess.TimeoutExpired:
-        return {**failed, "cause": f"took more than {options.seconds:g} s"}
-    lines = done.stdout.splitlines()
-    if done.returncode or not lines:
-        last = (done.stderr.strip().splitlines() or ["without a word"])[-1]
-        return {**failed, "cause": f"ended with code {done.returncode}: {last[:200]}"}
-    row: dict[str, Any] = json.loads(lines[-1])
+        row: dict[str, Any] = json.loads(one.answer.recv_bytes())
+    except EOFError:
+        one.process.join(timeout=10)
+        code = one.process.exitcode
+        cause = f"ended with code {code} (limits: {options.memory_gib:g} GiB)"
+        row = {"spec": one.spec, "status": "error", "step": "", "cause": cause}
+    _end(one)
     return row
+
+
+def _overdue(one: _Running, options: argparse.Namespace) -> dict[str, Any] | None:
+    if time.monotonic() < one.deadline_s:
+        return None
+    _end(one)
+    cause = f"took more than {options.seconds:g} s"
+    return {"spec": one.spec, "status": "error", "step": "", "cause": cause}
+
+
+def _end(one: _Running) -> None:
+    one.process.join(timeout=1)
+    if one.process.is_alive():
+        one.process.kill()
+        one.process.join()
+    one.answer.close()
+
+
+def _version() -> str:
+    """The version of Cutset that is run, with the commit where there is one."""
+    command = ("git", "describe", "--always", "--dirty")
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    commit = done.stdout.strip()
+    return metadata.version("cutset") + (f" ({commit})" if commit else "")
 
 
 def report_text(wanted: Iterable[tuple[str, str]], rows: dict[str, dict[str, Any]]) -> str:
@@ -155,10 +217,14 @@ def report_text(wanted: Iterable[tuple[str, str]], rows: dict[str, dict[str, Any
     parts = [INTRODUCTION.format(versions=versions), _sums(wanted, rows)]
     for group, heading in HEADINGS.items():
         found = [rows[spec] for g, spec in wanted if g == group and spec in rows]
+        missing = [spec for g, spec in wanted if g == group and spec not in rows]
         if found:
             parts += ["", f"## {heading}", "", f"| {COLUMNS} |", "|" + " --- |" * 10]
             parts += [_line(row) for row in found if row["status"] == "exact"]
             parts += ["", *_failures(found)]
+        if missing:
+            names = ", ".join(f"`{spec.partition(':')[2]}`" for spec in missing)
+            parts += [*(() if found else ("", f"## {heading}")), "", f"Not run: {names}."]
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -1,18 +1,19 @@
-"""Splits one model and compares the pieces with the whole; `coverage_models.py` calls it.
+"""Splits one model at 2 and 4 stages and compares; `coverage_models.py` calls it.
 
-Run as a program it prints one line of JSON about one model. Each model has a process of its own,
-so that a crash, a time limit or a lack of memory is a result like any other.
+Every model has a process of its own, so that a crash, a time limit or a lack of memory is a result
+like any other.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import json
 import logging
+import os
 import resource
 import sys
 import tempfile
@@ -20,29 +21,28 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
-import onnxruntime
+import onnxruntime  # noqa: F401 - what every model needs is imported once, before the processes part
+import onnxscript  # noqa: F401
+import timm  # noqa: F401
 import torch
+import torchvision  # noqa: F401
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
 
-from cutset.costs.model import costs_from_flops
-from cutset.devices import equal_cluster
-from cutset.errors import CaptureError, CutsetError
-from cutset.graph.capture import capture_model, export_piece
-from cutset.graph.cuts import CutPoints, find_cut_points
-from cutset.graph.lowering import CapturedModel
-from cutset.graph.parts import CapturedPart, capture_largest_part
-from cutset.graph.pieces import Piece, build_piece
+from cutset.backends.base import StageProgram, load_stage
+from cutset.errors import CutsetError
+from cutset.graph.cuts import find_cut_points
+from cutset.graph.lowering import CapturedModel, unfused
 from cutset.models import FoundModel, find_model
-from cutset.planning import Plan, make_plan
+from cutset.planning import Plan
 from cutset.runtime.wire import is_dense
-from cutset.shards.archive import ProgramArchive
-from cutset.shards.build import build_module
-from cutset.shards.decode import read_program
-from cutset.shards.onnx_export import export_onnx
+from cutset.shards.load import open_bundle
 from cutset.shards.running_checks import max_abs_difference, tolerance_of
+from cutset.workflow import PreparedModel, plan_stages, prepare_found, split_model
 
 ROW_COUNTS = (1, 2, 5)
 STAGE_COUNTS = (2, 4)
@@ -52,9 +52,15 @@ MORE_TENSORS = (2, 3, 4, 6, 8, 12)
 GOOD_RATIO = 1.25
 """Slowest stage over ideal from which on no more tensors are tried."""
 
-SMALL_SIDES = (96, 64)
-OWN_SIZE_FLOPS = 6e9
-"""Multiply-adds a row up to which a model is tried at its own size."""
+OWN_SIZE_FLOPS = {"timm": 6e9, "torchvision": 1.5e9}
+"""Multiply-adds a row up to which a model is tried at its own size, by library."""
+
+SMALL_SIDES = (160, 96, 64)
+MEMORY_FOLDER = Path("/dev/shm")
+MEMORY_FOLDER_BYTES = 1 << 29
+"""Weights up to which bundles are written to memory, if there is such a folder."""
+
+Values = tuple[torch.Tensor, ...]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -62,6 +68,7 @@ class Row:
     """What is said about one model: a line of docs/models.md."""
 
     spec: str
+    version: str = ""
     status: str = "error"
     cause: str = ""
     step: str = ""
@@ -78,116 +85,113 @@ class Row:
     ratios_with_more: dict[str, float] = dataclasses.field(default_factory=dict)
     onnx: str = ""
     seconds: float = 0.0
+    step_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def check_model(found: FoundModel, row: Row, *, with_onnx: bool) -> None:
-    """Captures, cuts, plans, exports and compares one model; fills in the row."""
-    row.step = "capture"
-    found, captured, row.part = _captured(found)
-    if not row.part:
-        found, captured = _smaller(found, captured)
+class _Steps:
+    """Writes the step that a row has come to, and how long each took."""
+
+    def __init__(self, row: Row) -> None:
+        self._row = row
+        self._since = 0.0
+
+    def begin(self, step: str) -> None:
+        now = time.perf_counter()
+        took = self._row.step_seconds
+        if self._since:
+            took[self._row.step] = round(took.get(self._row.step, 0) + now - self._since, 2)
+        self._row.step, self._since = step, now
+
+
+def check_found(found: FoundModel, row: Row) -> None:
+    """Captures, cuts, plans, splits and compares one model; fills in the row.
+
+    Raises:
+        CutsetError: a step refused, or a result differs.
+    """
+    steps = _Steps(row)
+    steps.begin("size")
+    found = _at_a_cheap_size(found)
+    steps.begin("capture")
+    prepared = prepare_found(found)
+    captured = prepared.captured
+    row.part = prepared.part.path if prepared.part else ""
     graph = captured.graph
     row.input_shape = "; ".join(str(spec) for spec in graph.inputs)
     row.flops = graph.flops
     row.num_operations = len(graph.operations)
-    row.step = "cuts"
-    cuts = find_cut_points(graph)
+    steps.begin("cuts")
+    cuts = prepared.cuts
     row.num_points, row.num_units = len(cuts.points), len(cuts.units)
     row.most_stages = len(cuts.points) + 1
-    plans = _plans(captured, cuts)
+    plans = _plans(prepared)
     row.ratios = {str(n): _ratio(plan, n) for n, plan in plans.items()}
-    chosen = [(cuts, plan) for plan in plans.values()]
-    more = _with_more_tensors(captured, plans)
+    chosen = [(prepared, plan) for plan in plans.values()]
+    more = _with_more_tensors(prepared, plans)
     if more is not None:
-        cuts, plans = more
-        row.max_tensors, row.points_with_more = cuts.max_tensors, len(cuts.points)
+        with_more, plans = more
+        row.max_tensors = with_more.cuts.max_tensors
+        row.points_with_more = len(with_more.cuts.points)
         row.ratios_with_more = {str(n): _ratio(plan, n) for n, plan in plans.items()}
-        chosen += [(cuts, plan) for plan in plans.values()]
+        # One plan is enough for several tensors, unless one tensor allows none.
+        chosen += [(with_more, plan) for plan in plans.values()][-1 if chosen else 0 :]
     if not chosen:
-        row.step = "cuts"
         raise CutsetError(f"no cut point, with up to {MORE_TENSORS[-1]} tensors across a cut")
-    seen: set[tuple[int, ...]] = set()
-    wholes = [(rows, _whole(captured, found.model, rows)) for rows in _row_sets(captured)]
-    for index, (_, plan) in enumerate(reversed(chosen)):
-        edges = (0, *(stage.stop for stage in plan.stages))
-        if edges not in seen:
-            seen.add(edges)
-            _compare(captured, edges, wholes, row, with_onnx=with_onnx and index == 0)
-    row.status, row.step = "exact", ""
+    steps.begin("whole")
+    wholes = [(rows, _whole(captured, prepared.module, rows)) for rows in _row_sets(captured)]
+    for (way, plan), again in zip(chosen, itertools.chain([None], chosen), strict=False):
+        if again is None or [s.stop for s in plan.stages] != [s.stop for s in again[1].stages]:
+            _split_and_compare(way, plan, wholes, row, steps)
+    steps.begin("")
+    row.status = "exact"
+    row.onnx = row.onnx or "within tolerance"
 
 
-def _captured(found: FoundModel) -> tuple[FoundModel, CapturedModel, str]:
-    """The captured model; else the largest part of it that can be, and that part's path."""
-    try:
-        return found, capture_model(found.model, found.example_inputs), ""
-    except CaptureError as refusal:
-        resizing = getattr(found.model, "transform", None)
-        if not hasattr(resizing, "min_size"):
-            raise
+def _at_a_cheap_size(found: FoundModel) -> FoundModel:
+    """The same model with a smaller image, where it is costly and takes one."""
+    inputs = found.example_inputs
+    resizing = getattr(found.model, "transform", None)
+    if hasattr(resizing, "min_size"):
         if not getattr(resizing, "fixed_size", None):
             # A detector brings every image to 800 pixels; a fifth will do here.
             resizing.min_size, resizing.max_size = (160,), 256
-        images = (torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0)),)
-        whole = found.model
-        part = capture_largest_part(whole, images)
-        _check_around(whole, part, images, refusal)
-        inner = whole.get_submodule(part.path)
-        return (
-            dataclasses.replace(found, model=inner, example_inputs=part.example_inputs),
-            part.captured,
-            part.path,
-        )
-
-
-def _check_around(
-    whole: torch.nn.Module,
-    part: CapturedPart,
-    images: tuple[torch.Tensor, ...],
-    refusal: CaptureError,
-) -> None:
-    """The whole model with its part cut at every candidate, against the whole model.
-
-    Raises:
-        CutsetError: they differ.
-    """
-    cuts = find_cut_points(part.captured.graph)
-    edges = (0, *(point.position for point in cuts.points), len(part.captured.graph.operations))
-    pieces = [build_piece(part.captured, start, stop) for start, stop in itertools.pairwise(edges)]
-
-    def run(values: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        for piece in pieces:
-            values = piece(*values)
-        return values
-
-    expected = pytree.tree_leaves(whole(*images))
-    with part.run_elsewhere(whole, run):
-        found = pytree.tree_leaves(whole(*images))
-    if len(found) != len(expected) or not all(map(_equal, found, expected)):
-        raise CutsetError(f"with {part.path} cut, the whole model's results differ") from refusal
-
-
-def _smaller(found: FoundModel, captured: CapturedModel) -> tuple[FoundModel, CapturedModel]:
-    """The same model at a smaller image, where it is costly and takes one."""
-    inputs = found.example_inputs
+        images = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+        return dataclasses.replace(found, example_inputs=(images,))
+    limit = OWN_SIZE_FLOPS[found.name.partition(":")[0]]
     images = inputs if isinstance(inputs, tuple) and all(t.dim() >= 4 for t in inputs) else ()
-    if captured.graph.flops <= OWN_SIZE_FLOPS or not images:
-        return found, captured
+    if not images or _flops_of_one_row(found.model, images) <= limit:
+        return found
+    smallest = found
     for side in SMALL_SIDES:
         small = tuple(t[..., :side, :side].clone() for t in images)
-        with contextlib.suppress(Exception):
-            smaller = capture_model(found.model, small)
-            found.model(*small)
-            return dataclasses.replace(found, example_inputs=small), smaller
-    return found, captured
+        if side >= images[0].shape[-1]:
+            continue
+        try:
+            flops = _flops_of_one_row(found.model, small)
+        except (RuntimeError, AssertionError, ValueError, TypeError):
+            break  # it takes no other size, or none so small
+        smallest = dataclasses.replace(found, example_inputs=small)
+        if flops <= limit:
+            break
+    return smallest
 
 
-def _plans(captured: CapturedModel, cuts: CutPoints) -> dict[int, Plan]:
+def _flops_of_one_row(model: torch.nn.Module, inputs: Values) -> float:
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model(*(tensor[:1].clone() for tensor in inputs))
+    return counter.get_total_flops() / 2
+
+
+def _with_tensors(prepared: PreparedModel, max_tensors: int) -> PreparedModel:
+    cuts = find_cut_points(prepared.captured.graph, max_tensors=max_tensors)
+    return dataclasses.replace(prepared, cuts=cuts)
+
+
+def _plans(prepared: PreparedModel) -> dict[int, Plan]:
     """Plans with two and with four stages, or with as many as there can be."""
-    costs = costs_from_flops(captured.graph, cuts)
-    return {
-        n: make_plan(captured.graph, cuts, costs, equal_cluster(n), num_stages=n)
-        for n in sorted({min(n, len(cuts.points) + 1) for n in STAGE_COUNTS} - {1})
-    }
+    most = len(prepared.cuts.points) + 1
+    counts = sorted({min(n, most) for n in STAGE_COUNTS} - {1})
+    return {n: plan_stages(prepared, num_stages=n) for n in counts}
 
 
 def _ratio(plan: Plan, num_stages: int) -> float:
@@ -197,30 +201,30 @@ def _ratio(plan: Plan, num_stages: int) -> float:
 
 
 def _with_more_tensors(
-    captured: CapturedModel, plans: dict[int, Plan]
-) -> tuple[CutPoints, dict[int, Plan]] | None:
+    prepared: PreparedModel, plans: dict[int, Plan]
+) -> tuple[PreparedModel, dict[int, Plan]] | None:
     """The least number of tensors across a cut that makes stages even, where one does not."""
 
     def worst(plans: dict[int, Plan]) -> float:
         slowest = [max(s.flops for s in plans[n].stages) if n in plans else 0 for n in STAGE_COUNTS]
-        total = captured.graph.flops or 1
+        total = prepared.captured.graph.flops or 1
         return max(
             f * n / total if f else float(n) for f, n in zip(slowest, STAGE_COUNTS, strict=True)
         )
 
-    best: tuple[CutPoints, dict[int, Plan]] | None = None
+    best: tuple[PreparedModel, dict[int, Plan]] | None = None
     least = worst(plans)
     for max_tensors in MORE_TENSORS:
         if least <= GOOD_RATIO:
             break
-        cuts = find_cut_points(captured.graph, max_tensors=max_tensors)
-        candidates = _plans(captured, cuts)
-        if worst(candidates) < least * 0.95:
-            best, least = (cuts, candidates), worst(candidates)
+        candidate = _with_tensors(prepared, max_tensors)
+        its_plans = _plans(candidate)
+        if worst(its_plans) < least * 0.95:
+            best, least = (candidate, its_plans), worst(its_plans)
     return best
 
 
-def _row_sets(captured: CapturedModel) -> Iterator[tuple[torch.Tensor, ...]]:
+def _row_sets(captured: CapturedModel) -> Iterator[Values]:
     """Inputs with each number of rows, from the example's, every row another one."""
     for num_rows in ROW_COUNTS:
         yield tuple(
@@ -229,53 +233,95 @@ def _row_sets(captured: CapturedModel) -> Iterator[tuple[torch.Tensor, ...]]:
         )
 
 
-def _whole(
-    captured: CapturedModel, model: torch.nn.Module, rows: tuple[torch.Tensor, ...]
-) -> tuple[torch.Tensor, ...]:
-    with torch.no_grad():
+def _whole(captured: CapturedModel, model: torch.nn.Module, rows: Values) -> Values:
+    with torch.inference_mode(), unfused():
         results = captured.call(model, tuple(t.clone() for t in rows))
     return tuple(t for t in pytree.tree_leaves(results) if isinstance(t, torch.Tensor))
 
 
-def _compare(
-    captured: CapturedModel,
-    edges: Sequence[int],
-    wholes: Sequence[tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]],
+def _split_and_compare(
+    prepared: PreparedModel,
+    plan: Plan,
+    wholes: Sequence[tuple[Values, Values]],
     row: Row,
-    *,
-    with_onnx: bool,
+    steps: _Steps,
 ) -> None:
-    """Chains the stages as a bundle holds them and compares all results.
+    """Splits, which verifies, and runs the stages as workers load them on each number of rows.
 
     Raises:
-        CutsetError: a stage cannot be exported, or a result differs.
+        CutsetError: a stage cannot be exported, the bundle is not verified, or a result differs.
     """
-    values = [dict(zip((s.name for s in captured.graph.inputs), r, strict=True)) for r, _ in wholes]
-    for start, stop in itertools.pairwise(edges):
-        row.step = f"export of operations {start} to {stop} of {edges}"
-        piece = build_piece(captured, start, stop)
-        inputs = tuple(values[1][spec.name] for spec in piece.input_specs)
-        exported = export_piece(piece, inputs)
-        exported.example_inputs = None
-        with tempfile.TemporaryDirectory() as folder:
-            run = _reloaded(exported, piece, Path(folder) / "program.pt2")
-            row.step = f"run of operations {start} to {stop} of {edges}"
-            for given in values:
-                taken = tuple(given[spec.name] for spec in piece.input_specs)
-                results = run(taken)
-                given |= {
+    steps.begin(f"split into {len(plan.stages)}")
+    weights = sum(t.nbytes for t in prepared.found.model.state_dict().values())
+    in_memory = MEMORY_FOLDER.is_dir() and weights <= MEMORY_FOLDER_BYTES
+    with tempfile.TemporaryDirectory(dir=MEMORY_FOLDER if in_memory else None) as folder:
+        path, _ = split_model(prepared, plan, Path(folder) / "model.cutset")
+        steps.begin(f"run of {len(plan.stages)} stages")
+        bundle = open_bundle(path)
+        entries = bundle.manifest.stages
+        names = [spec.name for spec in prepared.captured.graph.inputs]
+        given = [dict(zip(names, rows, strict=True)) for rows, _ in wholes]
+        programs = []
+        for entry in entries:
+            load = functools.partial(load_stage, bundle, entry.index, num_threads=1, micro_batch=5)
+            program = load(backend="torch")
+            for values in given:
+                results = program(tuple(values[spec.name] for spec in entry.inputs))
+                values |= {
                     spec.name: _arrived(result)
-                    for spec, result in zip(piece.output_specs, results, strict=True)
+                    for spec, result in zip(entry.outputs, results, strict=True)
                 }
-            if with_onnx:
-                row.step = f"onnx of operations {start} to {stop} of {edges}"
-                _compare_onnx(exported, piece, inputs, values[1], Path(folder), row)
-    row.step = f"comparison of {edges}"
-    for (rows, whole), given in zip(wholes, values, strict=True):
-        for name, expected in zip(captured.graph.outputs, whole, strict=True):
-            if not _equal(given[name], expected):
-                off_by = max_abs_difference(given[name], expected)
+            if prepared.part:
+                programs.append(program)
+            if entry.model is None:
+                row.onnx = row.onnx or f"no ONNX: {entry.model_missing[:160]}"
+                continue
+            session = load(backend="onnxruntime")
+            for values in given:
+                results = session(tuple(values[spec.name] for spec in entry.inputs))
+                for spec, result in zip(entry.outputs, results, strict=True):
+                    _check_tolerance(spec.name, result, values[spec.name], len(entries))
+        if prepared.part:
+            _check_around(prepared, programs)
+    outputs = prepared.captured.graph.outputs
+    for (rows, whole), values in zip(wholes, given, strict=True):
+        for name, expected in zip(outputs, whole, strict=True):
+            if off_by := max_abs_difference(values[name], expected):
                 raise CutsetError(f"{name} with {rows[0].shape[0]} rows is off by {off_by:g}")
+
+
+def _check_around(prepared: PreparedModel, programs: Sequence[StageProgram]) -> None:
+    """The whole model with its part's work done by the stages, against the whole model.
+
+    Raises:
+        CutsetError: they differ.
+    """
+    assert prepared.part is not None
+    model, images = prepared.found.model, prepared.found.example_inputs
+
+    def run(values: Values) -> Values:
+        for program in programs:
+            values = program(values)
+        return values
+
+    with torch.inference_mode():
+        expected = pytree.tree_leaves(model(*images))
+        with prepared.part.run_elsewhere(model, run):
+            found = pytree.tree_leaves(model(*images))
+    same = len(found) == len(expected) and not any(map(max_abs_difference, found, expected))
+    if not same:
+        raise CutsetError(f"with {prepared.part.path} split, the whole model's results differ")
+
+
+def _check_tolerance(
+    name: str, actual: torch.Tensor, expected: torch.Tensor, num_stages: int
+) -> None:
+    off_by, allowed = max_abs_difference(actual, expected), tolerance_of(expected)
+    if off_by > allowed:
+        raise CutsetError(
+            f"onnxruntime with {expected.shape[0]} rows in {num_stages} stages: {name} is off by "
+            f"{off_by:.2g}, allowed {allowed:.2g}"
+        )
 
 
 def _arrived(tensor: torch.Tensor) -> torch.Tensor:
@@ -290,95 +336,61 @@ def _arrived(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone(memory_format=torch.preserve_format)
 
 
-def _equal(actual: torch.Tensor, expected: torch.Tensor) -> bool:
-    if actual.dtype != expected.dtype or actual.shape != expected.shape:
-        return False
-    return bool(((actual == expected) | ((actual != actual) & (expected != expected))).all())
+def prepare_process() -> None:
+    """What all models share, done once before the processes part: 15 s for each of them.
 
-
-def _reloaded(exported: Any, piece: Piece, path: Path) -> Any:
-    """The stage as a worker loads it: written, checked, built anew."""
-    torch.export.save(exported, path)
-    with ProgramArchive(path, path=path.name) as archive:
-        program = read_program(archive)
-        module = build_module(program, archive)
-    assert len(program.inputs) == len(piece.input_specs)
-
-    def run(inputs: tuple[torch.Tensor, ...]) -> Any:
-        with torch.inference_mode():
-            return module(*inputs)
-
-    return run
-
-
-def _compare_onnx(
-    exported: Any,
-    piece: Piece,
-    inputs: tuple[torch.Tensor, ...],
-    given: dict[str, torch.Tensor],
-    folder: Path,
-    row: Row,
-) -> None:
-    path = folder / "model.onnx"
-    missing = export_onnx(
-        exported,
-        path,
-        input_names=[spec.name for spec in piece.input_specs],
-        output_names=[spec.name for spec in piece.output_specs],
-    )
-    if missing:
-        row.onnx = row.onnx or f"no ONNX: {missing[:160]}"
-        return
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-        feed = {
-            argument.name: tensor.contiguous().numpy()
-            for argument, tensor in zip(session.get_inputs(), inputs, strict=True)
-        }
-        results = [torch.from_numpy(result) for result in session.run(None, feed)]
-    except Exception as error:  # noqa: BLE001 - a result like any other
-        row.onnx = row.onnx or f"fails: {str(error).splitlines()[0][:160]}"
-        return
-    for spec, result in zip(piece.output_specs, results, strict=True):
-        expected = given[spec.name]
-        off_by, allowed = max_abs_difference(result, expected), tolerance_of(expected)
-        if off_by > allowed:
-            row.onnx = row.onnx or f"{spec.name} off by {off_by:.2g}, allowed {allowed:.2g}"
-
-
-def main() -> None:
-    """Checks the model that the command line names and prints the row."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("spec")
-    parser.add_argument("--memory-gib", type=float, default=16.0)
-    parser.add_argument("--no-onnx", action="store_true")
-    options = parser.parse_args()
-    limit = int(options.memory_gib * 2**30)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    Much of torch.export, of the ONNX exporter and of ONNX Runtime is imported or made at first use,
+    so a small model goes the whole way. The exporter reads its list of translations anew for every
+    stage; here it is read once.
+    """
     torch.set_num_threads(1)
+    once = functools.cache(ONNXRegistry.from_torchlib)
+    ONNXRegistry.from_torchlib = staticmethod(once)  # type: ignore[method-assign,assignment]
+    layers = (torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
+    model = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(16, 4)).eval()
+    check_found(
+        FoundModel(
+            model=model,
+            name="timm:none",
+            weights="",
+            example_inputs=(torch.randn(2, 3, 4, 4),),
+        ),
+        Row(spec=""),
+    )
+
+
+def run(spec: str, version: str, memory_bytes: int, log: Path, answer: Connection) -> None:
+    """Checks one model in a process of its own and sends the row as JSON.
+
+    Args:
+        spec: as `find_model` takes it.
+        version: of the code, for the row.
+        memory_bytes: limit of this process's memory.
+        log: what goes wrong is written there in full.
+        answer: where the row is sent.
+    """
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     logging.disable(logging.WARNING)
-    row = Row(spec=options.spec)
+    row = Row(spec=spec, version=version)
     begin = time.perf_counter()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with (
+        log.open("w", encoding="utf-8") as stream,
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(stream),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        try:
             row.step = "building"
-            found = find_model(options.spec, weights="random:0")
-            with torch.no_grad():
-                check_model(found, row, with_onnx=not options.no_onnx)
-        row.onnx = row.onnx or ("" if options.no_onnx else "within tolerance")
-    except Exception as error:  # noqa: BLE001 - a result like any other
-        traceback.print_exc()
-        lines = str(error).strip().splitlines() or [""]
-        row.cause = f"{type(error).__name__}: {lines[0]}"[:400]
-    row.seconds = time.perf_counter() - begin
-    sys.stdout.write(json.dumps(dataclasses.asdict(row)) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+            found = find_model(spec, weights="random:0")
+            row.step_seconds["building"] = round(time.perf_counter() - begin, 2)
+            check_found(found, row)
+        except Exception as error:  # noqa: BLE001 - a result like any other
+            traceback.print_exc()
+            lines = str(error).strip().splitlines() or [""]
+            row.cause = f"{type(error).__name__}: {lines[0]}"[:400]
+    row.seconds = round(time.perf_counter() - begin, 2)
+    answer.send_bytes(json.dumps(dataclasses.asdict(row)).encode())
+    answer.close()
+    sys.stdout.flush()
+    os._exit(0)  # nothing is left to do, and large models take their time to be taken apart

@@ -233,7 +233,7 @@ def ratios(found: Sample, predicted_s: float) -> Sample:
         "torch speed / whole, 2 threads": found["whole 2 period_s"] / found["ours torch period_s"],
         "torch latency - sum of stages (ms)": 1e3
         * (found["ours torch latency_s"] - found["alone torch sum_s"]),
-        "predicted / torch period": predicted_s / found["ours torch period_s"],
+        "predicted / auto period": predicted_s / found["ours auto period_s"],
     }
 
 
