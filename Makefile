@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test check fast format bench bench-planner bench-serve coverage-models matrix soak \
-  soak-serve clean help
+  soak-serve docs clean help
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -25,8 +25,11 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## split a trained MobileNetV2, verify it, run photographs through two processes
 	@$(BIN)/python examples/demo.py
 
+# Folders whose tests start workers have the machine to themselves; the others share its cores.
 test: $(STAMP)  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile \
+		--ignore tests/distributed --ignore tests/serve --ignore tests/beds
+	$(BIN)/python -m pytest $(wildcard tests/distributed tests/serve tests/beds)
 
 fast: $(STAMP)  ## unit and property tests only
 	$(BIN)/python -m pytest tests/unit tests/property
@@ -61,6 +64,10 @@ bench-serve: $(STAMP)  ## the server's throughput and its behaviour under overlo
 
 coverage-models: $(STAMP)  ## which models can be split; resumable; writes docs/models.md
 	$(BIN)/python benchmarks/coverage_models.py $(if $(ONLY),--only '$(ONLY)')
+
+docs: $(STAMP)  ## the documentation site, warnings as errors, into build/site
+	$(BIN)/python -m pip install --quiet 'mkdocs-material>=9.7' 'mkdocstrings[python]>=1.0'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean:  ## remove what was installed and made
 	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

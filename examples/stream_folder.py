@@ -1,0 +1,66 @@
+"""Streams a folder of images through a bundle: one line of JSON an image, as the answers come.
+
+Run it with ``python examples/stream_folder.py BUNDLE FOLDER``. Without arguments it splits a small
+model with random weights and paints a few pictures first, so that it runs anywhere; its answers
+then mean nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+import cutset
+from cutset.images import find_images, read_image
+from cutset.inputs import top_k
+
+NUM_PICTURES = 8
+
+
+def stream(bundle: Path, folder: Path) -> int:
+    """Prints the labels of every image in a folder; returns how many there were.
+
+    Images are read as the pipeline takes them, so that a folder of any size needs the same memory.
+    """
+    num_answers = 0
+    with cutset.open_session(bundle) as session:
+        manifest = session.bundle.manifest
+        if manifest.preprocessing is None:
+            raise SystemExit(f"{bundle} does not say how an image becomes a row")
+        preprocessing = manifest.preprocessing
+        paths = find_images([folder])
+
+        def rows() -> Iterator[torch.Tensor]:
+            for path in paths:
+                yield read_image(path, preprocessing).unsqueeze(0)
+
+        for path, answer in zip(paths, session.stream(rows()), strict=True):
+            (labels,) = top_k(torch.as_tensor(answer), manifest.labels, 3)
+            print(json.dumps({"image": path.name, "labels": dict(labels)}), flush=True)
+            num_answers += 1
+    return num_answers
+
+
+def main() -> int:
+    """Runs the example."""
+    if len(sys.argv) == 3:
+        return 0 if stream(Path(sys.argv[1]), Path(sys.argv[2])) else 1
+    with tempfile.TemporaryDirectory() as scratch:
+        prepared = cutset.prepare_model("torchvision:squeezenet1_1", weights="random:0")
+        plan = cutset.plan_stages(prepared, num_stages=2)
+        bundle, _ = cutset.split_model(prepared, plan, Path(scratch) / "squeezenet.cutset")
+        for index in range(NUM_PICTURES):
+            colour = (30 * index, 255 - 30 * index, 128)
+            Image.new("RGB", (320, 240), colour).save(Path(scratch) / f"picture-{index}.png")
+        return 0 if stream(bundle, Path(scratch)) == NUM_PICTURES else 1
+
+
+# Worker processes import the main module anew on some platforms; only the first one runs this.
+if __name__ == "__main__":
+    sys.exit(main())
