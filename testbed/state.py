@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,8 @@ ROOT = Path("/var/lib/cutset-testbed")
 """Short, because Ray keeps sockets below it and their paths may have 107 characters."""
 
 _FORMAT = "cutset-testbed/1"
+_CLAIM_TIMEOUT_S = 5.0
+_CLAIM_PAUSE_S = 0.05
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,14 +106,32 @@ def claimed(name: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _locked(handle):
+            raise TestbedError(
+                f"another command builds or removes testbed {name!r}; waited for it for"
+                f" {_CLAIM_TIMEOUT_S:g} s"
+            )
         yield
-    except BlockingIOError:
-        raise TestbedError(
-            f"another command builds or removes testbed {name!r} at this moment"
-        ) from None
     finally:
         os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    """Locks a folder for this process, within the time limit.
+
+    The lock of a command that was killed may stay for a moment: a child that it had just forked
+    holds the folder open until it has become the tool that was to be run.
+    """
+    deadline_s = time.monotonic() + _CLAIM_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # noqa: PERF203  # some times a second
+            if time.monotonic() > deadline_s:
+                return False
+            time.sleep(_CLAIM_PAUSE_S)
+        else:
+            return True
 
 
 def forget(name: str) -> None:

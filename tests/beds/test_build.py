@@ -148,3 +148,13 @@ def test_the_command_line(name: str, repository: Path, tmp_path: Path) -> None:
     assert testbed("down").returncode == 0
     again = testbed("down")
     assert (again.returncode, again.stderr) == (0, f"there is no testbed '{name}'\n")
+
+
+def test_a_claim_is_waited_for_but_not_for_ever(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "_CLAIM_TIMEOUT_S", 0.2)
+    with (
+        stored.claimed(name),
+        pytest.raises(TestbedError, match=f"another command builds or removes testbed '{name}'"),
+    ):
+        up(CLUSTER, name=name, ray=False)
+    down(name)
