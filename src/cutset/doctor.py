@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import importlib.util
 import mmap
 import os
 import platform
@@ -345,11 +344,18 @@ def _backend_ability(name: str) -> Ability:
 
 
 def _import_backend(name: str) -> str:
-    """Imports a backend's library, which carries the backend's name."""
+    """Imports a backend's library, whose name the backend's begins with."""
+    library, _, kind = name.partition("-")
     try:
-        module = importlib.import_module(name)
+        module = importlib.import_module(library)
     except ModuleNotFoundError as error:
-        raise CutsetError(f"it is not installed: pip install {name}") from error
+        raise CutsetError(f"it is not installed: pip install {library}") from error
+    if kind:
+        from cutset.backends.base import missing_here
+
+        reason = missing_here(name)
+        if reason:
+            raise CutsetError(reason)
     return f"version {module.__version__}"
 
 
@@ -380,11 +386,12 @@ def _run_trial() -> str:
     """Splits a small model in two, proves it, and runs it with every backend that is installed."""
     import torch
 
+    from cutset.backends.base import QUICK_BACKENDS, missing_here
     from cutset.runtime.session import open_session
     from cutset.workflow import plan_stages, prepare_model, split_model
 
     started = time.monotonic()
-    names = [name for name in _backends() if importlib.util.find_spec(name) is not None]
+    names = [name for name in QUICK_BACKENDS if not missing_here(name)]
     with tempfile.TemporaryDirectory(prefix="cutset-doctor-") as folder:
         file = Path(folder) / "trial_model.py"
         file.write_text(_TRIAL_MODEL, encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Ways to run one shard: torch, onnxruntime."""
+"""Ways to run one shard: torch, eager and compiled; onnxruntime; openvino."""

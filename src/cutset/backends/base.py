@@ -23,14 +23,19 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-BACKENDS: tuple[str, ...] = ("torch", "onnxruntime")
+BACKENDS: tuple[str, ...] = ("torch", "onnxruntime", "openvino", "torch-compiled")
 """Every backend that this version knows, the reference first."""
+
+QUICK_BACKENDS: tuple[str, ...] = BACKENDS[:3]
+"""Those that load a stage in a few seconds, so that they may be tried; compiling takes longer."""
 
 AUTO = "auto"
 
 _MODULES = {
     "torch": "cutset.backends.eager",
     "onnxruntime": "cutset.backends.onnx",
+    "openvino": "cutset.backends.openvino",
+    "torch-compiled": "cutset.backends.compiled",
 }
 _TRIAL_LIMIT_S = 0.5
 _TRIAL_RUNS = 5
@@ -59,6 +64,9 @@ class BackendModule(Protocol):
     ) -> StageProgram:
         """Loads one stage."""
 
+    def missing(self) -> str:
+        """What this machine lacks for the backend, in words with a hint; ``""`` if nothing."""
+
     def why_not(self, entry: StageEntry) -> str:
         """Why this backend cannot run the stage here, in words with a hint; ``""`` if it can."""
 
@@ -75,6 +83,11 @@ def check_backend_name(name: str) -> None:
         )
 
 
+def missing_here(name: str) -> str:
+    """What this machine lacks for one of `BACKENDS`, in words with a hint; ``""`` if nothing."""
+    return _module(name).missing()
+
+
 def load_stage(
     bundle: Bundle, stage: int, *, backend: str, num_threads: int, micro_batch: int
 ) -> StageProgram:
@@ -85,11 +98,11 @@ def load_stage(
         stage: index of the stage.
         backend: a name from `BACKENDS`, or ``"auto"``: the backend that the plan names for the
             stage because its profile measured it as the fastest. A plan that names the reference
-            backend or none may never have measured another; then every backend that can run the
-            stage is tried on random rows for at most half a second, and the one with the least
-            median time is kept. A session asks for this only when a stage is loaded for the
-            first time; a worker that replaces another gets the same backend, so that answers do
-            not change.
+            backend or none may never have measured another, and a planned one may be missing here;
+            then each of `QUICK_BACKENDS` that can run the stage is tried on random rows for at
+            most half a second, and the one with the least median time is kept. A session asks for
+            this only when a stage is loaded for the first time; a worker that replaces another
+            gets the same backend, so that answers do not change.
         num_threads: threads to compute with.
         micro_batch: rows of the largest micro-batch.
 
@@ -100,8 +113,12 @@ def load_stage(
     check_backend_name(backend)
     entry = bundle.manifest.stages[stage]
     planned = bundle.manifest.plan.stages[stage].backend
-    if backend == AUTO and planned in BACKENDS[1:] and not _module(planned).why_not(entry):
-        backend = planned
+    if backend == AUTO and planned in BACKENDS[1:]:
+        reason = _module(planned).why_not(entry)
+        if reason:
+            _LOG.warning("stage %d: not run with %s as planned: %s", stage, planned, reason)
+        else:
+            backend = planned
     if backend != AUTO:
         reason = _module(backend).why_not(entry)
         if reason:
@@ -109,18 +126,30 @@ def load_stage(
         return _module(backend).load(
             bundle, stage, num_threads=num_threads, micro_batch=micro_batch
         )
-    reasons = {name: _module(name).why_not(entry) for name in BACKENDS}
-    programs = [
-        _module(name).load(bundle, stage, num_threads=num_threads, micro_batch=micro_batch)
-        for name, reason in reasons.items()
-        if not reason
-    ]
+    programs = _load_all(bundle, entry, num_threads, micro_batch)
+    return programs[0] if len(programs) == 1 else _fastest(programs, entry, micro_batch)
+
+
+def _load_all(
+    bundle: Bundle, entry: StageEntry, num_threads: int, micro_batch: int
+) -> list[StageProgram]:
+    """The stage in every quick backend that can run it, the reference first."""
+    reasons = {name: _module(name).why_not(entry) for name in QUICK_BACKENDS}
+    programs: list[StageProgram] = []
+    for name in [name for name, reason in reasons.items() if not reason]:
+        try:
+            program = _module(name).load(
+                bundle, entry.index, num_threads=num_threads, micro_batch=micro_batch
+            )
+        except EngineError as error:
+            reasons[name] = str(error)
+            _LOG.warning("stage %d: backend %s not tried: %s", entry.index, name, error)
+            continue
+        programs.append(program)
     if not programs:
         each = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise EngineError(f"no backend can run stage {stage}: {each}")
-    if len(programs) == 1:
-        return programs[0]
-    return _fastest(programs, entry, micro_batch)
+        raise EngineError(f"no backend can run stage {entry.index}: {each}")
+    return programs
 
 
 def _module(name: str) -> BackendModule:

@@ -50,6 +50,11 @@ def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> E
     return EagerProgram(load_program(bundle, stage))
 
 
+def missing() -> str:
+    """What this machine lacks for it: nothing."""
+    return ""
+
+
 def why_not(entry: StageEntry) -> str:
     """Why torch cannot run the stage; ``""`` if it can."""
     if entry.program is None:

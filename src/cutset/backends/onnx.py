@@ -99,13 +99,20 @@ def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> O
     return OnnxProgram(session, entry.inputs, entry.outputs)
 
 
+def missing() -> str:
+    """What this machine lacks for it; ``""`` if nothing."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return "onnxruntime is not installed; pip install onnxruntime"
+    return ""
+
+
 def why_not(entry: StageEntry) -> str:
     """Why ONNX Runtime cannot run the stage here; ``""`` if it can."""
     if entry.model is None:
         return f"the bundle has no ONNX model for it ({entry.model_missing}); use --backend torch"
     otherwise = "; use --backend torch" if entry.program is not None else ""
-    if importlib.util.find_spec("onnxruntime") is None:
-        return "onnxruntime is not installed; pip install onnxruntime"
+    if missing():
+        return missing()
     unknown = {spec.dtype for spec in (*entry.inputs, *entry.outputs)} - ELEMENT_TYPES.keys()
     if unknown:
         return f"it has no tensors of dtype {', '.join(sorted(unknown))}{otherwise}"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
+from cutset.backends.base import StageProgram, missing_here
+from cutset.backends.compiled import compile_module
 from cutset.backends.onnx import OnnxProgram
-from cutset.costs.profile import PieceBackend, PieceRunner, eager_pieces
+from cutset.backends.openvino import OpenvinoProgram, compile_model
+from cutset.costs.profile import PieceBackend, PieceRunner, Tensors, eager_pieces
 from cutset.errors import EngineError
 from cutset.graph.capture import export_piece
 from cutset.graph.captured import Captured, boundary_specs
@@ -27,9 +30,13 @@ from cutset.tensors import TensorSpec
 
 logger = logging.getLogger(__name__)
 
+Specs: TypeAlias = tuple[TensorSpec, ...]
+MakeProgram: TypeAlias = Callable[[Any, Specs, Specs], StageProgram]
+"""Makes a program of an ``onnx.ModelProto``, given the contracts of its inputs and outputs."""
+
 
 def piece_backends(
-    captured: Captured, cuts: CutPoints, *, num_threads: int
+    captured: Captured, cuts: CutPoints, *, num_threads: int, compiled: bool = False
 ) -> Mapping[str, PieceBackend]:
     """Every backend that is installed and can run the whole model, by name.
 
@@ -37,17 +44,45 @@ def piece_backends(
         captured: the captured model.
         cuts: its judged positions; pieces begin and end at candidates.
         num_threads: threads that compute.
+        compiled: also ``torch-compiled``, which takes half a minute or more.
+
+    Raises:
+        EngineError: `compiled` is asked for, and not possible here; says why.
     """
+    openvino = functools.partial(_openvino_program, num_threads)
     if isinstance(captured, CapturedOnnx):
-        return {"onnxruntime": onnx_file_pieces(captured, num_threads=num_threads)}
+        if compiled:
+            raise EngineError("a model from an ONNX file has no torch program to compile")
+        backends = {"onnxruntime": onnx_file_pieces(captured, num_threads=num_threads)}
+        if not missing_here("openvino"):
+            backends["openvino"] = _file_pieces(captured, openvino, load=True)
+        return _that_agree(captured, backends)
     assert isinstance(captured, CapturedModel)
-    backends: dict[str, PieceBackend] = {"torch": eager_pieces(captured)}
-    if importlib.util.find_spec("onnxruntime") is not None:
-        try:
-            backends["onnxruntime"] = OnnxPieces(captured, cuts, num_threads=num_threads)
-        except EngineError as error:
-            logger.warning("onnxruntime is not measured: %s", error)
-    return backends
+    backends = {"torch": eager_pieces(captured)}
+    if compiled:
+        reason = missing_here("torch-compiled")
+        if reason:
+            raise EngineError(reason)
+        backends["torch-compiled"] = compiled_pieces(captured)
+    try:
+        backends["onnxruntime"] = onnx = OnnxPieces(captured, cuts, num_threads=num_threads)
+        if not missing_here("openvino"):
+            backends["openvino"] = onnx.through(openvino)
+    except EngineError as error:
+        logger.warning("onnxruntime is not measured: %s", error)
+    return _that_agree(captured, backends)
+
+
+def _onnx_program(
+    num_threads: int, folder: Path | None, model: Any, inputs: Specs, outputs: Specs
+) -> StageProgram:
+    session = make_session(model.SerializeToString(), num_threads, folder=folder)
+    return OnnxProgram(session, inputs, outputs)
+
+
+def _openvino_program(num_threads: int, model: Any, inputs: Specs, outputs: Specs) -> StageProgram:
+    compiled = compile_model(model.SerializeToString(), num_threads)
+    return OpenvinoProgram(compiled, inputs, outputs)
 
 
 class OnnxPieces:
@@ -62,7 +97,7 @@ class OnnxPieces:
         import onnx
 
         self._captured = captured
-        self._num_threads = num_threads
+        self._make = functools.partial(_onnx_program, num_threads, None)
         watched = {s.name: s for point in cuts.points for s in point.tensors}
         watched = {n: s for n, s in watched.items() if s not in captured.graph.inputs}
         stop = len(captured.graph.operations)
@@ -82,46 +117,116 @@ class OnnxPieces:
 
     def __call__(self, start: int, stop: int) -> PieceRunner:
         """A runner for the operations from index `start` up to `stop`."""
-        inputs, made = _taken_and_made(self._captured, start, stop)
-        model = self._extractor.extract_model(
-            [spec.name for spec in inputs], [spec.name for spec in made]
-        )
-        session = make_session(model.SerializeToString(), self._num_threads)
-        return _runner(self._captured, start, stop, session)
+        return self.through(self._make)(start, stop)
+
+    def through(self, make: MakeProgram) -> PieceBackend:
+        """The same pieces, run by the programs that `make` makes."""
+
+        def runner(start: int, stop: int) -> PieceRunner:
+            inputs, made = _taken_and_made(self._captured, start, stop)
+            model = self._extractor.extract_model(
+                [spec.name for spec in inputs], [spec.name for spec in made]
+            )
+            return _runner(self._captured, start, stop, model, make)
+
+        return runner
 
 
 def onnx_file_pieces(captured: CapturedOnnx, *, num_threads: int) -> PieceBackend:
     """Runs pieces of an ONNX file's model in ONNX Runtime."""
+    make = functools.partial(_onnx_program, num_threads, captured.module.folder)
+    return _file_pieces(captured, make, load=False)
 
+
+def _file_pieces(captured: CapturedOnnx, make: MakeProgram, *, load: bool) -> PieceBackend:
     def runner(start: int, stop: int) -> PieceRunner:
         _, made = _taken_and_made(captured, start, stop)
-        model = build_onnx_piece(captured, start, stop)
+        model = build_onnx_piece(captured, start, stop, load=load)
         kept = {spec.name for spec in made}
         # What is only passed on costs nothing; the runner does that.
         for output in [value for value in model.graph.output if value.name not in kept]:
             model.graph.output.remove(output)
-        content = model.SerializeToString()
-        session = make_session(content, num_threads, folder=captured.module.folder)
-        return _runner(captured, start, stop, session)
+        return _runner(captured, start, stop, model, make)
 
     return runner
 
 
-def _taken_and_made(
-    captured: Captured, start: int, stop: int
-) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+def compiled_pieces(captured: CapturedModel) -> PieceBackend:
+    """The whole model compiled by inductor, its pieces in eager torch.
+
+    To compile every piece would take minutes. `profile_costs` scales the pieces' seconds so that
+    they add up to the whole model's, so a compiled piece is taken to cost the same share of the
+    whole as an eager one.
+    """
+    eager = eager_pieces(captured)
+    num_operations = len(captured.graph.operations)
+
+    def runner(start: int, stop: int) -> PieceRunner:
+        if (start, stop) != (0, num_operations):
+            return eager(start, stop)
+        module = build_piece(captured, start, stop)
+        compiled: dict[tuple[torch.Size, ...], Callable[[Tensors], Tensors]] = {}
+
+        def run(inputs: Tensors) -> Tensors:
+            shapes = tuple(tensor.shape for tensor in inputs)
+            if shapes not in compiled:
+                compiled[shapes] = compile_module(module, inputs)
+            return compiled[shapes](inputs)
+
+        return run
+
+    return runner
+
+
+def _that_agree(
+    captured: Captured, backends: Mapping[str, PieceBackend]
+) -> dict[str, PieceBackend]:
+    """Those whose numbers for the example are the first one's, within the stated tolerance.
+
+    A bundle's verification proves torch's and ONNX Runtime's numbers, stage by stage; this is the
+    only look at those of the other backends, so a plan names none that was not seen to agree.
+    """
+    from cutset.shards.running_checks import max_abs_difference, tolerance_of
+
+    reference, *_ = backends
+    expected: tuple[torch.Tensor, ...] = ()
+    kept: dict[str, PieceBackend] = {}
+    for name, pieces in backends.items():
+        if name not in (reference, "onnxruntime"):
+            whole = (0, len(captured.graph.operations))
+            with torch.inference_mode():
+                expected = expected or backends[reference](*whole)(captured.example_inputs)
+                try:
+                    outputs = pieces(*whole)(captured.example_inputs)
+                except (EngineError, RuntimeError) as error:
+                    logger.warning("%s is not measured: %s", name, error)
+                    continue
+            worst = max(
+                max_abs_difference(a, b) - tolerance_of(b)
+                for a, b in zip(outputs, expected, strict=True)
+            )
+            if not worst <= 0:
+                logger.warning("%s is not measured: its numbers are %g too far off", name, worst)
+                continue
+        kept[name] = pieces
+    return kept
+
+
+def _taken_and_made(captured: Captured, start: int, stop: int) -> tuple[Specs, Specs]:
     """What a piece takes, and what of its outputs it does not merely pass on."""
     inputs, outputs = boundary_specs(captured, start), boundary_specs(captured, stop)
     passed = {spec.name for spec in inputs}
     return inputs, tuple(spec for spec in outputs if spec.name not in passed)
 
 
-def _runner(captured: Captured, start: int, stop: int, session: Any) -> PieceRunner:
-    """Runs a session whose inputs and outputs go by the names of the graph's tensors."""
+def _runner(
+    captured: Captured, start: int, stop: int, model: Any, make: MakeProgram
+) -> PieceRunner:
+    """Runs an ONNX model whose inputs and outputs go by the names of the graph's tensors."""
     specs, made = _taken_and_made(captured, start, stop)
     outputs = boundary_specs(captured, stop)
-    taken = {node.name for node in session.get_inputs()}
-    program = OnnxProgram(session, tuple(s for s in specs if s.name in taken), made)
+    taken = {value.name for value in model.graph.input}
+    program = make(model, tuple(s for s in specs if s.name in taken), made)
 
     def run(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         named = {s.name: t for s, t in zip(specs, inputs, strict=True)}

@@ -50,6 +50,12 @@ def profile(
     threads: options.Threads = 1,
     runs: options.Runs = 20,
     device: Annotated[str, typer.Option(help="this device's name; the host's by default")] = "",
+    beside: Annotated[
+        int, typer.Option(min=0, help="copies that compute meanwhile, as stages beside it would")
+    ] = 0,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="torch-compiled too; takes a minute, needs g++")
+    ] = False,
     keep: options.Keep = None,
     divide: options.Divide = None,
     max_tensors: options.MaxTensors = 1,
@@ -61,7 +67,9 @@ def profile(
 
     with progress() as say:
         prepared = _prepare(model, _any_weights(model, weights), keep, divide, max_tensors, say)
-        measured = _measure(prepared, batch_size, threads, runs, device, say)
+        measured = _measure(
+            prepared, batch_size, threads, runs, device, say, compiled=compiled, beside=beside
+        )
     text = profile_to_json(measured)
     if output is not None:
         write_text(output, text + "\n")
@@ -291,7 +299,7 @@ def _costs(
 ) -> Profile | Mapping[str, Profile] | None:
     """The profiles to plan with: read, measured now, or None for multiply-adds."""
     from cutset.costs.model import load_profile
-    from cutset.workflow import load_profiles
+    from cutset.workflow import load_profiles, num_stages_beside
 
     if cost not in ("measured", "flops"):
         usage_error(f"--cost is 'measured' or 'flops', got {cost!r}")
@@ -303,12 +311,21 @@ def _costs(
     devices = request.cluster.devices if request.cluster else ()
     if devices and all(device.profile is not None for device in devices):
         return load_profiles(request.cluster, folder, None)
-    measured = _measure(prepared, batch_size, threads, 20, "", say)
+    beside = num_stages_beside(request, num_threads=threads)
+    measured = _measure(prepared, batch_size, threads, 20, "", say, beside=beside)
     return load_profiles(request.cluster, folder, measured)
 
 
 def _measure(
-    prepared: PreparedModel, batch_size: int, threads: int, runs: int, device: str, say: Say
+    prepared: PreparedModel,
+    batch_size: int,
+    threads: int,
+    runs: int,
+    device: str,
+    say: Say,
+    *,
+    compiled: bool = False,
+    beside: int = 0,
 ) -> Profile:
     from cutset.workflow import profile_model
 
@@ -316,7 +333,9 @@ def _measure(
         prepared,
         batch_size=batch_size,
         num_threads=threads,
+        num_beside=beside,
         num_runs=runs,
         device=device,
+        compiled=compiled,
         progress=lambda name, done, all_: say(f"profiling {name}: run {done} of {all_}"),
     )

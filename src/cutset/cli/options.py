@@ -55,7 +55,10 @@ MaxLatency: TypeAlias = Annotated[
 MinThroughput: TypeAlias = Annotated[float | None, typer.Option(help="least rows per second")]
 Engine: TypeAlias = Annotated[str, typer.Option(metavar="local", help="where workers run")]
 Backend: TypeAlias = Annotated[
-    str, typer.Option(metavar="auto|torch|onnxruntime", help="what computes a stage")
+    str,
+    typer.Option(
+        metavar="auto|torch|onnxruntime|openvino|torch-compiled", help="what computes a stage"
+    ),
 ]
 MicroBatch: TypeAlias = Annotated[
     int | None,

@@ -1,8 +1,9 @@
-"""A process that computes one stage, or all of them in a row, again and again, without transfers.
+"""Processes that compute a stage, or several in a row, again and again, without transfers.
 
-`cutset.runtime.bench` compares a pipeline with it. Started as ``python -m cutset.runtime.alone``;
-prints ``ready`` when it is warm, begins at the first line on its standard input, and at the second
-prints one JSON document, an `AloneResult`. It leaves when its standard input is closed.
+`cutset.runtime.bench` compares a pipeline with them. Each is started as ``python -m
+cutset.runtime.alone`` and prints ``ready`` when it is warm. At a line on its standard input it
+begins, at the next one it prints a JSON document, an `AloneResult`, and so on until its standard
+input is closed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import torch
+from typing_extensions import Self
 
 from cutset.backends.allocator import keep_freed_memory
 from cutset.backends.base import StageProgram, load_stage, random_inputs
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from cutset.shards.load import Bundle
 
 _NUM_WARM_UP = 3
-_STOP_TIMEOUT_S = 120.0
+_ANSWER_TIMEOUT_S = 600.0
 _READY = b"ready"
 
 
@@ -50,6 +52,79 @@ class AloneResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     backends: tuple[str, ...]
 
 
+class AloneProcesses:
+    """Groups of stages, one process for each group; a context manager that ends them.
+
+    Args:
+        bundle: whose stages.
+        groups: indices of the stages that each process runs one after the other.
+        backends: of every stage of the bundle.
+        num_threads: threads of each process.
+        micro_batch: rows at a time.
+
+    Raises:
+        EngineError: a process cannot do it; with its last words.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        groups: Sequence[Sequence[int]],
+        *,
+        backends: Sequence[str],
+        num_threads: int,
+        micro_batch: int,
+    ) -> None:
+        self._processes: list[subprocess.Popen[bytes]] = []
+        try:
+            for group in groups:
+                stages = ",".join(f"{stage}:{backends[stage]}" for stage in group)
+                self._processes.append(_start(bundle.directory, stages, num_threads, micro_batch))
+            for process in self._processes:
+                _expect_ready(process)
+        except BaseException:
+            self.close()
+            raise
+
+    def measure(
+        self, duration_s: float, which: Sequence[int] | None = None
+    ) -> tuple[AloneResult, ...]:
+        """Has processes compute at the same time.
+
+        Args:
+            duration_s: for how long, at least.
+            which: indices of the groups that compute while the others rest; all if None.
+
+        Returns:
+            One result for each group that computed.
+
+        Raises:
+            EngineError: a process is gone; with its last words.
+        """
+        indices = range(len(self._processes)) if which is None else which
+        chosen = [self._processes[index] for index in indices]
+        for process in chosen:
+            _tell(process)
+        threading.Event().wait(duration_s)
+        for process in chosen:
+            _tell(process)
+        return tuple(_result_of(process) for process in chosen)
+
+    def close(self) -> None:
+        """Ends the processes; safe to call twice."""
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.communicate()
+        self._processes = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def measure_alone(
     bundle: Bundle,
     groups: Sequence[Sequence[int]],
@@ -59,15 +134,7 @@ def measure_alone(
     micro_batch: int,
     duration_s: float,
 ) -> tuple[AloneResult, ...]:
-    """Times groups of stages, one process for each group, all at the same time.
-
-    Args:
-        bundle: whose stages.
-        groups: indices of the stages that each process runs one after the other.
-        backends: of every stage of the bundle.
-        num_threads: threads of each process.
-        micro_batch: rows at a time.
-        duration_s: how long to measure.
+    """Times groups of stages once, all at the same time; arguments as for `AloneProcesses`.
 
     Returns:
         One result for each group.
@@ -75,23 +142,10 @@ def measure_alone(
     Raises:
         EngineError: a process could not do it; with its last words.
     """
-    processes = []
-    try:
-        for group in groups:
-            stages = ",".join(f"{stage}:{backends[stage]}" for stage in group)
-            processes.append(_start(bundle.directory, stages, num_threads, micro_batch))
-        for process in processes:
-            _expect_ready(process)
-        for process in processes:
-            _tell(process)
-        threading.Event().wait(duration_s)
-        for process in processes:
-            _tell(process)
-        return tuple(_finish(process) for process in processes)
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+    with AloneProcesses(
+        bundle, groups, backends=backends, num_threads=num_threads, micro_batch=micro_batch
+    ) as processes:
+        return processes.measure(duration_s)
 
 
 def _start(
@@ -111,35 +165,45 @@ def _start(
 
 
 def _expect_ready(process: subprocess.Popen[bytes]) -> None:
+    if _next_line(process).strip() != _READY:
+        raise _gone(process)
+
+
+def _next_line(process: subprocess.Popen[bytes]) -> bytes:
+    """What it says next; nothing where it says nothing in time, and is ended."""
     assert process.stdout is not None
-    if process.stdout.readline().strip() != _READY:
-        _, words = process.communicate()
-        lines = words.decode(errors="replace").strip().splitlines()
-        raise EngineError(f"a stage cannot be timed alone: {lines[-1] if lines else 'it left'}")
+    limit = threading.Timer(_ANSWER_TIMEOUT_S, process.kill)
+    limit.start()
+    try:
+        return process.stdout.readline()
+    finally:
+        limit.cancel()
 
 
 def _tell(process: subprocess.Popen[bytes]) -> None:
     assert process.stdin is not None
-    process.stdin.write(b"\n")
-    process.stdin.flush()
-
-
-def _finish(process: subprocess.Popen[bytes]) -> AloneResult:
-    output, words = process.communicate(timeout=_STOP_TIMEOUT_S)
     try:
-        return msgspec.json.decode(output, type=AloneResult)
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    except OSError as error:
+        raise _gone(process) from error
+
+
+def _result_of(process: subprocess.Popen[bytes]) -> AloneResult:
+    try:
+        return msgspec.json.decode(_next_line(process), type=AloneResult)
     except msgspec.DecodeError as error:
-        raise EngineError(
-            f"a stage cannot be timed alone: {words.decode(errors='replace')[-500:]}"
-        ) from error
+        raise _gone(process) from error
 
 
-def _measure(
-    programs: Sequence[StageProgram],
-    inputs: tuple[torch.Tensor, ...],
-    go: threading.Event,
-    stop: threading.Event,
-) -> AloneResult:
+def _gone(process: subprocess.Popen[bytes]) -> EngineError:
+    process.kill()
+    _, words = process.communicate()
+    lines = words.decode(errors="replace").strip().splitlines()
+    return EngineError(f"a stage cannot be timed alone: {lines[-1] if lines else 'it left'}")
+
+
+def _serve(programs: Sequence[StageProgram], inputs: tuple[torch.Tensor, ...]) -> None:
     def run_once() -> None:
         tensors = inputs
         for program in programs:
@@ -148,25 +212,27 @@ def _measure(
     for _ in range(_NUM_WARM_UP):
         run_once()
     print(_READY.decode(), flush=True)  # noqa: T201  # the parent process reads it
-    go.wait()
-    samples: list[float] = []
-    while not stop.is_set() or not samples:
-        started_s = time.perf_counter()
-        run_once()
-        samples.append(time.perf_counter() - started_s)
-    return AloneResult(
-        median_s=median(samples),
-        mean_s=sum(samples) / len(samples),
-        num_runs=len(samples),
-        backends=tuple(program.backend for program in programs),
-    )
+    backends = tuple(program.backend for program in programs)
+    while sys.stdin.readline():
+        stop = threading.Event()
+        threading.Thread(target=_await_line, args=(stop,), daemon=True).start()
+        samples: list[float] = []
+        while not stop.is_set() or not samples:
+            started_s = time.perf_counter()
+            run_once()
+            samples.append(time.perf_counter() - started_s)
+        result = AloneResult(
+            median_s=median(samples),
+            mean_s=sum(samples) / len(samples),
+            num_runs=len(samples),
+            backends=backends,
+        )
+        print(msgspec.json.encode(result).decode(), flush=True)  # noqa: T201
 
 
-def _listen(go: threading.Event, stop: threading.Event) -> None:
+def _await_line(stop: threading.Event) -> None:
     if not sys.stdin.readline():
         os._exit(1)
-    go.set()
-    sys.stdin.readline()
     stop.set()
 
 
@@ -194,10 +260,7 @@ def main() -> None:
         for index, backend in pairs
     ]
     inputs = random_inputs(bundle.manifest.stages[indices[0]], arguments.micro_batch)
-    go, stop = threading.Event(), threading.Event()
-    threading.Thread(target=_listen, args=(go, stop), daemon=True).start()
-    result = _measure(programs, inputs, go, stop)
-    print(msgspec.json.encode(result).decode(), flush=True)  # noqa: T201
+    _serve(programs, inputs)
 
 
 if __name__ == "__main__":

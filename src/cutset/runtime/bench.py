@@ -154,14 +154,19 @@ def bench_bundle(
 
 
 def measure_throughput(
-    session: Session, inputs: tuple[torch.Tensor, ...], duration_s: float
+    session: Session,
+    inputs: tuple[torch.Tensor, ...],
+    duration_s: float,
+    *,
+    least: int = _MIN_MICRO_BATCHES,
 ) -> tuple[int, float]:
     """Streams one micro-batch again and again.
 
     Args:
         session: warm.
         inputs: the model's inputs, one micro-batch of rows.
-        duration_s: for how long, at least; never fewer than 20 micro-batches.
+        duration_s: for how long, at least.
+        least: never fewer micro-batches than this.
 
     Returns:
         How many micro-batches were answered, and in how many seconds, both counted from the answer
@@ -176,20 +181,24 @@ def measure_throughput(
         if index == skip:
             started_s = stopped_s
         num_done = max(0, index - skip)
-        if num_done >= _MIN_MICRO_BATCHES and stopped_s - started_s >= duration_s:
+        if num_done >= least and stopped_s - started_s >= duration_s:
             break
     return num_done, stopped_s - started_s
 
 
 def measure_latency(
-    session: Session, inputs: tuple[torch.Tensor, ...], duration_s: float
+    session: Session,
+    inputs: tuple[torch.Tensor, ...],
+    duration_s: float,
+    *,
+    least: int = _MIN_LATENCIES,
 ) -> list[float]:
-    """Seconds from submission to answer, one micro-batch at a time."""
+    """Seconds from submission to answer, one micro-batch at a time; never fewer than `least`."""
     samples: list[float] = []
     begun_s = time.perf_counter()
     while len(samples) < _MAX_LATENCIES:
         started_s = time.perf_counter()
-        if len(samples) >= _MIN_LATENCIES and started_s - begun_s >= duration_s:
+        if len(samples) >= least and started_s - begun_s >= duration_s:
             break
         session.run(*inputs)
         samples.append(time.perf_counter() - started_s)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import sys
+
 import msgspec
 import pytest
 import torch
 
-from cutset.backends import base
+from cutset.backends import base, openvino
 from cutset.backends.base import load_stage, random_inputs
 from cutset.backends.onnx import rows_of
 from cutset.errors import EngineError
@@ -114,3 +116,43 @@ def test_rows_are_read_from_the_first_length_that_grows() -> None:
     pairs = TensorSpec(name="p", shape=(2, "batch*3"), dtype="float32")
     assert rows_of((torch.zeros(5), torch.zeros(2, 12)), (table, pairs)) == 4
     assert rows_of((torch.zeros(5),), (table,)) == 1
+
+
+@pytest.mark.parametrize("num_rows", [1, 4, 7])
+def test_openvino_is_close_for_any_number_of_rows(
+    bundle: Bundle, model: SmallNet, num_rows: int
+) -> None:
+    rows = torch.randn(num_rows, 3, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            _chain(bundle, "openvino", rows), model(rows), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_a_missing_backend_is_told_with_a_hint(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(EngineError, match=r"openvino is not installed; pip install 'cutset\[open"):
+        load_stage(bundle, 0, backend="openvino", num_threads=1, micro_batch=4)
+    monkeypatch.setattr(base, "_median_time", lambda *_: 0.1)
+    program = load_stage(
+        _naming(bundle, "openvino"), 0, backend="auto", num_threads=1, micro_batch=4
+    )
+    assert program.backend == "torch"
+    assert "not run with openvino as planned: openvino is not installed" in caplog.text
+
+
+def test_auto_goes_on_without_a_backend_that_cannot_load(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise EngineError("no such operation")
+
+    monkeypatch.setattr(openvino, "compile_model", refuse)
+    monkeypatch.setattr(
+        base, "_median_time", lambda program, _: 0.1 if program.backend == "torch" else 0.2
+    )
+    program = load_stage(bundle, 0, backend="auto", num_threads=1, micro_batch=4)
+    assert program.backend == "torch"
+    assert "backend openvino not tried: no such operation" in caplog.text

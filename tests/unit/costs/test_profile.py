@@ -19,6 +19,7 @@ def test_every_piece_is_measured_with_every_backend() -> None:
         captured,
         cuts,
         micro_batch=3,
+        num_beside=1,
         num_runs=6,
         backends=piece_backends(captured, cuts, num_threads=1),
         device="here",
@@ -29,14 +30,15 @@ def test_every_piece_is_measured_with_every_backend() -> None:
         "output",
     ]
     assert sum(piece.flops for piece in profile.pieces) == captured.graph.flops
-    for backend in ("torch", "onnxruntime"):
+    for backend in ("torch", "onnxruntime", "openvino"):
         timings = [piece.timings[backend] for piece in profile.pieces]
         assert all(t.num_runs == 6 and 0 < t.p10_s <= t.median_s <= t.p90_s for t in timings)
         total = sum(timing.median_s for timing in timings)
         assert total == pytest.approx(profile.whole[backend].median_s)
         assert profile.software[backend]
-    assert seen[-1] == ("onnxruntime", 6, 6)
-    assert (profile.micro_batch, profile.num_threads, profile.device) == (3, 1, "here")
+    assert ("onnxruntime", 6, 6) in seen
+    assert (profile.micro_batch, profile.num_threads, profile.num_beside) == (3, 1, 1)
+    assert profile.device == "here"
 
 
 def test_threads_are_as_before_afterwards() -> None:
@@ -46,7 +48,7 @@ def test_threads_are_as_before_afterwards() -> None:
     assert torch.get_num_threads() == 1
 
 
-@pytest.mark.parametrize("wrong", [{"micro_batch": 0}, {"num_threads": 0}])
+@pytest.mark.parametrize("wrong", [{"micro_batch": 0}, {"num_threads": 0}, {"num_beside": -1}])
 def test_numbers_out_of_range(wrong: dict[str, int]) -> None:
     captured = capture_model(residual_net(), torch.randn(2, 3, 8, 8))
     with pytest.raises(ValueError, match="start at 1"):

@@ -1,0 +1,146 @@
+"""The ``openvino`` backend: the stage's ONNX model in OpenVINO's CPU plugin (an extra).
+
+It reads the same file as the ``onnxruntime`` backend, after the same checks. Inputs and outputs are
+used where torch keeps them. It computes in the precision of the model, also on processors that
+would be faster with bfloat16; results differ from torch's in the last bits.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cutset.backends.onnx import rows_of
+from cutset.errors import EngineError
+from cutset.shards.load import load_onnx_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cutset.shards.load import Bundle
+    from cutset.shards.manifest import StageEntry
+    from cutset.tensors import TensorSpec
+
+DTYPES = frozenset(
+    {"float32", "float64", "float16", "int8", "int16", "int32", "int64", "uint8", "bool"}
+)
+"""What both NumPy, through which tensors are handed over, and OpenVINO can hold."""
+
+
+class OpenvinoProgram:
+    """A stage in OpenVINO; see `cutset.backends.base.StageProgram`.
+
+    Args:
+        compiled: what `compile_model` made.
+        inputs: contract of the inputs, in the model's order.
+        outputs: contract of the outputs, in the model's order.
+
+    Raises:
+        EngineError: the model has another number of tensors than the contract.
+    """
+
+    backend = "openvino"
+
+    def __init__(
+        self, compiled: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    ) -> None:
+        import openvino
+
+        counts = (len(compiled.inputs), len(compiled.outputs))
+        if counts != (len(inputs), len(outputs)):
+            raise EngineError(
+                f"the ONNX model has {counts[0]} inputs and {counts[1]} outputs in OpenVINO, where"
+                f" the manifest promises {len(inputs)} and {len(outputs)}; export the bundle again"
+            )
+        self._tensor = openvino.Tensor
+        self._request = compiled.create_infer_request()
+        self._inputs = inputs
+        self._outputs = outputs
+
+    def __call__(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Computes the outputs into fresh tensors, whose shapes the contract gives."""
+        num_rows = rows_of(inputs, self._inputs)
+        held = [tensor.contiguous().numpy() for tensor in inputs]  # alive until the run has ended
+        for index, array in enumerate(held):
+            self._request.set_input_tensor(index, self._tensor(array, shared_memory=True))
+        outputs = tuple(
+            torch.empty(spec.concrete_shape(num_rows), dtype=getattr(torch, spec.dtype))
+            for spec in self._outputs
+        )
+        for index, output in enumerate(outputs):
+            shared = self._tensor(output.numpy(), shared_memory=True)
+            self._request.set_output_tensor(index, shared)
+        self._request.infer()
+        return outputs
+
+
+def compile_model(model: Path | bytes, num_threads: int) -> Any:
+    """Compiles an ONNX model for the CPU.
+
+    Args:
+        model: a checked file, or the content of a model that this process made.
+        num_threads: threads that compute.
+
+    Raises:
+        EngineError: OpenVINO cannot read or run it; with its words.
+    """
+    import openvino  # an import of half a second that few processes need
+
+    core = openvino.Core()
+    options = {
+        "INFERENCE_NUM_THREADS": num_threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        # Otherwise it takes bfloat16, with three digits, on processors that have it.
+        "INFERENCE_PRECISION_HINT": "f32",
+        # Pinned threads of two processes would share one core and leave the other idle.
+        "ENABLE_CPU_PINNING": False,
+    }
+    try:
+        return core.compile_model(core.read_model(model), "CPU", options)
+    except RuntimeError as error:
+        words = str(error).strip().splitlines()
+        raise EngineError(
+            f"OpenVINO cannot run the model ({words[-1] if words else 'it does not say why'});"
+            " use another backend"
+        ) from error
+
+
+def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> OpenvinoProgram:  # noqa: ARG001
+    """Loads the stage's ``model.onnx``.
+
+    Args:
+        bundle: opened and checked.
+        stage: index of the stage.
+        num_threads: threads that compute.
+        micro_batch: not needed here.
+
+    Raises:
+        BundleError: the file is missing, changed or unsafe.
+        EngineError: OpenVINO cannot run it.
+    """
+    entry = bundle.manifest.stages[stage]
+    compiled = compile_model(load_onnx_model(bundle, stage), num_threads)
+    return OpenvinoProgram(compiled, entry.inputs, entry.outputs)
+
+
+def missing() -> str:
+    """What this machine lacks for it; ``""`` if nothing."""
+    if importlib.util.find_spec("openvino") is None:
+        return "openvino is not installed; pip install 'cutset[openvino]'"
+    return ""
+
+
+def why_not(entry: StageEntry) -> str:
+    """Why OpenVINO cannot run the stage here; ``""`` if it can."""
+    otherwise = "; use --backend torch" if entry.program is not None else ""
+    if entry.model is None:
+        return f"the bundle has no ONNX model for it ({entry.model_missing}){otherwise}"
+    if missing():
+        return missing()
+    unknown = {spec.dtype for spec in (*entry.inputs, *entry.outputs)} - DTYPES
+    if unknown:
+        return f"it has no tensors of dtype {', '.join(sorted(unknown))}{otherwise}"
+    return ""
