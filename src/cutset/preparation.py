@@ -14,6 +14,7 @@ from cutset.errors import CaptureError, ModelError
 from cutset.graph.capture import capture_model
 from cutset.graph.captured import Captured
 from cutset.graph.cuts import CutPoints, find_cut_points
+from cutset.graph.independence import check_rows
 from cutset.graph.onnx_capture import capture_onnx
 from cutset.graph.onnx_model import OnnxModule
 from cutset.graph.parts import CapturedPart, capture_largest_part
@@ -152,7 +153,8 @@ def prepare_found(
         say: told of every step.
 
     Raises:
-        CaptureError: neither the model nor a part of it that has a cut point can be captured.
+        CaptureError: neither the model nor a part of it that has a cut point can be captured, or
+            a row's result depends on the rows beside it.
         PlanError: `keep` or `divide` names a class that the model does not call.
     """
     say = say or say_nothing
@@ -178,6 +180,8 @@ def prepare_found(
         say("looking for a part that can be captured")
         part = _part_with_cuts(found, max_tensors, refusal)
         captured, refused = part.captured, str(refusal)
+    say("trying whether rows are independent of each other")
+    check_rows(captured, found.model.get_submodule(part.path) if part else found.model)
     cuts = find_cut_points(captured.graph, keep=keep, divide=divide, max_tensors=max_tensors)
     return PreparedModel(
         found=found,

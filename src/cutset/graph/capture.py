@@ -9,9 +9,12 @@ Both compute the same numbers with the same kernels.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
+import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -143,8 +146,23 @@ def _export_with(
 
     bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
     shapes = pytree.tree_map(dims, dict(bound))
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), _without_torchs_words(), warnings.catch_warnings():
         # A forward that keeps a tensor in a plain attribute (a cache, what it last saw) computes
         # the same without; what a program holds is in its signature.
         warnings.filterwarnings("ignore", message="The tensor attribute.* assigned during exp")
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+@contextlib.contextmanager
+def _without_torchs_words() -> Iterator[None]:
+    """Keeps off the terminal what torch prints where it cannot trace: whole graphs, and a warning.
+
+    What it says of the cause is in the error that it raises.
+    """
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        log.disabled = was_disabled

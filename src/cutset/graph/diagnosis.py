@@ -20,6 +20,7 @@ _MOST_CHARACTERS = 240
 _ADVICE = "Make the forward free of decisions on tensor values and of a fixed number of rows"
 _SPECIALISED = re.compile(r"specialized it to be a constant \((\d+)\)")
 _CONDITION = re.compile(r"satisfy the generated guard (.+?)\.(?:\s|$)")
+_UNKNOWN_RESULT = re.compile(r"Found (<class '[^']+'>) in output")
 _OPERATION = re.compile(r"\b(?:aten|prims|torchvision)[.:]+\w+(?:\.\w+)?")
 _TRIED_ROWS = (2, 3, 4, 5, 7, 8, 13, 16, 64, 1000)
 """Numbers of rows with which conditions are tried. One row is left out: torch sets it apart."""
@@ -34,7 +35,7 @@ def error_at(node: Node, why: str, *, operation: str | None = None) -> CaptureEr
     source = source_line(node)
     operation = operation or str(node.target)
     return CaptureError(
-        f"the model cannot be split{_where(module_path, source, operation)}: {why}",
+        f"the model cannot be split{place_in_words(module_path, source, operation)}: {why}",
         module_path=module_path or None,
         source=source or None,
         operation=operation,
@@ -67,20 +68,28 @@ def export_error(model: torch.nn.Module, error: Exception) -> CaptureError:
             "the number of rows from the input (x.shape[0], or -1 in view and reshape) instead of "
             "writing it down"
         )
+    elif unknown := _UNKNOWN_RESULT.search(text):
+        why = (
+            f"it returns an object of {unknown[1]}, which torch does not know to hold tensors. "
+            "Return a tensor, tuple or dict, or tell torch of a dataclass with "
+            "torch.export.register_dataclass before the model is captured"
+        )
     else:
         line = (text.splitlines() or [type(error).__name__])[0]
         if len(line) > _MOST_CHARACTERS:
             line = f"{line[:_MOST_CHARACTERS]} ..."  # a condition on ninety symbols names each
         why = f"{line.partition(' See http')[0].rstrip('.')}. {_ADVICE}"
+    place = place_in_words(module_path, source, operation)
     return CaptureError(
-        f"torch.export cannot trace the model{_where(module_path, source, operation)}: {why}",
+        f"torch.export cannot trace the model{place}: {why}",
         module_path=module_path,
         source=source,
         operation=operation,
     )
 
 
-def _where(module_path: str | None, source: str | None, operation: str | None) -> str:
+def place_in_words(module_path: str | None, source: str | None, operation: str | None) -> str:
+    """Module, source line and operation, as far as they are known; begins with a space."""
     return "".join(
         (
             f" in module {module_path!r}" if module_path else "",

@@ -17,7 +17,7 @@ from cutset.graph.lowering import CapturedModel
 from cutset.graph.onnx_capture import CapturedOnnx
 from cutset.graph.onnx_operations import list_parameters
 from cutset.graph.onnx_pieces import build_onnx_piece
-from cutset.graph.onnx_session import make_session, run_session
+from cutset.graph.onnx_session import ELEMENT_TYPES, make_session, run_session
 from cutset.graph.pieces import build_piece
 from cutset.planning.plan import Plan, StagePlan
 from cutset.shards.manifest import StageEntry
@@ -63,12 +63,13 @@ class TorchStageWriter:
         # Contracts are checked by the runtime; guards would be code.
         exported._guards_code = []
         _write_program(exported, folder / program)
-        missing = export_onnx(
+        missing = _dtype_obstacle((*piece.input_specs, *piece.output_specs)) or export_onnx(
             exported,
             folder / model,
             input_names=[spec.name for spec in piece.input_specs],
             output_names=[spec.name for spec in piece.output_specs],
         )
+        missing = missing or _kept_if_runnable(folder / model)
         return _entry(
             self._captured,
             stage,
@@ -156,6 +157,31 @@ def check_operations(captured: CapturedModel) -> None:
                 "random, custom or unknown, and whoever loads the bundle would have to trust it. "
                 "Replace it in the model's forward"
             )
+
+
+def _dtype_obstacle(specs: Sequence[TensorSpec]) -> str:
+    """Why a stage with these boundaries gets no ONNX model, or ``""``."""
+    unknown = dict.fromkeys(spec.dtype for spec in specs if spec.dtype not in ELEMENT_TYPES)
+    return f"ONNX Runtime has no tensors of dtype {', '.join(unknown)}" if unknown else ""
+
+
+def _kept_if_runnable(path: Path) -> str:
+    """Loads an ONNX model, and removes it where ONNX Runtime cannot.
+
+    ONNX can express more than ONNX Runtime has kernels for (bfloat16 on processors).
+
+    Returns:
+        Why it was removed, or ``""``.
+    """
+    try:
+        make_session(str(path), torch.get_num_threads())
+    except Exception as error:  # noqa: BLE001 - onnxruntime's errors derive from Exception
+        for file in (path, path.with_name(f"{path.name}.data")):
+            file.unlink(missing_ok=True)
+        # The folder's name is the author's business and has no place in a bundle.
+        reason = _first_line(error).replace(str(path), path.name)
+        return f"ONNX Runtime cannot load it: {reason}"
+    return ""
 
 
 def _write_program(exported: torch.export.ExportedProgram, path: Path) -> None:

@@ -349,7 +349,10 @@ class _Verification:
             return [f"not checked with onnxruntime: {error}"], ""
         self._comparisons += found
         faults = [self._sentence(d) for d in found if d.is_too_large][:1]
-        missing = sum(stage.model is None for stage in self._bundle.manifest.stages)
+        stages = self._bundle.manifest.stages
+        missing = sum(stage.model is None for stage in stages)
+        if missing == len(stages):
+            return [*failures], f"no stage has an ONNX model ({stages[0].model_missing})"
         detail = f"onnxruntime within tolerance ({largest:.1e} of a tensor's magnitude)"
         if missing:
             detail += f" but for {_count(missing, 'stage')} without an ONNX model"

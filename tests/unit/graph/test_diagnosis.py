@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -107,3 +109,31 @@ def test_conditions_that_do_not_hold_are_refused() -> None:
     message = str(_error(only_even))
     assert "holds for some numbers of rows only" in message
     assert "% 2" in message or "Mod" in message
+
+
+def test_a_decision_on_values_is_named_and_torch_prints_nothing(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def doubled_where_positive(x: Tensor) -> Tensor:
+        return x * 2 if x.sum() > 0 else x
+
+    error = _error(doubled_where_positive)
+    assert "data-dependent" in str(error)
+    assert error.source is not None
+    assert error.source.startswith("test_diagnosis.py:")
+    assert capfd.readouterr() == ("", "")
+
+
+@dataclasses.dataclass
+class Answer:
+    """What torch has not been told of."""
+
+    scores: Tensor
+
+
+def test_a_result_of_a_class_that_torch_does_not_know() -> None:
+    message = str(_error(lambda x: Answer(x)))
+    assert "it returns an object of <class 'test_diagnosis.Answer'>" in message.replace(
+        __name__, "test_diagnosis"
+    )
+    assert "torch.export.register_dataclass" in message

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,59 @@ def test_what_onnx_cannot_express_is_said(tmp_path: Path) -> None:
     assert stage.model is None
     assert "i1" in stage.model_missing
     assert verify_bundle(path, model=model).ok
+
+
+class Spectrum(nn.Module):
+    """Complex numbers at the boundary behind it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.rfft(x)
+
+
+class Power(nn.Module):
+    """Real numbers again."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.abs()
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "reason"),
+    [
+        (
+            nn.Sequential(nn.Conv1d(4, 4, 3), nn.ReLU(), nn.Conv1d(4, 4, 3), nn.ReLU()).bfloat16(),
+            torch.randn(2, 4, 8).bfloat16(),
+            r"ONNX Runtime cannot load it: .* model\.onnx .*bfloat16",
+        ),
+        (
+            nn.Sequential(nn.Linear(8, 8), nn.ReLU(), Spectrum(), Power()),
+            torch.randn(2, 8),
+            "ONNX Runtime has no tensors of dtype complex64",
+        ),
+    ],
+)
+def test_what_onnx_runtime_cannot_run_is_left_out_and_said(
+    model: nn.Module, example: torch.Tensor, reason: str, tmp_path: Path
+) -> None:
+    captured = capture_model(model, example)
+    cuts = find_cut_points(captured.graph)
+    plan = make_plan(
+        captured.graph,
+        cuts,
+        costs_from_flops(captured.graph, cuts),
+        equal_cluster(2),
+        cut_names=(cuts.points[-1].after,),
+    )
+    path = export_bundle(model, plan, tmp_path / "b", captured=captured)
+    stages = open_bundle(path).manifest.stages
+    assert [stage.model for stage in stages] == [None, None]
+    assert all(re.search(reason, stage.model_missing) for stage in stages)
+    assert str(tmp_path) not in (path / "manifest.json").read_text()
+    assert not list(path.glob("*/model.onnx*"))
+    report = verify_bundle(path, model=model)
+    assert report.ok
+    assert report.bit_exact
+    assert "no stage has an ONNX model" in report.check("numerics").detail
 
 
 def test_what_no_bundle_may_hold_is_said_before_anything_is_written(tmp_path: Path) -> None:
