@@ -3,7 +3,8 @@
     python benchmarks/coverage_models.py [--only PATTERN] [--again] [--jobs N]
 
 Every model runs in a process of its own with a limit of time and memory. Results are added to
-build/coverage.jsonl one by one, so that an interrupted run goes on where it stopped.
+benchmarks/coverage.jsonl one by one, so that an interrupted run goes on where it stopped; the file
+is kept with the code, each result with the commit that gave it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import re
 import statistics
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterable
 from importlib import metadata
 from multiprocessing.connection import Connection, wait
@@ -27,7 +29,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 ROOT = Path(__file__).resolve().parent.parent
-STATE = ROOT / "build" / "coverage.jsonl"
+STATE = Path(__file__).with_name("coverage.jsonl")
 LIST = ROOT / "build" / "coverage-list.json"
 LOGS = ROOT / "build" / "coverage-logs"
 REPORT = ROOT / "docs" / "models.md"
@@ -71,7 +73,7 @@ def main() -> None:
     parser.add_argument("--memory-gib", type=float, default=12.0, help="limit for one model")
     parser.add_argument("--report-only", action="store_true", help="write docs/models.md, no runs")
     options = parser.parse_args()
-    STATE.parent.mkdir(exist_ok=True)
+    LIST.parent.mkdir(exist_ok=True)
     wanted = _read_list()
     rows = _read_state()
     if not options.report_only:
@@ -214,7 +216,7 @@ def report_text(wanted: Iterable[tuple[str, str]], rows: dict[str, dict[str, Any
     versions = ", ".join(
         f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "timm")
     )
-    parts = [INTRODUCTION.format(versions=versions), _sums(wanted, rows)]
+    parts = [INTRODUCTION.format(versions=versions), _commits(rows), "", _sums(wanted, rows)]
     for group, heading in HEADINGS.items():
         found = [rows[spec] for g, spec in wanted if g == group and spec in rows]
         missing = [spec for g, spec in wanted if g == group and spec not in rows]
@@ -226,6 +228,14 @@ def report_text(wanted: Iterable[tuple[str, str]], rows: dict[str, dict[str, Any
             names = ", ".join(f"`{spec.partition(':')[2]}`" for spec in missing)
             parts += [*(() if found else ("", f"## {heading}")), "", f"Not run: {names}."]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _commits(rows: dict[str, dict[str, Any]]) -> str:
+    """Which code gave how many of the results."""
+    counts = Counter(row.get("version") or "an unknown version" for row in rows.values())
+    return "Measured with " + ", ".join(
+        f"{version}: {count} models" for version, count in counts.most_common()
+    )
 
 
 def _line(row: dict[str, Any]) -> str:
