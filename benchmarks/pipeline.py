@@ -1,144 +1,132 @@
 """Cutset's pipeline against its peers, interleaved, on this machine: ``make bench``.
 
-For each model and micro-batch size, cut once at the place that balances the measured times, the
-same bundle is run in turn, again and again:
+For each model and micro-batch size, cut in two where the measured times balance, all contestants
+are started once, and then measured in turn, round after round, while the others rest:
 
 * ours, backend ``torch`` and backend ``auto``, two workers with one thread each;
-* each stage alone, without transfers, the other one busy beside it (both backends);
+* both stages without transfers, each in a process of its own, both busy (both backends);
 * torch.distributed.pipelining's ScheduleGPipe over gloo on the same two stages;
-* the whole model in one process, on one thread and on two.
+* the whole model in one process: one thread and two in torch, one with the planned backends.
 
-Prints a table and writes docs/benchmarks.md. Medians over the rounds; nothing is left out.
+Each case is kept in a file of its own as soon as it is measured, so the run can be stopped and gone
+on with: ``--budget SECONDS`` begins no further case after that time. When all cases are there, it
+prints them against the targets and writes docs/benchmarks.md. Medians over the rounds; nothing is
+left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime as dt
-import math
+import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
-import torchvision
 
-from cutset.backends.allocator import keep_freed_memory
+import pipeline_hop
+import pipeline_page
 from cutset.backends.base import random_inputs
-from cutset.backends.pieces import piece_backends
-from cutset.costs.model import costs_from_profile
-from cutset.costs.profile import profile_costs
-from cutset.devices import equal_cluster
-from cutset.graph.capture import capture_model
-from cutset.graph.cuts import find_cut_points
-from cutset.planning.make import make_plan
-from cutset.runtime.alone import measure_alone
+from cutset.costs.base import measure_worker_base
+from cutset.preparation import prepare_model
+from cutset.runtime.alone import AloneProcesses
 from cutset.runtime.bench import measure_latency, measure_throughput
-from cutset.runtime.session import open_session
-from cutset.shards.export import export_bundle
+from cutset.runtime.expect import expect_here
+from cutset.runtime.session import Session, open_session
 from cutset.shards.load import Bundle, load_program, open_bundle
+from cutset.workflow import (
+    plan_stages,
+    profile_model,
+    split_model,
+    stage_backends,
+)
 
 MODELS = ("alexnet", "vgg16", "resnet18", "resnet50", "mobilenet_v2", "inception_v3")
 GPIPE_CHUNKS = 8
-REPORT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+ROOT = Path(__file__).parent.parent
+REPORT = ROOT / "docs" / "benchmarks.md"
+WORK = ROOT / "build" / "bench"
 
-Sample = dict[str, float]
-
-_PREAMBLE = (
-    "`make bench`, {date}: {machine}, Python {python}, torch {torch}; {rounds} interleaved rounds",
-    "of {seconds:g} s, medians. Two stages, one thread each. Alone is the slowest stage without",
-    "transfers while the other one is busy too; GPipe is torch.distributed.pipelining's",
-    "ScheduleGPipe over gloo on the same stages with {chunks} micro-batches a step.",
-)
+Measure = Callable[[], dict[str, float]]
 
 
 def make_bundle(name: str, micro_batch: int, folder: Path) -> Bundle:
-    """Captures, profiles, plans for two equal devices, exports."""
-    torch.manual_seed(0)
-    options = {"init_weights": True} if name == "inception_v3" else {}
-    model = getattr(torchvision.models, name)(weights=None, **options).eval()
-    side = 299 if name == "inception_v3" else 224
-    captured = capture_model(model, (torch.randn(2, 3, side, side),))
-    cuts = find_cut_points(captured.graph)
-    keep_freed_memory()
-    profile = profile_costs(
-        captured,
-        cuts,
-        micro_batch=micro_batch,
-        max_seconds=5.0,
-        backends=piece_backends(captured, cuts, num_threads=1),
-    )
-    costs = costs_from_profile(captured.graph, cuts, profile)
-    plan = make_plan(captured.graph, cuts, costs, equal_cluster(2), num_stages=2)
+    """Captures, profiles, plans for two equal devices, exports, verifies; as a user would."""
     path = folder / f"{name}-{micro_batch}.cutset"
-    export_bundle(model, plan, path, captured=captured, model_name=name)
+    prepared = prepare_model(f"torchvision:{name}", weights="random:0")
+    backends = stage_backends(prepared)
+    profile = profile_model(prepared, batch_size=micro_batch, num_runs=10, backends=backends)
+    plan = plan_stages(prepared, num_stages=2, profile=profile)
+    plan = expect_here(prepared.captured, plan, backends, num_runs=10)
+    split_model(prepared, plan, path, replace=True)
     return open_bundle(path)
 
 
-def run_ours(bundle: Bundle, backend: str, micro_batch: int, duration_s: float) -> Sample:
-    """Period and latency of the pipeline."""
-    inputs = random_inputs(bundle.manifest.stages[0], micro_batch)
-    with open_session(bundle, backend=backend, micro_batch=micro_batch) as session:
-        measure_throughput(session, inputs, 0.0)  # warm-up
-        num_done, elapsed_s = measure_throughput(session, inputs, duration_s)
-        latencies = measure_latency(session, inputs, duration_s / 2)
-    return {"period_s": elapsed_s / num_done, "latency_s": median(latencies)}
+def ours(session: Session, inputs: tuple[torch.Tensor, ...], duration_s: float) -> Measure:
+    """Period and latency of a running pipeline."""
+
+    def run() -> dict[str, float]:
+        num_done, elapsed_s = measure_throughput(session, inputs, duration_s, least=6)
+        latencies = measure_latency(session, inputs, duration_s / 2, least=3)
+        return {"period_s": elapsed_s / num_done, "latency_s": median(latencies)}
+
+    return run
 
 
-def run_alone(bundle: Bundle, backend: str, micro_batch: int, duration_s: float) -> Sample:
-    """The slowest stage without transfers, and the sum of the stages."""
-    results = measure_alone(
-        bundle,
-        [(0,), (1,)],
-        backends=[backend, backend],
-        num_threads=1,
-        micro_batch=micro_batch,
-        duration_s=duration_s,
-    )
-    times = [result.median_s for result in results]
-    return {"slowest_s": max(times), "sum_s": sum(times)}
+def alone(processes: AloneProcesses, duration_s: float) -> Measure:
+    """Seconds of the slowest process, all busy."""
+    return lambda: {"s": max(result.median_s for result in processes.measure(duration_s))}
 
 
-def run_whole(bundle: Bundle, num_threads: int, micro_batch: int, duration_s: float) -> Sample:
-    """The whole model in one process, backend torch."""
-    (result,) = measure_alone(
-        bundle,
-        [(0, 1)],
-        backends=["torch", "torch"],
-        num_threads=num_threads,
-        micro_batch=micro_batch,
-        duration_s=duration_s,
-    )
-    return {"period_s": result.mean_s}
+class GPipe:
+    """Two ranks of ScheduleGPipe on a bundle's two stages; rank 1 says its period."""
 
-
-def run_gpipe(bundle: Bundle, micro_batch: int, duration_s: float) -> Sample:
-    """ScheduleGPipe on the same two stages; the last rank prints its period."""
-    with tempfile.TemporaryDirectory() as folder:
+    def __init__(self, bundle: Bundle, micro_batch: int, duration_s: float, folder: Path) -> None:
         command = [
-            *(sys.executable, __file__, "--gpipe-store", str(Path(folder) / "store")),
+            *(sys.executable, __file__, "--gpipe-store", str(folder / "store")),
             *("--bundle", str(bundle.directory), "--micro-batches", str(micro_batch)),
             *("--seconds", str(duration_s)),
         ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        ranks = [
+        self._ranks = [
             subprocess.Popen(
-                [*command, "--rank", str(rank)], stdout=subprocess.PIPE, env=environment
+                [*command, "--rank", str(rank)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
             for rank in (0, 1)
         ]
-        try:
-            outputs = [rank.communicate(timeout=600)[0] for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-    return {"period_s": float(outputs[1])}
+        for rank in self._ranks:
+            self._line(rank)
+
+    def __call__(self) -> dict[str, float]:
+        """One measurement."""
+        for rank in self._ranks:
+            assert rank.stdin is not None
+            rank.stdin.write(b"\n")
+            rank.stdin.flush()
+        return {"s": [float(self._line(rank)) for rank in self._ranks][1]}
+
+    def _line(self, rank: subprocess.Popen[bytes]) -> bytes:
+        assert rank.stdout is not None
+        line = rank.stdout.readline()
+        if not line:
+            raise RuntimeError("a rank of ScheduleGPipe is gone")
+        return line
+
+    def close(self) -> None:
+        """Ends the ranks."""
+        for rank in self._ranks:
+            rank.kill()
+            rank.communicate()
 
 
 def gpipe_rank(arguments: argparse.Namespace) -> None:
@@ -166,14 +154,13 @@ def gpipe_rank(arguments: argparse.Namespace) -> None:
             outputs = self.inner(*tensors)
             return outputs[0] if len(outputs) == 1 else outputs
 
-    inputs = random_inputs(entry, micro_batch)
     with torch.no_grad():
         stage = PipelineStage(
             _Single().eval(),
             rank,
             2,
             torch.device("cpu"),
-            input_args=inputs,
+            input_args=random_inputs(entry, micro_batch),
             output_args=tuple(
                 torch.empty(spec.concrete_shape(micro_batch)) for spec in entry.outputs
             ),
@@ -184,107 +171,117 @@ def gpipe_rank(arguments: argparse.Namespace) -> None:
         def step() -> None:
             schedule.eval(*batch) if rank == 0 else schedule.eval()
 
-        for _ in range(2):
-            step()
+        step()
         dist.barrier()
-        num_steps = 0
-        started_s = time.perf_counter()
-        go_on = torch.ones(1)
-        while go_on.item():
-            step()
-            num_steps += 1
-            go_on.fill_(float(time.perf_counter() - started_s < arguments.seconds))
-            dist.broadcast(go_on, src=0)
-        elapsed_s = time.perf_counter() - started_s
-    if rank == 1:
-        print(elapsed_s / (num_steps * GPIPE_CHUNKS), flush=True)
-    dist.barrier()
-    dist.destroy_process_group()
+        print("ready", flush=True)
+        while sys.stdin.readline():
+            num_steps = 0
+            go_on = torch.ones(1)
+            dist.barrier()
+            started_s = time.perf_counter()
+            while go_on.item():
+                step()
+                num_steps += 1
+                go_on.fill_(float(time.perf_counter() - started_s < arguments.seconds))
+                dist.broadcast(go_on, src=0)
+            print((time.perf_counter() - started_s) / (num_steps * GPIPE_CHUNKS), flush=True)
 
 
-def measure(bundle: Bundle, micro_batch: int, rounds: int, duration_s: float) -> Sample:
-    """All contestants in turn, `rounds` times; medians."""
-    contestants: dict[str, Callable[[], Sample]] = {
-        "ours torch": lambda: run_ours(bundle, "torch", micro_batch, duration_s),
-        "alone torch": lambda: run_alone(bundle, "torch", micro_batch, duration_s),
-        "gpipe": lambda: run_gpipe(bundle, micro_batch, duration_s),
-        "ours auto": lambda: run_ours(bundle, "auto", micro_batch, duration_s),
-        "alone auto": lambda: run_alone(bundle, "auto", micro_batch, duration_s),
-        "whole 1": lambda: run_whole(bundle, 1, micro_batch, duration_s),
-        "whole 2": lambda: run_whole(bundle, 2, micro_batch, duration_s),
-    }
-    samples: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        for name, run in contestants.items():
-            for key, seconds in run().items():
-                samples.setdefault(f"{name} {key}", []).append(seconds)
-    return {name: median(values) for name, values in samples.items()}
+def import_seconds() -> float:
+    """How long a process takes to import what a worker imports."""
+    started_s = time.perf_counter()
+    command = [sys.executable, "-c", "import cutset.runtime.worker, onnxruntime"]
+    subprocess.run(command, check=True, timeout=120)
+    return time.perf_counter() - started_s
 
 
-def ratios(found: Sample, predicted_s: float) -> Sample:
-    """What the targets speak of."""
-    return {
-        "torch period / slowest alone": found["ours torch period_s"]
-        / found["alone torch slowest_s"],
-        "auto period / slowest alone": found["ours auto period_s"] / found["alone auto slowest_s"],
-        "torch speed / GPipe": found["gpipe period_s"] / found["ours torch period_s"],
-        "auto speed / GPipe": found["gpipe period_s"] / found["ours auto period_s"],
-        "torch speed / whole, 1 thread": found["whole 1 period_s"] / found["ours torch period_s"],
-        "torch speed / whole, 2 threads": found["whole 2 period_s"] / found["ours torch period_s"],
-        "torch latency - sum of stages (ms)": 1e3
-        * (found["ours torch latency_s"] - found["alone torch sum_s"]),
-        "predicted / auto period": predicted_s / found["ours auto period_s"],
-    }
+def open_timed(
+    stack: contextlib.ExitStack, bundle: Bundle, backend: str, micro_batch: int
+) -> tuple[Session, float]:
+    """A session, and the seconds until it was ready."""
+    started_s = time.perf_counter()
+    session = open_session(bundle, backend=backend, micro_batch=micro_batch)
+    ready_s = time.perf_counter() - started_s
+    return stack.enter_context(session), ready_s
 
 
-def geometric_mean(values: Iterable[float]) -> float:
-    """Of positive values; NaN where one is not."""
-    logs = [math.log(value) if value > 0 else math.nan for value in values]
-    return math.exp(sum(logs) / len(logs))
-
-
-def render(
-    table: dict[tuple[str, int], tuple[Sample, Sample]], arguments: argparse.Namespace
-) -> str:
-    """The page docs/benchmarks.md."""
-    names = list(next(iter(table.values()))[1])
-    lines = [
-        "# Benchmarks",
-        "",
-        " ".join(_PREAMBLE).format(
-            date=dt.date.today().isoformat(),
-            machine=f"{platform.machine()}, {os.cpu_count()} cores",
-            python=platform.python_version(),
-            torch=torch.__version__,
-            rounds=arguments.rounds,
-            seconds=arguments.seconds,
-            chunks=GPIPE_CHUNKS,
-        ),
-        "",
-        "| model | micro-batch | ours torch (ms) | ours auto (ms) | GPipe (ms) | "
-        + " | ".join(names)
-        + " |",
-        "| --- " * (5 + len(names)) + "|",
+def memory_over_idle(session: Session, micro_batch: int) -> list[dict[str, float]]:
+    """Resident bytes of each worker over an idle one, and what the target allows."""
+    idle_bytes = measure_worker_base()
+    entries = session.bundle.manifest.stages
+    return [
+        {
+            "over_bytes": stage.stats.rss_bytes - idle_bytes,
+            "allowed_bytes": 1.5 * (entry.weight_bytes + micro_batch * entry.peak_activation_bytes)
+            + 64 * 2**20,
+        }
+        for stage, entry in zip(session.stats().stages, entries, strict=True)
     ]
-    for (model, micro_batch), (found, derived) in table.items():
-        times = [found[f"{who} period_s"] * 1e3 for who in ("ours torch", "ours auto", "gpipe")]
-        cells = [f"{value:.2f}" for value in (*times, *derived.values())]
-        lines.append(f"| {model} | {micro_batch} | " + " | ".join(cells) + " |")
-    means = [
-        "" if "(ms)" in name else f"{geometric_mean(row[1][name] for row in table.values()):.2f}"
-        for name in names
-    ]
-    lines.append("| **geometric mean** | | | | | " + " | ".join(means) + " |")
-    return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def measure(bundle: Bundle, micro_batch: int, rounds: int, duration_s: float) -> dict[str, Any]:
+    """One case: all contestants in turn, `rounds` times."""
+    inputs = random_inputs(bundle.manifest.stages[0], micro_batch)
+    facts: dict[str, Any] = {"predicted_s": bundle.manifest.plan.expected_period_s, "memory": {}}
+    facts["import_s"] = min(import_seconds() for _ in range(2))
+    with contextlib.ExitStack() as stack:
+        contestants: dict[str, Measure] = {}
+        planned = []
+        for backend in ("torch", "auto"):
+            session, ready_s = open_timed(stack, bundle, backend, micro_batch)
+            measure_throughput(session, inputs, 0.0, least=6)  # warm-up
+            facts[f"ready {backend}_s"] = ready_s
+            facts["memory"][backend] = memory_over_idle(session, micro_batch)
+            planned = [stage.backend for stage in session.stats().stages]
+            contestants[f"ours {backend}"] = ours(session, inputs, duration_s)
+            contestants[f"alone {backend}"] = alone(
+                _start_alone(stack, bundle, [(0,), (1,)], planned, 1, micro_batch), duration_s
+            )
+        facts["backends"] = planned
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        gpipe = GPipe(bundle, micro_batch, duration_s, folder)
+        stack.callback(gpipe.close)
+        contestants["gpipe"] = gpipe
+        for name, backends, threads in (
+            ("whole torch", ["torch", "torch"], 1),
+            ("whole torch, 2 threads", ["torch", "torch"], 2),
+            ("whole auto", planned, 1),
+        ):
+            processes = _start_alone(stack, bundle, [(0, 1)], backends, threads, micro_batch)
+            contestants[name] = alone(processes, duration_s)
+        samples: dict[str, list[float]] = {}
+        for _ in range(rounds):
+            for name, run in contestants.items():
+                for key, seconds in run().items():
+                    samples.setdefault(f"{name} {key}", []).append(seconds)
+    return {**facts, **{name: median(values) for name, values in samples.items()}}
+
+
+def _start_alone(
+    stack: contextlib.ExitStack,
+    bundle: Bundle,
+    groups: list[tuple[int, ...]],
+    backends: list[str],
+    num_threads: int,
+    micro_batch: int,
+) -> AloneProcesses:
+    return stack.enter_context(
+        AloneProcesses(
+            bundle, groups, backends=backends, num_threads=num_threads, micro_batch=micro_batch
+        )
+    )
+
+
+def main() -> int:
     """Runs the benchmark, or one rank of a peer."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--micro-batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--budget", type=float, default=float("inf"))
+    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
+    parser.add_argument("--work", type=Path, default=WORK, help="where results are kept")
     parser.add_argument("--output", type=Path, default=REPORT)
     parser.add_argument("--gpipe-store", help=argparse.SUPPRESS)
     parser.add_argument("--bundle", type=Path, help=argparse.SUPPRESS)
@@ -292,22 +289,45 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.gpipe_store:
         gpipe_rank(arguments)
-        return
+        return 0
     torch.set_num_threads(1)
-    table: dict[tuple[str, int], tuple[Sample, Sample]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.models:
-            for micro_batch in arguments.micro_batches:
-                bundle = make_bundle(name, micro_batch, Path(folder))
-                found = measure(bundle, micro_batch, arguments.rounds, arguments.seconds)
-                derived = ratios(found, bundle.manifest.plan.period_s)
-                table[name, micro_batch] = found, derived
-                print(name, micro_batch, {k: round(v, 3) for k, v in derived.items()}, flush=True)
-    page = render(table, arguments)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    cases: dict[tuple[str, int], Measure] = {
+        (name, micro_batch): _case(name, micro_batch, arguments)
+        for name in arguments.models
+        for micro_batch in arguments.micro_batches
+    }
+    cases["hop", 1] = pipeline_hop.measure_hops
+    if arguments.fresh:
+        for name, micro_batch in cases:
+            (arguments.work / f"{name}-{micro_batch}.json").unlink(missing_ok=True)
+    started_s = time.perf_counter()
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for (name, micro_batch), run in cases.items():
+        file = arguments.work / f"{name}-{micro_batch}.json"
+        if not file.exists():
+            if time.perf_counter() - started_s > arguments.budget:
+                print("time is up; run it again to go on", flush=True)
+                return 0
+            result = {**run(), "date": dt.datetime.now(dt.timezone.utc).date().isoformat()}
+            file.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        found[name, micro_batch] = json.loads(file.read_text(encoding="utf-8"))
+        print(name, micro_batch, pipeline_page.brief(found[name, micro_batch]), flush=True)
+    hops = found.pop(("hop", 1))
+    page, is_met = pipeline_page.render(found, hops, arguments.rounds, arguments.seconds)
     print(page)
-    arguments.output.parent.mkdir(exist_ok=True)
     arguments.output.write_text(page, encoding="utf-8")
+    return 0 if is_met else 1
+
+
+def _case(name: str, micro_batch: int, arguments: argparse.Namespace) -> Measure:
+    def run() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            bundle = make_bundle(name, micro_batch, Path(folder))
+            return measure(bundle, micro_batch, arguments.rounds, arguments.seconds)
+
+    return run
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

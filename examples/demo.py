@@ -17,8 +17,15 @@ from rich.console import Console
 from cutset.images import read_image
 from cutset.inputs import top_k
 from cutset.report.text import print_answers, print_checks, print_plan
+from cutset.runtime.expect import expect_here
 from cutset.runtime.session import open_session
-from cutset.workflow import plan_stages, prepare_model, profile_model, split_model
+from cutset.workflow import (
+    plan_stages,
+    prepare_model,
+    profile_model,
+    split_model,
+    stage_backends,
+)
 
 BUNDLE = Path("demo/mobilenet_v2.cutset")
 NUM_ROWS = 100
@@ -32,9 +39,10 @@ def main() -> int:
     console.print("[bold]1. Split[/] a trained MobileNetV2 over two equal devices")
     prepared = prepare_model("torchvision:mobilenet_v2", weights=str(mobilenet_weights()))
     console.print(f"   weights: {prepared.found.weights}")
-    # The two stages will compute at the same time, so the costs are measured with one beside.
-    profile = profile_model(prepared, num_beside=1)
+    backends = stage_backends(prepared)
+    profile = profile_model(prepared, backends=backends)
     plan = plan_stages(prepared, num_stages=2, profile=profile)
+    plan = expect_here(prepared.captured, plan, backends)
     print_plan(console, plan)
 
     console.print("\n[bold]2. Verify[/] that the two shards are the whole model")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from cutset.costs.model import (
     costs_from_profile,
     load_profile,
 )
-from cutset.costs.profile import profile_costs
+from cutset.costs.profile import PieceBackend, profile_costs
 from cutset.devices import Cluster, equal_cluster
 from cutset.errors import PlanError, VerificationError
 from cutset.graph.cuts import CutPoints
@@ -51,7 +50,6 @@ __all__ = [
     "Say",
     "cost_model",
     "load_profiles",
-    "num_stages_beside",
     "plan_front",
     "plan_stages",
     "prepare_found",
@@ -59,8 +57,23 @@ __all__ = [
     "profile_model",
     "raise_if_failed",
     "split_model",
+    "stage_backends",
     "verify_against",
 ]
+
+
+def stage_backends(
+    prepared: PreparedModel, *, num_threads: int = 1, compiled: bool = False
+) -> Mapping[str, PieceBackend]:
+    """What can run pieces of a prepared model here.
+
+    For `profile_model` and `cutset.runtime.expect.expect_here`.
+
+    Args and errors as for `piece_backends`.
+    """
+    return piece_backends(
+        prepared.captured, prepared.cuts, num_threads=num_threads, compiled=compiled
+    )
 
 
 def profile_model(
@@ -68,16 +81,16 @@ def profile_model(
     *,
     batch_size: int = 1,
     num_threads: int = 1,
-    num_beside: int = 0,
     num_runs: int = 20,
     device: str = "",
-    compiled: bool = False,
+    backends: Mapping[str, PieceBackend] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Profile:
     """Measures every piece of a prepared model on this device with every backend that is installed.
 
-    Args and errors as for `profile_costs` and `piece_backends`. As workers do, this process keeps
-    the memory of freed activations from now on, so that what is measured here is what they take.
+    Args and errors as for `profile_costs`; `backends` as `stage_backends` gives them if None. As
+    workers do, this process keeps the memory of freed activations from now on, so that what is
+    measured here is what they take.
     """
     keep_freed_memory()
     return profile_costs(
@@ -85,29 +98,12 @@ def profile_model(
         prepared.cuts,
         micro_batch=batch_size,
         num_threads=num_threads,
-        num_beside=num_beside,
         num_runs=num_runs,
-        backends=piece_backends(
-            prepared.captured, prepared.cuts, num_threads=num_threads, compiled=compiled
-        ),
+        backends=backends or stage_backends(prepared, num_threads=num_threads),
         model_name=prepared.name,
         device=device,
         progress=progress,
     )
-
-
-def num_stages_beside(request: PlanRequest, *, num_threads: int = 1) -> int:
-    """How many other stages compute on this machine while one does: for `profile_model`.
-
-    0 where a cluster is named, whose devices are machines of their own; else every other stage, as
-    far as there are cores for it.
-    """
-    if request.cluster is not None:
-        return 0
-    can_tell = hasattr(os, "sched_getaffinity")
-    num_cores = len(os.sched_getaffinity(0)) if can_tell else os.cpu_count() or 1
-    num_stages = request.resolved().num_stages or 1
-    return max(0, min(num_stages, num_cores // num_threads) - 1)
 
 
 def load_profiles(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cutset.costs.model import Profile
+    from cutset.costs.profile import PieceBackend
     from cutset.planning import Plan
     from cutset.workflow import PlanRequest, PreparedModel
 
@@ -50,9 +51,6 @@ def profile(
     threads: options.Threads = 1,
     runs: options.Runs = 20,
     device: Annotated[str, typer.Option(help="this device's name; the host's by default")] = "",
-    beside: Annotated[
-        int, typer.Option(min=0, help="copies that compute meanwhile, as stages beside it would")
-    ] = 0,
     compiled: Annotated[
         bool, typer.Option("--compiled", help="torch-compiled too; takes a minute, needs g++")
     ] = False,
@@ -64,12 +62,12 @@ def profile(
     """Measure on this device what every piece of a model costs."""
     from cutset.costs.model import profile_to_json
     from cutset.report.text import print_profile
+    from cutset.workflow import stage_backends
 
     with progress() as say:
         prepared = _prepare(model, _any_weights(model, weights), keep, divide, max_tensors, say)
-        measured = _measure(
-            prepared, batch_size, threads, runs, device, say, compiled=compiled, beside=beside
-        )
+        backends = stage_backends(prepared, num_threads=threads, compiled=compiled)
+        measured = _measure(prepared, backends, batch_size, threads, runs, device, say)
     text = profile_to_json(measured)
     if output is not None:
         write_text(output, text + "\n")
@@ -128,12 +126,15 @@ def plan(
     gain = None
     with progress() as say:
         prepared = _prepare(model, _any_weights(model, weights), keep, divide, max_tensors, say)
-        costs = _costs(prepared, request, cluster, cost, profile_file, batch_size, threads, say)
+        costs, backends = _costs(
+            prepared, request, cluster, cost, profile_file, batch_size, threads, say
+        )
         say("planning")
         if is_front:
             front = plan_front(prepared, request, profile=costs, batch_size=batch_size)
         else:
             result = plan_stages(prepared, request, profile=costs, batch_size=batch_size)
+            result = _expect(prepared, result, backends, threads)
             if granularity == "op":
                 from cutset.planning import gain_inside_units
 
@@ -185,9 +186,12 @@ def split(
     check_target(output.absolute(), replace=force)
     with progress() as say:
         prepared = _prepare(model, weights, keep, divide, max_tensors, say)
-        costs = _costs(prepared, request, cluster, cost, profile_file, batch_size, threads, say)
+        costs, backends = _costs(
+            prepared, request, cluster, cost, profile_file, batch_size, threads, say
+        )
         say("planning")
         result = plan_stages(prepared, request, profile=costs, batch_size=batch_size)
+        result = _expect(prepared, result, backends, threads)
         path, report = split_model(
             prepared, result, output, num_threads=threads, replace=force, say=say
         )
@@ -296,36 +300,49 @@ def _costs(
     batch_size: int,
     threads: int,
     say: Say,
-) -> Profile | Mapping[str, Profile] | None:
-    """The profiles to plan with: read, measured now, or None for multiply-adds."""
+) -> tuple[Profile | Mapping[str, Profile] | None, Mapping[str, PieceBackend]]:
+    """The profiles to plan with: read, measured now, or None for multiply-adds.
+
+    Where they are measured now, for processes of this machine, also what they were measured with.
+    """
     from cutset.costs.model import load_profile
-    from cutset.workflow import load_profiles, num_stages_beside
+    from cutset.workflow import load_profiles, stage_backends
 
     if cost not in ("measured", "flops"):
         usage_error(f"--cost is 'measured' or 'flops', got {cost!r}")
     if cost == "flops" and profile_file is None:
-        return None
+        return None, {}
     folder = cluster.parent if cluster is not None else Path()
     if profile_file is not None:
-        return load_profiles(request.cluster, folder, load_profile(profile_file))
+        return load_profiles(request.cluster, folder, load_profile(profile_file)), {}
     devices = request.cluster.devices if request.cluster else ()
     if devices and all(device.profile is not None for device in devices):
-        return load_profiles(request.cluster, folder, None)
-    beside = num_stages_beside(request, num_threads=threads)
-    measured = _measure(prepared, batch_size, threads, 20, "", say, beside=beside)
-    return load_profiles(request.cluster, folder, measured)
+        return load_profiles(request.cluster, folder, None), {}
+    backends = stage_backends(prepared, num_threads=threads)
+    measured = _measure(prepared, backends, batch_size, threads, 20, "", say)
+    profiles = load_profiles(request.cluster, folder, measured)
+    return profiles, backends if request.cluster is None else {}
+
+
+def _expect(
+    prepared: PreparedModel, plan: Plan, backends: Mapping[str, PieceBackend], threads: int
+) -> Plan:
+    """The plan with what it takes here, where it is for processes of this machine."""
+    if not backends:
+        return plan
+    from cutset.runtime.expect import expect_here
+
+    return expect_here(prepared.captured, plan, backends, num_threads=threads)
 
 
 def _measure(
     prepared: PreparedModel,
+    backends: Mapping[str, PieceBackend],
     batch_size: int,
     threads: int,
     runs: int,
     device: str,
     say: Say,
-    *,
-    compiled: bool = False,
-    beside: int = 0,
 ) -> Profile:
     from cutset.workflow import profile_model
 
@@ -333,9 +350,8 @@ def _measure(
         prepared,
         batch_size=batch_size,
         num_threads=threads,
-        num_beside=beside,
         num_runs=runs,
         device=device,
-        compiled=compiled,
+        backends=backends,
         progress=lambda name, done, all_: say(f"profiling {name}: run {done} of {all_}"),
     )

@@ -62,8 +62,6 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         device: name of the device it was measured on.
         micro_batch: rows in each run.
         num_threads: threads that computed.
-        num_beside: other copies of the model that computed meanwhile, as the other stages of a
-            pipeline on one machine do: cores share memory and caches.
         pieces: in execution order; one more than there are candidate cut points.
         software: versions of what computed, e.g. ``{"torch": "2.14.1"}``.
         whole: measured seconds of the whole model for one micro-batch, by backend name.
@@ -77,7 +75,6 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     pieces: tuple[PieceProfile, ...]
     software: dict[str, str]
     whole: dict[str, Timing] = {}
-    num_beside: int = 0
 
 
 class SharedWeight(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

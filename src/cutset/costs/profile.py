@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import contextlib
 import importlib.metadata
 import platform
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Protocol, TypeAlias
 
@@ -25,7 +21,6 @@ from cutset.threads import compute_threads
 
 NUM_WARMUP_RUNS = 2
 MIN_RUNS = 5
-_SWITCH_INTERVAL_S = 0.0001
 
 Tensors: TypeAlias = tuple[torch.Tensor, ...]
 
@@ -62,7 +57,6 @@ def profile_costs(
     *,
     micro_batch: int = 1,
     num_threads: int = 1,
-    num_beside: int = 0,
     num_runs: int = 20,
     max_seconds: float = 10.0,
     backends: Mapping[str, PieceBackend] | None = None,
@@ -84,8 +78,6 @@ def profile_costs(
         cuts: its judged positions; the candidates divide it into pieces.
         micro_batch: rows in each run, at least 1.
         num_threads: threads that compute, at least 1.
-        num_beside: copies of the whole model that compute meanwhile, each with as many threads;
-            for a pipeline on one machine as many as its other stages.
         num_runs: measured runs for each backend, if time allows; at least 5 are made.
         max_seconds: after this long no further run is begun, for each backend.
         backends: what to measure, by name; eager torch if None, for a model that has it.
@@ -94,14 +86,10 @@ def profile_costs(
         progress: called with the backend, the runs done and the runs wanted.
 
     Raises:
-        ValueError: `micro_batch` or `num_threads` is below 1, `num_beside` below 0, or there is
-            nothing to measure.
+        ValueError: `micro_batch` or `num_threads` is below 1, or there is nothing to measure.
     """
-    if micro_batch < 1 or num_threads < 1 or num_beside < 0:
-        raise ValueError(
-            f"micro_batch {micro_batch} and num_threads {num_threads} start at 1,"
-            f" num_beside {num_beside} at 0"
-        )
+    if micro_batch < 1 or num_threads < 1:
+        raise ValueError(f"micro_batch {micro_batch} and num_threads {num_threads} start at 1")
     if backends is None and isinstance(captured, CapturedModel):
         backends = {"torch": eager_pieces(captured)}
     if not backends:
@@ -114,9 +102,7 @@ def profile_costs(
         for name, backend in backends.items():
             runners = [backend(start, stop) for start, stop in pairwise(positions)]
             runners.append(backend(0, positions[-1]))
-            others = [backend(0, positions[-1]) for _ in range(num_beside)]
-            with _computing(others, inputs):
-                seconds = _measure(name, runners, inputs, num_runs, max_seconds, progress)
+            seconds = _measure(name, runners, inputs, num_runs, max_seconds, progress)
             *pieces, all_ = (_timing(samples) for samples in seconds.T)
             whole[name] = all_
             timings[name] = _scaled(pieces, all_.median_s)
@@ -126,7 +112,6 @@ def profile_costs(
         device=device or platform.node(),
         micro_batch=micro_batch,
         num_threads=num_threads,
-        num_beside=num_beside,
         pieces=_pieces(captured, cuts, positions, timings),
         whole=whole,
         software={
@@ -134,6 +119,41 @@ def profile_costs(
             **{name: importlib.metadata.version(name.partition("-")[0]) for name in timings},
         },
     )
+
+
+def time_stages(
+    captured: Captured,
+    positions: Sequence[int],
+    backends: Sequence[PieceBackend],
+    *,
+    micro_batch: int = 1,
+    num_threads: int = 1,
+    num_runs: int = 20,
+    max_seconds: float = 10.0,
+) -> tuple[Timing, ...]:
+    """Measures stages as wholes, one after the other, as `profile_costs` measures pieces.
+
+    What a backend saves within a stage and pays at its ends is in these times, where sums of
+    pieces have the average of all cuts.
+
+    Args:
+        captured: the captured model.
+        positions: where stages begin and end: 0, the cuts, the number of operations.
+        backends: of each stage.
+        micro_batch: rows in each run.
+        num_threads: threads that compute.
+        num_runs: measured runs, if time allows; at least 5 are made.
+        max_seconds: after this long no further run is begun.
+    """
+    inputs = _rows(captured, micro_batch)
+    with compute_threads(num_threads), torch.inference_mode():
+        runners = [
+            backend(start, stop)
+            for backend, (start, stop) in zip(backends, pairwise(positions), strict=True)
+        ]
+        # The last runner is for what follows the pieces in a profile: nothing here.
+        seconds = _measure("", [*runners, lambda _: ()], inputs, num_runs, max_seconds, None)
+    return tuple(_timing(samples) for samples in seconds.T[:-1])
 
 
 def _pieces(
@@ -152,30 +172,6 @@ def _pieces(
         )
         for index, (last, (start, stop)) in enumerate(zip(names, pairwise(positions), strict=True))
     )
-
-
-@contextlib.contextmanager
-def _computing(runners: Sequence[PieceRunner], inputs: Tensors) -> Iterator[None]:
-    """Each runner computes again and again on a thread of its own until the block ends."""
-    stop = threading.Event()
-
-    def repeat(runner: PieceRunner) -> None:
-        with torch.inference_mode():
-            while not stop.is_set():
-                runner(inputs)
-
-    switch_s = sys.getswitchinterval()
-    with concurrent.futures.ThreadPoolExecutor(max(1, len(runners))) as pool:
-        # Between two operations a thread must not wait for the other one's turn to be over.
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        futures = [pool.submit(repeat, runner) for runner in runners]
-        try:
-            yield
-        finally:
-            stop.set()
-            sys.setswitchinterval(switch_s)
-        for future in futures:
-            future.result()
 
 
 def _rows(captured: Captured, num_rows: int) -> Tensors:

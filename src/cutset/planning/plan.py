@@ -110,6 +110,27 @@ class MoreTensors(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     slowest_over_even: float
 
 
+class Expected(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a plan takes where every stage is a process of this machine, from measured parts.
+
+    The planner adds up pieces, which have the average cost of a cut in them, and takes links
+    between equal devices to be free. These numbers come from the stages that were chosen,
+    measured as wholes, and from what messages and the caller's own part cost here.
+
+    Attributes:
+        compute_s: of each stage, for one micro-batch.
+        message_s: processor seconds of each message, both ends together: from the caller to the
+            first stage, between neighbours, from the last stage to the caller.
+        period_s: seconds per micro-batch in steady state.
+        latency_s: seconds for one micro-batch alone, without the time that waking processes takes.
+    """
+
+    compute_s: tuple[float, ...]
+    message_s: tuple[float, ...]
+    period_s: float
+    latency_s: float
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Stages, devices, predictions and the proof.
 
@@ -134,6 +155,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         unused_devices: devices of the cluster that get no stage.
         notes: what else a reader should know, a sentence each.
         more_tensors: what a larger `max_tensors` would give, where it would help.
+        expected: what this plan takes as processes of one machine, where that was measured.
     """
 
     format: str
@@ -155,11 +177,17 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     unused_devices: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     more_tensors: MoreTensors | None = None
+    expected: Expected | None = None
 
     @property
     def rows_per_s(self) -> float:
         """Predicted rows per second in steady state; infinity where nothing costs time."""
         return self.micro_batch / self.period_s if self.period_s else float("inf")
+
+    @property
+    def expected_period_s(self) -> float:
+        """Seconds per micro-batch to hold a measurement against: `expected`'s, else `period_s`."""
+        return self.expected.period_s if self.expected is not None else self.period_s
 
     @property
     def is_proven(self) -> bool:

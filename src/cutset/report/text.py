@@ -118,6 +118,11 @@ def print_plan(console: Console, plan: Plan) -> None:
         f"predicted: {format_seconds(plan.period_s)} per {rows} in steady state "
         f"({plan.rows_per_s:.4g} rows/s), {format_seconds(plan.latency_s)} for one alone"
     )
+    if plan.expected is not None:
+        console.print(
+            f"as processes of this machine: {format_seconds(plan.expected.period_s)} per {rows}, "
+            f"its stages measured as wholes, messages and the caller's part included"
+        )
     proof = (
         "proven the best" if plan.is_proven else f"at most {plan.gap:.2%} above the best possible"
     )

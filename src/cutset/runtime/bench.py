@@ -59,7 +59,8 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         period_s: seconds per micro-batch in steady state.
         rows_per_s: rows per second in steady state.
         latency_s: of one micro-batch alone in the pipeline, from submission to answer.
-        predicted_period_s: what the plan promised.
+        predicted_period_s: what the plan promised, from its stages measured as wholes where it was
+            made for this machine's processes.
         slowest_stage_alone_s: median seconds of the slowest stage without transfers, each stage in
             a process of its own, all of them busy.
         whole_model_period_s: mean seconds per micro-batch of all stages in one process, with as
@@ -145,7 +146,7 @@ def bench_bundle(
         period_s=elapsed_s / num_done,
         rows_per_s=num_done * rows / elapsed_s,
         latency_s=quantiles(latencies),
-        predicted_period_s=manifest.plan.period_s,
+        predicted_period_s=manifest.plan.expected_period_s,
         slowest_stage_alone_s=max(result.median_s for result in alone),
         whole_model_period_s=whole.mean_s,
         stages=_shares(before, after, stats_s),

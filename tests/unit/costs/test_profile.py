@@ -19,7 +19,6 @@ def test_every_piece_is_measured_with_every_backend() -> None:
         captured,
         cuts,
         micro_batch=3,
-        num_beside=1,
         num_runs=6,
         backends=piece_backends(captured, cuts, num_threads=1),
         device="here",
@@ -37,8 +36,7 @@ def test_every_piece_is_measured_with_every_backend() -> None:
         assert total == pytest.approx(profile.whole[backend].median_s)
         assert profile.software[backend]
     assert ("onnxruntime", 6, 6) in seen
-    assert (profile.micro_batch, profile.num_threads, profile.num_beside) == (3, 1, 1)
-    assert profile.device == "here"
+    assert (profile.micro_batch, profile.num_threads, profile.device) == (3, 1, "here")
 
 
 def test_threads_are_as_before_afterwards() -> None:
@@ -48,7 +46,7 @@ def test_threads_are_as_before_afterwards() -> None:
     assert torch.get_num_threads() == 1
 
 
-@pytest.mark.parametrize("wrong", [{"micro_batch": 0}, {"num_threads": 0}, {"num_beside": -1}])
+@pytest.mark.parametrize("wrong", [{"micro_batch": 0}, {"num_threads": 0}])
 def test_numbers_out_of_range(wrong: dict[str, int]) -> None:
     captured = capture_model(residual_net(), torch.randn(2, 3, 8, 8))
     with pytest.raises(ValueError, match="start at 1"):

@@ -1,0 +1,246 @@
+"""The page that the pipeline's benchmark writes: every target, what was measured, the shortfall."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from statistics import median
+from typing import Any
+
+import onnxruntime
+import psutil
+import torch
+
+Cases = Mapping[tuple[str, int], dict[str, Any]]
+Ratio = Callable[[dict[str, Any]], float]
+
+RATIOS: dict[str, Ratio] = {
+    "torch period / slowest alone": lambda c: c["ours torch period_s"] / c["alone torch s"],
+    "auto period / slowest alone": lambda c: c["ours auto period_s"] / c["alone auto s"],
+    "torch speed / GPipe": lambda c: c["gpipe s"] / c["ours torch period_s"],
+    "auto speed / GPipe": lambda c: c["gpipe s"] / c["ours auto period_s"],
+    "torch speed / whole torch, 1 core": lambda c: c["whole torch s"] / c["ours torch period_s"],
+    "auto speed / whole auto, 1 core": lambda c: c["whole auto s"] / c["ours auto period_s"],
+    "auto speed / whole torch, 2 cores": lambda c: (
+        c["whole torch, 2 threads s"] / c["ours auto period_s"]
+    ),
+    "predicted / auto period": lambda c: c["predicted_s"] / c["ours auto period_s"],
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """One line of what is wanted.
+
+    Attributes:
+        text: what is wanted, in words.
+        found: the number that was measured.
+        limit: the number that it is held against.
+        at_least: whether it must be at least or at most `limit`.
+        detail: more numbers.
+    """
+
+    text: str
+    found: float
+    limit: float
+    at_least: bool = False
+    detail: str = ""
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the number keeps the limit."""
+        return self.found >= self.limit if self.at_least else self.found <= self.limit
+
+    def row(self) -> str:
+        """As a row of a table."""
+        verdict = "met" if self.is_met else f"**missed by {abs(self.found - self.limit):.3g}**"
+        sign = "≥" if self.at_least else "≤"
+        cells = (self.text, f"{sign} {self.limit:g}", f"{self.found:.3g}", verdict, self.detail)
+        return "| " + " | ".join(cells) + " |"
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """Of positive values."""
+    logs = [math.log(value) for value in values]
+    return math.exp(sum(logs) / len(logs))
+
+
+def brief(case: dict[str, Any]) -> str:
+    """One case in a line; the hops in seconds."""
+    if "ours auto period_s" not in case:
+        return str(case)
+    return ", ".join(f"{name} {ratio(case):.2f}" for name, ratio in RATIOS.items())
+
+
+def targets(cases: Cases, hops: dict[str, float]) -> list[Target]:
+    """Every target with its number."""
+
+    def mean(name: str) -> float:
+        return geometric_mean(RATIOS[name](case) for case in cases.values())
+
+    def worst(values: dict[tuple[str, int], float]) -> tuple[float, str]:
+        (name, micro_batch), value = max(values.items(), key=lambda item: item[1])
+        return value, f"{name}, micro-batch {micro_batch}"
+
+    found = []
+    for backend in ("torch", "auto"):
+        name = f"{backend} period / slowest alone"
+        ratio = RATIOS[name]
+        peak, where = worst({key: ratio(case) for key, case in cases.items()})
+        found += [
+            Target(text=f"{name}, geometric mean", found=mean(name), limit=1.05),
+            Target(text=f"{name}, largest", found=peak, limit=1.10, detail=where),
+        ]
+    latest, where = worst(
+        {
+            key: 1e3 * (case[f"ours {b} latency_s"] - 1.05 * case[f"whole {b} s"])
+            for b in ("torch", "auto")
+            for key, case in cases.items()
+        }
+    )
+    over, heaviest = worst(
+        {
+            key: each["over_bytes"] / each["allowed_bytes"]
+            for key, case in cases.items()
+            for stages in case["memory"].values()
+            for each in stages
+        }
+    )
+    late, slow_start = worst(
+        {
+            key: case[f"ready {b}_s"] - case["import_s"]
+            for b in ("torch", "auto")
+            for key, case in cases.items()
+        }
+    )
+    by_model: dict[str, list[float]] = {}
+    for (model, _), case in cases.items():
+        by_model.setdefault(model, []).append(abs(RATIOS["predicted / auto period"](case) - 1))
+    return [
+        *found,
+        Target(
+            text="auto speed / GPipe, geometric mean",
+            found=mean("auto speed / GPipe"),
+            limit=2,
+            at_least=True,
+        ),
+        Target(
+            text="torch speed / GPipe, geometric mean",
+            found=mean("torch speed / GPipe"),
+            limit=1,
+            at_least=True,
+        ),
+        *(
+            Target(text=f"{name}, geometric mean", found=mean(name), limit=1.75, at_least=True)
+            for name in ("torch speed / whole torch, 1 core", "auto speed / whole auto, 1 core")
+        ),
+        Target(
+            text="latency alone over the sum of its stages + 5% (ms), largest",
+            found=latest,
+            limit=1,
+            detail=where,
+        ),
+        Target(
+            text="hop of 1.6 MB (ms)",
+            found=1e3 * hops["shared_s"],
+            limit=0.8,
+            detail=f"shared memory; over gloo on loopback {1e3 * hops['gloo_s']:.2f} ms",
+        ),
+        Target(
+            text="worker's memory over an idle one / (1.5 (weights + peak) + 64 MiB), largest",
+            found=over,
+            limit=1,
+            detail=heaviest,
+        ),
+        Target(
+            text="session ready over importing its libraries (s), largest",
+            found=late,
+            limit=2,
+            detail=slow_start,
+        ),
+        Target(
+            text="predicted against measured period, off by, median over the models",
+            found=median(sum(errors) / len(errors) for errors in by_model.values()),
+            limit=0.10,
+        ),
+    ]
+
+
+def machine() -> str:
+    """This machine in words."""
+    name = platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
+            name = next(line for line in file if line.startswith("model name")).split(":")[1]
+    except (OSError, StopIteration):
+        pass
+    memory = psutil.virtual_memory().total / 2**30
+    return (
+        f"{name.strip()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}"
+        f" {platform.release()}, Python {platform.python_version()}, torch {torch.__version__},"
+        f" onnxruntime {onnxruntime.__version__}"
+    )
+
+
+_TOP = """# Benchmarks
+
+Written by `make bench`; measured on {date} on {machine}.
+
+Two stages with one thread each; {rounds} rounds, in each of which every contestant was measured
+once for {seconds:g} s or more while the others rested; medians. *Alone* is the slowest stage
+without transfers while the other one is busy too. *GPipe* is torch.distributed.pipelining's
+ScheduleGPipe over gloo on the same stages, 8 micro-batches a step. *Whole* is all stages in one
+process, which is also the sum of the stages that the latency is held against. `auto` runs each
+stage with the backend that the profile found the fastest.
+
+## Targets
+
+| target | limit | measured | | where, or what else |
+| --- | --- | --- | --- | --- |"""
+
+_TIMES = """
+## Times
+
+In milliseconds a micro-batch.
+
+| model | micro-batch | backends (auto) | ours, torch | ours, auto | GPipe | whole, 1 core | \
+2 cores | predicted (auto) |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+
+
+def render(
+    cases: Cases, hops: dict[str, float], rounds: int, duration_s: float
+) -> tuple[str, bool]:
+    """The page docs/benchmarks.md, and whether every target is met."""
+    wanted = targets(cases, hops)
+    dates = sorted({case["date"] for case in cases.values()})
+    measured = " and ".join(dict.fromkeys((dates[0], dates[-1])))
+    lines = [
+        *_TOP.format(date=measured, machine=machine(), rounds=rounds, seconds=duration_s).split(
+            "\n"
+        ),
+        *(target.row() for target in wanted),
+        *_TIMES.split("\n"),
+    ]
+    for (model, micro_batch), case in cases.items():
+        names = ("ours torch period_s", "ours auto period_s", "gpipe s", "whole torch s")
+        times = [1e3 * case[n] for n in (*names, "whole torch, 2 threads s", "predicted_s")]
+        cells = " | ".join(f"{value:.2f}" for value in times)
+        backends = ", ".join(case["backends"])
+        lines.append(f"| {model} | {micro_batch} | {backends} | {cells} |")
+    lines += [
+        "",
+        "## Ratios",
+        "",
+        f"| model | micro-batch | {' | '.join(RATIOS)} |",
+        "| --- " * (2 + len(RATIOS)) + "|",
+    ]
+    for (model, micro_batch), case in cases.items():
+        cells = " | ".join(f"{ratio(case):.2f}" for ratio in RATIOS.values())
+        lines.append(f"| {model} | {micro_batch} | {cells} |")
+    means = [geometric_mean(ratio(case) for case in cases.values()) for ratio in RATIOS.values()]
+    lines.append("| **geometric mean** | | " + " | ".join(f"{m:.2f}" for m in means) + " |")
+    return "\n".join(lines) + "\n", all(target.is_met for target in wanted)

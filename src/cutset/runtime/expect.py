@@ -1,0 +1,76 @@
+"""What a plan takes as processes of this machine, from measured parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from cutset.backends.allocator import keep_freed_memory
+from cutset.costs.profile import PieceBackend, time_stages
+from cutset.errors import PlanError
+from cutset.graph.captured import Captured
+from cutset.planning.plan import Expected, Plan
+from cutset.runtime.hop import measure_hop
+from cutset.threads import num_usable_cores
+
+
+def expect_here(
+    captured: Captured,
+    plan: Plan,
+    backends: Mapping[str, PieceBackend],
+    *,
+    num_threads: int = 1,
+    num_runs: int = 20,
+) -> Plan:
+    """The plan with what it takes as processes of this machine: `Plan.expected`.
+
+    Every stage is measured as a whole, and every message at its size. A stage's process
+    computes and has one end of two messages; the caller has the outer ends, on the same
+    cores. So the period is the longest stage with its ends of its messages, or, where there are
+    fewer cores than that needs, all the work over the cores.
+
+    Args:
+        captured: the captured model.
+        plan: made with a profile of this machine.
+        backends: what the profile measured, as `piece_backends` gives them.
+        num_threads: threads of each stage.
+        num_runs: measured runs of each stage, if time allows.
+
+    Raises:
+        PlanError: a stage's backend is none of `backends`.
+    """
+    keep_freed_memory()
+    missing = {stage.backend for stage in plan.stages} - backends.keys()
+    if missing:
+        raise PlanError(
+            f"stages of the plan run on {', '.join(sorted(missing))}, but what can be measured is"
+            f" {', '.join(backends)}"
+        )
+    timings = time_stages(
+        captured,
+        [0, *(stage.stop for stage in plan.stages)],
+        [backends[stage.backend] for stage in plan.stages],
+        micro_batch=plan.micro_batch,
+        num_threads=num_threads,
+        num_runs=num_runs,
+    )
+    row_bytes = (
+        sum(spec.bytes_per_sample for spec in captured.graph.inputs),
+        *(stage.output_bytes_per_sample for stage in plan.stages),
+    )
+    compute_s = tuple(timing.median_s for timing in timings)
+    message_s = tuple(measure_hop(plan.micro_batch * num_bytes) for num_bytes in row_bytes)
+    longest_s = max(
+        s + (before + after) / 2
+        for s, before, after in zip(compute_s, message_s, message_s[1:], strict=False)
+    )
+    all_s = sum(compute_s) + sum(message_s)
+    at_once = max(1, num_usable_cores() // num_threads)
+    expected = Expected(
+        compute_s=compute_s,
+        message_s=message_s,
+        period_s=max(longest_s, all_s / at_once),
+        latency_s=all_s,
+    )
+    return msgspec.structs.replace(plan, expected=expected)
