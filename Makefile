@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check fast format bench bench-planner bench-serve coverage-models matrix soak \
+.PHONY: demo test check fast format bench bench-planner bench-serve bench-cluster coverage-models matrix soak \
   soak-serve docs clean help
 
 help:  ## list the commands
@@ -61,6 +61,9 @@ matrix: $(STAMP)  ## the six models at full size, every number of stages and mic
 
 bench-serve: $(STAMP)  ## the server's throughput and its behaviour under overload
 	$(BIN)/python benchmarks/serve.py
+
+bench-cluster: $(STAMP)  ## six models on a testbed, predicted and measured; root; writes docs/cluster.md
+	$(BIN)/python benchmarks/cluster.py
 
 coverage-models: $(STAMP)  ## which models can be split; resumable; writes docs/models.md
 	$(BIN)/python benchmarks/coverage_models.py $(if $(ONLY),--only '$(ONLY)')

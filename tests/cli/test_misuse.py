@@ -277,3 +277,21 @@ def test_a_door_that_would_stand_open_is_not_opened(
     outcome = cutset("serve", small_bundle, *options)
     assert outcome.code == 2
     assert word in outcome.err
+
+
+@pytest.mark.parametrize("command", ["run", "bench", "serve"])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--address", "auto"), "--address is for --engine ray"),
+        (("--cluster", "x.toml"), "--cluster is for --engine ray"),
+        (("--engine", "ray", "--replan-after", "0"), "--replan-after must be above 0, got 0"),
+    ],
+)
+def test_options_of_the_ray_engine(
+    cutset: Cutset, command: str, option: tuple[str, ...], message: str
+) -> None:
+    inputs = ("rows.npy",) if command == "run" else ()
+    outcome = cutset(command, "some.cutset", *inputs, *option)
+    assert outcome.code == 2
+    assert message in outcome.err

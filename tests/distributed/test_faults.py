@@ -3,6 +3,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ import psutil
 import pytest
 import torch
 
+from cutset.engines.local import LocalEngine
 from cutset.errors import ContractViolation, StageFailed
 from cutset.runtime.session import Session, open_session
 from cutset.runtime.status import Limits
@@ -245,3 +248,44 @@ def test_no_worker_outlives_its_caller(
         assert alive == []
         caller.communicate(timeout=10)
     assert caller.returncode != 0
+
+
+def _listening_ports(pids: tuple[int, ...]) -> set[int]:
+    return {
+        connection.laddr.port
+        for pid in pids
+        for connection in psutil.Process(pid).net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"",
+        b"GET / HTTP/1.0\r\n\r\n",
+        bytes(4096),
+        b"\xff" * 4096,
+        # What gloo itself says first is the number of the connection; then no header of ours.
+        struct.pack("<q", 1) + b"CuTs" + bytes(200),
+    ],
+)
+def test_a_stranger_at_a_data_port_harms_nobody(
+    bundle_of_three: Path, model: SmallNet, words: bytes
+) -> None:
+    engine = LocalEngine(("a", "b", "c"), num_threads=1)
+    engine.shares_memory = False  # so tensors cross over TCP
+    with open_session(bundle_of_three, backend="torch", engine=engine) as session:
+        pids = session.worker_pids
+        ports = _listening_ports((os.getpid(), *pids))
+        assert len(ports) >= 7  # the store's, and two of each process
+        rows = torch.randn(9, 3, 16, 16)
+        with contextlib.ExitStack() as strangers:
+            for port in ports:
+                stranger = strangers.enter_context(socket.create_connection(("127.0.0.1", port)))
+                with contextlib.suppress(OSError):  # dropped before it had said all
+                    stranger.sendall(words)
+            assert torch.equal(session.run(rows), whole_model(model, rows, 4))
+        assert torch.equal(session.run(rows), whole_model(model, rows, 4))
+        assert session.epoch == 1
+        assert session.worker_pids == pids

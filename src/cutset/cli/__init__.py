@@ -6,6 +6,7 @@ that ``cutset --help`` answers at once.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import types
@@ -36,6 +37,7 @@ for command in (
     serving.serve,
     reporting.report,
     machine.doctor,
+    machine.probe,
 ):
     app.command()(command)
 
@@ -77,6 +79,8 @@ def main() -> None:
     """Runs the command line and leaves with its exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    # torch would warn of every address without a name, as most of a small cluster's are.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         app()
     except CutsetError as error:

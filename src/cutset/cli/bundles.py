@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cutset.cli import options
+from cutset.cli.engines import chosen_engine
 from cutset.cli.screen import (
     native_output_to_stderr,
     print_json,
@@ -57,6 +58,9 @@ def run(
         typer.Argument(metavar="INPUT...", help="images, folders, .npy or .safetensors files"),
     ],
     engine: options.Engine = "local",
+    address: options.Address = None,
+    replan_after: options.ReplanAfter = None,
+    cluster: options.RunningCluster = None,
     backend: options.Backend = "auto",
     batch_size: options.MicroBatch = None,
     threads: options.Threads = 1,
@@ -77,10 +81,11 @@ def run(
     suffix = output.suffix if output is not None else ""
     if output is not None and suffix not in (".jsonl", ".safetensors"):
         usage_error(f"{output}: the output is a .jsonl or a .safetensors file")
+    where = chosen_engine(engine, address, replan_after, cluster)
     with native_output_to_stderr(), progress() as say:
         say("starting workers")
         with open_session(
-            bundle, engine=engine, backend=backend, micro_batch=batch_size, num_threads=threads
+            bundle, engine=where, backend=backend, micro_batch=batch_size, num_threads=threads
         ) as session:
             result = predict_files(
                 session,
@@ -112,6 +117,9 @@ def run(
 def bench(
     bundle: options.Bundle,
     engine: options.Engine = "local",
+    address: options.Address = None,
+    replan_after: options.ReplanAfter = None,
+    cluster: options.RunningCluster = None,
     backend: options.Backend = "auto",
     batch_size: options.MicroBatch = None,
     threads: options.Threads = 1,
@@ -129,11 +137,12 @@ def bench(
     from cutset.report.text import print_bench
     from cutset.runtime.bench import bench_bundle
 
+    where = chosen_engine(engine, address, replan_after, cluster)
     with native_output_to_stderr(), progress() as say:
         say("measuring")
         report, timeline = bench_bundle(
             bundle,
-            engine=engine,
+            engine=where,
             backend=backend,
             micro_batch=batch_size,
             num_threads=threads,

@@ -1,13 +1,14 @@
-"""The command about the machine: doctor."""
+"""Commands about machines: doctor, probe."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cutset.cli import options
-from cutset.cli.screen import native_output_to_stderr, print_json, progress
+from cutset.cli.screen import native_output_to_stderr, print_json, progress, usage_error, write_text
 
 
 def doctor(
@@ -30,3 +31,50 @@ def doctor(
         typer.echo(describe(examination))
     if not examination.ok:
         raise typer.Exit(1)
+
+
+def probe(
+    model: options.Model,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE.toml", help="the cluster file to write")
+    ],
+    address: options.Address = None,
+    batch_size: options.BatchSize = 1,
+    threads: options.Threads = 1,
+    runs: options.Runs = 20,
+    keep: options.Keep = None,
+    divide: options.Divide = None,
+    max_tensors: options.MaxTensors = 1,
+    as_json: options.Json = False,
+) -> None:
+    """Measure the nodes of a Ray cluster and their links; write a cluster file and profiles."""
+    import msgspec
+
+    from cutset.costs.model import profile_to_json
+    from cutset.devices import cluster_to_toml
+    from cutset.probe import ProbeRequest, describe_probe, probe_cluster
+
+    if output.suffix != ".toml":
+        usage_error(f"{output}: a cluster file ends in .toml")
+    chosen = [("--keep", name) for name in keep or ()]
+    chosen += [("--divide", name) for name in divide or ()]
+    chosen += [("--max-tensors", str(max_tensors))]
+    request = ProbeRequest(
+        model=model,
+        address=address or "auto",
+        options=tuple(word for pair in chosen for word in pair),
+        batch_size=batch_size,
+        num_threads=threads,
+        num_runs=runs,
+    )
+    with native_output_to_stderr(), progress() as say:
+        found = probe_cluster(request, say=say)
+    for name, profile in found.profiles.items():
+        write_text(output.parent / name, profile_to_json(profile) + "\n")
+    write_text(output, cluster_to_toml(found.cluster))
+    if as_json:
+        print_json(msgspec.to_builtins(found.cluster))
+    else:
+        for line in describe_probe(found):
+            typer.echo(line)
+        typer.echo(f"wrote {output} and {len(found.profiles)} profiles beside it")

@@ -53,7 +53,23 @@ MaxLatency: TypeAlias = Annotated[
     float | None, typer.Option(help="most seconds for one micro-batch alone")
 ]
 MinThroughput: TypeAlias = Annotated[float | None, typer.Option(help="least rows per second")]
-Engine: TypeAlias = Annotated[str, typer.Option(metavar="local", help="where workers run")]
+Engine: TypeAlias = Annotated[
+    str, typer.Option(metavar="local|ray", help="where workers run: here, or on a Ray cluster")
+]
+Address: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT|auto", help="the Ray cluster's head; auto: this machine's"),
+]
+ReplanAfter: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        metavar="S", help="give a Ray node up after so long, and place its stages anew; 10"
+    ),
+]
+RunningCluster: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--cluster", help="a cluster file: the Ray nodes' speeds, links, addresses"),
+]
 Backend: TypeAlias = Annotated[
     str,
     typer.Option(

@@ -53,6 +53,7 @@ def native_output_to_stderr() -> Iterator[None]:
     try:
         yield
     finally:
+        sys.stdout.flush()  # what a library printed, but for the last buffer
         os.dup2(answers, 1)
         os.close(answers)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cutset.cli import options
+from cutset.cli.engines import chosen_engine
 from cutset.cli.screen import native_output_to_stderr, usage_error
 
 
@@ -16,6 +17,9 @@ def serve(
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any")] = 8000,
     engine: options.Engine = "local",
+    address: options.Address = None,
+    replan_after: options.ReplanAfter = None,
+    cluster: options.RunningCluster = None,
     backend: options.Backend = "auto",
     batch_size: options.MicroBatch = None,
     threads: options.Threads = 1,
@@ -63,11 +67,12 @@ def serve(
         )
     except ValueError as error:
         usage_error(str(error))
+    where = chosen_engine(engine, address, replan_after, cluster)
     with native_output_to_stderr():
         serve_bundle(
             bundle,
             settings,
-            engine=engine,
+            engine=where,
             backend=backend,
             micro_batch=batch_size,
             num_threads=threads,

@@ -194,11 +194,24 @@ def load_profile(path: str | Path) -> Profile:
         PlanError: the file cannot be read, is no profile, or of another format version.
     """
     try:
-        profile = msgspec.json.decode(Path(path).read_bytes(), type=Profile)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        data = Path(path).read_bytes()
+    except OSError as error:
         raise PlanError(f"{path}: the profile cannot be read: {error}") from error
+    return profile_from_json(data, source=str(path))
+
+
+def profile_from_json(data: str | bytes, *, source: str = "profile") -> Profile:
+    """Reads a profile; `source` names it in errors.
+
+    Raises:
+        PlanError: it is no profile, or of another format version.
+    """
+    try:
+        profile = msgspec.json.decode(data, type=Profile)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise PlanError(f"{source}: the profile cannot be read: {error}") from error
     if profile.format != PROFILE_FORMAT:
-        raise PlanError(f"{path}: expected format {PROFILE_FORMAT!r}, got {profile.format!r}")
+        raise PlanError(f"{source}: expected format {PROFILE_FORMAT!r}, got {profile.format!r}")
     return profile
 
 

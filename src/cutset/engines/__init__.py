@@ -1,1 +1,1 @@
-"""Ways to start workers and to watch them: processes on this machine."""
+"""Ways to start workers and to watch them: on this machine, or on the nodes of a Ray cluster."""

@@ -158,11 +158,13 @@ class Refused(_Message, frozen=True, kw_only=True):
         kind: name of the class in `cutset.errors`.
         message: what went wrong.
         details: the attributes of the error, those that are strings.
+        fatal: trying again is useless, also where the stage was loaded before.
     """
 
     kind: str
     message: str
     details: dict[str, str]
+    fatal: bool = False
 
 
 class Connected(_Message, frozen=True, kw_only=True):
@@ -231,9 +233,15 @@ class Timeline(_Message, frozen=True, kw_only=True):
 
 
 class Exited(_Message, frozen=True, kw_only=True):
-    """The worker is gone; `reason` is made of its exit status and its last words."""
+    """The worker is gone.
+
+    Attributes:
+        reason: made of its exit status and its last words.
+        moved: the engine ended it itself, to place its stage elsewhere: no fault of the stage's.
+    """
 
     reason: str
+    moved: bool = False
 
 
 Event = (

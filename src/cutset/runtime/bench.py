@@ -15,6 +15,7 @@ import msgspec
 import torch
 
 from cutset.backends.base import random_inputs
+from cutset.engines.ray import RayCluster
 from cutset.runtime.alone import measure_alone
 from cutset.runtime.session import Session, open_session
 from cutset.runtime.status import SessionStatus
@@ -80,7 +81,7 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 def bench_bundle(
     bundle: Bundle | str | Path,
     *,
-    engine: str = "local",
+    engine: str | RayCluster = "local",
     backend: str = "auto",
     micro_batch: int | None = None,
     num_threads: int = 1,

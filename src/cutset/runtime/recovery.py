@@ -69,15 +69,25 @@ MakeCircuit: TypeAlias = Callable[
 
 
 class _SetbackError(Exception):
-    """The epoch is over. `killer` is set where a worker died; `fatal` where trying is useless."""
+    """The epoch is over.
+
+    `killer` is set where a worker died, `fatal` where trying again is useless, `moved` where the
+    engine places a stage elsewhere.
+    """
 
     def __init__(
-        self, error: CutsetError, *, killer: StageFailed | None = None, fatal: bool = False
+        self,
+        error: CutsetError,
+        *,
+        killer: StageFailed | None = None,
+        fatal: bool = False,
+        moved: bool = False,
     ) -> None:
         super().__init__(str(error))
         self.error = error
         self.killer = killer
         self.fatal = fatal
+        self.moved = moved
 
 
 class _StoppingError(Exception):
@@ -285,12 +295,12 @@ class Supervisor:
             return  # a former worker's last words
         stage.heard_s = time.monotonic()
         if isinstance(event, Exited):
-            raise self._bury(worker.stage, event.reason)
+            raise self._bury(worker.stage, event.reason, moved=event.moved)
         if isinstance(event, LinkLost):
             self._lose_link(event)
         elif isinstance(event, Refused):
-            first = stage.num_restarts == 0
-            raise self._kill(worker.stage, event.message, error=_rebuilt(event), fatal=first)
+            fatal = event.fatal or stage.num_restarts == 0
+            raise self._kill(worker.stage, event.message, error=_rebuilt(event), fatal=fatal)
         elif isinstance(event, BatchFailed):
             self._ledger.fail(event.epoch, event.sequence, self._failure(worker.stage, event))
         elif isinstance(event, Heartbeat):
@@ -367,13 +377,21 @@ class Supervisor:
         return self._bury(index, reason, error=error, fatal=fatal)
 
     def _bury(
-        self, index: int, reason: str, *, error: CutsetError | None = None, fatal: bool = False
+        self,
+        index: int,
+        reason: str,
+        *,
+        error: CutsetError | None = None,
+        fatal: bool = False,
+        moved: bool = False,
     ) -> _SetbackError:
         self.stages[index].forget_worker()
         device = self._engine.device_of(index)
         killer = StageFailed(
             f"the worker of stage {index} on {device}: {reason}", stage=index, device=device
         )
+        if moved:  # what was in flight had no part in it
+            return _SetbackError(killer, moved=True)
         return _SetbackError(error or killer, killer=killer, fatal=fatal)
 
     def _failure(self, index: int, event: BatchFailed) -> CutsetError:
@@ -397,6 +415,8 @@ class Supervisor:
         _LOG.warning("epoch %d is over: %s", self.epoch, setback)
         if setback.fatal:
             raise setback.error
+        if setback.moved:
+            return
         if num_failed or settled_before != self._settled_at_setback:
             self._num_setbacks = 0
             self._tried.clear()

@@ -28,6 +28,7 @@ from typing_extensions import Self
 from cutset.backends.base import check_backend_name
 from cutset.engines.base import Connect, Engine, LinkLost, Load
 from cutset.engines.local import LocalEngine, cores_of
+from cutset.engines.ray import RayCluster
 from cutset.errors import ContractViolation, CutsetError, EngineError
 from cutset.runtime.arena import MAX_SLOTS, Arena, create_file
 from cutset.runtime.channel import LinkContract, Parcel, StoreAddress, serve_store
@@ -50,6 +51,7 @@ _LOG = logging.getLogger(__name__)
 
 _STATS_TIMEOUT_S = 1.0
 _SPANS_TIMEOUT_S = 10.0
+_REMOTE_START_TIMEOUT_S = 900.0
 
 
 class Session:
@@ -365,7 +367,7 @@ class Session:
 def open_session(
     bundle: Bundle | str | Path,
     *,
-    engine: str | Engine = "local",
+    engine: str | RayCluster | Engine = "local",
     backend: str = "auto",
     micro_batch: int | None = None,
     num_threads: int = 1,
@@ -378,7 +380,8 @@ def open_session(
 
     Args:
         bundle: a bundle, or the path of its folder.
-        engine: ``"local"`` (processes of this machine), or an engine of your own.
+        engine: ``"local"`` (processes of this machine), ``"ray"`` (the Ray cluster that this
+            machine is in), a `RayCluster` that says more, or an engine of your own.
         backend: ``"torch"`` (bit for bit the whole model), ``"onnxruntime"``, or ``"auto"``: each
             stage runs on the backend that its plan measured as the fastest. Where the plan names
             none but the reference, the stage tries every backend that can run it for at most
@@ -408,9 +411,15 @@ def open_session(
             " least 1"
         )
     check_backend_name(backend)
-    if isinstance(engine, str):
+    if engine == "ray":
+        engine = RayCluster()
+    if isinstance(engine, RayCluster):
+        # The engine has limits of its own for what can hang; a large shard takes its time.
+        limits = limits or Limits(start_timeout_s=_REMOTE_START_TIMEOUT_S)
+        engine = engine.engine_for(opened, num_threads=num_threads)
+    elif isinstance(engine, str):
         if engine != "local":
-            raise EngineError(f"there is no engine {engine!r}; this version has: local")
+            raise EngineError(f"there is no engine {engine!r}; this version has: local, ray")
         devices = tuple(stage.device for stage in plan.stages)
         engine = LocalEngine(devices, num_threads=num_threads)
     session = Session(

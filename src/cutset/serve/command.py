@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from cutset.engines.ray import RayCluster
 from cutset.errors import CutsetError
 from cutset.serve.logs import JsonFormatter
 from cutset.serve.settings import ServeSettings
@@ -35,7 +36,7 @@ def serve_bundle(
     bundle: Path,
     settings: ServeSettings,
     *,
-    engine: str = "local",
+    engine: str | RayCluster = "local",
     backend: str = "auto",
     micro_batch: int | None = None,
     num_threads: int = 1,

@@ -1,0 +1,119 @@
+"""Where the stages of a bundle run when some of its devices are gone.
+
+The shards stay as they were cut; what is planned again is which device holds which run of them.
+To the planner every stage is a piece, with the seconds that the first plan predicted for it, so the
+new placement is the best that these shards allow, with the same rules for links and memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+from cutset.costs.model import INPUT_NAME, OUTPUT_NAME, REFERENCE, CostModel, PieceSeconds
+from cutset.devices import Cluster, Device, Link
+from cutset.errors import EngineError, PlanError
+from cutset.graph.cuts import find_cut_points
+from cutset.planning import Plan, make_plan
+from cutset.shards.manifest import Manifest
+
+
+def cluster_of_plan(plan: Plan) -> Cluster:
+    """What a plan alone tells of its cluster.
+
+    Devices are as fast as the plan predicts for their stages; one without a stage is taken for the
+    slowest, and every link for the slowest that the plan uses.
+    """
+    rates = {
+        stage.device: stage.flops / stage.compute_s if stage.compute_s and stage.flops else 1.0
+        for stage in plan.stages
+    }
+    fastest = max(rates.values())
+    devices = [
+        Device(
+            name=stage.device,
+            speed=rates[stage.device] / fastest,
+            memory_bytes=stage.memory_limit_bytes,
+        )
+        for stage in plan.stages
+    ]
+    slowest = min(device.speed for device in devices)
+    devices += [Device(name=name, speed=slowest) for name in plan.unused_devices]
+    bandwidths = [
+        stage.output_bytes_per_sample * plan.micro_batch / stage.send_s
+        for stage in plan.stages
+        if stage.send_s and stage.output_bytes_per_sample
+    ]
+    link = Link(bandwidth_bytes_per_s=min(bandwidths, default=math.inf))
+    unique = {device.name: device for device in devices}
+    return Cluster(devices=tuple(unique.values()), link=link)
+
+
+def place_stages(manifest: Manifest, cluster: Cluster, lost: Collection[str]) -> tuple[str, ...]:
+    """The device of each stage: the plan's own, or the best of those that remain.
+
+    Args:
+        manifest: of the bundle.
+        cluster: all devices and links.
+        lost: names of the devices that are gone.
+
+    Raises:
+        EngineError: what remains cannot hold the stages; says what is missing.
+    """
+    plan = manifest.plan
+    planned = tuple(stage.device for stage in plan.stages)
+    if not set(planned) & set(lost):
+        return planned
+    gone = ", ".join(sorted(set(lost)))
+    kept = [device.name for device in cluster.devices if device.name not in lost]
+    if not kept:
+        raise EngineError(f"no device remains without {gone}; the bundle needs one")
+    try:
+        again = make_plan(
+            manifest.graph,
+            find_cut_points(
+                manifest.graph,
+                keep=manifest.keep,
+                divide=manifest.divide,
+                max_tensors=manifest.max_tensors,
+            ),
+            _stages_as_pieces(manifest, cluster),
+            cluster.without(*(set(lost) & {device.name for device in cluster.devices})),
+            objective=plan.objective,
+            with_alternatives=False,
+        )
+    except PlanError as error:
+        raise EngineError(
+            f"without {gone} the stages find no place on {', '.join(kept)}: {error}"
+        ) from error
+    placed: list[str] = []
+    for stage in plan.stages:
+        holder = next(new for new in again.stages if new.start <= stage.start < new.stop)
+        placed.append(holder.device)
+    return tuple(placed)
+
+
+def _stages_as_pieces(manifest: Manifest, cluster: Cluster) -> CostModel:
+    """Costs in which a piece is a stage.
+
+    Each stage has a worker of its own, so the memory of several on a device adds up, that of the
+    runtime and of activations too; all of it is booked as weights.
+    """
+    plan = manifest.plan
+    speeds = {device.name: device.speed for device in cluster.devices}
+    reference_s = tuple(s.compute_s * speeds.get(s.device, 1.0) for s in plan.stages)
+    return CostModel(
+        micro_batch=plan.micro_batch,
+        positions=(*(stage.start for stage in plan.stages), plan.stages[-1].stop),
+        names=(INPUT_NAME, *(stage.last for stage in plan.stages[:-1]), OUTPUT_NAME),
+        kinds=("", *("block" for _ in plan.stages[:-1]), ""),
+        cut_bytes_per_row=(
+            sum(spec.bytes_per_sample for spec in manifest.graph.inputs),
+            *(stage.output_bytes_per_sample for stage in plan.stages),
+        ),
+        flops_per_row=tuple(stage.flops for stage in plan.stages),
+        own_weight_bytes=tuple(stage.memory_bytes for stage in plan.stages),
+        shared_weights=(),
+        peak_bytes_per_row=tuple(0 for _ in plan.stages),
+        seconds=(PieceSeconds(device=REFERENCE, backend="", seconds=reference_s),),
+    )

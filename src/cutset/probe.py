@@ -1,0 +1,231 @@
+"""Measures a Ray cluster for the planner: every node's profile of a model, and every directed link.
+
+What is measured is what will happen: the profile runs on the node itself, and links are timed with
+messages over the channel that the runtime uses. One thing is measured at a time, so that nodes
+that share something do not disturb each other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from cutset.costs.model import Profile, profile_from_json
+from cutset.devices import Cluster, Device, Link, LinkOverride
+from cutset.engines.probe_host import ProbeHost
+from cutset.engines.ray_host import Host, HostAwayError
+from cutset.engines.ray_nodes import (
+    RayNode,
+    import_ray,
+    join_cluster,
+    living_nodes,
+)
+from cutset.engines.stage_host import make_host
+from cutset.errors import EngineError
+from cutset.runtime.channel import serve_store
+from cutset.runtime.linkprobe import LinkResult
+from cutset.shards.manifest import FileEntry, sha256_of
+
+_LOG = logging.getLogger(__name__)
+
+_PROFILE_LIMIT_S = 1800.0
+_LINK_LIMIT_S = 180.0
+_FILE_SUFFIXES = (".pt2", ".onnx", ".py")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What was measured.
+
+    Attributes:
+        cluster: devices with address, memory, threads and the name of their profile's file, and
+            all links.
+        profiles: by the name of the file that the cluster names.
+    """
+
+    cluster: Cluster
+    profiles: dict[str, Profile]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProbeRequest:
+    """What to measure.
+
+    Attributes:
+        model: as `prepare_model` takes it; a file is sent to the nodes.
+        address: of the Ray cluster.
+        options: further options of ``cutset profile`` (``("--keep", "Block")``).
+        batch_size: rows of a micro-batch.
+        num_threads: threads that compute on each node.
+        num_runs: measured runs on each node.
+    """
+
+    model: str
+    address: str = "auto"
+    options: tuple[str, ...] = ()
+    batch_size: int = 1
+    num_threads: int = 1
+    num_runs: int = 20
+
+
+def probe_cluster(
+    request: ProbeRequest, *, say: Callable[[str], None] = lambda _text: None
+) -> Probe:
+    """Measures all living nodes of a Ray cluster, one after the other.
+
+    Args:
+        request: what to measure.
+        say: told of every step.
+
+    Raises:
+        EngineError: no Ray or no cluster, a node that does not answer, or a measurement that failed
+            there; says which and why.
+    """
+    ray = import_ray()
+    joined = join_cluster(ray, request.address)
+    hosts: dict[str, Host] = {}
+    try:
+        nodes = {_name_of(node): node for node in living_nodes(ray)}
+        caller_address = ray.util.get_node_ip_address()
+        never = threading.Event()
+        for name, node in sorted(nodes.items()):
+            actor = make_host(ray, ProbeHost, node.node_id)
+            hosts[name] = Host(ray, actor, node, name, never)
+        return _probe(request, hosts, caller_address, say)
+    except HostAwayError as error:
+        raise EngineError(str(error)) from error
+    finally:
+        for host in hosts.values():
+            host.kill().join(1.0)
+        if joined:
+            ray.shutdown()
+
+
+def _name_of(node: RayNode) -> str:
+    return node.devices[0] if node.devices else node.name
+
+
+def _probe(
+    request: ProbeRequest,
+    hosts: dict[str, Host],
+    caller_address: str,
+    say: Callable[[str], None],
+) -> Probe:
+    facts: dict[str, dict[str, int]] = {}
+    profiles: dict[str, Profile] = {}
+    for name, host in hosts.items():
+        say(f"profiling on {name}")
+        facts[name] = host.ask("facts")
+        profiles[name] = _profile(request, host, name)
+    links = []
+    store = serve_store(caller_address)
+    for source, target in itertools.combinations(hosts, 2):
+        say(f"measuring the link between {source} and {target}")
+        links += _links(hosts, source, target, (caller_address, store.port))
+    del store
+    times = {name: _whole_s(profile) for name, profile in profiles.items()}
+    fastest_s = min(times.values())
+    devices = tuple(
+        Device(
+            name=name,
+            speed=fastest_s / times[name],
+            memory_bytes=facts[name]["memory_bytes"],
+            profile=_file_name(name),
+            threads=request.num_threads,
+            address=host.node.address,
+        )
+        for name, host in hosts.items()
+    )
+    caller = next((n for n, host in hosts.items() if host.node.address == caller_address), None)
+    cluster = Cluster(devices=devices, overrides=tuple(links), caller=caller)
+    return Probe(cluster=cluster, profiles={_file_name(name): p for name, p in profiles.items()})
+
+
+def _file_name(device: str) -> str:
+    kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in device)
+    return f"{kept}.json"
+
+
+def _whole_s(profile: Profile) -> float:
+    return min(timing.median_s for timing in profile.whole.values())
+
+
+def _profile(request: ProbeRequest, host: Host, device: str) -> Profile:
+    model = _sent(request.model, host)
+    arguments = [
+        *("profile", model, "--json", "--device", device),
+        *("--batch-size", str(request.batch_size)),
+        *("--threads", str(request.num_threads)),
+        *("--runs", str(request.num_runs)),
+        *request.options,
+    ]
+    host.ask("start_program", "profile", arguments, request.num_threads)
+    text = _result(host, _PROFILE_LIMIT_S)
+    return profile_from_json(text, source=f"the profile of {device}")
+
+
+def _sent(model: str, host: Host) -> str:
+    """The model's name as the node knows it, after sending its file if it is one."""
+    file, colon, factory = model.partition(":")
+    path = Path(file)
+    if path.suffix not in _FILE_SUFFIXES or not path.is_file():
+        return model
+    entry = FileEntry(path=path.name, num_bytes=path.stat().st_size, sha256=sha256_of(path))
+    fields = msgspec.structs.astuple(entry)
+    if host.ask("missing_manifest", fields, group="files"):
+        host.send_file(path.parent, entry)
+    kept: str = host.ask("keep_model", entry.sha256, path.suffix)
+    return kept + colon + factory
+
+
+def _links(
+    hosts: dict[str, Host], source: str, target: str, store: tuple[str, int]
+) -> list[LinkOverride]:
+    """Both directions between two nodes."""
+    prefix = f"probe/{secrets.token_hex(8)}"
+    for name in (source, target):
+        arguments = [
+            *("--store-host", store[0], "--store-port", str(store[1])),
+            *("--prefix", prefix, "--listen-host", hosts[name].node.address),
+            *(("--first",) if name == source else ()),
+        ]
+        hosts[name].ask("start_program", "link", arguments, 1)
+    found = []
+    for name, other in ((source, target), (target, source)):
+        result = msgspec.json.decode(_result(hosts[name], _LINK_LIMIT_S), type=LinkResult)
+        link = Link(bandwidth_bytes_per_s=result.bandwidth_bytes_per_s, latency_s=result.latency_s)
+        found.append(LinkOverride(source=name, target=other, link=link))
+    return found
+
+
+def _result(host: Host, limit_s: float) -> str:
+    deadline_s = time.monotonic() + limit_s
+    while time.monotonic() < deadline_s:
+        text: str | None = host.ask("program_result")
+        if text is not None:
+            return text
+    raise EngineError(f"a measurement on {host.device} did not end within {limit_s:.0f} s")
+
+
+def describe_probe(probe: Probe) -> Sequence[str]:
+    """Lines for people: devices, then links."""
+    lines = [
+        f"{device.name}: {_whole_s(probe.profiles[device.profile or '']) * 1e3:.1f} ms for the"
+        f" whole model, {(device.memory_bytes or 0) / 2**20:.0f} MiB free,"
+        f" {device.threads} threads, at {device.address}"
+        for device in probe.cluster.devices
+    ]
+    lines += [
+        f"{each.source} -> {each.target}:"
+        f" {each.link.bandwidth_bytes_per_s * 8e-6:.1f} Mbit/s, {each.link.latency_s * 1e3:.2f} ms"
+        for each in probe.cluster.overrides
+    ]
+    return lines

@@ -1,0 +1,67 @@
+"""Runs on a node: streams the rows of a file through a bundle and says how each was answered.
+
+Prints ``up``, then ``at N`` whenever N rows were read, and at the end a
+``result``. It goes on reading at once; whoever listens may break something meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from cutset.engines.ray import RayCluster
+from cutset.errors import CutsetError
+from cutset.runtime.session import open_session
+from cutset.runtime.status import Limits
+
+_SAY_EVERY = 100
+
+
+def main() -> None:
+    bundle, file, replan_after_s, heartbeat_s = sys.argv[1:]
+    torch.set_num_threads(1)
+    data = load_file(file)
+    rows, expected = data["rows"], data["expected"]
+    limits = Limits(
+        heartbeat_s=float(heartbeat_s),
+        link_timeout_s=2 * float(heartbeat_s),
+        start_timeout_s=120.0,
+    )
+    engine = RayCluster(replan_after_s=float(replan_after_s))
+
+    def one_by_one() -> Iterator[torch.Tensor]:
+        for index in range(len(rows)):
+            if index % _SAY_EVERY == 0:
+                print(f"at {index}", flush=True)
+            yield rows[index : index + 1]
+
+    result: dict[str, object] = {"answered": 0, "wrong": []}
+    try:
+        with open_session(Path(bundle), engine=engine, backend="torch", limits=limits) as session:
+            print("up", json.dumps(session.worker_pids), flush=True)
+            wrong = []
+            num_answers = 0
+            for index, answer in enumerate(session.stream(one_by_one())):
+                num_answers += 1
+                if not torch.equal(answer, expected[index : index + 1]):
+                    wrong.append(index)
+            stages = session.stats().stages
+            result = {
+                "answered": num_answers,
+                "wrong": wrong,
+                "epoch": session.epoch,
+                "devices": [stage.device for stage in stages],
+                "restarts": [stage.num_restarts for stage in stages],
+            }
+    except CutsetError as error:
+        result["error"] = f"{type(error).__name__}: {error}"
+    print("result", json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()

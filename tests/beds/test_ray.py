@@ -1,0 +1,244 @@
+"""The Ray engine on a testbed: three nodes, real raylets, real faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cutset.devices import cluster_from_toml
+from cutset.shards.load import open_bundle
+from distributed import bundles
+from testbed import faults
+from testbed.build import down, up
+from testbed.cgroups import find_cgroups, members
+from testbed.nodes import command_on, environment_on, group_of
+from testbed.state import State, node_folder
+
+pytest.importorskip("ray")
+
+_NODES = ("server", "pi-1", "pi-2")
+_CLUSTER = """
+caller = "server"
+[[device]]
+name = "server"
+[[device]]
+name = "pi-1"
+speed = 0.5
+[[device]]
+name = "pi-2"
+speed = 0.5
+[link]
+bandwidth = "100 Mbit/s"
+[[link.between]]
+devices = ["pi-1", "pi-2"]
+bandwidth = "20 Mbit/s"
+"""
+_NUM_ROWS = 1000
+_END_S = 240.0
+
+
+@pytest.fixture(scope="module")
+def bed(machine: None) -> Iterator[State]:
+    """Three nodes with Ray, whose head asks for a token."""
+    name = f"ray{os.getpid() % 10**7}"
+    try:
+        yield up(cluster_from_toml(_CLUSTER), name=name, token=True)
+    finally:
+        down(name)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, bed: State) -> Path:
+    """Three stages, one for each node; micro-batches of a row."""
+    plan = bundles.hand_plan
+
+    def on_nodes(*arguments: object) -> object:
+        made = plan(*arguments)  # type: ignore[arg-type]
+        stages = tuple(
+            msgspec.structs.replace(stage, device=name)
+            for stage, name in zip(made.stages, _NODES, strict=True)
+        )
+        return msgspec.structs.replace(made, stages=stages)
+
+    folder = tmp_path_factory.mktemp("ray") / "three.cutset"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundles, "hand_plan", on_nodes)
+        bundles.write_bundle(
+            bundles.small_net(), (torch.randn(2, 3, 16, 16),), (3, 6), folder, micro_batch=1
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A thousand rows, and what the whole model makes of each."""
+    torch.set_num_threads(1)
+    file = tmp_path_factory.mktemp("rows") / "rows.safetensors"
+    inputs = torch.randn(_NUM_ROWS, 3, 16, 16)
+    expected = bundles.whole_model(bundles.small_net(), inputs, 1)
+    save_file({"rows": inputs, "expected": expected}, file)
+    return file
+
+
+class Caller:
+    """A process on the first node that streams the rows."""
+
+    def __init__(self, bed: State, bundle: Path, rows: Path, replan_after_s: float = 10.0) -> None:
+        node = bed.layout.head
+        script = str(Path(__file__).parent / "ray_caller.py")
+        command = [sys.executable, script, str(bundle), str(rows), str(replan_after_s), "2.5"]
+        self.process = subprocess.Popen(
+            command_on(bed, find_cgroups(), node, command, limited=False),
+            env=environment_on(bed, node),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.pids: list[int] = []
+
+    def follow(self, disturb: dict[int, Callable[[], None]]) -> dict[str, object]:
+        """Reads what it says to the end; calls `disturb` with the rows' number as key."""
+        assert self.process.stdout is not None
+        killer = threading.Timer(_END_S, self.process.kill)
+        killer.start()
+        result: dict[str, object] = {}
+        for line in self.process.stdout:
+            word, _, rest = line.partition(" ")
+            if word == "up":
+                self.pids = json.loads(rest)
+            elif word == "at":
+                disturb.get(int(rest), lambda: None)()
+            elif word == "result":  # Ray prints on its own
+                result = json.loads(rest)
+        _, words = self.process.communicate()
+        killer.cancel()
+        assert result, words
+        return result
+
+    def wait_until_up(self) -> None:
+        """Reads until the pipeline stands."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("up"):
+                self.pids = json.loads(line.partition(" ")[2])
+                return
+        pytest.fail(self.process.communicate()[1])
+
+
+def _objects(bed: State, name: str) -> set[str]:
+    folder = node_folder(bed.layout, bed.layout.node(name)) / "cache" / "cutset" / "objects"
+    return {path.name for path in folder.iterdir()}
+
+
+def test_every_row_through_three_nodes_and_each_node_gets_its_own_shard_once(
+    bed: State, bundle: Path, rows: Path, stranger: subprocess.Popen[str]
+) -> None:
+    caller = Caller(bed, bundle, rows)
+    result = caller.follow({})
+    assert result == {
+        "answered": _NUM_ROWS,
+        "wrong": [],
+        "epoch": 1,
+        "devices": list(_NODES),
+        "restarts": [0, 0, 0],
+    }
+    files = open_bundle(bundle).manifest.files
+    for stage, name in enumerate(_NODES):
+        own = {entry.sha256 for entry in files if entry.path.startswith(f"stage-{stage}/")}
+        kept = _objects(bed, name)
+        assert own < kept
+        assert len(kept) == len(own) + 1  # and the manifest
+    _assert_nothing_of_ours(bed)
+
+
+def _assert_nothing_of_ours(bed: State) -> None:
+    """No stage's process is left on any node, a moment after its session ended."""
+    for node in bed.layout.nodes:
+        pids = members(find_cgroups(), group_of(bed.layout, node))
+        ours = [p for pid in pids if psutil.pid_exists(pid) and _is_ours(p := psutil.Process(pid))]
+        _, alive = psutil.wait_procs(ours, timeout=10)
+        assert alive == []
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    try:
+        line = process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
+    return "cutset.runtime.worker" in line or "ray::StageHost" in " ".join(line)
+
+
+@pytest.fixture(scope="module")
+def stranger(bed: State, bundle: Path) -> subprocess.Popen[str]:
+    """A caller with a wrong token; Ray tries for 20 seconds before it says so."""
+    node = bed.layout.head
+    environment = environment_on(bed, node)
+    del environment["RAY_AUTH_TOKEN_PATH"]
+    environment["RAY_AUTH_TOKEN"] = "0" * 64
+    command = [
+        *("cutset", "run", str(bundle), "nothing.npy"),
+        *("--engine", "ray", "--address", environment["RAY_ADDRESS"]),
+    ]
+    return subprocess.Popen(
+        command_on(bed, find_cgroups(), node, command, limited=False),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_caller_without_the_token_is_refused(stranger: subprocess.Popen[str]) -> None:
+    _, words = stranger.communicate(timeout=60)
+    assert stranger.returncode == 6
+    assert "RAY_AUTH_TOKEN_PATH" in words.splitlines()[-1]
+
+
+def test_a_caller_that_is_killed_leaves_no_process(bed: State, bundle: Path, rows: Path) -> None:
+    caller = Caller(bed, bundle, rows)
+    caller.wait_until_up()
+    workers = [psutil.Process(pid) for pid in caller.pids]
+    caller.process.send_signal(signal.SIGKILL)
+    caller.process.communicate(timeout=10)
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert alive == []
+    _assert_nothing_of_ours(bed)
+
+
+def test_killed_workers_cut_links_frozen_and_dead_nodes_cost_no_row(
+    bed: State, bundle: Path, rows: Path
+) -> None:
+    cgroups = find_cgroups()
+    one, two = bed.layout.node("pi-1"), bed.layout.node("pi-2")
+
+    def cut_for_3_seconds() -> None:
+        faults.cut(bed, two, None)
+        threading.Event().wait(3.0)  # the length is the fault
+        faults.mend(bed, two, None)
+
+    caller = Caller(bed, bundle, rows, replan_after_s=2.0)
+    result = caller.follow(
+        {
+            100: lambda: faults.kill_worker(bed, cgroups, one) and None,
+            300: cut_for_3_seconds,
+            500: lambda: faults.freeze(bed, cgroups, two),
+            800: lambda: faults.kill_raylet(bed, cgroups, one) and None,
+        }
+    )
+    faults.thaw(bed, cgroups, two)
+    assert result["answered"] == _NUM_ROWS
+    assert result["wrong"] == []
+    assert result["devices"] == ["server", "server", "server"]
+    assert min(result["restarts"][1:]) >= 1  # type: ignore[index]

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+import torch
+from torch import nn
+
+from cutset.devices import Cluster, Device, Link
+from cutset.engines.placement import cluster_of_plan, place_stages
+from cutset.errors import EngineError
+from cutset.shards.load import open_bundle
+from cutset.shards.manifest import Manifest
+from distributed.bundles import write_bundle
+
+_MIB = 1 << 20
+
+
+class Chain(nn.Module):
+    """Four equal layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(layer for _ in range(4) for layer in (nn.Linear(32, 32), nn.ReLU()))
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """Four stages on a, b, c, d; 40, 10, 10 and 20 ms, 100 MiB each."""
+    folder = tmp_path_factory.mktemp("bundles") / "chain.cutset"
+    write_bundle(Chain().eval(), (torch.randn(2, 32),), (2, 4, 6), folder)
+    manifest = open_bundle(folder).manifest
+    stages = tuple(
+        msgspec.structs.replace(
+            stage,
+            device=name,
+            compute_s=compute_s,
+            memory_bytes=100 * _MIB,
+            flops=1000,
+            send_s=0.001,
+        )
+        for stage, name, compute_s in zip(
+            manifest.plan.stages, "abcd", (0.04, 0.01, 0.01, 0.02), strict=True
+        )
+    )
+    plan = msgspec.structs.replace(manifest.plan, stages=stages, unused_devices=("e",))
+    return msgspec.structs.replace(manifest, plan=plan)
+
+
+def _cluster(**memory_mib: int) -> Cluster:
+    devices = tuple(
+        Device(name=name, memory_bytes=mib * _MIB if (mib := memory_mib.get(name)) else None)
+        for name in "abcd"
+    )
+    return Cluster(devices=devices, link=Link(bandwidth_bytes_per_s=1e9, latency_s=1e-4))
+
+
+def test_as_long_as_all_are_there_the_plan_holds(manifest: Manifest) -> None:
+    assert place_stages(manifest, _cluster(), ()) == ("a", "b", "c", "d")
+    assert place_stages(manifest, _cluster(), {"e"}) == ("a", "b", "c", "d")
+
+
+def test_the_rest_is_planned_again_as_a_whole(manifest: Manifest) -> None:
+    placed = place_stages(manifest, _cluster(), {"b"})
+    # The longest stage keeps a device of its own, the two short ones share one: 40 ms at most.
+    assert placed[0] not in placed[1:]
+    assert set(placed) <= {"a", "c", "d"}
+
+
+def test_one_device_takes_everything(manifest: Manifest) -> None:
+    assert place_stages(manifest, _cluster(), {"a", "b", "c"}) == ("d", "d", "d", "d")
+
+
+def test_memory_adds_up_and_what_is_missing_is_said(manifest: Manifest) -> None:
+    roomy = _cluster(a=100, b=100, c=100, d=200)
+    placed = place_stages(manifest, roomy, {"b"})
+    assert placed.count("d") == 2
+    tight = _cluster(a=100, b=100, c=100, d=150)
+    with pytest.raises(EngineError) as caught:
+        place_stages(manifest, tight, {"b"})
+    message = str(caught.value)
+    assert message.startswith("without b the stages find no place on a, c, d: no placement fits")
+    assert "device 'd' has 157,286,400 bytes and lacks 52,428,800" in message
+
+
+def test_nobody_is_left(manifest: Manifest) -> None:
+    with pytest.raises(EngineError, match="no device remains without a, b, c, d"):
+        place_stages(manifest, _cluster(), set("abcd"))
+
+
+def test_what_a_plan_alone_tells(manifest: Manifest) -> None:
+    cluster = cluster_of_plan(manifest.plan)
+    assert {device.name: device.speed for device in cluster.devices} == pytest.approx(
+        {"a": 0.25, "b": 1.0, "c": 1.0, "d": 0.5, "e": 0.25}
+    )
+    stage = manifest.plan.stages[0]
+    sent = stage.output_bytes_per_sample * manifest.plan.micro_batch
+    assert cluster.link.bandwidth_bytes_per_s == pytest.approx(sent / 0.001)
+    assert place_stages(manifest, cluster, {"a"})[0] in ("b", "c", "d", "e")

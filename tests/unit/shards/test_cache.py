@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cutset.errors import BundleError, ChecksumMismatch
+from cutset.shards.cache import ShardCache, default_cache_folder
+from cutset.shards.load import open_bundle
+from cutset.shards.manifest import MANIFEST_NAME, FileEntry
+
+
+def _entry(data: bytes, path: str = "stage-0/model.onnx") -> FileEntry:
+    return FileEntry(path=path, num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def _files_of(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> ShardCache:
+    return ShardCache(tmp_path / "cache")
+
+
+def _put(cache: ShardCache, entry: FileEntry, data: bytes) -> None:
+    incoming = cache.receive(entry)
+    for start in range(0, len(data), 7):
+        incoming.append(data[start : start + 7])
+    incoming.finish()
+
+
+def test_a_file_is_kept_by_its_hash_and_is_missing_until_then(cache: ShardCache) -> None:
+    entry = _entry(b"some weights and more")
+    assert cache.missing([entry]) == (entry,)
+    _put(cache, entry, b"some weights and more")
+    assert cache.missing([entry]) == ()
+    assert cache.object_path(entry.sha256).read_bytes() == b"some weights and more"
+
+
+@pytest.mark.parametrize("sent", [b"some weight", b"SOME WEIGHTS", b"some weights, too many"])
+def test_what_does_not_arrive_whole_leaves_nothing(
+    cache: ShardCache, tmp_path: Path, sent: bytes
+) -> None:
+    entry = _entry(b"some weights")
+    incoming = cache.receive(entry)
+
+    def send() -> None:
+        incoming.append(sent)
+        incoming.finish()
+
+    with pytest.raises(ChecksumMismatch) as caught:
+        send()
+    assert caught.value.expected == entry.sha256
+    incoming.abandon()
+    assert _files_of(tmp_path / "cache") == set()
+
+
+def test_a_damaged_file_is_missing_again(cache: ShardCache) -> None:
+    entry = _entry(b"some weights")
+    _put(cache, entry, b"some weights")
+    cache.object_path(entry.sha256).write_bytes(b"SOME WEIGHTS")
+    assert cache.missing([entry]) == (entry,)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "AB" * 32, "", "0" * 63])
+def test_a_hash_that_is_none_is_no_path(cache: ShardCache, name: str) -> None:
+    with pytest.raises(BundleError, match="is no sha256"):
+        cache.receive(FileEntry(path="x", num_bytes=1, sha256=name))
+
+
+def test_no_room_is_said_before_anything_is_sent(cache: ShardCache, tmp_path: Path) -> None:
+    entry = FileEntry(path="stage-0/model.onnx", num_bytes=1 << 60, sha256="0" * 64)
+    with pytest.raises(BundleError, match=r"make room there, or name another folder"):
+        cache.receive(entry)
+    assert _files_of(tmp_path / "cache") == set()
+
+
+def test_a_stage_folder_is_a_bundle_of_one_stage(
+    cache: ShardCache, good_bundle: Path, tmp_path: Path
+) -> None:
+    manifest = (good_bundle / MANIFEST_NAME).read_bytes()
+    own = _entry(manifest, MANIFEST_NAME)
+    _put(cache, own, manifest)
+    opened = open_bundle(good_bundle)
+    files = [entry for entry in opened.manifest.files if entry.path.startswith("stage-1/")]
+    with pytest.raises(BundleError, match="is not in the cache"):
+        cache.stage_folder(own.sha256, 1)
+    for entry in files:
+        _put(cache, entry, (good_bundle / entry.path).read_bytes())
+    folder = cache.stage_folder(own.sha256, 1)
+    assert open_bundle(folder, stages=(1,)).manifest == opened.manifest
+    assert _files_of(folder) == {MANIFEST_NAME, *(Path(entry.path).name for entry in files)}
+    assert cache.stage_folder(own.sha256, 1) == folder
+    # Spoilt from outside, it is made anew.
+    shutil.rmtree(folder / "stage-1")
+    assert cache.stage_folder(own.sha256, 1) == folder
+    open_bundle(folder, stages=(1,))
+    with pytest.raises(BundleError, match="no stage 9"):
+        cache.stage_folder(own.sha256, 9)
+    assert list((tmp_path / "cache" / "incoming").iterdir()) == []
+
+
+def test_leftovers_of_yesterday_are_removed(cache: ShardCache, tmp_path: Path) -> None:
+    old = tmp_path / "cache" / "incoming" / "old"
+    new = tmp_path / "cache" / "incoming" / "new"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    ShardCache(tmp_path / "cache")
+    assert not old.exists()
+    assert new.exists()
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("CUTSET_CACHE_DIR", raising=False)
+    assert default_cache_folder() == tmp_path / "cutset"
+    monkeypatch.setenv("CUTSET_CACHE_DIR", str(tmp_path / "other"))
+    assert default_cache_folder() == tmp_path / "other"
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(BundleError, match="takes no more"):
+        ShardCache(tmp_path / "file" / "cache")
