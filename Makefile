@@ -6,8 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check fast format bench bench-planner bench-serve bench-cluster coverage-models matrix soak \
-  soak-serve docs clean help
+.PHONY: demo test check fast format bench bench-planner bench-serve bench-cluster coverage-models \
+  matrix soak soak-serve docs clean help
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort

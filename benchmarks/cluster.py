@@ -104,17 +104,17 @@ def measure_link(state: State, source: str, target: str) -> tuple[LinkResult, Li
     """Both directions between two nodes; between two processes of one where they are the same."""
     nodes = state.layout.node(source), state.layout.node(target)
     addresses = (
-        ("127.0.0.1", "127.0.0.1")
-        if source == target
-        else (nodes[0].address, nodes[1].address)
+        ("127.0.0.1", "127.0.0.1") if source == target else (nodes[0].address, nodes[1].address)
     )
     store = start_on(
         state,
         source,
         [
             "-c",
-            "import sys; from cutset.runtime.channel import serve_store;"
-            "s = serve_store(sys.argv[1]); print(s.port, flush=True); sys.stdin.read()",
+            (
+                "import sys; from cutset.runtime.channel import serve_store;"
+                "s = serve_store(sys.argv[1]); print(s.port, flush=True); sys.stdin.read()"
+            ),
             addresses[0],
         ],
     )
@@ -142,9 +142,7 @@ def hop_s(link: LinkResult) -> float:
 def profile(models: Sequence[str]) -> None:
     """Measures hops, links, and every model's pieces on the fastest node."""
     plain = cluster_from_toml(_CLUSTER)
-    free = Cluster(
-        devices=tuple(msgspec.structs.replace(d, speed=1.0) for d in plain.devices[:2])
-    )
+    free = Cluster(devices=tuple(msgspec.structs.replace(d, speed=1.0) for d in plain.devices[:2]))
     hops = FOLDER / "hops.json"
     if not hops.exists():
         with testbed(free, ray=False) as state:
@@ -229,8 +227,10 @@ def measure(models: Sequence[str], seconds: float) -> None:
 def report() -> None:
     """Prints the table and puts it into the documentation."""
     lines = [
-        "| model | stages on | bit for bit | period, predicted | measured | | latency, predicted"
-        " | measured | |",
+        (
+            "| model | stages on | bit for bit | period, predicted | measured | |"
+            " latency, predicted | measured | |"
+        ),
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     period_errors, latency_errors, shares = [], [], []
@@ -253,19 +253,23 @@ def report() -> None:
     if period_errors:
         lines += [
             "",
-            f"Off by at most {max(period_errors):.1%} in period (median"
-            f" {statistics.median(period_errors):.1%}) and {max(latency_errors):.1%} in latency"
-            f" (median {statistics.median(latency_errors):.1%}). The engine's own process on each"
-            f" node used {max(shares):.2%} of a core at most while the pipeline ran.",
+            (
+                f"Off by at most {max(period_errors):.1%} in period (median"
+                f" {statistics.median(period_errors):.1%}) and {max(latency_errors):.1%} in latency"
+                f" (median {statistics.median(latency_errors):.1%}). The engine's own process on"
+                f" each node used {max(shares):.2%} of a core at most while the pipeline ran."
+            ),
         ]
     if (FOLDER / "hops.json").exists():
         hops = json.loads((FOLDER / "hops.json").read_text())
         between, within = (statistics.median(hops[k]) for k in ("between_s", "within_s"))
         lines += [
             "",
-            f"A hop of 1.6 MB between two nodes without a rate limit takes"
-            f" {between * 1e3:.2f} ms, over loopback {within * 1e3:.2f} ms:"
-            f" {between / within:.2f} times that.",
+            (
+                f"A hop of 1.6 MB between two nodes without a rate limit takes"
+                f" {between * 1e3:.2f} ms, over loopback {within * 1e3:.2f} ms:"
+                f" {between / within:.2f} times that."
+            ),
         ]
     text = "\n".join(lines)
     print(text)
@@ -277,6 +281,7 @@ def report() -> None:
 
 
 def main() -> None:
+    """Parses and runs the steps."""
     parser = argparse.ArgumentParser(description=__doc__)
     steps = ("profile", "split", "measure", "report")
     parser.add_argument("steps", nargs="*", metavar="STEP", help=", ".join(steps))

@@ -34,6 +34,7 @@ def _hosts_cpu_s() -> float:
 
 
 def main() -> None:
+    """Runs the bundle and prints what was measured."""
     bundle, cluster, rows_file, seconds = sys.argv[1:]
     torch.set_num_threads(1)
     engine = RayCluster(cluster=load_cluster(cluster))

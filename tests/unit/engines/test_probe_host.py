@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cutset.engines import probe_host
+
+
+def test_free_memory_is_no_more_than_the_machine_has() -> None:
+    assert 0 < probe_host.free_memory_bytes() <= psutil.virtual_memory().total
+
+
+def test_a_group_that_limits_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe_host, "_group_memory", lambda: [(1000, 400), (10**15, 0)])
+    assert probe_host.free_memory_bytes() == 600
+    monkeypatch.setattr(probe_host, "_group_memory", lambda: [(1000, 1400)])
+    assert probe_host.free_memory_bytes() == 0
+
+
+def test_a_program_says_what_it_printed_or_why_it_failed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUTSET_CACHE_DIR", str(tmp_path))
+    monkeypatch.setitem(probe_host.PROGRAMS, "say", ("-c", "print('done')"))
+    monkeypatch.setitem(probe_host.PROGRAMS, "fail", ("-c", "raise SystemExit('no such model')"))
+    host = probe_host.ProbeHost(lease_s=math.inf, linger_s=30.0)
+    with pytest.raises(probe_host.EngineError, match="no program was started"):
+        host.program_result()
+    host.start_program("say", [], 1)
+    assert host.program_result() == "done\n"
+    host.start_program("fail", [], 1)
+    with pytest.raises(probe_host.EngineError, match="the measurement failed: no such model"):
+        host.program_result()
+    assert host.facts()["num_cores"] == len(os.sched_getaffinity(0))
+    with pytest.raises(probe_host.EngineError, match="is no model's file"):
+        host.keep_model("0" * 64, ".sh")
+
+
+def test_a_host_receives_a_shard_and_passes_events_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import hashlib
+
+    monkeypatch.setenv("CUTSET_CACHE_DIR", str(tmp_path))
+    host = probe_host.ProbeHost(lease_s=math.inf, linger_s=0.0)
+    data = b"a shard"
+    entry = ("model.py", len(data), hashlib.sha256(data).hexdigest())
+    assert host.missing_manifest(entry)
+    with pytest.raises(probe_host.EngineError, match="no file was begun"):
+        host.append(data)
+    host.begin_file(entry)
+    host.append(data)
+    host.finish_file()
+    assert not host.missing_manifest(entry)
+    kept = host.keep_model(entry[2], ".py")
+    assert Path(kept).read_bytes() == data
+    assert host.next_events() == []
+    assert set(host.hello()) == {"cutset", "torch", "python", "pid"}
