@@ -7,6 +7,7 @@ that share something do not disturb each other.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -28,7 +29,7 @@ from cutset.engines.ray_nodes import (
     join_cluster,
     living_nodes,
 )
-from cutset.engines.stage_host import make_host
+from cutset.engines.stage_host import LEASE_S, make_host
 from cutset.errors import EngineError
 from cutset.runtime.channel import serve_store
 from cutset.runtime.linkprobe import LinkResult
@@ -92,6 +93,7 @@ def probe_cluster(
     ray = import_ray()
     joined = join_cluster(ray, request.address)
     hosts: dict[str, Host] = {}
+    done = threading.Event()
     try:
         nodes = {_name_of(node): node for node in living_nodes(ray)}
         caller_address = ray.util.get_node_ip_address()
@@ -99,14 +101,24 @@ def probe_cluster(
         for name, node in sorted(nodes.items()):
             actor = make_host(ray, ProbeHost, node.node_id)
             hosts[name] = Host(ray, actor, node, name, never)
+        threading.Thread(target=_keep, args=(hosts, done), daemon=True).start()
         return _probe(request, hosts, caller_address, say)
     except HostAwayError as error:
         raise EngineError(str(error)) from error
     finally:
+        done.set()
         for host in hosts.values():
             host.kill().join(1.0)
         if joined:
             ray.shutdown()
+
+
+def _keep(hosts: dict[str, Host], done: threading.Event) -> None:
+    """Lets hosts whose turn it is not know that they are still wanted."""
+    while not done.wait(LEASE_S / 4):
+        for host in hosts.values():
+            with contextlib.suppress(Exception):  # whoever asks it next says so
+                host.tell("clock")
 
 
 def _name_of(node: RayNode) -> str:
