@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test check fast format bench bench-planner bench-serve bench-cluster coverage-models \
-  matrix soak soak-serve docs clean help
+  matrix soak soak-serve docs pictures dist wheel-smoke smoke-oldest clean help
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -69,8 +69,26 @@ coverage-models: $(STAMP)  ## which models can be split; resumable; writes docs/
 	$(BIN)/python benchmarks/coverage_models.py $(if $(ONLY),--only '$(ONLY)')
 
 docs: $(STAMP)  ## the documentation site, warnings as errors, into build/site
-	$(BIN)/python -m pip install --quiet 'mkdocs-material>=9.7' 'mkdocstrings[python]>=1.0'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+pictures: $(STAMP)  ## the pictures of the documentation, by the tool itself; needs chromium
+	$(BIN)/python docs/pictures.py
+
+dist: $(STAMP)  ## wheel and source distribution; the wheel is built from the latter
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+
+# What the folder holds beside the tests is not on the path: what is imported is what was installed.
+SMOKE := pytest -c tests/smoke/pytest.ini tests/smoke
+
+wheel-smoke: dist  ## the wheel alone in a clean environment, with the torch that is installed here
+	$(BIN)/python tests/smoke/environment.py dist/*.whl build/smoke
+	build/smoke/bin/python -m $(SMOKE)
+
+smoke-oldest: dist  ## the same with the oldest torch that is supported, installed anew
+	$(BIN)/python tests/smoke/environment.py dist/*.whl build/smoke-oldest \
+		--torch 2.9.1 --torchvision 0.24.1
+	build/smoke-oldest/bin/python -m $(SMOKE)
 
 clean:  ## remove what was installed and made
 	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

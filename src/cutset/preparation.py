@@ -19,6 +19,7 @@ from cutset.graph.onnx_capture import capture_onnx
 from cutset.graph.onnx_model import OnnxModule
 from cutset.graph.parts import CapturedPart, capture_largest_part
 from cutset.models import FoundModel, find_model
+from cutset.notebooks import drawn
 from cutset.runtime.rows import to_tensor
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ class PreparedModel:
     def name(self) -> str:
         """The model's name, and its part's where a part is captured."""
         return f"{self.found.name}, part {self.part.path}" if self.part else self.found.name
+
+    def _repr_html_(self) -> str | None:
+        return drawn("model_html", self.name, self.captured.graph, self.cuts)
 
     @contextlib.contextmanager
     def part_in(

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import os
-import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
-from cutset.cli import main
+from command_line import Cutset, Outcome, call_cutset
+
+__all__ = ["COMMAND", "LIMIT_S", "Cutset", "Outcome"]
 
 COMMAND = str(Path(sys.executable).with_name("cutset"))
 LIMIT_S = 240
@@ -45,25 +41,6 @@ def make():
 '''
 
 
-class Outcome(NamedTuple):
-    """How the command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        return json.loads(self.out)
-
-    @property
-    def error_lines(self) -> list[str]:
-        return self.err.strip().splitlines()
-
-
-Cutset = Callable[..., Outcome]
-
-
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
     """What a process of its own is started with."""
@@ -72,26 +49,8 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def cutset() -> Cutset:
-    """The command within this process: importing torch anew for each call would take minutes."""
-
-    def call(*arguments: object) -> Outcome:
-        out, err = io.StringIO(), io.StringIO()
-        handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["cutset", *map(str, arguments)])
-            patch.setenv("COLUMNS", "80")
-            try:
-                with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                    main()
-                code = 0
-            except SystemExit as exit_:
-                code = exit_.code if isinstance(exit_.code, int) else 0
-            finally:
-                for each, handler in handlers.items():
-                    signal.signal(each, handler)
-        return Outcome(code, out.getvalue(), err.getvalue())
-
-    return call
+    """The command within this process."""
+    return call_cutset
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from cutset.errors import PlanError
+from cutset.notebooks import drawn
 
 PLAN_FORMAT = "cutset-plan/1"
 
@@ -193,6 +194,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def is_proven(self) -> bool:
         """Whether the bound meets the objective, to rounding."""
         return self.gap <= 1e-9
+
+    def _repr_html_(self) -> str | None:
+        return drawn("plan_html", self)
 
 
 def plan_to_json(plan: Plan) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from cutset.errors import PlanError
 from cutset.planning.plan import Alternative, Plan
-from cutset.report.basis import Basis
+from cutset.report.basis import WORK, Basis
 from cutset.report.sources import ReportSources
 from cutset.report.strip import Strip
 from cutset.report.text import format_bytes, format_seconds
@@ -52,7 +52,7 @@ def answers(sources: ReportSources, strip: Strip, basis: Basis | None) -> tuple[
             question="Where is it cut, and why there?",
             sentences=(*_where(plan, strip), *_why(plan, strip, basis)),
         ),
-        Answer(question="Which stage is the slowest?", sentences=_slowest(sources)),
+        Answer(question="Which stage is the slowest?", sentences=_slowest(sources, basis)),
         Answer(question=f"What would {ordinal} device bring?", sentences=_one_more(plan, ordinal)),
         Answer(question="Is it correct?", sentences=_correct(sources)),
     )
@@ -126,7 +126,7 @@ def _moved(plan: Plan, strip: Strip, basis: Basis, stops: Sequence[int], cut: in
     return f"after {names[cut]}, it would take {format_seconds(then_s)}{change}"
 
 
-def _slowest(sources: ReportSources) -> tuple[str, ...]:
+def _slowest(sources: ReportSources, basis: Basis | None) -> tuple[str, ...]:
     plan = sources.plan
     slow = max(plan.stages, key=lambda stage: stage.compute_s)
     share = f", {slow.compute_s / plan.period_s:.0%} of the period" if plan.period_s else ""
@@ -148,10 +148,12 @@ def _slowest(sources: ReportSources) -> tuple[str, ...]:
     bench = sources.bench
     if bench is not None:
         busiest = max(range(len(bench.stages)), key=lambda k: bench.stages[k].busy)
+        counts_work = basis is not None and basis.kind == WORK
+        predicted = f", predicted {format_seconds(bench.predicted_period_s)}"
         sentences.append(
             f"Measured, stage {busiest} was the busiest, {bench.stages[busiest].busy:.0%} of the "
-            f"time; a micro-batch came every {format_seconds(bench.period_s)}, predicted "
-            f"{format_seconds(bench.predicted_period_s)}."
+            f"time; a micro-batch came every {format_seconds(bench.period_s)}"
+            f"{'' if counts_work else predicted}."
         )
     return tuple(sentences)
 

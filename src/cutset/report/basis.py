@@ -112,7 +112,8 @@ def make_basis(sources: ReportSources) -> Basis | None:
     elif _is_work(plan, cuts, cluster):
         kind = WORK
         notes.append(
-            "Times stand for work: 1e9 multiply-adds a second at speed 1. Nothing was measured."
+            "The plan's times stand for work, 1e9 multiply-adds a second at speed 1: compare them "
+            "with each other, not with a clock."
         )
     else:
         kind, profiles = SHARED, _shared_profile(plan, cuts, graph)

@@ -8,7 +8,7 @@ from cutset.errors import PlanError
 from cutset.planning import gain_inside_units, make_plan
 from cutset.planning.plan import Plan
 from cutset.report.answers import Answer, answers
-from cutset.report.basis import Basis, first_devices, make_basis
+from cutset.report.basis import WORK, Basis, first_devices, make_basis
 from cutset.report.front import (
     Candidate,
     alternative_candidates,
@@ -66,6 +66,11 @@ class Report:
     def plan(self) -> Plan:
         """The plan that it is about."""
         return self.sources.plan
+
+    @property
+    def counts_work(self) -> bool:
+        """Whether the plan's times stand for multiply-adds, and none that is measured is alike."""
+        return self.basis is not None and self.basis.kind == WORK
 
     @property
     def title(self) -> str:

@@ -22,7 +22,7 @@ STAGE_COLOURS = (
 )  # fmt: skip
 """One for each stage, again from the first after the eighth; black text is readable on all."""
 
-IDLE_COLOUR, CHOSEN_COLOUR, QUIET_COLOUR = "#d64550", "#d64550", "#8b96a0"
+IDLE_COLOUR, CHOSEN_COLOUR, QUIET_COLOUR, BOUND_COLOUR = "#d64550", "#d64550", "#8b96a0", "#3987d6"
 _STRIP_TOP, _STRIP_BOTTOM, _REFUSED_AT = 150, 232, 246
 _LABEL_WIDTH = 96
 
@@ -85,7 +85,9 @@ def _stage_scale(num_stages: int) -> alt.Scale:
     return alt.Scale(domain=list(range(num_stages)), range=colours)
 
 
-def strip_chart(parts: Rows, cuts: Rows, refused: Rows, num_stages: int) -> Spec:
+def strip_chart(
+    parts: Rows, cuts: Rows, refused: Rows, num_stages: int, *, unit: str = "time in ms"
+) -> Spec:
     """The model as a strip: width is time, colour the stage; ticks above are candidate cuts.
 
     Args:
@@ -93,9 +95,10 @@ def strip_chart(parts: Rows, cuts: Rows, refused: Rows, num_stages: int) -> Spec
         cuts: rows of `strip_rows`.
         refused: rows of `strip_rows`.
         num_stages: the most that any plan shown in it has.
+        unit: of the width.
     """
     at = alt.X("at:Q")
-    time = alt.Axis(title="time in ms", tickCount=6, grid=False, offset=22)
+    time = alt.Axis(title=unit, tickCount=6, grid=False, offset=22)
     strip = alt.Chart(_data("parts", parts)).encode(
         x=alt.X("begin:Q", axis=time, scale=alt.Scale(nice=False)),
         x2="end:Q",
@@ -146,7 +149,7 @@ def strip_chart(parts: Rows, cuts: Rows, refused: Rows, num_stages: int) -> Spec
         alt.Tooltip("bytes:Q", title="bytes a row", format=",d"),
         alt.Tooltip("chosen:N", title="chosen"),
     ]
-    heads = tick.mark_point(filled=True, shape="circle").encode(
+    heads = tick.mark_point(filled=True, opacity=1, shape="circle").encode(
         size=alt.condition("datum.chosen", alt.value(90), alt.value(34)),
         tooltip=hover,
     )
@@ -154,7 +157,7 @@ def strip_chart(parts: Rows, cuts: Rows, refused: Rows, num_stages: int) -> Spec
         alt.Chart(_data("cuts", cuts))
         .transform_filter("datum.chosen")
         .mark_rule(color=CHOSEN_COLOUR, strokeWidth=3)
-        .encode(x=at, y=alt.value(_STRIP_TOP - 6), y2=alt.value(_STRIP_BOTTOM + 4))
+        .encode(x=at, y=alt.value(_STRIP_TOP - 6), y2=alt.value(_STRIP_BOTTOM + 4), tooltip=hover)
     )
     crosses = (
         alt.Chart(_data("refused", refused))
@@ -169,7 +172,14 @@ def strip_chart(parts: Rows, cuts: Rows, refused: Rows, num_stages: int) -> Spec
         )
     )
     return _finish(
-        alt.layer(boxes, names, tick.mark_rule().encode(y2=alt.datum(0)), heads, through, crosses),
+        alt.layer(
+            boxes,
+            names,
+            tick.mark_rule().encode(y2=alt.datum(0), tooltip=hover),
+            heads,
+            through,
+            crosses,
+        ),
         "The model as a strip of parts: width is time, colour the stage, each tick above a "
         "candidate cut with its bytes; marks below are refused places",
         _REFUSED_AT + 6,
@@ -177,18 +187,38 @@ def strip_chart(parts: Rows, cuts: Rows, refused: Rows, num_stages: int) -> Spec
 
 
 def load_chart(rows: Rows, period_ms: float, bound_ms: float | None, num_stages: int) -> Spec:
-    """What every stage computes, receives and sends, against the period and the bound, if any."""
-    kinds = ["receive", "compute", "send", "compute, measured"]
-    shown = [kind for kind in kinds if any(row["what"] == kind for row in rows)]
+    """What every stage computes, receives and sends, against the period and the bound, if any.
+
+    Args:
+        rows: of `load_rows`; those without a time are the headings of their stage.
+        period_ms: of the plan.
+        bound_ms: that no plan can be below; None where it is not one of the period.
+        num_stages: of the plan.
+    """
+    named = "split(datum.label, ':')"
     bars = (
         alt.Chart(_data("loads", rows))
         .mark_bar(stroke="#3a444d", strokeWidth=0.5)
         .encode(
-            y=_labelled("stage:N"),
-            yOffset=alt.YOffset("what:N", sort=shown, scale=alt.Scale(domain=shown)),
+            y=alt.Y(
+                "line:N",
+                title=None,
+                sort=None,
+                scale=alt.Scale(domain=[row["line"] for row in rows], paddingInner=0.2),
+                axis=alt.Axis(
+                    labelExpr=f"slice(datum.label, length({named}[0]) + 1)",
+                    labelFontWeight=alt.condition(
+                        f"indexof({named}[0], 'h') >= 0", alt.value("bold"), alt.value("normal")
+                    ),
+                    labelLimit=_LABEL_WIDTH,
+                    minExtent=_LABEL_WIDTH,
+                    grid=False,
+                    ticks=False,
+                ),
+            ),
             x=alt.X("milliseconds:Q", title="ms per micro-batch", axis=alt.Axis(tickCount=6)),
             color=alt.Color("index:O", scale=_stage_scale(num_stages), legend=None),
-            fillOpacity=alt.condition("datum.what === 'compute'", alt.value(1.0), alt.value(0.5)),
+            fillOpacity=alt.condition("datum.what === 'computes'", alt.value(1.0), alt.value(0.5)),
             tooltip=[
                 alt.Tooltip("stage:N"),
                 alt.Tooltip("what:N"),
@@ -198,26 +228,24 @@ def load_chart(rows: Rows, period_ms: float, bound_ms: float | None, num_stages:
     )
     lines: list[dict[str, Any]] = [{"line": "period", "ms": period_ms}]
     if bound_ms is not None:
-        lines.append({"line": "bound: no plan can be below", "ms": bound_ms})
+        lines.append({"line": "bound", "ms": bound_ms})
+    look = alt.Scale(domain=[x["line"] for x in lines], range=[CHOSEN_COLOUR, BOUND_COLOUR])
+    dashes = alt.Scale(domain=[x["line"] for x in lines], range=[[1, 0], [6, 6]])
+    # Where both are the same, the dashes lie on the line, and both are seen.
     rules = (
         alt.Chart(_data("lines", lines))
-        .mark_rule(strokeWidth=2)
+        .mark_rule(strokeWidth=2.5)
         .encode(
             x="ms:Q",
-            color=alt.value(CHOSEN_COLOUR),
-            strokeDash=alt.StrokeDash(
-                "line:N",
-                scale=alt.Scale(domain=[x["line"] for x in lines], range=[[1, 0], [6, 4]]),
-                legend=alt.Legend(symbolStrokeColor=CHOSEN_COLOUR),
-            ),
+            stroke=alt.Stroke("line:N", scale=look, legend=alt.Legend()),
+            strokeDash=alt.StrokeDash("line:N", scale=dashes, legend=alt.Legend()),
             tooltip=[alt.Tooltip("line:N"), alt.Tooltip("ms:Q", format=".4~g")],
         )
     )
-    per_stage = 20 * max(len(shown), 1) + 10
     return _finish(
         alt.layer(bars, rules),
         "Computing and sending of every stage against the period and the bound",
-        max(70, per_stage * num_stages),
+        20 * len(rows),
     )
 
 
@@ -229,9 +257,12 @@ def memory_chart(rows: Rows, num_stages: int) -> Spec:
         color=alt.Color("index:O", scale=_stage_scale(num_stages), legend=None),
         tooltip=[alt.Tooltip("stage:N"), alt.Tooltip("MiB:Q", title="needs MiB", format=",.1f")],
     )
+    height = max(60, 32 * num_stages)
+    if all(row["limit"] is None for row in rows):
+        return _finish(bars, "Memory of every stage", height)
     limits = (
         base.transform_filter("isValid(datum.limit)")
-        .mark_tick(color=CHOSEN_COLOUR, thickness=3, height=26)
+        .mark_tick(color=CHOSEN_COLOUR, opacity=1, thickness=3, height=26)
         .encode(
             x="limit:Q",
             tooltip=[
@@ -240,9 +271,7 @@ def memory_chart(rows: Rows, num_stages: int) -> Spec:
             ],
         )
     )
-    return _finish(
-        alt.layer(bars, limits), "Memory of every stage against its limit", max(60, 32 * num_stages)
-    )
+    return _finish(alt.layer(bars, limits), "Memory of every stage against its limit", height)
 
 
 def devices_chart(rows: Rows) -> Spec:
@@ -277,14 +306,14 @@ def front_chart(rows: Rows, groups: Sequence[str]) -> Spec:
     """Latency against throughput of every plan; those of the front are joined by a line.
 
     Args:
-        rows: key, group, label, latency_ms, rows_per_s, stages; a row for each plan.
+        rows: key, group, label, latency_ms, rows_per_s, stages, size; a row for each plan.
         groups: in the order of the legend.
     """
     shapes = ["diamond", "circle", "square", "triangle-up", "triangle-down", "cross"]
     colours = [CHOSEN_COLOUR, "#3987d6", "#8b96a0", "#c7801d", "#2f9e6e", "#b0529a"]
     x = alt.X(
         "latency_ms:Q",
-        title="latency of one micro-batch alone, ms (less is better)",
+        title="latency of one alone, ms (less is better)",
         scale=alt.Scale(domain=_around([row["latency_ms"] for row in rows]), nice=False),
         axis=alt.Axis(tickCount=5, labelOverlap=True),
     )
@@ -301,19 +330,15 @@ def front_chart(rows: Rows, groups: Sequence[str]) -> Spec:
         .encode(x=x, y=y, order="latency_ms:Q")
     )
     # Plans that coincide are drawn around each other, so that each is seen and can be clicked.
-    points = base.mark_point(filled=False, strokeWidth=2.5, cursor="pointer").encode(
+    points = base.mark_point(filled=False, strokeWidth=2.5, opacity=1, cursor="pointer").encode(
         x=x,
         y=y,
         shape=alt.Shape("group:N", scale=alt.Scale(domain=list(groups), range=shapes)),
-        size=alt.Size(
-            "group:N",
-            legend=None,
-            scale=alt.Scale(domain=list(groups), range=[60, 200, 400, 660, 980, 1400]),
-        ),
+        size=alt.Size("size:Q", scale=None),
         color=alt.Color(
             "group:N",
             scale=alt.Scale(domain=list(groups), range=colours),
-            legend=alt.Legend(columns=2, symbolSize=90),
+            legend=alt.Legend(columns=alt.ExprRef("width < 480 ? 1 : 3"), symbolSize=90),
         ),
         tooltip=[
             alt.Tooltip("label:N", title="plan"),
@@ -385,8 +410,18 @@ def timeline_chart(picture: TimelinePicture, domain_ms: float, num_stages: int) 
             alt.Tooltip("milliseconds:Q", title="for ms", format=".4~g"),
         ],
     )
-    idle = base.transform_filter("datum.kind === 'idle'").mark_bar(
-        fillOpacity=0.12, fill=IDLE_COLOUR, stroke=IDLE_COLOUR, strokeDash=[3, 3], strokeWidth=1
+    idle = (
+        base.transform_filter("datum.kind === 'idle'")
+        .mark_bar(
+            fillOpacity=0.12, fill=IDLE_COLOUR, stroke=IDLE_COLOUR, strokeDash=[3, 3], strokeWidth=1
+        )
+        .encode(
+            tooltip=[
+                alt.Tooltip("resource:N", title="nothing to do on"),
+                alt.Tooltip("begin:Q", title="from ms", format=".4~g"),
+                alt.Tooltip("milliseconds:Q", title="for ms", format=".4~g"),
+            ]
+        )
     )
     sending = base.transform_filter("datum.kind === 'transfer'").mark_bar(
         color=QUIET_COLOUR, stroke="#3a444d", strokeWidth=0.5
@@ -396,7 +431,7 @@ def timeline_chart(picture: TimelinePicture, domain_ms: float, num_stages: int) 
         .mark_bar(stroke="#3a444d", strokeWidth=0.7)
         .encode(
             color=alt.Color("stage:O", scale=_stage_scale(num_stages), legend=None),
-            opacity=alt.condition("datum.even", alt.value(1.0), alt.value(0.62)),
+            opacity=alt.condition("datum.even", alt.value(1.0), alt.value(0.7)),
         )
     )
     width = "abs(scale('x', datum.end) - scale('x', datum.begin))"

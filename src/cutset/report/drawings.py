@@ -24,6 +24,7 @@ LIGHT = theme("#1a2229", "#aab4bd")
 DARK = theme("#e6ebef", "#5b6771")
 _PAPER = theme("#1a2229", "#aab4bd", "white")
 _WIDTH_PIXELS = 900
+_POINT_SIZES = (60, 200, 400, 660, 980, 1400)
 
 
 def make_drawings(report: Report) -> dict[str, Spec]:
@@ -38,7 +39,10 @@ def make_drawings(report: Report) -> dict[str, Spec]:
             report.rows.parts, report.rows.cuts, report.rows.refused, most_stages(report)
         ),
         "load": load_chart(
-            load_rows(report.loads), plan.period_s * 1e3, bound_period_ms(report), num_stages
+            load_rows(report.loads, with_measured=not report.counts_work),
+            plan.period_s * 1e3,
+            bound_period_ms(report),
+            num_stages,
         ),
         "memory": memory_chart(memory_rows(report.loads), num_stages),
     }
@@ -48,10 +52,14 @@ def make_drawings(report: Report) -> dict[str, Spec]:
     rows = front_rows(report)
     if len(rows) > 1:
         drawings["front"] = front_chart(rows, list(dict.fromkeys(row["group"] for row in rows)))
-    end_s = max(report.predicted.total_s, report.measured.total_s if report.measured else 0.0)
-    drawings["predicted"] = timeline_chart(report.predicted, end_s * 1e3, num_stages)
+    # On the same scale, unless one of them shows work and the other time.
+    predicted_s = report.predicted.total_s
+    measured_s = report.measured.total_s if report.measured else 0.0
+    if not report.counts_work:
+        predicted_s = measured_s = max(predicted_s, measured_s)
+    drawings["predicted"] = timeline_chart(report.predicted, predicted_s * 1e3, num_stages)
     if report.measured is not None:
-        drawings["measured"] = timeline_chart(report.measured, end_s * 1e3, num_stages)
+        drawings["measured"] = timeline_chart(report.measured, measured_s * 1e3, num_stages)
     return drawings
 
 
@@ -66,11 +74,21 @@ def most_stages(report: Report) -> int:
 
 
 def front_rows(report: Report) -> list[dict[str, Any]]:
-    """The points of the picture of the front; those that stand for no plan are left out."""
+    """The points of the picture of the front; those that stand for no plan are left out.
+
+    Points that coincide are drawn around each other, so that each is seen and can be pressed.
+    """
+    shown = [
+        each
+        for each in sorted(report.candidates, key=_order)
+        if each.latency_s is not None and each.rows_per_s is not None
+    ]
+    groups = list(dict.fromkeys(each.group for each in shown))
     return [
         {
             "key": each.key,
             "group": each.group,
+            "size": _POINT_SIZES[min(groups.index(each.group), len(_POINT_SIZES) - 1)],
             "label": each.label,
             # Rounded, so that sums in another order do not count as another latency.
             "latency_ms": float(f"{each.latency_s * 1e3:.9g}"),
@@ -79,7 +97,7 @@ def front_rows(report: Report) -> list[dict[str, Any]]:
             "cuts": ", ".join(each.last[:-1]) or "nowhere",
             "shown": each.key == "this",
         }
-        for each in sorted(report.candidates, key=_order)
+        for each in shown
         if each.latency_s is not None and each.rows_per_s is not None
     ]
 
@@ -137,12 +155,11 @@ def save_drawings(report: Report, folder: str | Path, kind: str) -> tuple[Path, 
     return tuple(written)
 
 
-def svg_of(spec: Spec, *, width: int = _WIDTH_PIXELS, transparent: bool = False) -> str:
-    """A drawing as SVG; `transparent` leaves out the white ground."""
+def svg_of(spec: Spec, *, width: int = _WIDTH_PIXELS) -> str:
+    """A drawing as SVG on a white ground."""
     import vl_convert
 
-    config = LIGHT if transparent else _PAPER
-    svg: str = vl_convert.vegalite_to_svg({**spec, "width": width, "config": config})
+    svg: str = vl_convert.vegalite_to_svg({**spec, "width": width, "config": _PAPER})
     return svg
 
 

@@ -67,20 +67,31 @@ def stage_loads(plan: Plan, bench: Bench | None) -> tuple[StageLoad, ...]:
     )
 
 
-def load_rows(loads: tuple[StageLoad, ...]) -> list[dict[str, Any]]:
-    """The bars of the picture: a row for each kind of time of each stage, in ms."""
-    rows = []
+def load_rows(loads: tuple[StageLoad, ...], *, with_measured: bool) -> list[dict[str, Any]]:
+    """The bars of the picture in ms: a heading for each stage, then a row for each kind of time.
+
+    `line` is unique and ends in what stands beside the bar.
+    """
+    rows: list[dict[str, Any]] = []
     for load in loads:
+        label = _label(load)
         times = {
-            "receive": load.receive_s,
-            "compute": load.compute_s,
-            "send": load.send_s,
-            "compute, measured": load.measured_s,
+            "receives": load.receive_s,
+            "computes": load.compute_s,
+            "sends": load.send_s,
+            "measured": load.measured_s if with_measured else None,
         }
+        rows.append({"line": f"{load.index}h:{label}", "stage": label, "index": load.index})
         rows += [
-            {"stage": _label(load), "index": load.index, "what": what, "milliseconds": 1e3 * s}
-            for what, s in times.items()
-            if s
+            {
+                "line": f"{load.index}:{what}",
+                "stage": label,
+                "index": load.index,
+                "what": "computes, measured" if what == "measured" else what,
+                "milliseconds": 1e3 * seconds,
+            }
+            for what, seconds in times.items()
+            if seconds
         ]
     return rows
 

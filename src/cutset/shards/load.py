@@ -21,6 +21,8 @@ from typing import Any, TypeAlias
 import torch
 
 from cutset.errors import BundleError, ChecksumMismatch, ManifestError, UnsafeBundle
+from cutset.graph.cuts import find_cut_points
+from cutset.notebooks import drawn
 from cutset.shards.archive import ProgramArchive
 from cutset.shards.build import build_module
 from cutset.shards.decode import read_program
@@ -53,6 +55,13 @@ class Bundle:
     directory: Path
     manifest: Manifest
     stages: tuple[int, ...]
+
+    def _repr_html_(self) -> str | None:
+        found = self.manifest
+        cuts = find_cut_points(
+            found.graph, keep=found.keep, divide=found.divide, max_tensors=found.max_tensors
+        )
+        return drawn("plan_html", found.plan, found.model, found.graph, cuts)
 
     def path(self, relative: str) -> Path:
         """Where a file that the manifest lists is on disk.

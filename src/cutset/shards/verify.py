@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from cutset.errors import BundleError, ManifestError
+from cutset.notebooks import drawn
 from cutset.shards import running_checks
 from cutset.shards.load import (
     Bundle,
@@ -90,6 +91,10 @@ class VerificationReport:
     def ok(self) -> bool:
         """Whether every check passed."""
         return all(check.ok for check in self.checks)
+
+    def _repr_html_(self) -> str | None:
+        checks = [(check.name, check.ok, check.detail) for check in self.checks]
+        return drawn("verification_html", self.ok, checks)
 
     def check(self, name: str) -> CheckResult:
         """The check of that name.

@@ -1,0 +1,95 @@
+"""Makes a clean environment that holds a built wheel, what it needs, and pytest.
+
+``python tests/smoke/environment.py WHEEL FOLDER`` takes the packages that the wheel needs from the
+environment that runs it, as hard links: torch alone unpacks to gigabytes, and they are the very
+files that pip put there. The wheel itself is installed by pip, without an index, so that it says
+what is missing. ``--torch VERSION --torchvision VERSION`` has pip install everything anew instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import email
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from collections.abc import Iterable
+from importlib.metadata import Distribution, distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+BESIDE = ("pytest",)
+
+
+def wheel_requirements(wheel: Path) -> list[str]:
+    """What a wheel says it needs."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
+        return email.message_from_bytes(archive.read(name)).get_all("Requires-Dist") or []
+
+
+def closure(requirements: Iterable[str]) -> dict[str, Distribution]:
+    """All installed distributions that the requirements lead to, by name."""
+    found: dict[str, Distribution] = {}
+    seen: set[tuple[str, str]] = set()
+    waiting = [(Requirement(text), "") for text in requirements]
+    while waiting:
+        wanted, extra = waiting.pop()
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": extra}):
+            continue
+        name = canonicalize_name(wanted.name)
+        found[name] = distribution(name)
+        for asked in ("", *sorted(wanted.extras)):
+            if (name, asked) not in seen:
+                seen.add((name, asked))
+                needs = found[name].requires or []
+                waiting += [(Requirement(text), asked) for text in needs]
+    return found
+
+
+def link_files(package: Distribution, target: Path) -> None:
+    """Puts the files of an installed distribution into another site-packages."""
+    for file in package.files or ():
+        if ".." in file.parts or "__pycache__" in file.parts:
+            continue  # scripts and byte code belong to the environment that they were made in
+        source, place = Path(str(package.locate_file(file))), target / file
+        if not source.is_file() or place.exists():
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, place)
+        except OSError:  # another file system
+            shutil.copy2(source, place)
+
+
+def main() -> None:
+    """Makes the environment, or ends with pip's error."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("wheel", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--torch")
+    parser.add_argument("--torchvision")
+    given = parser.parse_args()
+    venv.create(given.folder, clear=True, with_pip=True)
+    python = given.folder / "bin" / "python"
+    if given.torch:
+        wanted = [f"torch=={given.torch}", f"torchvision=={given.torchvision}", *BESIDE]
+    else:
+        wanted = ["--no-index"]
+        paths = {"base": str(given.folder), "platbase": str(given.folder)}
+        target = Path(sysconfig.get_path("purelib", "venv", vars=paths))
+        for package in closure([*wheel_requirements(given.wheel), *BESIDE]).values():
+            link_files(package, target)
+    pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", *wanted, given.wheel], check=True, timeout=1800)
+    subprocess.run([*pip, "check"], check=True, timeout=120)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
