@@ -14,7 +14,7 @@ from torch import nn
 
 from cutset.models.randomise import randomise
 
-IMAGE = 96
+IMAGE = 75  # the least that InceptionV3 takes
 _THIN = 32
 
 

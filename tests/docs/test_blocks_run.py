@@ -23,6 +23,7 @@ from .blocks import Block, Command, agrees, blocks_of, commands_of
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LIMIT_S = 240
+_SHELL = set("|;&<>$`*\n")
 SHOWN = ("", "text", "mermaid")  # output and drawings: nothing that could be run
 
 
@@ -41,9 +42,12 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _run(command: Command) -> tuple[int, str]:
     """Exit code and all output of a command, as a terminal shows them."""
-    words = shlex.split(command.text)
-    if words[0] == "cutset" and not set(command.text) & set("|;&<>$`*"):
-        outcome = call_cutset(*words[1:])
+    text, _, file = command.text.partition(" > ")
+    if text.startswith("cutset ") and not set(text + file) & _SHELL:
+        outcome = call_cutset(*shlex.split(text)[1:])
+        if file:
+            Path(file).write_text(outcome.out, encoding="utf-8")
+            return outcome.code, outcome.err
         return outcome.code, outcome.out + outcome.err
     done = subprocess.run(
         ["/bin/bash", "-c", command.text],

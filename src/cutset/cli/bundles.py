@@ -139,7 +139,7 @@ def bench(
 
     where = chosen_engine(engine, address, replan_after, cluster)
     with native_output_to_stderr(), progress() as say:
-        say("measuring")
+        say("starting workers")
         report, timeline = bench_bundle(
             bundle,
             engine=where,
@@ -148,6 +148,7 @@ def bench(
             num_threads=threads,
             duration_s=seconds,
             trace=trace is not None,
+            say=say,
         )
     if trace is not None:
         write_text(trace, json.dumps(timeline))

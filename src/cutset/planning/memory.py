@@ -46,9 +46,9 @@ def explain_infeasible(cluster: Cluster, built: BuiltProblem) -> PlanError:
         device = built.classes[device_class][0]
         available = device.memory_bytes or 0
         return InfeasiblePlan(
-            f"no placement fits the devices' memory: device {device.name!r} has {available:,} "
-            f"bytes and lacks {missing:,}; with {needed:,} bytes there a plan exists. Give it "
-            "more, add a device, or allow more cuts",
+            f"no placement fits the devices' memory: device {device.name!r} has "
+            f"{_amount(available)} and lacks {_amount(missing)}; with {_amount(needed)} there a "
+            "plan exists. Give it more, add a device, or allow more cuts",
             needed_bytes=needed,
             available_bytes=available,
             device=device.name,
@@ -126,3 +126,8 @@ def _split_off(problem: ChainProblem, device_class: int, variants: list[Variant]
         source_s=problem.source_s[index],
         sink_s=problem.sink_s[index],
     )
+
+
+def _amount(num_bytes: int) -> str:
+    """Bytes for people; above 10 MiB in whole MiB, rounded up, so that what is named is enough."""
+    return f"{num_bytes:,} bytes" if num_bytes < 10 << 20 else f"{-(-num_bytes >> 20):,} MiB"

@@ -164,6 +164,11 @@ def _one_more(plan: Plan, ordinal: str) -> tuple[str, ...]:
     more = by_count.get(len(plan.stages) + 1)
     if more is None:
         sentences.append("The plan does not say: it was made without alternatives.")
+    elif more.period_s is None and not plan.unused_devices:
+        sentences.append(
+            f"This plan uses every device of its cluster. To see what {ordinal} device would "
+            "bring, add one to the cluster file and plan again."
+        )
     elif more.period_s is None:
         sentences.append(f"Nothing is planned for {ordinal} device: {more.reason}.")
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from cutset.errors import PlanError
 from cutset.planning import gain_inside_units, make_plan
@@ -74,8 +75,10 @@ class Report:
 
     @property
     def title(self) -> str:
-        """The model's name, or what a plan without a model is called."""
-        return self.sources.model or "a plan"
+        """The model's name without the folders of its file, or what a plan alone is called."""
+        name = self.sources.model or "a plan"
+        is_file = name.endswith((".pt2", ".onnx")) or ".py:" in name
+        return re.split(r"[\\/]", name)[-1] if is_file else name
 
 
 def build_report(sources: ReportSources) -> Report:

@@ -155,9 +155,14 @@ def strip_chart(
     )
     through = (
         alt.Chart(_data("cuts", cuts))
-        .transform_filter("datum.chosen")
-        .mark_rule(color=CHOSEN_COLOUR, strokeWidth=3)
-        .encode(x=at, y=alt.value(_STRIP_TOP - 6), y2=alt.value(_STRIP_BOTTOM + 4), tooltip=hover)
+        .mark_rule(color=CHOSEN_COLOUR)
+        .encode(
+            x=at,
+            y=alt.value(_STRIP_TOP - 6),
+            y2=alt.value(_STRIP_BOTTOM + 4),
+            size=alt.condition("datum.chosen", alt.value(3), alt.value(0)),
+            tooltip=hover,
+        )
     )
     crosses = (
         alt.Chart(_data("refused", refused))
@@ -171,15 +176,13 @@ def strip_chart(
             ],
         )
     )
+    layers = [boxes, names]
+    if cuts:
+        layers += [tick.mark_rule().encode(y2=alt.datum(0), tooltip=hover), heads, through]
+    if refused:
+        layers.append(crosses)
     return _finish(
-        alt.layer(
-            boxes,
-            names,
-            tick.mark_rule().encode(y2=alt.datum(0), tooltip=hover),
-            heads,
-            through,
-            crosses,
-        ),
+        alt.layer(*layers),
         "The model as a strip of parts: width is time, colour the stage, each tick above a "
         "candidate cut with its bytes; marks below are refused places",
         _REFUSED_AT + 6,
@@ -329,8 +332,11 @@ def front_chart(rows: Rows, groups: Sequence[str]) -> Spec:
         .mark_line(interpolate="step-after", color=colours[1], strokeWidth=1.5, opacity=0.7)
         .encode(x=x, y=y, order="latency_ms:Q")
     )
-    # Plans that coincide are drawn around each other, so that each is seen and can be clicked.
-    points = base.mark_point(filled=False, strokeWidth=2.5, opacity=1, cursor="pointer").encode(
+    # Plans that coincide are drawn around each other, so that each is seen and can be clicked;
+    # what is see-through catches clicks too.
+    points = base.mark_point(
+        filled=False, fill="transparent", strokeWidth=2.5, opacity=1, cursor="pointer"
+    ).encode(
         x=x,
         y=y,
         shape=alt.Shape("group:N", scale=alt.Scale(domain=list(groups), range=shapes)),
@@ -442,8 +448,10 @@ def timeline_chart(picture: TimelinePicture, domain_ms: float, num_stages: int) 
         .mark_text(fontSize=10, color="#12181d", opacity=alt.ExprRef(f"{width} < 16 ? 0 : 1"))
         .encode(x="middle:Q", y=alt.Y("resource:N", sort=list(picture.resources)), text="number:Q")
     )
+    kinds = {"idle": idle, "transfer": sending, "compute": computing}
+    layers = [kinds[kind] for kind in kinds if any(row["kind"] == kind for row in rows)]
     return _finish(
-        alt.layer(idle, sending, computing, numbers),
+        alt.layer(*layers, numbers),
         "Micro-batches over stages and links; framed stretches are bubbles",
         30 * len(picture.resources) + 6,
     )

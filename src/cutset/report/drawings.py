@@ -51,7 +51,8 @@ def make_drawings(report: Report) -> dict[str, Spec]:
         drawings["devices"] = devices_chart(devices)
     rows = front_rows(report)
     if len(rows) > 1:
-        drawings["front"] = front_chart(rows, list(dict.fromkeys(row["group"] for row in rows)))
+        groups = list(dict.fromkeys(row["group"] for row in reversed(rows)))
+        drawings["front"] = front_chart(rows, groups)
     # On the same scale, unless one of them shows work and the other time.
     predicted_s = report.predicted.total_s
     measured_s = report.measured.total_s if report.measured else 0.0
@@ -76,7 +77,8 @@ def most_stages(report: Report) -> int:
 def front_rows(report: Report) -> list[dict[str, Any]]:
     """The points of the picture of the front; those that stand for no plan are left out.
 
-    Points that coincide are drawn around each other, so that each is seen and can be pressed.
+    Points that coincide are drawn around each other, the largest first, so that each is seen and
+    can be pressed.
     """
     shown = [
         each
@@ -97,7 +99,7 @@ def front_rows(report: Report) -> list[dict[str, Any]]:
             "cuts": ", ".join(each.last[:-1]) or "nowhere",
             "shown": each.key == "this",
         }
-        for each in shown
+        for each in reversed(shown)
         if each.latency_s is not None and each.rows_per_s is not None
     ]
 

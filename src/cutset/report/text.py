@@ -16,6 +16,8 @@ from cutset.planning.plan import Alternative, MoreTensors, Plan
 
 BAR_WIDTH = 20
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
+_KIND_STYLES = {"block": "cyan", "pool": "green", "activation": "yellow", "head": "magenta"}
+_STAGE_STYLES = ("cyan", "yellow", "green", "magenta", "blue", "red")
 
 
 def format_bytes(num_bytes: float) -> str:
@@ -73,10 +75,10 @@ def print_inspection(
         shapes = ", ".join("x".join(map(str, spec.shape[1:])) for spec in point.tensors)
         table.add_row(
             escape(point.after),
-            point.kind,
+            f"[{_KIND_STYLES[point.kind]}]{point.kind}[/]",
             shapes,
             format_bytes(point.bytes_per_sample),
-            bar(share, 12),
+            f"[{_KIND_STYLES[point.kind]}]{bar(share, 12)}[/]",
             f"{share:.1%}",
         )
     console.print(table)
@@ -89,6 +91,11 @@ def print_inspection(
         console.print(table)
     elif cuts.refused:
         console.print(f"{len(cuts.refused)} other positions are refused; --refused says why")
+
+
+def _stage_style(index: int) -> str:
+    """The colour of a stage, where there are colours."""
+    return _STAGE_STYLES[index % len(_STAGE_STYLES)]
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -108,7 +115,7 @@ def print_plan(console: Console, plan: Plan) -> None:
             escape(stage.device),
             escape(stage.last),
             format_seconds(stage.compute_s),
-            bar(stage.compute_s / slowest, 12),
+            f"[{_stage_style(stage.index)}]{bar(stage.compute_s / slowest, 12)}[/]",
             format_bytes(stage.weight_bytes),
             format_bytes(stage.output_bytes_per_sample * plan.micro_batch),
         )
@@ -247,7 +254,7 @@ def print_bench(console: Console, document: Mapping[str, Any]) -> None:
         table.add_row(
             str(index),
             stage["backend"],
-            bar(stage["busy"]),
+            f"[{_stage_style(index)}]{bar(stage['busy'])}[/]",
             f"{stage['busy']:.0%}",
             f"{stage['waiting']:.0%}",
             f"{stage['sending']:.0%}",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ _MIN_MICRO_BATCHES = 20
 _MIN_LATENCIES = 20
 _MAX_LATENCIES = 1000
 _NUM_SPANS = 2000
+_TELL_EVERY_S = 0.2
 
 
 class Quantiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -87,6 +88,7 @@ def bench_bundle(
     num_threads: int = 1,
     duration_s: float = 5.0,
     trace: bool = False,
+    say: Callable[[str], None] = lambda _text: None,
 ) -> tuple[BenchReport, dict[str, Any] | None]:
     """Measures a bundle.
 
@@ -98,6 +100,7 @@ def bench_bundle(
         num_threads: threads of each stage.
         duration_s: seconds for each of the four measurements, at least.
         trace: also return a timeline.
+        say: told what is measured now, and what was found so far.
 
     Returns:
         The report, and with `trace` a document in the Chrome trace format, else None.
@@ -121,12 +124,23 @@ def bench_bundle(
         for _ in session.stream(itertools.repeat(inputs, _NUM_WARM_UP)):
             pass
         before, asked_s = session.stats(), time.perf_counter()
-        num_done, elapsed_s = measure_throughput(session, inputs, duration_s)
+        num_done, elapsed_s = measure_throughput(
+            session,
+            inputs,
+            duration_s,
+            progress=lambda done, spent_s: say(
+                f"1 of 4, throughput: {done * rows / spent_s:.4g} rows/s"
+            ),
+        )
         after, stats_s = session.stats(), time.perf_counter() - asked_s
+        found = f"{num_done * rows / elapsed_s:.4g} rows/s"
+        say(f"2 of 4, latency of one alone ({found})")
         latencies = measure_latency(session, inputs, duration_s)
         document = chrome_trace(session.timeline()) if trace else None
     backends = [stage.backend for stage in after.stages]
     indices = range(len(backends))
+    found += f", {quantiles(latencies).p50 * 1e3:.3g} ms for one alone"
+    say(f"3 of 4, each stage alone ({found})")
     alone = measure_alone(
         opened,
         [(index,) for index in indices],
@@ -135,6 +149,7 @@ def bench_bundle(
         micro_batch=rows,
         duration_s=duration_s,
     )
+    say(f"4 of 4, the whole model in one process ({found})")
     (whole,) = measure_alone(
         opened,
         [tuple(indices)],
@@ -161,6 +176,7 @@ def measure_throughput(
     duration_s: float,
     *,
     least: int = _MIN_MICRO_BATCHES,
+    progress: Callable[[int, float], None] | None = None,
 ) -> tuple[int, float]:
     """Streams one micro-batch again and again.
 
@@ -169,6 +185,7 @@ def measure_throughput(
         inputs: the model's inputs, one micro-batch of rows.
         duration_s: for how long, at least.
         least: never fewer micro-batches than this.
+        progress: told now and then how many were answered so far, and in how many seconds.
 
     Returns:
         How many micro-batches were answered, and in how many seconds, both counted from the answer
@@ -177,12 +194,15 @@ def measure_throughput(
     num_done = 0
     skip = session.window
     started_s = time.perf_counter()
-    stopped_s = started_s
+    stopped_s = told_s = started_s
     for index, _ in enumerate(session.stream(itertools.repeat(inputs))):
         stopped_s = time.perf_counter()
         if index == skip:
             started_s = stopped_s
         num_done = max(0, index - skip)
+        if progress is not None and num_done and stopped_s - told_s > _TELL_EVERY_S:
+            progress(num_done, stopped_s - started_s)
+            told_s = stopped_s
         if num_done >= least and stopped_s - started_s >= duration_s:
             break
     return num_done, stopped_s - started_s

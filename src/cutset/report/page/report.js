@@ -51,7 +51,7 @@
     const strip = views.get("drawing-choice");
     if (strip && plan) {
       const rows = stripRows(plan);
-      for (const name of ["parts", "cuts", "refused"]) strip.view.data(name, rows[name]);
+      for (const name of ["parts", "cuts", "refused"]) if (rows[name].length) strip.view.data(name, rows[name]);
       await strip.view.runAsync();
     }
     const front = views.get("drawing-front");
