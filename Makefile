@@ -69,7 +69,7 @@ coverage-models: $(STAMP)  ## which models can be split; resumable; writes docs/
 	$(BIN)/python benchmarks/coverage_models.py $(if $(ONLY),--only '$(ONLY)')
 
 docs: $(STAMP)  ## the documentation site, warnings as errors, into build/site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 pictures: $(STAMP)  ## the pictures of the documentation, by the tool itself; needs chromium
 	$(BIN)/python docs/pictures.py

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,9 @@ def _check(block: Block, where: str, names: dict[str, object]) -> None:
         _check_console(block, where)
     elif block.language == "python":
         try:
-            exec(compile(block.text, where, "exec"), names)
+            with warnings.catch_warnings():
+                warnings.simplefilter("default")  # as for a reader: an exporter may have some
+                exec(compile(block.text, where, "exec"), names)
         except Exception:  # noqa: BLE001  # whatever the page raises is what is wrong with it
             pytest.fail(f"{where}:\n{traceback.format_exc()}")
     elif block.language == "toml":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torchvision.models import get_model, get_model_weights
@@ -136,6 +139,13 @@ LISTS = {
 @pytest.mark.parametrize("name", SIX)
 def test_the_cut_points_are_exactly_these(name: str) -> None:
     assert [(point.after, point.kind) for point in prepared(name).cuts.points] == LISTS[name]
+
+
+@pytest.mark.parametrize("name", SIX)
+def test_the_drawing_in_the_documentation_shows_exactly_these(name: str) -> None:
+    drawing = Path(__file__).parents[2] / "docs" / "images" / f"strip-{name}.svg"
+    shown = re.findall(r"cut after: ([^;]+); kind: (\w+)", drawing.read_text(encoding="utf-8"))
+    assert list(dict.fromkeys(shown)) == LISTS[name]
 
 
 @pytest.mark.parametrize(
