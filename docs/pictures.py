@@ -46,22 +46,35 @@ def draw_strips(folder: Path) -> None:
 
 
 def draw_report(folder: Path) -> None:
-    """A model on the example's devices: its drawings, and a photograph of the page's first part."""
+    """A model on two equal devices: drawings, and a photograph of the page's first part.
+
+    The front is that of the example's unequal devices behind links, which have something to trade.
+    """
     profile, bundle = folder / "profile.json", folder / "shown.cutset"
     cutset("profile", SHOWN, "-o", profile, "--json")
-    where = ("--profile", profile, "--cluster", CLUSTER)
-    cutset("split", SHOWN, "--weights", "random:0", *where, "-o", bundle, "--json")
+    known = ("--weights", "random:0", "--profile", profile)
+    cutset("split", SHOWN, *known, "--stages", 2, "-o", bundle, "--json")
     (folder / "v.json").write_text(cutset("verify", bundle, "--json"))
     bench = cutset("bench", bundle, "--seconds", 3, "--trace", folder / "t.json", "--json")
     (folder / "b.json").write_text(bench)
     page = folder / "page.html"
     documents = (
-        *("--verification", folder / "v.json"),
+        *("--verification", folder / "v.json", "--profile", profile),
         *("--bench", folder / "b.json", "--trace", folder / "t.json"),
     )
-    cutset("report", bundle, "-o", page, "--svg", folder / "svg", *where, *documents, "--json")
-    for name in ("load", "front", "predicted", "measured"):
+    cutset("report", bundle, "-o", page, "--svg", folder / "svg", *documents, "--json")
+    for name in ("load", "predicted", "measured"):
         shutil.copy(folder / "svg" / f"{name}.svg", IMAGES / f"report-{name}.svg")
+    where = ("--profile", profile, "--cluster", CLUSTER)
+    (folder / "unequal.json").write_text(cutset("plan", SHOWN, *where, "--json"))
+    unequal = (folder / "unequal.json", "--model", SHOWN, *where)
+    cutset("report", *unequal, "--svg", folder / "unequal", "--json")
+    shutil.copy(folder / "unequal" / "front.svg", IMAGES / "report-front.svg")
+    photograph(page)
+
+
+def photograph(page: Path) -> None:
+    """The top of a page, as it stands in the README."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
@@ -69,10 +82,11 @@ def draw_report(folder: Path) -> None:
         shot = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
         shot.goto(page.as_uri())
         shot.wait_for_selector("html[data-drawn]")
-        shot.screenshot(path=folder / "page.png")
+        png = shot.screenshot()
         browser.close()
-    with Image.open(folder / "page.png") as image:
-        image.convert("RGB").quantize(64).save(IMAGES / "report.png", optimize=True)
+    with Image.open(io.BytesIO(png)) as image:
+        few = image.convert("RGB").quantize(128, method=Image.Quantize.MAXCOVERAGE)
+        few.save(IMAGES / "report.png", optimize=True)
 
 
 if __name__ == "__main__":
