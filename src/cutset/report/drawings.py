@@ -8,17 +8,16 @@ from typing import Any
 from cutset.errors import CutsetError
 from cutset.report.build import Report
 from cutset.report.charts import (
-    Spec,
     devices_chart,
     front_chart,
     load_chart,
     memory_chart,
-    strip_chart,
-    theme,
-    timeline_chart,
 )
 from cutset.report.front import DEVICES, FRONT, THIS, Candidate
 from cutset.report.loads import load_rows, memory_rows
+from cutset.report.look import Spec, theme
+from cutset.report.strip_chart import strip_chart
+from cutset.report.timeline_chart import timeline_chart
 
 LIGHT = theme("#1a2229", "#aab4bd")
 DARK = theme("#e6ebef", "#5b6771")

@@ -73,8 +73,8 @@ def render(report: Report) -> str:
     import jinja2
     import markupsafe
 
-    from cutset.report.charts import STAGE_COLOURS
     from cutset.report.drawings import make_drawings
+    from cutset.report.look import STAGE_COLOURS
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cutset.report", "page"),

@@ -15,10 +15,11 @@ from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
 from cutset.planning.plan import Plan
 from cutset.report.build import build_report
-from cutset.report.charts import STAGE_COLOURS, strip_chart
 from cutset.report.drawings import make_drawings, svg_of
+from cutset.report.look import STAGE_COLOURS
 from cutset.report.sources import ReportSources
 from cutset.report.strip import make_strip, strip_rows
+from cutset.report.strip_chart import strip_chart
 from cutset.report.text import format_bytes, format_count, format_seconds
 
 _PLAN_DRAWINGS = ("strip", "load", "predicted")
