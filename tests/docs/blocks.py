@@ -54,7 +54,7 @@ class Block:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
-    """A line behind ``$``, with its ``>`` lines, and what it is said to print."""
+    """A line behind ``$``, the ``>`` lines that go on with it, and what it is said to print."""
 
     text: str
     output: tuple[str, ...]
@@ -106,7 +106,10 @@ def commands_of(block: Block) -> list[Command]:
             commands[-1][0].append(line[2:])
         else:
             commands[-1][1].append(line)
-    return [Command(text="\n".join(text), output=tuple(out)) for text, out in commands]
+    return [
+        Command(text="\n".join(text).replace("\\\n", ""), output=tuple(out))
+        for text, out in commands
+    ]
 
 
 def agrees(expected: Sequence[str], actual: str) -> bool:
