@@ -294,8 +294,8 @@ def main() -> int:
     arguments.work.mkdir(parents=True, exist_ok=True)
     cases: dict[tuple[str, int], Measure] = {
         (name, micro_batch): _case(name, micro_batch, arguments)
-        for name in arguments.models
         for micro_batch in arguments.micro_batches
+        for name in arguments.models
     }
     cases["hop", 1] = pipeline_hop.measure_hops
     if arguments.fresh:

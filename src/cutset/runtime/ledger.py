@@ -173,10 +173,10 @@ class Ledger:
             if self._error is not None:
                 raise self._error
             for part, (num_rows, inputs) in enumerate(slices):
-                self._waiting.append(
-                    MicroBatch(self._next_sequence, request, part, num_rows, inputs)
-                )
-                self._next_sequence += 1
+                # The number is taken first: Ctrl-C may end this anywhere, and none may come twice.
+                sequence = self._next_sequence
+                self._next_sequence = sequence + 1
+                self._waiting.append(MicroBatch(sequence, request, part, num_rows, inputs))
             self._pump()
 
     def open_epoch(self, epoch: int, send: Callable[[Parcel], None]) -> None:
@@ -286,17 +286,25 @@ class Ledger:
             limit = 1 if self._num_suspects else self.window
             if len(self._in_flight) >= limit:
                 return
-            batch = self._waiting.popleft()
+            batch = self._waiting[0]
             request = batch.request
             if not request.done and not request.started:
                 request.started = True
                 request.done = not request.future.set_running_or_notify_cancel()
             if request.done:  # cancelled, or failed by another of its micro-batches
+                self._waiting.popleft()
                 self._num_suspects -= batch.suspect
                 continue
             if not self._in_flight:
                 self._last_progress_s = time.monotonic()
             self._in_flight[batch.sequence] = batch
-            self._send(
-                Parcel(sequence=batch.sequence, num_rows=batch.num_rows, tensors=batch.inputs)
-            )
+            try:
+                self._send(
+                    Parcel(sequence=batch.sequence, num_rows=batch.num_rows, tensors=batch.inputs)
+                )
+            except BaseException:
+                # Ctrl-C in a caller's thread. It still waits, and is sent with the next one; if
+                # it was sent already, the first answer counts and the other is dropped.
+                self._in_flight.pop(batch.sequence, None)
+                raise
+            self._waiting.popleft()

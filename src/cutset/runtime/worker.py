@@ -27,7 +27,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from cutset.backends.allocator import keep_freed_memory
+from cutset.backends.allocator import give_back_memory, keep_freed_memory
 from cutset.backends.base import StageProgram, load_stage
 from cutset.engines.base import (
     BatchFailed,
@@ -244,6 +244,7 @@ class StageWorker:
                 Refused(kind=type(error).__name__, message=str(error), details=details)
             )
             return
+        give_back_memory()
         self._spans = collections.deque(maxlen=3 * command.num_spans)
         self._load = command
         self._control.send(

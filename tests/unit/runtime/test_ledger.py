@@ -171,3 +171,28 @@ def test_outputs_without_a_batch_are_not_joined() -> None:
     rows, same = request.future.result(0)
     assert torch.equal(rows, torch.tensor([[1.0], [2.0]]))
     assert torch.equal(same, table)
+
+
+@pytest.mark.parametrize("was_sent", [False, True])
+def test_ctrl_c_while_sending_loses_and_doubles_nothing(was_sent: bool) -> None:
+    ledger, pipe = Ledger(window=2, max_deaths=3), _Pipe()
+    interrupts = [KeyboardInterrupt()]
+
+    def send(parcel: Parcel) -> None:
+        if interrupts:
+            if was_sent:
+                pipe(parcel)
+            raise interrupts.pop()
+        pipe(parcel)
+
+    request = Request(1, (_SPEC,), lambda outputs: outputs[0].flatten().tolist())
+    ledger.open_epoch(1, send)
+    with pytest.raises(KeyboardInterrupt):
+        ledger.submit(request, [(1, (torch.tensor([[7.0]]),))])
+    assert (ledger.num_in_flight, ledger.num_waiting) == (0, 1)
+    after = _submit(ledger, 8)
+    for parcel in list(pipe.sent):
+        _answer(ledger, 1, parcel)
+    assert request.future.result(0) == [70.0]
+    assert after.future.result(0) == [80.0]
+    assert (ledger.num_in_flight, ledger.num_waiting, ledger.num_settled) == (0, 0, 2)
