@@ -10,8 +10,8 @@ are started once, and then measured in turn, round after round, while the others
 
 Each case is kept in a file of its own as soon as it is measured, so the run can be stopped and gone
 on with: ``--budget SECONDS`` begins no further case after that time. When all cases are there, it
-prints them against the targets and writes docs/benchmarks.md. Medians over the rounds; nothing is
-left out.
+prints them against the targets and writes docs/benchmarks.md; ``--page`` does so with the cases
+that are there, and names the others. Medians over the rounds; nothing is left out.
 """
 
 from __future__ import annotations
@@ -223,6 +223,7 @@ def measure(bundle: Bundle, micro_batch: int, rounds: int, duration_s: float) ->
     """One case: all contestants in turn, `rounds` times."""
     inputs = random_inputs(bundle.manifest.stages[0], micro_batch)
     facts: dict[str, Any] = {"predicted_s": bundle.manifest.plan.expected_period_s, "memory": {}}
+    facts |= {"rounds": rounds, "seconds": duration_s}
     facts["import_s"] = min(import_seconds() for _ in range(2))
     with contextlib.ExitStack() as stack:
         contestants: dict[str, Measure] = {}
@@ -280,6 +281,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--budget", type=float, default=float("inf"))
+    parser.add_argument(
+        "--page", action="store_true", help="measure nothing; write the page from what is there"
+    )
+    parser.add_argument("--note", default="", help="what the page's reader should know of the run")
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
     parser.add_argument("--work", type=Path, default=WORK, help="where results are kept")
     parser.add_argument("--output", type=Path, default=REPORT)
@@ -303,9 +308,13 @@ def main() -> int:
             (arguments.work / f"{name}-{micro_batch}.json").unlink(missing_ok=True)
     started_s = time.perf_counter()
     found: dict[tuple[str, int], dict[str, Any]] = {}
+    missing: list[str] = []
     for (name, micro_batch), run in cases.items():
         file = arguments.work / f"{name}-{micro_batch}.json"
         if not file.exists():
+            if arguments.page:
+                missing.append(f"{name} with micro-batches of {micro_batch}")
+                continue
             if time.perf_counter() - started_s > arguments.budget:
                 print("time is up; run it again to go on", flush=True)
                 return 0
@@ -314,7 +323,7 @@ def main() -> int:
         found[name, micro_batch] = json.loads(file.read_text(encoding="utf-8"))
         print(name, micro_batch, pipeline_page.brief(found[name, micro_batch]), flush=True)
     hops = found.pop(("hop", 1))
-    page, is_met = pipeline_page.render(found, hops, arguments.rounds, arguments.seconds)
+    page, is_met = pipeline_page.render(found, hops, missing, arguments.note)
     print(page)
     arguments.output.write_text(page, encoding="utf-8")
     return 0 if is_met else 1

@@ -27,7 +27,8 @@ RATIOS: dict[str, Ratio] = {
     "auto speed / whole torch, 2 cores": lambda c: (
         c["whole torch, 2 threads s"] / c["ours auto period_s"]
     ),
-    "predicted / auto period": lambda c: c["predicted_s"] / c["ours auto period_s"],
+    # Not a number where the case holds no prediction.
+    "predicted / auto period": lambda c: (c["predicted_s"] or math.nan) / c["ours auto period_s"],
 }
 
 
@@ -118,7 +119,9 @@ def targets(cases: Cases, hops: dict[str, float]) -> list[Target]:
     )
     by_model: dict[str, list[float]] = {}
     for (model, _), case in cases.items():
-        by_model.setdefault(model, []).append(abs(RATIOS["predicted / auto period"](case) - 1))
+        if case["predicted_s"]:
+            off = abs(RATIOS["predicted / auto period"](case) - 1)
+            by_model.setdefault(model, []).append(off)
     return [
         *found,
         Target(
@@ -165,8 +168,13 @@ def targets(cases: Cases, hops: dict[str, float]) -> list[Target]:
             text="predicted against measured period, off by, median over the models",
             found=median(sum(errors) / len(errors) for errors in by_model.values()),
             limit=0.10,
+            detail=f"over {len(by_model)} models",
         ),
     ]
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"
 
 
 def machine() -> str:
@@ -190,13 +198,14 @@ _TOP = """# Benchmarks
 Written by `make bench`; measured on {date} on {machine}.
 
 Two stages with one thread each; {rounds} rounds, in each of which every contestant was measured
-once for {seconds:g} s or more while the others rested; medians. *Alone* is the slowest stage
+once for about a second or more while the others rested; medians. *Alone* is the slowest stage
 without transfers while the other one is busy too. *GPipe* is torch.distributed.pipelining's
 ScheduleGPipe over gloo on the same stages, 8 micro-batches a step. *Whole* is all stages in one
 process, which is also the sum of the stages that the latency is held against. `auto` runs each
 stage with the backend that the profile found the fastest.
+"""
 
-## Targets
+_TARGETS = """## Targets
 
 | target | limit | measured | | where, or what else |
 | --- | --- | --- | --- | --- |"""
@@ -211,24 +220,25 @@ In milliseconds a micro-batch.
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
-def render(
-    cases: Cases, hops: dict[str, float], rounds: int, duration_s: float
-) -> tuple[str, bool]:
-    """The page docs/benchmarks.md, and whether every target is met."""
+def render(cases: Cases, hops: dict[str, float], missing: list[str], note: str) -> tuple[str, bool]:
+    """The page docs/benchmarks.md, and whether everything was measured and every target is met."""
     wanted = targets(cases, hops)
     dates = sorted({case["date"] for case in cases.values()})
     measured = " and ".join(dict.fromkeys((dates[0], dates[-1])))
+    rounds = " or ".join(str(each) for each in sorted({c["rounds"] for c in cases.values()}))
+    top = _TOP.format(date=measured, machine=machine(), rounds=rounds)
+    absent = f"\n**Not measured in this run:** {'; '.join(missing)}.\n" if missing else ""
+    remark = f"\n{note}\n" if note else ""
     lines = [
-        *_TOP.format(date=measured, machine=machine(), rounds=rounds, seconds=duration_s).split(
-            "\n"
-        ),
+        *(top + remark + absent + "\n" + _TARGETS).split("\n"),
         *(target.row() for target in wanted),
         *_TIMES.split("\n"),
     ]
     for (model, micro_batch), case in cases.items():
         names = ("ours torch period_s", "ours auto period_s", "gpipe s", "whole torch s")
-        times = [1e3 * case[n] for n in (*names, "whole torch, 2 threads s", "predicted_s")]
-        cells = " | ".join(f"{value:.2f}" for value in times)
+        times = [1e3 * case[n] for n in (*names, "whole torch, 2 threads s")]
+        times.append(1e3 * (case["predicted_s"] or math.nan))
+        cells = " | ".join(map(_number, times))
         backends = ", ".join(case["backends"])
         lines.append(f"| {model} | {micro_batch} | {backends} | {cells} |")
     lines += [
@@ -239,8 +249,11 @@ def render(
         "| --- " * (2 + len(RATIOS)) + "|",
     ]
     for (model, micro_batch), case in cases.items():
-        cells = " | ".join(f"{ratio(case):.2f}" for ratio in RATIOS.values())
+        cells = " | ".join(_number(ratio(case)) for ratio in RATIOS.values())
         lines.append(f"| {model} | {micro_batch} | {cells} |")
-    means = [geometric_mean(ratio(case) for case in cases.values()) for ratio in RATIOS.values()]
-    lines.append("| **geometric mean** | | " + " | ".join(f"{m:.2f}" for m in means) + " |")
-    return "\n".join(lines) + "\n", all(target.is_met for target in wanted)
+    means = []
+    for ratio in RATIOS.values():
+        values = [ratio(case) for case in cases.values()]
+        means.append(geometric_mean(value for value in values if not math.isnan(value)))
+    lines.append("| **geometric mean** | | " + " | ".join(map(_number, means)) + " |")
+    return "\n".join(lines) + "\n", not missing and all(target.is_met for target in wanted)
