@@ -25,11 +25,13 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## split a trained MobileNetV2, verify it, run photographs through two processes
 	@$(BIN)/python examples/demo.py
 
-# Folders whose tests start workers have the machine to themselves; the others share its cores.
+# Folders whose tests start workers have the machine to themselves; the others share its cores. The
+# server's minute of hostile clients runs beside its other tests.
 test: $(STAMP)  ## the whole test suite
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile \
 		--ignore tests/distributed --ignore tests/serve --ignore tests/beds
-	$(BIN)/python -m pytest $(wildcard tests/distributed tests/serve tests/beds)
+	$(BIN)/python -m pytest $(wildcard tests/distributed tests/beds)
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/serve
 
 fast: $(STAMP)  ## unit and property tests only
 	$(BIN)/python -m pytest tests/unit tests/property

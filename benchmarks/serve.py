@@ -4,22 +4,28 @@
 
 In turns, so that a busy machine is unfair to both alike: the session alone, as ``cutset bench``
 measures it; the server with 16 clients. Then requests at three times that rate, whoever waits.
-Prints the numbers beside their targets.
+The server is ``cutset serve``, the clients are one process more (``serve_load.py``); all share the
+machine. Prints the numbers, and whether they meet their targets.
+
+A period is the mean time from one answer to the next under the load in question. A queue that is
+full holds ``--max-queue`` micro-batches, so one that is let in must wait about that many periods.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import bisect
 import contextlib
 import dataclasses
 import json
-import multiprocessing
 import platform
-import queue
+import resource
+import signal
 import statistics
+import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,14 +37,17 @@ import torch
 from cutset.backends.base import random_inputs
 from cutset.runtime.bench import measure_throughput
 from cutset.runtime.session import open_session
-from cutset.serve.command import serve_bundle
-from cutset.serve.settings import ServeSettings
 from cutset.shards.load import Bundle, open_bundle
 from cutset.workflow import plan_stages, prepare_model, split_model
 
 CONCURRENCY = 16
 OVERLOAD = 3.0
 MAX_QUEUE = 32
+LEAST_SHARE = 0.85
+SPARE_PERIODS = 2
+REFUSAL_LIMIT_S = 0.05
+GROWTH_LIMIT = 0.05
+LOAD = Path(__file__).with_name("serve_load.py")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +55,7 @@ class Answered:
     """One request: its status, and seconds from its first byte to the last of its answer.
 
     Attributes:
-        at_s: when the answer was there, on the clock of `time.perf_counter`.
+        at_s: when the answer was there.
     """
 
     status: int
@@ -54,37 +63,14 @@ class Answered:
     at_s: float
 
 
-class Connection:
-    """One connection that asks the same thing again and again."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a number should be."""
 
-    def __init__(self, host: str, port: int, message: bytes) -> None:
-        self._host, self._port, self._message = host, port, message
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def ask(self) -> Answered:
-        """Sends the request and reads the answer."""
-        if self._streams is None:
-            self._streams = await asyncio.open_connection(self._host, self._port)
-        reader, writer = self._streams
-        started_s = time.perf_counter()
-        writer.write(self._message)
-        await writer.drain()
-        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-        length = int(head.partition("\r\ncontent-length: ")[2].partition("\r\n")[0])
-        await reader.readexactly(length)
-        if "connection: close" in head:
-            await self.close()
-        at_s = time.perf_counter()
-        return Answered(status=int(head.split()[1]), seconds=at_s - started_s, at_s=at_s)
-
-    async def close(self) -> None:
-        """Ends the connection; the next question opens another."""
-        if self._streams is not None:
-            writer = self._streams[1]
-            self._streams = None
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
+    name: str
+    measured: float
+    limit: float
+    is_met: bool
 
 
 def request_message(bundle: Bundle) -> bytes:
@@ -108,88 +94,96 @@ def request_message(bundle: Bundle) -> bytes:
     return head.encode() + text + raw
 
 
-async def closed_loop(
-    host: str, port: int, message: bytes, *, concurrency: int, seconds: float
-) -> float:
-    """Answers per second of so many clients, each asking when it has its answer."""
-    end_s = time.perf_counter() + seconds
-    num_answered = 0
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Served:
+    """A server that runs.
 
-    async def client() -> None:
-        nonlocal num_answered
-        connection = Connection(host, port, message)
-        while time.perf_counter() < end_s:
-            answered = await connection.ask()
-            assert answered.status == 200, answered
-            num_answered += 1
-        await connection.close()
+    Attributes:
+        host: where it listens.
+        port: where it listens.
+        process: it.
+        request_file: what the clients send.
+    """
 
-    started_s = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(concurrency)))
-    return num_answered / (time.perf_counter() - started_s)
+    host: str
+    port: str
+    process: psutil.Process
+    request_file: Path
 
-
-async def open_loop(
-    host: str, port: int, message: bytes, *, rate: float, seconds: float
-) -> list[Answered]:
-    """Asks at a fixed rate, whatever the answers do."""
-    idle: list[Connection] = []
-    answers: list[Answered] = []
-
-    async def ask() -> None:
-        connection = idle.pop() if idle else Connection(host, port, message)
-        answers.append(await connection.ask())
-        idle.append(connection)
-
-    started_s = time.perf_counter()
-    asking = set()
-    for index in range(int(rate * seconds)):
-        await asyncio.sleep(max(0.0, started_s + index / rate - time.perf_counter()))
-        task = asyncio.create_task(ask())
-        asking.add(task)
-        task.add_done_callback(asking.discard)
-    await asyncio.gather(*asking)
-    for connection in idle:
-        await connection.close()
-    return answers
-
-
-def serve(bundle: str, backend: str, said: multiprocessing.Queue[str]) -> None:
-    """The server's process."""
-    settings = ServeSettings(port=0, model_name="bench", max_queue=MAX_QUEUE)
-    serve_bundle(Path(bundle), settings, backend=backend, on_listening=said.put)
+    def load(self, seconds: float, *options: str) -> list[Answered]:
+        """Has a client process ask for a while."""
+        command = [sys.executable, LOAD, self.host, self.port, self.request_file, str(seconds)]
+        done = subprocess.run([*command, *options], check=True, capture_output=True, text=True)
+        return [
+            Answered(status=status, seconds=taken_s, at_s=at_s)
+            for status, taken_s, at_s in json.loads(done.stdout)
+        ]
 
 
 @contextlib.contextmanager
-def served(bundle: Path, backend: str) -> Iterator[tuple[str, int, psutil.Process]]:
-    """Host, port and process of a server."""
-    context = multiprocessing.get_context("spawn")
-    said: multiprocessing.Queue[str] = context.Queue()
-    process = context.Process(target=serve, args=(str(bundle), backend, said))
-    process.start()
-    try:
-        while True:
-            try:
-                host, port = said.get(timeout=1).removeprefix("http://").split(":")
-                break
-            except queue.Empty:
-                if not process.is_alive():
-                    raise SystemExit("the server did not start") from None
-        asyncio.run(wait_for_port(host, int(port)))
-        yield host, int(port), psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.join(30)
+def served(bundle: Bundle, backend: str, folder: Path) -> Iterator[Served]:
+    """Runs ``cutset serve``."""
+    request_file = folder / "request"
+    request_file.write_bytes(request_message(bundle))
+    command = [sys.executable, "-m", "cutset.cli", "serve", str(bundle.directory)]
+    command += ["--port", "0", "--name", "bench", "--backend", backend]
+    command += ["--max-queue", str(MAX_QUEUE)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        if " at http://" not in line:
+            raise SystemExit(f"the server did not start: {line}{process.stderr.read()}")
+        pass_on = threading.Thread(target=lambda: sys.stderr.writelines(process.stderr or ()))
+        pass_on.start()
+        host, port = line.rpartition("http://")[2].strip().split(":")
+        try:
+            yield Served(
+                host=host,
+                port=port,
+                process=psutil.Process(process.pid),
+                request_file=request_file,
+            )
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+            pass_on.join()
 
 
-async def wait_for_port(host: str, port: int) -> None:
-    """Waits until the server listens."""
-    while True:
-        with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection(host, port)
-            writer.close()
-            return
-        await asyncio.sleep(0.05)
+class OtherWork:
+    """How much of the machine is used by processes that do not belong to the measurement.
+
+    Args:
+        server: whose workers belong to it.
+    """
+
+    def __init__(self, server: psutil.Process) -> None:
+        self._processes = [server, *server.children(recursive=True)]
+        self._started_s = time.perf_counter()
+        self._before_s = self._seconds()
+
+    def share(self) -> float:
+        """Of all cores since it was made, 0 to 1."""
+        elapsed_s = time.perf_counter() - self._started_s
+        return max(0.0, self._seconds() - self._before_s) / elapsed_s / (psutil.cpu_count() or 1)
+
+    def _seconds(self) -> float:
+        total = psutil.cpu_times()
+        ours = [each.cpu_times() for each in self._processes]
+        clients = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return float(
+            total.user
+            + total.nice
+            + total.system
+            - sum(each.user + each.system for each in ours)
+            - clients.ru_utime
+            - clients.ru_stime
+        )
+
+
+def pace(answers: Sequence[Answered]) -> float:
+    """Seconds from one answer with status 200 to the next, on average."""
+    moments = [each.at_s for each in answers if each.status == 200]
+    return (max(moments) - min(moments)) / (len(moments) - 1)
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -198,37 +192,35 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
 
-def measure(bundle: Path, *, backend: str, seconds: float, rounds: int) -> dict[str, Any]:
-    """All numbers."""
+def measure(
+    bundle: Path, folder: Path, *, backend: str, seconds: float, rounds: int
+) -> tuple[dict[str, Any], list[Target]]:
+    """All numbers, and which of them have a target."""
     opened = open_bundle(bundle)
-    message = request_message(opened)
-    inputs = random_inputs(opened.manifest.stages[0], opened.manifest.plan.micro_batch)
+    micro_batch = opened.manifest.plan.micro_batch
+    inputs = random_inputs(opened.manifest.stages[0], micro_batch)
     alone, over_http = [], []
-    with served(bundle, backend) as (host, port, process):
-        asyncio.run(closed_loop(host, port, message, concurrency=CONCURRENCY, seconds=1.0))
+    with served(opened, backend, folder) as server:
+        clients = ("--concurrency", str(CONCURRENCY))
+        server.load(1.0, *clients)
         with open_session(opened, backend=backend) as session:
             measure_throughput(session, inputs, 0.5)
             for _ in range(rounds):
-                num_rows, elapsed_s = measure_throughput(session, inputs, seconds)
-                alone.append(num_rows * opened.manifest.plan.micro_batch / elapsed_s)
-                over_http.append(
-                    asyncio.run(
-                        closed_loop(host, port, message, concurrency=CONCURRENCY, seconds=seconds)
-                    )
-                )
+                num_batches, elapsed_s = measure_throughput(session, inputs, seconds)
+                alone.append(num_batches * micro_batch / elapsed_s)
+                over_http.append(1 / pace(server.load(seconds, *clients)))
         capacity = statistics.median(over_http)
-        warm = open_loop(host, port, message, rate=OVERLOAD * capacity, seconds=2.0)
-        asyncio.run(warm)
-        before_bytes = process.memory_info().rss
-        answers = asyncio.run(
-            open_loop(host, port, message, rate=OVERLOAD * capacity, seconds=2 * seconds)
-        )
-        after_bytes = process.memory_info().rss
-    accepted = [each.seconds for each in answers if each.status == 200]
-    refused = [each.seconds for each in answers if each.status == 503]
-    moments = sorted(each.at_s for each in answers if each.status == 200)
-    period_s = (moments[-1] - moments[0]) / (len(moments) - 1)
-    return {
+        rate = ("--rate", str(OVERLOAD * capacity))
+        server.load(2.0, *rate)
+        before_bytes = server.process.memory_info().rss
+        others = OtherWork(server.process)
+        answers = server.load(2 * seconds, *rate)
+        others_share = others.share()
+        after_bytes = server.process.memory_info().rss
+    share = statistics.median(
+        served / direct for served, direct in zip(over_http, alone, strict=True)
+    )
+    found = {
         "cpu": platform.processor() or platform.machine(),
         "cores": psutil.cpu_count(),
         "load_average": psutil.getloadavg()[0],
@@ -236,34 +228,76 @@ def measure(bundle: Path, *, backend: str, seconds: float, rounds: int) -> dict[
         "backend": backend,
         "session_rows_per_s": statistics.median(alone),
         "served_rows_per_s": capacity,
-        "served_over_session": statistics.median(
-            served / direct for served, direct in zip(over_http, alone, strict=True)
-        ),
         "overload_offered_per_s": OVERLOAD * capacity,
-        "overload_answered_per_s": 1 / period_s,
-        "accepted_p50_s": quantile(accepted, 0.5),
-        "accepted_p99_s": quantile(accepted, 0.99),
-        "accepted_p99_limit_s": (MAX_QUEUE + 2) * period_s,
-        # The same in answers of others that came meanwhile: what a machine that is shared with
-        # other work, and so changes its pace, cannot blur.
-        "accepted_p99_answers": quantile(
-            [
-                bisect.bisect_right(moments, each.at_s)
-                - bisect.bisect_right(moments, each.at_s - each.seconds)
-                for each in answers
-                if each.status == 200
-            ],
-            0.99,
-        ),
-        "accepted_p99_limit_answers": MAX_QUEUE + 2,
-        "num_refused": len(refused),
-        "refused_p50_s": quantile(refused, 0.5),
-        "refused_p99_s": quantile(refused, 0.99),
-        "refused_max_s": max(refused, default=float("nan")),
-        "num_other": len(answers) - len(accepted) - len(refused),
+        "overload_answered_per_s": 1 / pace(answers),
+        "overload_share_of_other_work": others_share,
         "rss_before_bytes": before_bytes,
         "rss_after_bytes": after_bytes,
     }
+    throughput = Target(
+        name="rows per second, served over session alone",
+        measured=share,
+        limit=LEAST_SHARE,
+        is_met=share >= LEAST_SHARE,
+    )
+    growth = after_bytes / before_bytes - 1
+    memory = Target(
+        name="growth of the server's resident memory under overload",
+        measured=growth,
+        limit=GROWTH_LIMIT,
+        is_met=growth <= GROWTH_LIMIT,
+    )
+    waits, more = overload_targets(answers)
+    return {**found, **more}, [throughput, *waits, memory]
+
+
+def overload_targets(answers: Sequence[Answered]) -> tuple[list[Target], dict[str, Any]]:
+    """How long those waited that were let in, and those that were not."""
+    accepted = [each for each in answers if each.status == 200]
+    refused = [each.seconds for each in answers if each.status == 503]
+    period_s = pace(answers)
+    moments = sorted(each.at_s for each in accepted)
+    # Counted in answers that others had meanwhile, a pace that changes cannot blur it.
+    waits = [
+        bisect.bisect_right(moments, each.at_s)
+        - bisect.bisect_right(moments, each.at_s - each.seconds)
+        for each in accepted
+    ]
+    limit = MAX_QUEUE + SPARE_PERIODS
+    in_periods = quantile([each.seconds for each in accepted], 0.99) / period_s
+    in_answers = quantile(waits, 0.99)
+    worst_s = max(refused, default=float("nan"))
+    others = len(answers) - len(accepted) - len(refused)
+    targets = [
+        Target(
+            name="accepted, 99% answered within so many mean periods",
+            measured=in_periods,
+            limit=limit,
+            is_met=in_periods < limit,
+        ),
+        Target(
+            name="accepted, 99% answered within so many answers of all",
+            measured=in_answers,
+            limit=limit,
+            is_met=in_answers < limit,
+        ),
+        Target(
+            name="refused, seconds until the worst is answered",
+            measured=worst_s,
+            limit=REFUSAL_LIMIT_S,
+            is_met=worst_s < REFUSAL_LIMIT_S,
+        ),
+        Target(name="neither answered nor refused", measured=others, limit=0, is_met=not others),
+    ]
+    numbers = {
+        "num_accepted": len(accepted),
+        "num_refused": len(refused),
+        "accepted_p50_s": quantile([each.seconds for each in accepted], 0.5),
+        "accepted_p99_s": quantile([each.seconds for each in accepted], 0.99),
+        "refused_p50_s": quantile(refused, 0.5),
+        "refused_p99_s": quantile(refused, 0.99),
+    }
+    return targets, numbers
 
 
 def main() -> None:
@@ -280,10 +314,20 @@ def main() -> None:
             prepared = prepare_model("resnet18", weights="random:0")
             plan = plan_stages(prepared, num_stages=2)
             bundle, _ = split_model(prepared, plan, Path(folder) / "resnet18.cutset")
-        found = measure(
-            bundle, backend=options.backend, seconds=options.seconds, rounds=options.rounds
+        found, targets = measure(
+            bundle,
+            Path(folder),
+            backend=options.backend,
+            seconds=options.seconds,
+            rounds=options.rounds,
         )
-    print(json.dumps(found, indent=2))
+    print(
+        json.dumps({**found, "targets": [dataclasses.asdict(each) for each in targets]}, indent=2)
+    )
+    for each in targets:
+        verdict = "pass" if each.is_met else "FAIL"
+        print(f"{verdict}  {each.name}: {each.measured:.3g}, limit {each.limit:g}", file=sys.stderr)
+    raise SystemExit(not all(each.is_met for each in targets))
 
 
 if __name__ == "__main__":

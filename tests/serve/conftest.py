@@ -25,8 +25,8 @@ def bundle(model: SmallNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_image_bundle(model, tmp_path_factory.mktemp("serve") / "small.cutset")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(bundle: Path) -> Iterator[Running]:
-    """One server for all tests of a module."""
+    """One server for all tests of the folder that leave it as it was, but for its counters."""
     with serving(bundle) as running:
         yield running

@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import http.client
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,14 @@ class Running:
         loop.call_soon_threadsafe(self.server.leave)
 
 
+def until(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
+    """Waits for something that other threads or processes do."""
+    pause, end_s = threading.Event(), time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end_s, "it did not happen in time"
+        pause.wait(0.01)
+
+
 def ask(
     running: Running,
     method: str = "POST",
@@ -141,7 +150,7 @@ def running_server(
 
 @contextlib.contextmanager
 def serving(bundle: Path, *, backend: str = "torch", **changes: Any) -> Iterator[Running]:
-    """Opens a bundle and serves it."""
+    """Opens a bundle and serves it; `changes` as for `running_server`."""
     with (
         open_session(bundle, backend=backend, num_spans=64) as session,
         running_server(session, **changes) as running,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gzip
 import http.client
 import io
@@ -16,11 +18,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from uvicorn.server import ServerState
 
+from cutset.serve.connections import _SPARE_CONNECTIONS, protocol_class
 from cutset.serve.settings import ServeSettings, read_token
 
 from .held import HeldSession
-from .running import INFER, Running, ask, running_server
+from .running import INFER, Running, ask, running_server, until
 
 TOKEN = "0123456789abcdef"
 ROW = json.dumps(
@@ -73,6 +77,15 @@ def test_an_answer(running: Running) -> None:
     assert json.loads(body)["outputs"][0]["data"] == [2, 4, 6]
     assert headers["x-content-type-options"] == "nosniff"
     assert "server" not in headers
+
+
+def test_long_data_both_ways(session: HeldSession) -> None:
+    values = list(range(6000))
+    tensor = {"name": "x", "shape": [2000, 3], "datatype": "FP32", "data": values}
+    with running_server(session) as running:  # type: ignore[arg-type]
+        status, _, body = ask(running, body=json.dumps({"inputs": [tensor]}).encode())
+    assert status == 200
+    assert json.loads(body)["outputs"][0]["data"] == [2 * each for each in values]
 
 
 @pytest.mark.parametrize(
@@ -157,11 +170,15 @@ def test_compressed_bodies(running: Running) -> None:
     assert (status, "gzip, deflate" in _error(body)) == (415, True)
 
 
-def test_headers_too_long(running: Running) -> None:
+@pytest.mark.parametrize("end", [b"", b"\r\n\r\n"], ids=["without end", "in one packet"])
+@pytest.mark.parametrize("before", [b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+def test_headers_too_long(running: Running, before: bytes, end: bytes) -> None:
     head = b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 5000
-    answer = _talk(running, head)
-    assert answer.startswith(b"HTTP/1.1 400 ")
-    assert b'{"error": ' in answer
+    answer = _talk(running, before + head + end)
+    assert answer.count(b"HTTP/1.1 200 ") == bool(before)
+    _, _, last = answer.rpartition(b"HTTP/1.1 ")
+    assert last.startswith(b"431 ")
+    assert b'{"error": "the request line and headers are too long"}' in last
 
 
 def test_what_is_no_http(running: Running) -> None:
@@ -193,6 +210,64 @@ def test_a_connection_too_many(running: Running) -> None:
         each.close()
     while _talk(running, ask[:-2] + b"Connection: close\r\n\r\n").startswith(b"HTTP/1.1 503"):
         pass  # until the server has seen that they left; the test's time limit ends a failure
+
+
+def test_a_client_that_takes_no_answer(running: Running) -> None:
+    host, port = running.address.split(":")
+    connections = running.server.server_state.connections
+    with socket.create_connection((host, int(port)), timeout=0.2) as connection:
+        ask = b"GET /page.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            connection.sendall(ask * 5000)  # 50 MB of answers: more than any buffer holds
+        until(lambda: len(connections) == 1)
+        until(lambda: not connections)  # though the client never closes
+
+
+class _StuckTransport(asyncio.Transport):
+    """Was closed, but its last bytes are never taken."""
+
+    aborted = False
+
+    def is_closing(self) -> bool:
+        return True
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        return default
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def test_a_closed_connection_does_not_stay_for_its_last_bytes(running: Running) -> None:
+    async def scenario() -> None:
+        limits = ServeSettings(body_timeout_s=0.01)
+        transport = _StuckTransport()
+        connection = protocol_class(limits)(running.server.config, ServerState(), {})
+        connection.connection_made(transport)
+        while not transport.aborted:
+            await asyncio.sleep(0.005)
+        connection.connection_lost(ConnectionAbortedError())
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
+
+
+def test_handshakes_count_as_connections(
+    session: HeldSession, tls_files: tuple[Path, Path]
+) -> None:
+    cert, key = tls_files
+    with (
+        running_server(session, tls_cert=cert, tls_key=key, max_connections=1) as running,  # type: ignore[arg-type]
+        contextlib.ExitStack() as stack,
+    ):
+        host, port = running.address.split(":")
+        silent = [
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
+            for _ in range(1 + _SPARE_CONNECTIONS + 1)
+        ]
+        assert silent[-1].recv(1) == b""
+        silent[0].settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            silent[0].recv(1)
 
 
 def test_all_bytes_together_are_bounded(session: HeldSession) -> None:
@@ -242,8 +317,11 @@ def test_forms(running: Running) -> None:
     assert _error(answer) == "query parameter top: is '0', expected 1 to 1000"
 
 
-def test_tls(session: HeldSession, tmp_path: Path) -> None:
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+@pytest.fixture(scope="module")
+def tls_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for this machine, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = folder / "cert.pem", folder / "key.pem"
     subprocess.run(
         [
             *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
@@ -253,6 +331,11 @@ def test_tls(session: HeldSession, tmp_path: Path) -> None:
         check=True,
         capture_output=True,
     )
+    return cert, key
+
+
+def test_tls(session: HeldSession, tls_files: tuple[Path, Path]) -> None:
+    cert, key = tls_files
     context = ssl.create_default_context(cafile=str(cert))
     with running_server(session, tls_cert=cert, tls_key=key) as running:  # type: ignore[arg-type]
         assert running.url.startswith("https://")

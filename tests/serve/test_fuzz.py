@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 
 import pytest
@@ -14,7 +15,9 @@ from PIL import Image
 from .running import INFER, Running, ask
 
 FUZZ = settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=int(os.environ.get("CUTSET_FUZZ_EXAMPLES", "80")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
@@ -60,7 +63,7 @@ def _damaged(draw: st.DrawFn, whole: bytes) -> bytes:
 
 @pytest.fixture(autouse=True)
 def _the_server_stays(server: Running) -> object:
-    pids = server.session.worker_pids
+    pids, epoch = server.session.worker_pids, server.session.epoch
     yield
     status, _, body = ask(
         server,
@@ -70,7 +73,7 @@ def _the_server_stays(server: Running) -> object:
     )
     assert status == 200, body
     assert server.session.worker_pids == pids
-    assert server.session.epoch == 1
+    assert server.session.epoch == epoch
     # Nothing is held for those who are gone; their last bytes are just being thrown away.
     assert server.server.service.batcher.num_accepted_rows == 0
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 import concurrent.futures
 import http.client
 import json
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cutset.errors import ContractViolation, EngineError, StageFailed
-from cutset.runtime.session import open_session
 from cutset.serve.server import bind, serve
 from cutset.serve.settings import ServeSettings
 
 from .held import HeldSession
-from .running import INFER, Running, ask, running_server
+from .running import INFER, Running, ask, running_server, until
 
 
 def _body(value: float = 1.0, num_rows: int = 1, **parameters: int) -> bytes:
@@ -28,12 +26,6 @@ def _body(value: float = 1.0, num_rows: int = 1, **parameters: int) -> bytes:
         "data": [value] * 3 * num_rows,
     }
     return json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    """Waits for something that other threads do; the test's time limit ends a failure."""
-    while not condition():
-        threading.Event().wait(0.005)
 
 
 @pytest.fixture
@@ -58,14 +50,14 @@ def test_a_full_queue_refuses_at_once_and_serves_what_it_took(
 ) -> None:
     batcher = running.server.service.batcher
     taken = [pool.submit(ask, running, path=INFER, body=_body(each)) for each in (1.0, 2.0)]
-    _until(lambda: batcher.num_accepted_rows == 2)
+    until(lambda: batcher.num_accepted_rows == 2)
     for path, body in ((INFER, _body()), ("/classify", b"whatever")):
         status, headers, text = ask(running, path=path, body=body)
         assert status == 503
         assert int(headers["retry-after"]) >= 1
         assert "queue is full: 2 of 2 rows" in json.loads(text)["error"]
     for _ in taken:
-        _until(lambda: bool(session.held))
+        until(lambda: bool(session.held))
         session.answer()
     answers = sorted(json.loads(each.result(10)[2])["outputs"][0]["data"][0] for each in taken)
     assert answers == [2.0, 4.0]
@@ -76,7 +68,7 @@ def test_past_the_deadline_the_work_is_dropped(
     session: HeldSession, running: Running, pool: concurrent.futures.ThreadPoolExecutor
 ) -> None:
     first = pool.submit(ask, running, path=INFER, body=_body(1.0))
-    _until(lambda: len(session.sent) == 1)
+    until(lambda: len(session.sent) == 1)
     status, _, text = ask(running, path=INFER, body=_body(2.0, timeout=50_000))
     assert status == 504
     assert "deadline passed" in json.loads(text)["error"]
@@ -91,12 +83,12 @@ def test_the_work_of_a_client_that_left_is_dropped(
 ) -> None:
     batcher = running.server.service.batcher
     first = pool.submit(ask, running, path=INFER, body=_body(1.0))
-    _until(lambda: len(session.sent) == 1)
+    until(lambda: len(session.sent) == 1)
     leaver = http.client.HTTPConnection(running.address, timeout=10)
     leaver.request("POST", INFER, _body(2.0))
-    _until(lambda: batcher.num_accepted_rows == 2)
+    until(lambda: batcher.num_accepted_rows == 2)
     leaver.close()
-    _until(lambda: batcher.num_accepted_rows == 1)
+    until(lambda: batcher.num_accepted_rows == 1)
     session.answer()
     assert first.result(10)[0] == 200
     assert len(session.sent) == 1
@@ -118,7 +110,7 @@ def test_a_failure_is_told(
     status: int,
 ) -> None:
     asking = pool.submit(ask, running, path=INFER, body=_body())
-    _until(lambda: bool(session.held))
+    until(lambda: bool(session.held))
     session.answer(error)
     given, _, text = asking.result(10)
     assert (given, json.loads(text)) == (status, {"error": str(error)})
@@ -129,10 +121,10 @@ def test_leaving_finishes_what_was_accepted(
 ) -> None:
     accepted = [pool.submit(ask, running, path=INFER, body=_body(each)) for each in (1.0, 2.0)]
     batcher = running.server.service.batcher
-    _until(lambda: batcher.num_accepted_rows == 2)
+    until(lambda: batcher.num_accepted_rows == 2)
     assert ask(running, "GET", "/v2/health/ready")[0] == 200
     running.leave()
-    _until(lambda: batcher.draining)
+    until(lambda: batcher.draining)
     assert ask(running, "GET", "/v2/health/ready")[0] == 503
     assert ask(running, "GET", "/v2/models/small/ready")[0] == 503
     assert ask(running, "GET", "/v2/health/live")[0] == 200
@@ -140,7 +132,7 @@ def test_leaving_finishes_what_was_accepted(
     assert (status, headers["retry-after"]) == (503, "1")
     assert "about to leave" in json.loads(text)["error"]
     for _ in accepted:
-        _until(lambda: bool(session.held))
+        until(lambda: bool(session.held))
         session.answer()
     assert [each.result(10)[0] for each in accepted] == [200, 200]
 
@@ -174,52 +166,3 @@ def test_a_pipeline_that_does_not_open_leaves_the_port_free(tmp_path: Path) -> N
     taken.listen()
     with taken, pytest.raises(CutsetError, match="choose another with --port"):
         serve_bundle(tmp_path, ServeSettings(port=taken.getsockname()[1]))
-
-
-def test_metrics_of_real_workers(bundle: Path) -> None:
-    with (
-        open_session(bundle, backend="torch") as session,
-        running_server(session) as running,
-    ):
-        body = json.dumps(
-            {
-                "inputs": [
-                    {
-                        "name": "x",
-                        "shape": [3, 3, 16, 16],
-                        "datatype": "FP32",
-                        "data": [0.5] * (3 * 3 * 16 * 16),
-                    }
-                ]
-            }
-        ).encode()
-        assert ask(running, path=INFER, body=body)[0] == 200
-        assert ask(running, path=INFER, body=b"{}")[0] == 400
-        found: dict[str, float] = {}
-
-        def counted() -> bool:
-            status, headers, text = ask(running, "GET", "/metrics")
-            assert status == 200
-            assert headers["content-type"].startswith("text/plain; version=0.0.4")
-            for line in text.decode().splitlines():
-                if not line.startswith("#"):
-                    name, _, value = line.rpartition(" ")
-                    found[name] = float(value)
-            return found.get('cutset_stage_rows_total{device="cpu:1",stage="1"}') == 3
-
-        _until(counted)
-    assert found["cutset_rows_total"] == 3
-    assert found['cutset_requests_total{route="infer",status="200"}'] == 1
-    assert found['cutset_requests_total{route="infer",status="400"}'] == 1
-    assert found['cutset_request_seconds_count{route="infer"}'] == 1
-    assert found["cutset_queue_rows"] == 0
-    assert found["cutset_in_flight_micro_batches"] == 0
-    assert found["cutset_epoch"] == 1
-    for stage, received, sent in (("0", 3 * 3072, 3 * 8192), ("1", 3 * 8192, 3 * 40)):
-        labels = f'{{device="cpu:{stage}",stage="{stage}"}}'
-        assert found[f"cutset_stage_received_bytes_total{labels}"] == received
-        assert found[f"cutset_stage_sent_bytes_total{labels}"] == sent
-        assert found[f"cutset_stage_restarts_total{labels}"] == 0
-        assert found[f"cutset_stage_up{labels}"] == 1
-        assert found[f"cutset_stage_busy_seconds_total{labels}"] > 0
-        assert 0 <= found[f"cutset_stage_busy_share{labels}"] <= 1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from cutset.engines.base import Span
 from cutset.errors import CutsetError
-from cutset.runtime.session import open_session
 from cutset.runtime.timeline import ProcessTimeline
 from cutset.serve.command import default_model_name, serve_bundle
 from cutset.serve.logs import JsonFormatter
@@ -25,7 +26,7 @@ from cutset.serve.stage_times import StageTime, stage_times
 from cutset.serve.tracing import Tracing
 
 from .held import HeldSession
-from .running import INFER, Running, ask, running_server
+from .running import INFER, Running, ask, serving, until
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -36,19 +37,37 @@ def _body(num_rows: int) -> bytes:
     return json.dumps({"id": "mine", "inputs": [tensor]}).encode()
 
 
-def test_spans_of_requests_and_stages(bundle: Path) -> None:
-    exporter, provider = InMemorySpanExporter(), TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
+@pytest.fixture(scope="module")
+def exporter() -> InMemorySpanExporter:
+    return InMemorySpanExporter()
 
-    with (
-        open_session(bundle, backend="torch", num_spans=64) as session,
-        running_server(session, make_tracing=lambda times: Tracing(times, provider)) as running,
-    ):
-        headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
-        assert ask(running, path=INFER, body=_body(6), headers=headers)[0] == 200
-        assert ask(running, path=INFER, body=b"{}")[0] == 400
-        assert ask(running, "GET", "/status")[0] == 200
+
+@pytest.fixture(scope="module")
+def traced(bundle: Path, exporter: InMemorySpanExporter) -> Iterator[Running]:
+    """A server that makes spans."""
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    with serving(bundle, make_tracing=lambda times: Tracing(times, provider)) as running:
+        yield running
+    provider.shutdown()
+
+
+def _flush(running: Running) -> None:
+    """Makes the spans of everything that was answered."""
+    tracing, loop = running.server.service.tracing, running.server._loop
+    assert tracing is not None
+    assert loop is not None
+    asyncio.run_coroutine_threadsafe(tracing.flush(), loop).result(30)
+
+
+def test_spans_of_requests_and_stages(traced: Running, exporter: InMemorySpanExporter) -> None:
+    headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+    assert ask(traced, path=INFER, body=_body(6), headers=headers)[0] == 200
+    assert ask(traced, path=INFER, body=b"{}")[0] == 400
+    assert ask(traced, "GET", "/status")[0] == 200
+    until(lambda: _flush(traced) or len(exporter.get_finished_spans()) >= 4)
     spans = exporter.get_finished_spans()
+    exporter.clear()
     assert sorted(span.name for span in spans) == ["POST infer"] * 2 + ["stage 0", "stage 1"]
     good = next(span for span in spans if span.attributes.get("cutset.request_id") == "mine")
     assert good.attributes["http.response.status_code"] == 200
@@ -60,7 +79,53 @@ def test_spans_of_requests_and_stages(bundle: Path) -> None:
         assert child.parent is not None
         assert child.parent.span_id == good.context.span_id
         assert good.start_time <= child.start_time <= child.end_time <= good.end_time
-    provider.shutdown()
+
+
+def _metrics(running: Running) -> dict[str, float]:
+    status, headers, text = ask(running, "GET", "/metrics")
+    assert status == 200
+    assert headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = [line for line in text.decode().splitlines() if not line.startswith("#")]
+    pairs = [line.rpartition(" ") for line in lines]
+    return {name: float(value) for name, _, value in pairs}
+
+
+def test_metrics_of_real_workers(traced: Running) -> None:
+    rows = 'cutset_stage_rows_total{device="cpu:1",stage="1"}'
+    until(lambda: rows in _metrics(traced))
+    before = collections.Counter(_metrics(traced))
+    assert ask(traced, path=INFER, body=_body(3))[0] == 200
+    assert ask(traced, path=INFER, body=b"{}")[0] == 400
+    until(lambda: _metrics(traced)[rows] == before[rows] + 3)
+    now = _metrics(traced)
+    more = {name: value - before[name] for name, value in now.items()}
+    assert more["cutset_rows_total"] == 3
+    assert more['cutset_requests_total{route="infer",status="200"}'] == 1
+    assert more['cutset_requests_total{route="infer",status="400"}'] == 1
+    assert more['cutset_request_seconds_count{route="infer"}'] == 1
+    assert now["cutset_queue_rows"] == 0
+    assert now["cutset_in_flight_micro_batches"] == 0
+    assert now["cutset_epoch"] == 1
+    for stage, received, sent in (("0", 3 * 3072, 3 * 8192), ("1", 3 * 8192, 3 * 40)):
+        labels = f'{{device="cpu:{stage}",stage="{stage}"}}'
+        assert more[f"cutset_stage_received_bytes_total{labels}"] == received
+        assert more[f"cutset_stage_sent_bytes_total{labels}"] == sent
+        assert now[f"cutset_stage_restarts_total{labels}"] == 0
+
+
+def test_stages_of_an_answer_are_those_of_its_rows(traced: Running) -> None:
+    """The numbers that the batcher counts are those of the session's timeline."""
+    for num_rows in (9, 1, 4):
+        assert ask(traced, path=INFER, body=_body(num_rows))[0] == 200
+    num_sent = traced.server.service.batcher.num_sent_micro_batches
+    assert num_sent >= 5
+    sequences = {
+        span.sequence
+        for timeline in traced.session.timeline()
+        for span in timeline.spans
+        if span.activity == "compute"
+    }
+    assert sequences == set(range(num_sent))
 
 
 def test_times_of_stages_are_picked_by_micro_batch() -> None:
@@ -82,27 +147,12 @@ def test_times_of_stages_are_picked_by_micro_batch() -> None:
     assert stage_times((caller, stage), ()) is None
 
 
-def test_stages_of_an_answer_are_those_of_its_rows(bundle: Path) -> None:
-    """The numbers that the batcher counts are those of the session's timeline."""
-    with open_session(bundle, backend="torch", num_spans=64) as session:
-        with running_server(session) as running:
-            for num_rows in (9, 1, 4):
-                assert ask(running, path=INFER, body=_body(num_rows))[0] == 200
-            assert running.server.service.batcher.num_sent_micro_batches == 5
-        sequences = {
-            span.sequence
-            for timeline in session.timeline()
-            for span in timeline.spans
-            if span.activity == "compute"
-        }
-    assert sequences == {0, 1, 2, 3, 4}
-
-
-def test_status_document(server: Running) -> None:
-    assert ask(server, path=INFER, body=_body(2))[0] == 200
-    asyncio.run(server.server.service.monitor.sample())
-    asyncio.run(server.server.service.monitor.sample())
-    status, _, text = ask(server, "GET", "/status")
+def test_status_document(traced: Running) -> None:
+    before = traced.server.service.batcher.num_answered_rows
+    assert ask(traced, path=INFER, body=_body(2))[0] == 200
+    asyncio.run(traced.server.service.monitor.sample())
+    asyncio.run(traced.server.service.monitor.sample())
+    status, _, text = ask(traced, "GET", "/status")
     assert status == 200
     document = json.loads(text)
     assert document["model_name"] == "small"
@@ -111,7 +161,8 @@ def test_status_document(server: Running) -> None:
     assert [link["bytes_per_row"] for link in document["links"]] == [3072, 8192, 40]
     assert [link["to"] for link in document["links"]] == ["stage 0", "stage 1", "caller"]
     assert [stage["predicted_compute_s"] for stage in document["stages"]] == [0.001, 0.001]
-    assert document["num_answered_rows"] == 2
+    assert document["num_answered_rows"] == before + 2
+    assert [stage["predicted_from_profile"] for stage in document["stages"]] == [False, False]
     assert document["slowest"] in (0, 1)
     assert document["predicted_rows_per_s"] == 4000.0
 

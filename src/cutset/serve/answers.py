@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import torch
 
+from cutset.serve.numbers import write_numbers
 from cutset.serve.protocol import (
     DATATYPES,
     MODEL_VERSION,
@@ -55,7 +56,8 @@ def encode_answer(
                     status=400,
                     reason="invalid",
                 )
-            entry["data"] = tensor.reshape(-1).tolist()
+            plain = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+            entry["data"] = msgspec.Raw(write_numbers(plain.reshape(-1).numpy()))
         entries.append(entry)
     document: dict[str, Any] = {"model_name": contract.model_name, "model_version": MODEL_VERSION}
     if request.id:

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Scope
 from cutset.errors import CutsetError
 from cutset.runtime.session import Session
 from cutset.serve.answers import encode_answer
-from cutset.serve.batching import Batcher
+from cutset.serve.batching import Batcher, Outputs
 from cutset.serve.bodies import JSON_GROWTH, Budget, Lease, PiecesResponse, read_body, too_long
 from cutset.serve.classify import Classifier
 from cutset.serve.door import Door, refusal_message
@@ -50,7 +50,9 @@ _FILES = {
     "/page.js": ("page.js", "text/javascript"),
     "/docs.js": ("docs.js", "text/javascript"),
 }
-_INLINE_BYTES = 64 << 10
+_INLINE_JSON_BYTES = 16 << 10
+_INLINE_BYTES = 4 << 20
+"""What is longer is read and written on a thread: others' requests do not wait for it."""
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -190,21 +192,20 @@ class Service:
         parsed = await self._read_request(request, lease)
         request.scope["state"]["request_id"] = parsed.id
         request.scope["state"]["num_rows"] = parsed.num_rows
-        growth = 2 if all(binary for _, binary in parsed.outputs) else 2 * JSON_GROWTH
+        growth = 2 if _all_binary(parsed) else 2 * JSON_GROWTH
         lease.take(self.contract.answer_bytes(parsed.num_rows) * growth)
         limit_s = min(self.settings.deadline_s, parsed.timeout_s or self.settings.deadline_s)
         self.batcher.accept(parsed.num_rows)
         ticket = self.batcher.submit(parsed.inputs, parsed.num_rows)
         request.scope["state"]["sequences"] = ticket.sequences
         outputs = await compute(request, self.batcher, ticket, started_s + limit_s)
-        pieces, header_length = encode_answer(self.contract, parsed, outputs)
+        pieces, header_length = await self._encode(parsed, outputs)
         headers = {}
         if header_length is not None:
             headers["Inference-Header-Content-Length"] = str(header_length)
         return PiecesResponse(
             pieces,
             media_type="application/json" if header_length is None else "application/octet-stream",
-            timeout_s=self.settings.body_timeout_s,
             headers=headers,
         )
 
@@ -217,9 +218,17 @@ class Service:
         if json_bytes > self.settings.max_json_bytes:
             raise too_long(json_bytes, self.settings.max_json_bytes)
         lease.take(json_bytes * JSON_GROWTH)
-        if json_bytes <= _INLINE_BYTES:
+        if json_bytes <= _INLINE_JSON_BYTES and len(body) <= _INLINE_BYTES:
             return decode_request(body, header_length, self.contract)
         return await asyncio.to_thread(decode_request, body, header_length, self.contract)
+
+    async def _encode(
+        self, parsed: InferRequest, outputs: Outputs
+    ) -> tuple[list[bytes], int | None]:
+        num_bytes = self.contract.answer_bytes(parsed.num_rows)
+        if num_bytes <= (_INLINE_BYTES if _all_binary(parsed) else _INLINE_JSON_BYTES):
+            return encode_answer(self.contract, parsed, outputs)
+        return await asyncio.to_thread(encode_answer, self.contract, parsed, outputs)
 
     def _check_model(self, request: Request) -> None:
         name = request.path_params["model"]
@@ -260,6 +269,10 @@ def _named(route: str, handler: Handler) -> Handler:
         return await handler(request)
 
     return handle
+
+
+def _all_binary(parsed: InferRequest) -> bool:
+    return all(binary for _, binary in parsed.outputs)
 
 
 def _state(request: Request) -> tuple[Lease, float]:

@@ -27,6 +27,7 @@ from cutset.shards.manifest import Manifest
 
 _NUM_READERS = 2
 _MAX_LABELS = 1000
+_PIECE_BYTES = 64 << 10
 
 
 class Classifier:
@@ -160,7 +161,9 @@ async def _image_of(request: Request, body: bytearray) -> bytes:
         )
 
     async def chunks() -> AsyncIterator[bytes]:
-        yield bytes(body)
+        for start in range(0, len(body), _PIECE_BYTES):
+            yield bytes(body[start : start + _PIECE_BYTES])
+            await asyncio.sleep(0)  # some bytes take long to understand; others go on meanwhile
 
     parser = MultiPartParser(request.headers, chunks(), max_files=1, max_fields=8)  # type: ignore[arg-type]
     try:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import logging
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cutset.engines.ray import RayCluster
@@ -15,6 +18,9 @@ from cutset.serve.settings import ServeSettings
 
 _NUM_SPANS = 256
 """Micro-batches of which each stage remembers the times, for answers that tell them."""
+
+_SWITCH_INTERVAL_S = 0.001
+"""How long a thread may keep the interpreter's lock while another wants it; Python's is 0.005."""
 
 _EXTRAS = {
     "starlette": "serve",
@@ -94,9 +100,28 @@ def serve_bundle(
         ):
             if on_listening is not None:
                 on_listening(address_of(settings, listener))
-            serve(session, settings, listener, make_tracing=make_tracing)
+            with _short_pauses():
+                serve(session, settings, listener, make_tracing=make_tracing)
     finally:
         listener.close()
+
+
+@contextlib.contextmanager
+def _short_pauses() -> Iterator[None]:
+    """Keeps the interpreter from stopping everyone for tens of milliseconds.
+
+    A full garbage collection looks at everything that torch made when it was imported. It all
+    stays for as long as the server runs, so it is set aside once.
+    """
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        sys.setswitchinterval(interval_s)
 
 
 def _without_extra(error: ModuleNotFoundError) -> Exception:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cutset.serve.bodies import Budget, SlowClient
+from cutset.serve.bodies import Budget
 from cutset.serve.refusal import Refusal
 from cutset.serve.settings import ServeSettings
 
@@ -96,8 +96,6 @@ class Door:
                 await exchange.refuse(refusal)
             else:
                 await self._app(scope, exchange.receive, exchange.send)
-        except SlowClient:  # returning without an end of the answer closes the connection
-            _ACCESS.warning("a client did not take its answer and was left", extra=_who(scope))
         finally:
             lease.release()
             seconds = time.monotonic() - started_s

@@ -139,6 +139,7 @@ class Monitor:
             "compute_s": compute_s,
             "rows_per_micro_batch": rows,
             "predicted_compute_s": plan.compute_s,
+            "predicted_from_profile": bool(plan.backend),
             "rss_bytes": now.stats.rss_bytes if now else 0,
         }
 

@@ -15,6 +15,7 @@ _ERRORS = {
     "413": "The body, or what it would need, is too large.",
     "415": "The content type or encoding is not known.",
     "421": "The Host header is not one of this machine's names.",
+    "431": "The request line and headers are too long.",
     "500": "A stage failed on these rows.",
     "503": "The queue is full, or the server is not ready; Retry-After says when to try again.",
     "504": "The deadline passed.",
@@ -176,7 +177,7 @@ def _json_response(text: str, schema: str) -> dict[str, Any]:
 
 def _error_responses(*codes: str) -> dict[str, Any]:
     errors: dict[str, Any] = {}
-    for code in sorted({*codes, "421"}):
+    for code in sorted({*codes, "421", "431"}):
         # A server or model that is not ready says so in its own words.
         errors[code] = {
             "description": _ERRORS[code],

@@ -9,8 +9,6 @@ little-endian tensors in the order in which the document names them. Sources: th
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +16,7 @@ import msgspec
 import numpy as np
 import torch
 
+from cutset.serve.numbers import read_numbers
 from cutset.serve.refusal import invalid
 from cutset.shards.manifest import Manifest
 from cutset.tensors import TensorSpec, dim_factor
@@ -54,7 +53,7 @@ class _Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shape: list[int]
     datatype: str
     parameters: dict[str, Any] = {}
-    data: list[Any] | msgspec.UnsetType = msgspec.UNSET
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -341,39 +340,16 @@ def _from_bytes(
 def _from_json(tensor: _Tensor, spec: TensorSpec, field: str) -> torch.Tensor:
     if isinstance(tensor.data, msgspec.UnsetType):
         raise invalid(f"{field}.data", "is missing, and there is no binary_data_size")
-    values = _flatten(tensor.data, tensor.shape, f"{field}.data")
-    kinds = set(map(type, values))
+    kind = DATATYPES[spec.dtype]
     is_float = spec.dtype in ("float16", "bfloat16", "float32", "float64")
-    allowed: set[type] = {bool} if spec.dtype == "bool" else {int, float} if is_float else {int}
-    if not kinds <= allowed:
-        odd = next(value for value in values if type(value) not in allowed)
-        raise invalid(f"{field}.data", f"{str(odd)[:40]!r} is no value of {DATATYPES[spec.dtype]}")
     wide = np.dtype(np.float64 if is_float else np.bool_ if spec.dtype == "bool" else np.int64)
-    try:
-        array = np.array(values, dtype=wide)
-    except OverflowError as error:
-        raise invalid(f"{field}.data", f"a number is out of {DATATYPES[spec.dtype]}") from error
+    array = read_numbers(bytes(tensor.data), tensor.shape, wide, kind, f"{field}.data")
     converted = torch.from_numpy(array.reshape(tensor.shape)).to(getattr(torch, spec.dtype))
     if not is_finite(converted):  # JSON itself has no infinity
-        raise invalid(f"{field}.data", f"a number is out of {DATATYPES[spec.dtype]}")
+        raise invalid(f"{field}.data", f"a number is out of {kind}")
     if not is_float and not np.array_equal(converted.numpy().reshape(-1), array):
-        raise invalid(f"{field}.data", f"a number is out of {DATATYPES[spec.dtype]}")
+        raise invalid(f"{field}.data", f"a number is out of {kind}")
     return converted
-
-
-def _flatten(data: list[Any], shape: Sequence[int], field: str) -> list[Any]:
-    """The values in row-major order of data that is flat or nested as the shape says."""
-    values = data
-    if list in set(map(type, data)):
-        level: list[Any] = [data]
-        for depth, length in enumerate(shape):
-            if not all(type(each) is list and len(each) == length for each in level):
-                raise invalid(field, f"is not nested as its shape {list(shape)} at depth {depth}")
-            level = list(itertools.chain.from_iterable(level))
-        values = level
-    if len(values) != math.prod(shape):
-        raise invalid(field, f"has {len(values)} values, its shape needs {math.prod(shape)}")
-    return values
 
 
 def _check_finite(tensor: torch.Tensor, nan_policy: str, field: str) -> None:

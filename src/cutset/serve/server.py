@@ -15,7 +15,7 @@ import uvicorn
 from cutset.errors import CutsetError
 from cutset.runtime.session import Session
 from cutset.serve.app import Service
-from cutset.serve.connections import protocol_class
+from cutset.serve.connections import EventLoop, Listener, protocol_class
 from cutset.serve.settings import ServeSettings
 from cutset.serve.stage_times import StageTimes
 
@@ -39,7 +39,8 @@ def bind(settings: ServeSettings) -> socket.socket:
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         family, kind, protocol, _, address = found[0]
-        listener = socket.socket(family, kind, protocol)
+        listener = Listener(family, kind, protocol)
+        listener.limit(settings.max_connections)
     except OSError as error:
         raise CutsetError(f"host {settings.host!r} is no address to listen on: {error}") from error
     try:
@@ -91,7 +92,7 @@ class Server(uvicorn.Server):
                 http=protocol_class(settings),
                 ws="none",
                 lifespan="on",
-                loop="asyncio",
+                loop=f"{EventLoop.__module__}:{EventLoop.__name__}",
                 log_config=None,
                 access_log=False,
                 proxy_headers=False,

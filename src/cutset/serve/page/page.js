@@ -37,9 +37,14 @@ function milliseconds(seconds) {
   return seconds === null || seconds === undefined ? "–" : `${number(seconds * 1000, 2)} ms`;
 }
 
-function percentOff(ratio) {
-  const off = Math.round((ratio - 1) * 100);
-  return off === 0 ? "as predicted" : `${Math.abs(off)}% ${off > 0 ? "slower" : "faster"} than predicted`;
+function distance(status) {
+  const stage = status.stages[status.slowest];
+  const off = Math.round((status.slowest_over_predicted - 1) * 100);
+  const text = off === 0 ? "as predicted" : `${Math.abs(off)}% ${off > 0 ? "slower" : "faster"} than predicted`;
+  const limits = [];
+  if (!stage.predicted_from_profile) limits.push("without a profile");
+  if (stage.rows_per_micro_batch < status.micro_batch) limits.push(`for ${status.micro_batch} rows`);
+  return limits.length ? `${text} (${limits.join(", ")})` : text;
 }
 
 // --- the pipeline: made once, then only its texts change, so that focus and reading stay in place
@@ -107,7 +112,7 @@ function showTotals(status) {
   write(byId("queue"), `${status.num_waiting_rows} of ${status.max_rows}`);
   write(byId("queue-note"), `rows waiting; micro-batches in the pipeline: ${status.num_in_flight}`);
   write(byId("slowest"), status.slowest === null ? "–" : `Stage ${status.slowest}`);
-  write(byId("slowest-note"), status.slowest_over_predicted ? percentOff(status.slowest_over_predicted) : "");
+  write(byId("slowest-note"), status.slowest_over_predicted ? distance(status) : "");
   write(byId("answered"), status.num_answered_rows.toLocaleString("en"));
   const restarts = status.stages.reduce((sum, stage) => sum + stage.num_restarts, 0);
   write(byId("answered-note"), `${restarts} restarts, epoch ${status.epoch}`);
