@@ -390,16 +390,29 @@ def test_token_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_bodies_held_at_once_are_bounded(session: HeldSession) -> None:
-    """Clients that announce long bodies and send them slowly cannot fill the memory."""
+    """Clients that begin long bodies and send them slowly cannot fill the memory."""
     head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\n".encode()
     with running_server(session, max_pending_bytes=30_000) as running:  # type: ignore[arg-type]
         host, port = running.address.split(":")
         slow = [socket.create_connection((host, int(port)), timeout=10) for _ in range(4)]
         for each in slow:
-            each.sendall(head)
+            each.sendall(head + b"{")
         refused = [each for each in slow if _is_refused(each)]
         assert len(refused) == 1
         for each in slow:
+            each.close()
+
+
+def test_a_body_that_is_only_announced_takes_no_room(session: HeldSession) -> None:
+    head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\n".encode()
+    with running_server(session, max_pending_bytes=9000) as running:  # type: ignore[arg-type]
+        host, port = running.address.split(":")
+        silent = [socket.create_connection((host, int(port)), timeout=10) for _ in range(4)]
+        for each in silent:
+            each.sendall(head)
+        until(lambda: len(running.server.server_state.tasks) == 4)
+        assert ask(running, body=ROW)[0] == 200
+        for each in silent:
             each.close()
 
 

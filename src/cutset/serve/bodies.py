@@ -87,10 +87,9 @@ async def read_body(request: Request, settings: ServeSettings, lease: Lease) -> 
             status=415,
             reason="invalid",
         )
-    lease.take(declared or 0)
     try:
         body = await asyncio.wait_for(
-            _receive_all(request, settings.max_body_bytes, lease, declared or 0),
+            _receive_all(request, settings.max_body_bytes, lease, declared),
             settings.body_timeout_s,
         )
     except (asyncio.TimeoutError, TimeoutError) as error:
@@ -126,15 +125,22 @@ def too_long(num_bytes: int, max_bytes: int) -> Refusal:
     )
 
 
-async def _receive_all(request: Request, max_bytes: int, lease: Lease, taken: int) -> bytearray:
+async def _receive_all(
+    request: Request, max_bytes: int, lease: Lease, declared: int | None
+) -> bytearray:
     body = bytearray()
+    num_taken = 0
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
             raise too_long(len(body), max_bytes)
-        if len(body) > taken:  # a body in chunks: nobody said how long it would be
-            lease.take(_PIECE_BYTES)
-            taken += _PIECE_BYTES
+        missing = len(body) - num_taken
+        if missing > 0:
+            # In steps: a long body that is only announced takes no one's room.
+            rest = max_bytes if declared is None else declared - num_taken
+            step = max(missing, min(_PIECE_BYTES, rest))
+            lease.take(step)
+            num_taken += step
     return body
 
 

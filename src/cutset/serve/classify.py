@@ -68,9 +68,11 @@ class Classifier:
         preprocessing = self._preprocessing()
         num_labels = _number(request, "top", default=5, most=_MAX_LABELS)
         with_stages = _number(request, "stages", default=0, most=1)
+        body = await read_body(request, self._settings, lease)
+        self._batcher.check_room()
+        lease.take(len(body))  # the image is a copy
+        image = await _image_of(request, body)
         with place(self._batcher, 1):
-            body = await read_body(request, self._settings, lease)
-            image = await _image_of(request, body)
             started_s = time.monotonic()
             row = await self._read(image, preprocessing, deadline_at_s)
         ticket = self._batcher.submit((row.unsqueeze(0),), 1)

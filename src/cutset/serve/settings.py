@@ -36,8 +36,8 @@ class ServeSettings:
         nan_policy: ``"reject"``: NaN and infinity in inputs are an error (400); ``"allow"``.
         max_body_bytes: longest body, and longest after decompression.
         max_json_bytes: longest JSON document within a body; JSON grows when it is read.
-        max_pending_bytes: bytes of all requests and answers held at once, as estimated before
-            they are read; beyond that requests get 503.
+        max_pending_bytes: bytes of all requests and answers held at once, bodies as they arrive,
+            the rest as estimated before it is read; beyond that requests get 503.
         max_header_bytes: longest request line and headers together.
         max_pixels: most pixels of an image, before and after it is resized.
         max_connections: most connections; further ones get 503 and are closed.
