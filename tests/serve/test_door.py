@@ -9,6 +9,7 @@ import http.client
 import io
 import json
 import logging
+import select
 import socket
 import ssl
 import subprocess
@@ -20,7 +21,9 @@ import pytest
 from PIL import Image
 from uvicorn.server import ServerState
 
+from cutset.errors import CutsetError
 from cutset.serve.connections import _SPARE_CONNECTIONS, protocol_class
+from cutset.serve.server import bind
 from cutset.serve.settings import ServeSettings, read_token
 
 from .held import HeldSession
@@ -198,29 +201,31 @@ def test_a_client_that_never_ends_its_body(running: Running) -> None:
     assert b"the body did not arrive within 0.5 s" in answer
 
 
-def test_a_connection_too_many(running: Running) -> None:
-    host, port = running.address.split(":")
+def test_a_connection_too_many(session: HeldSession) -> None:
     ask = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    open_ones = [socket.create_connection((host, int(port)), timeout=10) for _ in range(4)]
-    for each in open_ones:
-        each.sendall(ask)
-        assert each.recv(65536).startswith(b"HTTP/1.1 200 ")
-    assert _talk(running).startswith(b"HTTP/1.1 503 ")
-    for each in open_ones:
-        each.close()
-    while _talk(running, ask[:-2] + b"Connection: close\r\n\r\n").startswith(b"HTTP/1.1 503"):
-        pass  # until the server has seen that they left; the test's time limit ends a failure
+    with running_server(session, max_connections=4) as running:  # type: ignore[arg-type]
+        host, port = running.address.split(":")
+        open_ones = [socket.create_connection((host, int(port)), timeout=10) for _ in range(4)]
+        for each in open_ones:
+            each.sendall(ask)
+            assert each.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert _talk(running).startswith(b"HTTP/1.1 503 ")
+        for each in open_ones:
+            each.close()
+        closing = ask[:-2] + b"Connection: close\r\n\r\n"
+        # until the server has seen that they left
+        until(lambda: _talk(running, closing).startswith(b"HTTP/1.1 200 "))
 
 
 def test_a_client_that_takes_no_answer(running: Running) -> None:
     host, port = running.address.split(":")
-    connections = running.server.server_state.connections
+    state = running.server.server_state
     with socket.create_connection((host, int(port)), timeout=0.2) as connection:
         ask = b"GET /page.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
         with contextlib.suppress(TimeoutError, ConnectionError):
             connection.sendall(ask * 5000)  # 50 MB of answers: more than any buffer holds
-        until(lambda: len(connections) == 1)
-        until(lambda: not connections)  # though the client never closes
+        until(lambda: state.total_requests > 0)
+        until(lambda: not state.connections)  # though the client never closes
 
 
 class _StuckTransport(asyncio.Transport):
@@ -345,6 +350,19 @@ def test_tls(session: HeldSession, tls_files: tuple[Path, Path]) -> None:
         connection.close()
 
 
+def test_certificates_that_cannot_be_used(tls_files: tuple[Path, Path], tmp_path: Path) -> None:
+    cert, key = tls_files
+    locked, other = tmp_path / "locked.pem", tmp_path / "other.pem"
+    for command in (
+        ("pkey", "-in", key, "-aes256", "-passout", "pass:secret", "-out", locked),
+        ("genpkey", "-algorithm", "ed25519", "-out", other),
+    ):
+        subprocess.run(["openssl", *command], check=True, capture_output=True)
+    for wrong in (locked, other, cert, tmp_path / "absent.pem"):
+        with pytest.raises(CutsetError, match=f"--tls-key {wrong} cannot be used: "):
+            bind(ServeSettings(port=0, tls_cert=cert, tls_key=wrong))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -397,8 +415,12 @@ def test_bodies_held_at_once_are_bounded(session: HeldSession) -> None:
         slow = [socket.create_connection((host, int(port)), timeout=10) for _ in range(4)]
         for each in slow:
             each.sendall(head + b"{")
-        refused = [each for each in slow if _is_refused(each)]
+        refused, _, _ = select.select(slow, [], [], 30)
         assert len(refused) == 1
+        answer = refused[0].recv(65536)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"as many bytes of requests as it may" in answer
+        assert running.server.service.budget.num_taken_bytes == 27_000
         for each in slow:
             each.close()
 
@@ -414,14 +436,3 @@ def test_a_body_that_is_only_announced_takes_no_room(session: HeldSession) -> No
         assert ask(running, body=ROW)[0] == 200
         for each in silent:
             each.close()
-
-
-def _is_refused(connection: socket.socket) -> bool:
-    connection.settimeout(0.5)
-    try:
-        answer = connection.recv(65536)
-    except TimeoutError:
-        return False
-    assert answer.startswith(b"HTTP/1.1 503 ")
-    assert b"as many bytes of requests as it may" in answer
-    return True

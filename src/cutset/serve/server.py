@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
+import ssl
 import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -32,8 +33,9 @@ def bind(settings: ServeSettings) -> socket.socket:
     """Takes the address, so that a taken port is known before any worker starts.
 
     Raises:
-        CutsetError: the address cannot be taken.
+        CutsetError: the address cannot be taken, or the certificate cannot be used.
     """
+    _check_certificate(settings)
     try:
         found = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -53,6 +55,22 @@ def bind(settings: ServeSettings) -> socket.socket:
             "another with --port, or 0 for any"
         ) from error
     return listener
+
+
+def _check_certificate(settings: ServeSettings) -> None:
+    if settings.tls_cert is None:
+        return
+    try:
+        # The empty password has a key that needs one fail here, instead of asking the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            settings.tls_cert, settings.tls_key, password=""
+        )
+    except (OSError, ValueError) as error:  # ssl's own errors are OSErrors
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CutsetError(
+            f"--tls-cert {settings.tls_cert} and --tls-key {settings.tls_key} cannot be used: "
+            f"{reason}; expected PEM files that belong together, the key without a password"
+        ) from error
 
 
 def address_of(settings: ServeSettings, listener: socket.socket) -> str:

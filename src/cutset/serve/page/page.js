@@ -89,15 +89,15 @@ function build(status) {
 function showStage(fields, stage, status) {
   const isSlowest = stage.index === status.slowest && status.stages.length > 1;
   const down = stage.state !== "running";
-  const busy = Math.round(stage.busy_share * 100);
+  const busy = stage.busy_share * 100;
   fields.item.classList.toggle("slowest", isSlowest);
   fields.item.classList.toggle("down", down);
   fields.mark.className = `mark ${down ? "bad" : "slow"}`;
   write(fields.mark, down ? "restarting" : isSlowest ? "slowest" : "");
   write(fields.device, `${stage.device}${stage.backend ? `, ${stage.backend}` : ""}`);
-  fields.bar.setAttribute("aria-valuenow", String(busy));
+  fields.bar.setAttribute("aria-valuenow", busy.toFixed(1));
   fields.fill.style.width = `${busy}%`;
-  write(fields.busy, `${busy}%`);
+  write(fields.busy, `${number(busy, busy < 10 ? 1 : 0)}%`);
   write(fields.time, milliseconds(stage.compute_s));
   write(fields.predicted, milliseconds(stage.predicted_compute_s));
   write(fields.rows, stage.rows_per_micro_batch === null ? "–" : number(stage.rows_per_micro_batch, 1));
