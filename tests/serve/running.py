@@ -116,19 +116,16 @@ def running_server(
     listening = threading.Event()
     failed: list[BaseException] = []
 
-    def told(server: Server) -> None:
-        found.append(server)
-        begin = server.startup
-
-        async def startup(sockets: Any = None) -> None:
-            await begin(sockets)
-            listening.set()
-
-        server.startup = startup  # type: ignore[method-assign]
-
     def target() -> None:
         try:
-            serve(session, settings, listener, make_tracing=make_tracing, on_server=told)
+            serve(
+                session,
+                settings,
+                listener,
+                make_tracing=make_tracing,
+                on_listening=listening.set,
+                on_server=found.append,
+            )
         except BaseException as error:  # noqa: BLE001  # shown to the test below
             failed.append(error)
         finally:

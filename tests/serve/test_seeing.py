@@ -7,8 +7,9 @@ import collections
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -52,12 +53,18 @@ def traced(bundle: Path, exporter: InMemorySpanExporter) -> Iterator[Running]:
     provider.shutdown()
 
 
-def _flush(running: Running) -> None:
-    """Makes the spans of everything that was answered."""
-    tracing, loop = running.server.service.tracing, running.server._loop
-    assert tracing is not None
+def _on_loop(running: Running, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Runs something on the server's event loop."""
+    loop = running.server._loop
     assert loop is not None
-    asyncio.run_coroutine_threadsafe(tracing.flush(), loop).result(30)
+    asyncio.run_coroutine_threadsafe(make(), loop).result(30)
+
+
+def _has_spans(running: Running, exporter: InMemorySpanExporter, number: int) -> bool:
+    tracing = running.server.service.tracing
+    assert tracing is not None
+    _on_loop(running, tracing.flush)
+    return len(exporter.get_finished_spans()) >= number
 
 
 def test_spans_of_requests_and_stages(traced: Running, exporter: InMemorySpanExporter) -> None:
@@ -65,7 +72,7 @@ def test_spans_of_requests_and_stages(traced: Running, exporter: InMemorySpanExp
     assert ask(traced, path=INFER, body=_body(6), headers=headers)[0] == 200
     assert ask(traced, path=INFER, body=b"{}")[0] == 400
     assert ask(traced, "GET", "/status")[0] == 200
-    until(lambda: _flush(traced) or len(exporter.get_finished_spans()) >= 4)
+    until(lambda: _has_spans(traced, exporter, 4))
     spans = exporter.get_finished_spans()
     exporter.clear()
     assert sorted(span.name for span in spans) == ["POST infer"] * 2 + ["stage 0", "stage 1"]
@@ -81,22 +88,31 @@ def test_spans_of_requests_and_stages(traced: Running, exporter: InMemorySpanExp
         assert good.start_time <= child.start_time <= child.end_time <= good.end_time
 
 
-def _metrics(running: Running) -> dict[str, float]:
-    status, headers, text = ask(running, "GET", "/metrics")
-    assert status == 200
-    assert headers["content-type"].startswith("text/plain; version=0.0.4")
-    lines = [line for line in text.decode().splitlines() if not line.startswith("#")]
-    pairs = [line.rpartition(" ") for line in lines]
-    return {name: float(value) for name, _, value in pairs}
+def _metrics(running: Running) -> collections.Counter[str]:
+    """All that `/metrics` says, once the workers have counted all that was answered."""
+    found: collections.Counter[str] = collections.Counter()
+
+    def counted() -> bool:
+        _on_loop(running, running.server.service.monitor.sample)
+        status, headers, text = ask(running, "GET", "/metrics")
+        assert status == 200
+        assert headers["content-type"].startswith("text/plain; version=0.0.4")
+        for line in text.decode().splitlines():
+            if not line.startswith("#"):
+                name, _, value = line.rpartition(" ")
+                found[name] = float(value)  # type: ignore[assignment]
+        # The last thing that is counted, after the answer is out.
+        sent = found['cutset_stage_sent_bytes_total{device="cpu:1",stage="1"}']
+        return sent == 40 * found["cutset_rows_total"]
+
+    until(counted)
+    return found
 
 
 def test_metrics_of_real_workers(traced: Running) -> None:
-    rows = 'cutset_stage_rows_total{device="cpu:1",stage="1"}'
-    until(lambda: rows in _metrics(traced))
-    before = collections.Counter(_metrics(traced))
+    before = _metrics(traced)
     assert ask(traced, path=INFER, body=_body(3))[0] == 200
     assert ask(traced, path=INFER, body=b"{}")[0] == 400
-    until(lambda: _metrics(traced)[rows] == before[rows] + 3)
     now = _metrics(traced)
     more = {name: value - before[name] for name, value in now.items()}
     assert more["cutset_rows_total"] == 3

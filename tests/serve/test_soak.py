@@ -67,19 +67,11 @@ def _launched(bundle: Path, tmp_path: Path, **settings: object) -> Iterator[_Lau
         url = process.stdout.readline().strip()
         assert url, log.read_text()
         launched = _Launched(process, url.partition("//")[2], log)
-        until(lambda: _answers(launched))
         yield launched
     finally:
         process.kill()
         process.wait(10)
         process.stdout.close()
-
-
-def _answers(launched: _Launched) -> bool:
-    try:
-        return json.loads(launched.get("/v2/health/ready")) == {"ready": True}
-    except ConnectionError:
-        return False
 
 
 class _Client:

@@ -61,7 +61,7 @@ def serve_bundle(
         num_threads: threads of each stage.
         log_json: log to stderr, a JSON object a line.
         with_tracing: make OpenTelemetry spans with the global tracer provider.
-        on_listening: told the server's URL just before it serves.
+        on_listening: told the server's URL once it takes requests.
 
     Raises:
         ValueError: a setting is wrong: usage.
@@ -98,10 +98,14 @@ def serve_bundle(
                 num_spans=_NUM_SPANS,
             ) as session,
         ):
-            if on_listening is not None:
-                on_listening(address_of(settings, listener))
+            url = address_of(settings, listener)
+
+            def tell() -> None:
+                if on_listening is not None:
+                    on_listening(url)
+
             with _short_pauses():
-                serve(session, settings, listener, make_tracing=make_tracing)
+                serve(session, settings, listener, make_tracing=make_tracing, on_listening=tell)
     finally:
         listener.close()
 

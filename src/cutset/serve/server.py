@@ -87,6 +87,7 @@ class Server(uvicorn.Server):
         session: the running pipeline.
         settings: addresses and limits.
         make_tracing: as for `Service`.
+        on_listening: called once requests are taken.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Server(uvicorn.Server):
         session: Session,
         settings: ServeSettings,
         make_tracing: Callable[[StageTimes], Tracing] | None = None,
+        on_listening: Callable[[], None] | None = None,
     ) -> None:
         self.service = Service(
             session,
@@ -102,6 +104,7 @@ class Server(uvicorn.Server):
             make_tracing=make_tracing,
         )
         self._settings = settings
+        self._on_listening = on_listening
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leaving: asyncio.Task[None] | None = None
         super().__init__(
@@ -128,6 +131,8 @@ class Server(uvicorn.Server):
         """Begins to listen."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        if self._on_listening is not None:
+            self._on_listening()
 
     def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:  # noqa: ARG002
         """The first signal has the server leave in good order, the second at once."""
@@ -159,6 +164,7 @@ def serve(
     listener: socket.socket,
     *,
     make_tracing: Callable[[StageTimes], Tracing] | None = None,
+    on_listening: Callable[[], None] | None = None,
     on_server: Callable[[Server], None] | None = None,
 ) -> None:
     """Serves a session until a signal; closes the listener, leaves the session open.
@@ -168,6 +174,7 @@ def serve(
         settings: addresses and limits.
         listener: as `bind` gives it.
         make_tracing: as for `Service`.
+        on_listening: called once requests are taken.
         on_server: told of the server before it starts; its `leave` may be called on its loop.
 
     Raises:
@@ -175,7 +182,7 @@ def serve(
         CutsetError: the pipeline ended and could not be brought back, or the server did not start.
     """
     try:
-        server = Server(session, settings, make_tracing)
+        server = Server(session, settings, make_tracing, on_listening)
     except BaseException:
         listener.close()
         raise
