@@ -53,7 +53,7 @@ bench-planner: $(STAMP)  ## the planner beside published values
 	$(BIN)/python benchmarks/planner.py
 
 soak: $(STAMP)  ## the long form of the fault tests
-	$(BIN)/python -m pytest tests/distributed tests/unit/backends -m soak
+	$(BIN)/python -m pytest tests/distributed tests/unit/backends tests/beds -m soak
 
 soak-serve: $(STAMP)  ## ten minutes of hostile clients while workers are killed
 	CUTSET_SOAK_S=600 $(BIN)/python -m pytest tests/serve/test_soak.py -m soak

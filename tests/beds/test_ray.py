@@ -17,7 +17,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cutset.devices import cluster_from_toml
+from cutset.costs.model import load_profile
+from cutset.devices import cluster_from_toml, load_cluster
 from cutset.shards.load import open_bundle
 from distributed import bundles
 from testbed import faults
@@ -217,6 +218,65 @@ def test_a_caller_that_is_killed_leaves_no_process(bed: State, bundle: Path, row
     _assert_nothing_of_ours(bed)
 
 
+_MODEL = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(*(m for _ in range(4) for m in (nn.Linear(64, 64), nn.ReLU())))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def make():
+    torch.manual_seed(0)
+    return Net().eval(), (torch.randn(2, 64),)
+"""
+
+
+def test_a_cluster_is_measured_and_planned_for(bed: State, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(_MODEL)
+    node = bed.layout.head
+    command = ["cutset", "probe", "model.py:make", "-o", "cluster.toml", "--runs", "5", "--json"]
+    done = subprocess.run(
+        command_on(bed, find_cgroups(), node, command, limited=False),
+        env=environment_on(bed, node),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=_END_S,
+    )
+    assert done.returncode == 0, done.stderr
+    cluster = load_cluster(tmp_path / "cluster.toml")
+    assert json.loads(done.stdout)["caller"] == cluster.caller == "server"
+    assert {device.name: device.address for device in cluster.devices} == {
+        each.name: each.address for each in bed.layout.nodes
+    }
+    limited = {each.name: each.memory_bytes for each in bed.layout.nodes}
+    for device in cluster.devices:
+        assert device.profile is not None
+        assert load_profile(tmp_path / device.profile).device == device.name
+        assert device.memory_bytes is not None
+        assert 0 < device.memory_bytes <= (limited[device.name] or 2**60)
+    # The buckets are what they are however busy the machine is; below them anything may be.
+    slow = cluster.link_between("pi-1", "pi-2").bandwidth_bytes_per_s
+    assert slow < 1.2 * 20e6 / 8
+    planned = subprocess.run(
+        ["cutset", "plan", "model.py:make", "--cluster", "cluster.toml", "--json"],
+        cwd=tmp_path,
+        env=environment_on(bed, node),
+        capture_output=True,
+        text=True,
+        timeout=_END_S,
+    )
+    assert planned.returncode == 0, planned.stderr
+    assert {stage["device"] for stage in json.loads(planned.stdout)["stages"]} <= set(_NODES)
+
+
 def test_killed_workers_cut_links_frozen_and_dead_nodes_cost_no_row(
     bed: State, bundle: Path, rows: Path
 ) -> None:
@@ -242,3 +302,59 @@ def test_killed_workers_cut_links_frozen_and_dead_nodes_cost_no_row(
     assert result["wrong"] == []
     assert result["devices"] == ["server", "server", "server"]
     assert min(result["restarts"][1:]) >= 1  # type: ignore[index]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("break_", "mend", "devices"),
+    [
+        pytest.param("kill-worker", None, ["server", "pi-1", "pi-2"], id="worker"),
+        pytest.param("kill-raylet", "start", ["server", "pi-1", "pi-2"], id="raylet-comes-back"),
+        pytest.param("kill-raylet", None, ["server", "pi-1", None], id="raylet-for-good"),
+        pytest.param("cut", None, ["server", "pi-1", None], id="link-for-good"),
+        pytest.param("freeze", None, ["server", "pi-1", None], id="node-frozen"),
+        pytest.param("kill-node", None, ["server", "pi-1", None], id="node-without-power"),
+    ],
+)
+def test_each_fault_alone(
+    bed: State,
+    bundle: Path,
+    rows: Path,
+    break_: str,
+    mend: str | None,
+    devices: list[str | None],
+) -> None:
+    cgroups = find_cgroups()
+    two = bed.layout.node("pi-2")
+
+    def disturb() -> None:
+        if break_ == "cut":
+            faults.cut(bed, two, None)
+            return
+        action = {
+            "kill-worker": faults.kill_worker,
+            "kill-raylet": faults.kill_raylet,
+            "kill-node": faults.kill_node,
+            "freeze": faults.freeze,
+        }[break_]
+        action(bed, cgroups, two)
+        if mend:
+            faults.start_node(bed, cgroups, two)
+
+    try:
+        caller = Caller(bed, bundle, rows, replan_after_s=30.0 if mend else 3.0)
+        result = caller.follow({300: disturb})
+    finally:
+        if break_ == "freeze":
+            faults.thaw(bed, cgroups, two)
+        if break_ != "kill-worker":
+            faults.start_node(bed, cgroups, two)
+    assert result["answered"] == _NUM_ROWS
+    assert result["wrong"] == []
+    assert result["epoch"] > 1  # type: ignore[operator]
+    placed = result["devices"]
+    assert isinstance(placed, list)
+    if None in devices:
+        assert "pi-2" not in placed
+    else:
+        assert placed == devices
