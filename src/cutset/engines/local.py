@@ -234,6 +234,8 @@ class LocalEngine:
         # OpenMP reads its number of threads once, when it is loaded; torch.set_num_threads alone
         # does not reach threads that other libraries make.
         return {
+            # Its warnings (of addresses without a name, say) would pass for last words.
+            "TORCH_CPP_LOG_LEVEL": "ERROR",
             **os.environ,
             "OMP_NUM_THREADS": str(self._num_threads),
             "MKL_NUM_THREADS": str(self._num_threads),
