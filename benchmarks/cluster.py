@@ -84,6 +84,7 @@ def start_on(state: State, node: str, arguments: Sequence[str]) -> subprocess.Po
     return subprocess.Popen(
         command_on(state, find_cgroups(), where, [sys.executable, *arguments]),
         env=environment_on(state, where) | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,  # the store stays until it is closed
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -250,7 +251,9 @@ def report() -> None:
             f" {plan.period_s * 1e3:.1f} ms | {found['period_s'] * 1e3:.1f} ms | {off:+.1%} |"
             f" {plan.latency_s * 1e3:.1f} ms | {found['latency_s'] * 1e3:.1f} ms | {late:+.1%} |"
         )
-    if period_errors:
+    if not period_errors:
+        lines = ["No model was measured yet."]
+    else:
         lines += [
             "",
             (

