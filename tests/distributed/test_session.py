@@ -212,6 +212,18 @@ def test_close_leaves_nothing_and_ends_what_is_open(bundle: Path) -> None:
         session.submit(torch.zeros(1, 3, 16, 16))
 
 
+def test_close_ends_the_workers_though_a_waiter_kept_its_lock(bundle: Path) -> None:
+    # As Ctrl-C leaves it that comes between taking a future's lock and beginning to wait.
+    session = open_session(bundle, backend="torch")
+    workers = [psutil.Process(pid) for pid in session.worker_pids]
+    future = session.submit(torch.zeros(4000, 3, 16, 16))
+    with future._condition:
+        session.close()
+        assert not any(worker.is_running() for worker in workers)
+    with pytest.raises(EngineError, match="was closed"):
+        future.result(0)
+
+
 def test_sessions_leave_no_file_handles(bundle: Path) -> None:
     def open_and_close() -> int:
         with open_session(bundle, backend="torch") as session:

@@ -178,7 +178,9 @@ class Supervisor:
         try:
             self._supervise()
         except _StoppingError:
-            self._ledger.end(EngineError("the session was closed"))
+            # Who closes the session fails what is open, after the workers are gone: a future whose
+            # waiter was interrupted (Ctrl-C) may never give its lock back.
+            _LOG.debug("the session is being closed")
         except CutsetError as error:
             self._ledger.end(error)
         except BaseException as error:  # noqa: BLE001  # forwarded to every open request

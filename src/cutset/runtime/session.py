@@ -382,10 +382,11 @@ def open_session(
         bundle: a bundle, or the path of its folder.
         engine: ``"local"`` (processes of this machine), ``"ray"`` (the Ray cluster that this
             machine is in), a `RayCluster` that says more, or an engine of your own.
-        backend: ``"torch"`` (bit for bit the whole model), ``"onnxruntime"``, or ``"auto"``: each
-            stage runs on the backend that its plan measured as the fastest. Where the plan names
-            none but the reference, the stage tries every backend that can run it for at most
-            half a second when it is first loaded, and keeps the fastest for the whole session.
+        backend: one of `cutset.backends.base.BACKENDS` (``"torch"`` is bit for bit the model),
+            or ``"auto"``: each stage runs on the backend that its plan measured as the fastest.
+            Where the plan names none but the reference, the stage tries every backend that loads
+            quickly for at most half a second when it is first loaded, and keeps the fastest for the
+            whole session.
         micro_batch: rows that travel together; the plan's where None.
         num_threads: threads that each stage computes with.
         window: most micro-batches in flight; twice the number of stages and one more where None,
