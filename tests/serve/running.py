@@ -95,7 +95,7 @@ def ask(
     headers: dict[str, str] | None = None,
 ) -> tuple[int, dict[str, str], bytes]:
     """Status, headers in lower case, and body of an answer."""
-    connection = http.client.HTTPConnection(running.address, timeout=10)
+    connection = http.client.HTTPConnection(running.address, timeout=60)
     try:
         connection.request(method, path, body, headers or {})
         answer = connection.getresponse()
