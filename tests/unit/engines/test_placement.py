@@ -84,7 +84,7 @@ def test_memory_adds_up_and_what_is_missing_is_said(manifest: Manifest) -> None:
         place_stages(manifest, tight, {"b"})
     message = str(caught.value)
     assert message.startswith("without b the stages find no place on a, c, d: no placement fits")
-    assert "device 'd' has 157,286,400 bytes and lacks 52,428,800" in message
+    assert "device 'd' has 150 MiB and lacks 50 MiB" in message
 
 
 def test_nobody_is_left(manifest: Manifest) -> None:
