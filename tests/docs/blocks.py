@@ -7,7 +7,10 @@ A remark is a comment in the page, which no reader sees:
 ``<!-- output varies: reason -->``
     it is run, its output is not compared;
 ``<!-- ends with: 3 -->``
-    its last command has this exit code instead of 0.
+    its last command has this exit code instead of 0;
+``<!-- serves: reason -->``
+    its last command, or all of it where it is Python, is a server. It runs on a port that the
+    system chooses until the page ends, and in what follows its address stands for the page's.
 
 A line ``...`` in an output stands for any lines, also none. A block with ``title="NAME"`` is
 written to that file.
@@ -21,8 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _FENCE = re.compile(r"^```(\w*) *(.*)$")
-_REMARK = re.compile(r"^<!-- (skip|output varies|ends with): (.*) -->$")
-_REMARKS = ("<!-- skip", "<!-- output", "<!-- ends")
+_REMARK = re.compile(r"^<!-- (skip|output varies|ends with|serves): (.*) -->$")
+_REMARKS = ("<!-- skip", "<!-- output", "<!-- ends", "<!-- serves")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,7 @@ class Block:
         skip: why it is not run, or ``""``.
         output_varies: whether its output is not compared.
         code: exit code of the last command.
+        serves: whether it starts a server, which runs until the page ends.
     """
 
     line: int
@@ -46,6 +50,7 @@ class Block:
     skip: str = ""
     output_varies: bool = False
     code: int = 0
+    serves: bool = False
 
     @property
     def text(self) -> str:
@@ -88,6 +93,7 @@ def blocks_of(path: Path) -> list[Block]:
                     skip=remarks.get("skip", ""),
                     output_varies="output varies" in remarks,
                     code=int(remarks.get("ends with", "0")),
+                    serves="serves" in remarks,
                 )
             )
             remarks = {}

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import re
 import shlex
+import signal
+import socket
 import subprocess
 import sys
+import threading
 import traceback
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -97,15 +103,73 @@ def _check(block: Block, where: str, names: dict[str, object]) -> None:
         assert block.language in SHOWN, f"{where}: nothing runs {block.language!r}"
 
 
+def _wait_for(server: subprocess.Popen[str], port: int, where: str) -> None:
+    """Waits until a server takes connections; its watchdog ends it in time."""
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=10).close()
+        except ConnectionRefusedError:  # noqa: PERF203  # some times a second
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                pytest.fail(f"{where} ended with {server.wait(timeout=0.2)} before it served")
+        else:
+            return
+
+
+@contextlib.contextmanager
+def _served(block: Block, where: str, names: dict[str, object]) -> Iterator[tuple[str, str]]:
+    """Runs a block that serves; gives the port that the page names, and the real one."""
+    found = re.search(r"127\.0\.0\.1:(\d+)|port=(\d+)", block.text)
+    assert found, f"{where}: a server whose port the page does not say"
+    shown = found[1] or found[2]
+    with socket.socket() as asked:
+        asked.bind(("127.0.0.1", 0))
+        port = str(asked.getsockname()[1])
+    if block.language == "console":
+        *first, last = commands_of(block)
+        if first:
+            text = "\n".join(f"$ {command.text}" for command in first)
+            _check(dataclasses.replace(block, lines=tuple(text.splitlines())), where, names)
+        arguments = ["-m", "cutset.cli", *shlex.split(last.text)[1:], "--port", port]
+        expected = [line.replace(shown, port) for line in last.output]
+    else:
+        arguments = ["-c", block.text.replace(f"port={shown}", f"port={port}")]
+        expected = []
+    server = subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    watchdog = threading.Timer(LIMIT_S, server.kill)
+    watchdog.start()
+    try:
+        if expected:
+            assert server.stdout is not None
+            said = [server.stdout.readline().rstrip() for _ in expected]
+            assert said == expected, f"{where} prints {said}"
+        _wait_for(server, int(port), where)
+        yield shown, port
+    finally:
+        watchdog.cancel()
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=30)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_of_the_page_runs(page: Path) -> None:
     names: dict[str, object] = {"__name__": "page"}
-    for block in blocks_of(page):
-        where = f"{page.name}:{block.line}"
-        if block.skip:
-            assert re.fullmatch(r'next ".{10,}"', block.skip), f"{where}: say why it is skipped"
-            continue
-        _check(block, where, names)
+    addresses: dict[str, str] = {}
+    with contextlib.ExitStack() as servers:
+        for block in blocks_of(page):
+            where = f"{page.name}:{block.line}"
+            if block.skip:
+                assert re.fullmatch(r'next ".{10,}"', block.skip), f"{where}: say why"
+                continue
+            if block.serves:
+                shown, port = servers.enter_context(_served(block, where, names))
+                addresses[f"127.0.0.1:{shown}"] = f"127.0.0.1:{port}"
+                continue
+            text = block.text
+            for shown, real in addresses.items():
+                text = text.replace(shown, real)
+            _check(dataclasses.replace(block, lines=tuple(text.splitlines())), where, names)
 
 
 def test_a_wrong_output_is_noticed() -> None:
