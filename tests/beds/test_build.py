@@ -75,6 +75,14 @@ def test_two_testbeds_do_not_meet(name: str) -> None:
         end(receivers)
 
 
+# A background job, as tests may be, begins with Ctrl-C ignored, and so do its children.
+_TESTBED = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("testbed", run_name="__main__")
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_an_up_that_is_cut_short(
     name: str, repository: Path, tmp_path: Path, number: signal.Signals
@@ -82,7 +90,7 @@ def test_an_up_that_is_cut_short(
     pytest.importorskip("ray")
     (tmp_path / "cluster.toml").write_text(THREE)
     process = subprocess.Popen(
-        [sys.executable, "-m", "testbed", "up", str(tmp_path / "cluster.toml"), "--name", name],
+        [sys.executable, "-c", _TESTBED, "up", str(tmp_path / "cluster.toml"), "--name", name],
         cwd=repository,
         stderr=subprocess.PIPE,
         text=True,
