@@ -7,8 +7,10 @@ import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from onnx_ir.passes import PassError
 from torch.export import ExportedProgram
 
 logger = logging.getLogger(__name__)
@@ -44,14 +46,14 @@ def export_onnx(
     quiet = io.StringIO()
     try:
         with contextlib.redirect_stdout(quiet):
-            program = torch.onnx.export(
-                exported,
-                dynamo=True,
-                verbose=False,
-                optimize=True,
-                input_names=list(input_names),
-                output_names=unique,
-            )
+            try:
+                program = _to_onnx(exported, input_names, unique, optimize=True)
+            except PassError as error:
+                # The simplifier stumbles over some models (RAFT); what it left behind is not used.
+                logger.info(
+                    "ONNX of %s is not simplified: %s", path.parent.name, _root_cause(error)
+                )
+                program = _to_onnx(exported, input_names, unique, optimize=False)
     except torch.onnx.errors.OnnxExporterError as error:
         reason = _root_cause(error)
         logger.info("no ONNX model for %s: %s", path.parent.name, reason)
@@ -70,6 +72,23 @@ def export_onnx(
                 value.name = f"inner_{node.name}_{value.name}"
     program.save(path)
     return ""
+
+
+def _to_onnx(
+    exported: ExportedProgram,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    *,
+    optimize: bool,
+) -> Any:
+    return torch.onnx.export(
+        exported,
+        dynamo=True,
+        verbose=False,
+        optimize=optimize,
+        input_names=list(input_names),
+        output_names=list(output_names),
+    )
 
 
 def _root_cause(error: BaseException) -> str:
