@@ -23,6 +23,7 @@ from cutset.planning.plan import Plan, StagePlan
 from cutset.shards.manifest import StageEntry
 from cutset.shards.onnx_export import export_onnx
 from cutset.shards.operators import is_allowed
+from cutset.shards.running_checks import max_abs_difference, tolerance_of
 from cutset.tensors import TensorSpec
 
 MAX_INLINE_BYTES = 1 << 30
@@ -69,7 +70,7 @@ class TorchStageWriter:
             input_names=[spec.name for spec in piece.input_specs],
             output_names=[spec.name for spec in piece.output_specs],
         )
-        missing = missing or _kept_if_runnable(folder / model)
+        missing = missing or _kept_if_equal(folder / model, inputs, outputs)
         return _entry(
             self._captured,
             stage,
@@ -165,22 +166,40 @@ def _dtype_obstacle(specs: Sequence[TensorSpec]) -> str:
     return f"ONNX Runtime has no tensors of dtype {', '.join(unknown)}" if unknown else ""
 
 
-def _kept_if_runnable(path: Path) -> str:
-    """Loads an ONNX model, and removes it where ONNX Runtime cannot.
+def _kept_if_equal(
+    path: Path, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
+) -> str:
+    """Runs an ONNX model, and removes it where ONNX Runtime cannot, or comes to other numbers.
 
-    ONNX can express more than ONNX Runtime has kernels for (bfloat16 on processors).
+    ONNX can express more than ONNX Runtime has kernels for (bfloat16 on processors), and a model
+    that feeds its results back into itself (optical flow in twelve updates) magnifies last bits
+    beyond what another backend may differ by.
 
     Returns:
         Why it was removed, or ``""``.
     """
     try:
-        make_session(str(path), torch.get_num_threads())
+        session = make_session(str(path), torch.get_num_threads())
+        names = [argument.name for argument in session.get_inputs()]
+        found = run_session(session, dict(zip(names, inputs, strict=True)))
     except Exception as error:  # noqa: BLE001 - onnxruntime's errors derive from Exception
-        for file in (path, path.with_name(f"{path.name}.data")):
-            file.unlink(missing_ok=True)
         # The folder's name is the author's business and has no place in a bundle.
         reason = _first_line(error).replace(str(path), path.name)
-        return f"ONNX Runtime cannot load it: {reason}"
+        missing = f"ONNX Runtime cannot run it: {reason}"
+    else:
+        missing = _difference_from(outputs, found)
+    if missing:
+        for file in (path, path.with_name(f"{path.name}.data")):
+            file.unlink(missing_ok=True)
+    return missing
+
+
+def _difference_from(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> str:
+    """In words, where ONNX Runtime is off by more than it may be, or ``""``."""
+    for ours, theirs in zip(expected, found, strict=True):
+        off_by, allowed = max_abs_difference(theirs, ours), tolerance_of(ours)
+        if off_by > allowed:
+            return f"ONNX Runtime's results are off by {off_by:.3g}, allowed {allowed:.3g}"
     return ""
 
 

@@ -355,12 +355,12 @@ class _Verification:
         self._comparisons += found
         faults = [self._sentence(d) for d in found if d.is_too_large][:1]
         stages = self._bundle.manifest.stages
-        missing = sum(stage.model is None for stage in stages)
-        if missing == len(stages):
+        missing = [stage for stage in stages if stage.model is None]
+        if len(missing) == len(stages):
             return [*failures], f"no stage has an ONNX model ({stages[0].model_missing})"
         detail = f"onnxruntime within tolerance ({largest:.1e} of a tensor's magnitude)"
-        if missing:
-            detail += f" but for {_count(missing, 'stage')} without an ONNX model"
+        for stage in missing:
+            detail += f"; stage {stage.index} has no ONNX model ({stage.model_missing})"
         return [*faults, *failures], detail
 
     def _whole_model(self, whole: _WholeModel) -> list[str]:

@@ -154,7 +154,7 @@ class Power(nn.Module):
         (
             nn.Sequential(nn.Conv1d(4, 4, 3), nn.ReLU(), nn.Conv1d(4, 4, 3), nn.ReLU()).bfloat16(),
             torch.randn(2, 4, 8).bfloat16(),
-            r"ONNX Runtime cannot load it: .* model\.onnx .*bfloat16",
+            r"ONNX Runtime cannot run it: .* model\.onnx .*bfloat16",
         ),
         (
             nn.Sequential(nn.Linear(8, 8), nn.ReLU(), Spectrum(), Power()),
@@ -185,6 +185,40 @@ def test_what_onnx_runtime_cannot_run_is_left_out_and_said(
     assert report.ok
     assert report.bit_exact
     assert "no stage has an ONNX model" in report.check("numerics").detail
+
+
+class Chaos(nn.Module):
+    """The logistic map, in which a difference in the last bit doubles with every step."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.sigmoid(x)
+        for _ in range(40):
+            x = 3.99 * x * (1 - x)
+        return x
+
+
+def test_an_onnx_model_with_other_numbers_is_left_out_and_said(tmp_path: Path) -> None:
+    """The chaotic stage has none; the one before it keeps its own."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), Chaos())
+    example = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    captured = capture_model(model, example)
+    cuts = find_cut_points(captured.graph)
+    plan = make_plan(
+        captured.graph,
+        cuts,
+        costs_from_flops(captured.graph, cuts),
+        equal_cluster(2),
+        cut_names=(cuts.points[0].after,),
+    )
+    path = export_bundle(model, plan, tmp_path / "b", captured=captured)
+    first, second = open_bundle(path).manifest.stages
+    assert first.model is not None
+    assert second.model is None
+    assert re.fullmatch(r"ONNX Runtime's results are off by \S+, allowed \S+", second.model_missing)
+    report = verify_bundle(path, model=model)
+    assert report.ok
+    assert report.bit_exact
+    assert "stage 1 has no ONNX model (ONNX Runtime's results" in report.check("numerics").detail
 
 
 def test_what_no_bundle_may_hold_is_said_before_anything_is_written(tmp_path: Path) -> None:

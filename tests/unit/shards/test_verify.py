@@ -388,7 +388,7 @@ class TestNumerics:
         (bundle / MODEL).unlink()
         report = verify_bundle(bundle)
         assert report.ok
-        assert "but for 1 stage without an ONNX model" in report.check("numerics").detail
+        assert "stage 1 has no ONNX model (no such operator)" in report.check("numerics").detail
 
 
 class TestOneStageOnly:
