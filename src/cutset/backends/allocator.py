@@ -13,6 +13,8 @@ import ctypes
 import gc
 import logging
 import platform
+import sys
+from pathlib import Path
 
 _LOG = logging.getLogger(__name__)
 
@@ -21,6 +23,9 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGEST_MMAP_THRESHOLD_BYTES = 32 * 2**20
 _KEPT_BYTES = 512 * 2**20
+
+# From Linux's mman-common.h; madvise(2).
+_MADV_PAGEOUT = 21
 
 
 def keep_freed_memory() -> bool:
@@ -50,3 +55,31 @@ def give_back_memory() -> None:
     if platform.libc_ver()[0] == "glibc":
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def give_back_mapping(file: Path) -> bool:
+    """Gives the memory back in which this process has `file` mapped, where the system can (Linux).
+
+    For weights that a backend has packed into memory of its own but keeps mapped. Nothing is lost:
+    what is touched again is read from the file again.
+
+    Args:
+        file: absolute path, without links.
+
+    Returns:
+        True where it is mapped and all of it was given back.
+    """
+    if sys.platform != "linux":
+        return False
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    answers = []
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
+        # address, permissions, offset, device, inode and path, see proc_pid_maps(5)
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and fields[5] == str(file):
+            start, stop = (int(number, 16) for number in fields[0].split("-"))
+            answers.append(madvise(start, stop - start, _MADV_PAGEOUT))
+    given = bool(answers) and not any(answers)
+    _LOG.debug("%s is %s", file, "given back" if given else "kept, or was never mapped")
+    return given

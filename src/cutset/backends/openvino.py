@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cutset.backends.allocator import give_back_mapping
 from cutset.backends.onnx import rows_of
 from cutset.errors import EngineError
 from cutset.shards.load import load_onnx_model
@@ -101,29 +102,46 @@ def compile_model(model: Path | bytes, num_threads: int) -> Any:
     try:
         return core.compile_model(core.read_model(model), "CPU", options)
     except RuntimeError as error:
-        words = str(error).strip().splitlines()
-        raise EngineError(
-            f"OpenVINO cannot run the model ({words[-1] if words else 'it does not say why'});"
-            " use another backend"
-        ) from error
+        raise _cannot_run(error) from error
 
 
-def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> OpenvinoProgram:  # noqa: ARG001
-    """Loads the stage's ``model.onnx``.
+def _cannot_run(error: RuntimeError) -> EngineError:
+    words = str(error).strip().splitlines()
+    return EngineError(
+        f"OpenVINO cannot run the model ({words[-1] if words else 'it does not say why'});"
+        " use another backend"
+    )
+
+
+def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> OpenvinoProgram:
+    """Loads the stage's ``model.onnx`` and runs it once.
+
+    At its first run OpenVINO packs the weights into memory of its own, and keeps the file mapped:
+    without more, a stage would hold its weights twice.
 
     Args:
         bundle: opened and checked.
         stage: index of the stage.
         num_threads: threads that compute.
-        micro_batch: not needed here.
+        micro_batch: rows of the first run.
 
     Raises:
         BundleError: the file is missing, changed or unsafe.
         EngineError: OpenVINO cannot run it.
     """
     entry = bundle.manifest.stages[stage]
-    compiled = compile_model(load_onnx_model(bundle, stage), num_threads)
-    return OpenvinoProgram(compiled, entry.inputs, entry.outputs)
+    file = load_onnx_model(bundle, stage)
+    program = OpenvinoProgram(compile_model(file, num_threads), entry.inputs, entry.outputs)
+    zeros = (
+        torch.zeros(spec.concrete_shape(micro_batch), dtype=getattr(torch, spec.dtype))
+        for spec in entry.inputs
+    )
+    try:
+        program(tuple(zeros))
+    except RuntimeError as error:
+        raise _cannot_run(error) from error
+    give_back_mapping(file.with_name(f"{file.name}.data").resolve())
+    return program
 
 
 def missing() -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
@@ -37,6 +38,8 @@ from cutset.shards.manifest import (
     sha256_of,
 )
 from cutset.shards.program import Program
+
+_HASHING_THREADS = 2
 
 StageFunction: TypeAlias = Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
 """Takes and returns a stage's tensors in the order of its contract."""
@@ -128,11 +131,17 @@ def open_bundle(path: str | os.PathLike[str], *, stages: Iterable[int] | None = 
                 path=str(directory),
             )
     present = _check_folder(directory, manifest)
+    to_check = []
     for entry in manifest.files:
         owner = _stage_of(entry.path)
         is_required = stages is None or (entry.path != manifest.reference and owner is None)
         if owner in wanted or is_required or (owner is None and entry.path in present):
-            _check_file(directory, entry, present.get(entry.path))
+            to_check.append(entry)
+    # Hashing releases the interpreter's lock; a stage has a large file for each kind of backend.
+    with ThreadPoolExecutor(max_workers=_HASHING_THREADS) as pool:
+        checks = [pool.submit(_check_file, directory, e, present.get(e.path)) for e in to_check]
+        for check in checks:
+            check.result()
     return Bundle(directory=directory, manifest=manifest, stages=wanted)
 
 

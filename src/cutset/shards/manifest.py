@@ -6,6 +6,7 @@ A bundle is a folder::
       manifest.json            this file; UTF-8 JSON, at most 64 MiB
       stage-0/program.pt2      the stage for torch (missing where the model was an ONNX file)
       stage-0/model.onnx       the stage for onnxruntime and openvino (may be missing)
+      stage-0/model.onnx.data  its weights, where they are larger than 32 MiB
       stage-1/...
       reference.safetensors    a small input and the true tensor at every boundary
 

@@ -15,6 +15,11 @@ from torch.export import ExportedProgram
 
 logger = logging.getLogger(__name__)
 
+MAX_INLINE_BYTES = 1 << 25
+"""Stored tensors of an ONNX model that together are larger lie in a file beside it: readers map
+that into memory, where what lies inside is read, parsed and copied. (Protobuf reads no message of
+2 GiB at all.)"""
+
 
 def export_onnx(
     exported: ExportedProgram,
@@ -70,8 +75,13 @@ def export_onnx(
             # The exporter gives the ends the names it was told, also where a value has one already.
             if value.name in end_names and value not in ends:
                 value.name = f"inner_{node.name}_{value.name}"
-    program.save(path)
+    program.save(path, external_data=_weight_bytes(program) > MAX_INLINE_BYTES)
     return ""
+
+
+def _weight_bytes(program: Any) -> int:
+    stored = (value.const_value for value in program.model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in stored if tensor is not None)
 
 
 def _to_onnx(

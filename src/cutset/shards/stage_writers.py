@@ -21,14 +21,10 @@ from cutset.graph.onnx_session import ELEMENT_TYPES, make_session, run_session
 from cutset.graph.pieces import build_piece
 from cutset.planning.plan import Plan, StagePlan
 from cutset.shards.manifest import StageEntry
-from cutset.shards.onnx_export import export_onnx
+from cutset.shards.onnx_export import MAX_INLINE_BYTES, export_onnx
 from cutset.shards.operators import is_allowed
 from cutset.shards.running_checks import max_abs_difference, tolerance_of
 from cutset.tensors import TensorSpec
-
-MAX_INLINE_BYTES = 1 << 30
-"""Stored tensors of an ONNX stage that together are larger lie in a file beside the model; protobuf
-reads no message of 2 GiB."""
 
 
 class StageWriter(Protocol):

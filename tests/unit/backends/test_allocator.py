@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import mmap
+import os
 import platform
+import sys
+from pathlib import Path
 
 import pytest
 
 from cutset.backends import allocator
-from cutset.backends.allocator import give_back_memory, keep_freed_memory
+from cutset.backends.allocator import give_back_mapping, give_back_memory, keep_freed_memory
 
 
 def test_glibc_takes_the_settings() -> None:
@@ -20,3 +24,35 @@ def test_another_libc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_freed_memory_can_be_given_back() -> None:
     give_back_memory()
+
+
+def _resident_kib(file: Path) -> int:
+    """Of a mapped file, from /proc/self/smaps."""
+    with Path("/proc/self/smaps").open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.rstrip().endswith(str(file)):
+                return next(int(rest.split()[1]) for rest in lines if rest.startswith("Rss:"))
+    raise AssertionError(f"{file} is not mapped")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="madvise(2) and /proc are Linux's")
+def test_a_mapped_file_is_given_back_and_still_readable(tmp_path: Path) -> None:
+    file = tmp_path / "weights with a space"
+    file.write_bytes(b"weights!" * (1 << 17))
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())  # what waits to be written cannot be given back
+        mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    assert mapping[:] == file.read_bytes()
+    assert _resident_kib(file) == 1024
+    assert give_back_mapping(file)
+    assert _resident_kib(file) < 1024
+    assert mapping[:] == file.read_bytes()
+    mapping.close()
+    assert not give_back_mapping(file)
+
+
+def test_where_the_system_cannot_nothing_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(allocator.sys, "platform", "darwin")
+    assert not give_back_mapping(tmp_path)

@@ -11,10 +11,11 @@ from torch import nn
 
 from cutset.costs.model import costs_from_flops
 from cutset.devices import equal_cluster
-from cutset.errors import BundleError
+from cutset.errors import BundleError, ChecksumMismatch
 from cutset.graph.capture import ExampleInputs, capture_model
 from cutset.graph.cuts import find_cut_points
 from cutset.planning import Plan, make_plan
+from cutset.shards import onnx_export
 from cutset.shards.export import export_bundle
 from cutset.shards.load import load_program, open_bundle
 from cutset.shards.verify import verify_bundle
@@ -132,6 +133,25 @@ def test_what_onnx_cannot_express_is_said(tmp_path: Path) -> None:
     assert stage.model is None
     assert "i1" in stage.model_missing
     assert verify_bundle(path, model=model).ok
+
+
+def test_large_weights_lie_beside_the_onnx_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_export, "MAX_INLINE_BYTES", 1 << 15)
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 4))
+    example = torch.randn(2, 64)
+    path = export_bundle(model, _plan(model, example, 2), tmp_path / "b", example_inputs=example)
+    bundle = open_bundle(path)
+    names = {entry.path for entry in bundle.manifest.files}
+    assert "stage-0/model.onnx.data" in names  # 66 kB of weights
+    assert "stage-1/model.onnx.data" not in names  # 4 kB
+    assert (path / "stage-0/model.onnx").stat().st_size < 1 << 14
+    report = verify_bundle(path, model=model)
+    assert report.ok, report.as_json()
+    (path / "stage-0/model.onnx.data").unlink()
+    with pytest.raises(ChecksumMismatch, match=r"stage-0/model\.onnx\.data is missing"):
+        open_bundle(path)
 
 
 class Spectrum(nn.Module):
