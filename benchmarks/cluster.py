@@ -1,23 +1,21 @@
 """What was predicted for a cluster, and what happens on it: the six models on a testbed.
 
-Needs root on Linux, iproute2 and Ray. Three steps, each of which can be repeated alone; results
-lie in ``build/cluster`` and the last step writes the table into ``docs/cluster.md``::
+Needs root on Linux, iproute2 and Ray. Steps that can be repeated alone; results lie in
+``build/cluster``, and whatever the steps, the tables in ``docs/cluster.md`` are written anew::
 
     python benchmarks/cluster.py profile   # links and hops measured, every model profiled on a node
     python benchmarks/cluster.py split     # bundles, and what the whole model answers
     python benchmarks/cluster.py measure   # through the Ray engine: equality, period, latency
+    python benchmarks/cluster.py cuts      # every single cut on two nodes, and the planner's choice
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import platform
 import statistics
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +23,24 @@ import msgspec
 import torch
 from safetensors.torch import save_file
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
+import cluster_cuts
+from cluster_bed import (
+    finish,
+    hop_s,
+    measure_link,
+    measure_on,
+    say,
+    start_on,
+    testbed,
+    write_measured_links,
+)
 from cutset.costs.model import load_profile
 from cutset.devices import Cluster, cluster_from_toml, load_cluster
-from cutset.runtime.linkprobe import LinkResult
 from cutset.shards.load import open_bundle
 from cutset.workflow import PlanRequest, plan_stages, prepare_model, split_model
-from testbed.build import down, up
-from testbed.cgroups import find_cgroups
-from testbed.nodes import command_on, environment_on
-from testbed.state import State
 
 SIX = ("mobilenet_v2", "resnet18", "resnet50", "vgg16", "alexnet", "inception_v3")
 FOLDER = Path("build/cluster")
-HOP_BYTES = 1_600_000
 
 _CLUSTER = """
 caller = "server"
@@ -57,87 +58,12 @@ bandwidth = "100 Mbit/s"
 devices = ["pi-1", "pi-2"]
 bandwidth = "20 Mbit/s"
 """
-_NAME = "bench"
 _NUM_ROWS = 6
-_LIMIT_S = 900.0
 _BEGIN = "<!-- measured: begin -->"
 _END = "<!-- measured: end -->"
 
 
-@contextlib.contextmanager
-def testbed(cluster: Cluster, *, ray: bool) -> Iterator[State]:
-    """A testbed for the length of a block."""
-    down(_NAME)
-    try:
-        yield up(cluster, name=_NAME, ray=ray, progress=_say)
-    finally:
-        down(_NAME)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def start_on(state: State, node: str, arguments: Sequence[str]) -> subprocess.Popen[str]:
-    """Starts a Python program on a node, within its limits."""
-    where = state.layout.node(node)
-    return subprocess.Popen(
-        command_on(state, find_cgroups(), where, [sys.executable, *arguments]),
-        env=environment_on(state, where) | {"OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,  # the store stays until it is closed
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    """What it printed, once it is done."""
-    out, _ = process.communicate(timeout=_LIMIT_S)
-    if process.returncode != 0:
-        raise SystemExit(f"{process.args} failed")
-    return out
-
-
 # --- profile
-
-
-def measure_link(state: State, source: str, target: str) -> tuple[LinkResult, LinkResult]:
-    """Both directions between two nodes; between two processes of one where they are the same."""
-    nodes = state.layout.node(source), state.layout.node(target)
-    addresses = (
-        ("127.0.0.1", "127.0.0.1") if source == target else (nodes[0].address, nodes[1].address)
-    )
-    store = start_on(
-        state,
-        source,
-        [
-            "-c",
-            (
-                "import sys; from cutset.runtime.channel import serve_store;"
-                "s = serve_store(sys.argv[1]); print(s.port, flush=True); sys.stdin.read()"
-            ),
-            addresses[0],
-        ],
-    )
-    assert store.stdout is not None
-    port = store.stdout.readline().strip()
-    ends = []
-    for node, address, more in (
-        (source, addresses[0], ["--first"]),
-        (target, addresses[1], []),
-    ):
-        place = ["--store-host", addresses[0], "--store-port", port, "--prefix", "p"]
-        arguments = ["-m", "cutset.runtime.linkprobe", *place, "--listen-host", address, *more]
-        ends.append(start_on(state, node, arguments))
-    first, second = (msgspec.json.decode(finish(end), type=LinkResult) for end in ends)
-    store.kill()
-    store.communicate()
-    return first, second
-
-
-def hop_s(link: LinkResult) -> float:
-    """Seconds of a hop of 1.6 MB."""
-    return link.latency_s + HOP_BYTES / link.bandwidth_bytes_per_s
 
 
 def profile(models: Sequence[str]) -> None:
@@ -152,32 +78,14 @@ def profile(models: Sequence[str]) -> None:
         hops.write_text(json.dumps({"between_s": between, "within_s": within}))
     with testbed(plain, ray=True) as state:
         if not (FOLDER / "cluster.toml").exists():
-            _measure_links(state, plain)
+            write_measured_links(state, plain, FOLDER / "cluster.toml")
         for model in models:
             file = FOLDER / f"{model}.profile.json"
             if file.exists():
                 continue
-            _say(f"profiling {model}")
+            say(f"profiling {model}")
             command = ["-m", "cutset.cli", "profile", model, "-o", str(file.resolve())]
             finish(start_on(state, "server", [*command, "--device", "server"]))
-
-
-def _measure_links(state: State, plain: Cluster) -> None:
-    """Writes the cluster file with the links as they were measured."""
-    measured = []
-    names = [device.name for device in plain.devices]
-    for index, source in enumerate(names):
-        for target in names[index + 1 :]:
-            _say(f"the link between {source} and {target}")
-            there, back = measure_link(state, source, target)
-            for a, b, link in ((source, target, there), (target, source, back)):
-                bandwidth, latency = link.bandwidth_bytes_per_s, link.latency_s
-                measured.append(
-                    f'[[link.between]]\nfrom = "{a}"\nto = "{b}"\n'
-                    f"bandwidth = {bandwidth}\nlatency = {latency}\n"
-                )
-    devices = _CLUSTER.partition("[link]")[0]
-    (FOLDER / "cluster.toml").write_text(devices + "\n".join(measured))
 
 
 # --- split
@@ -190,10 +98,10 @@ def split(models: Sequence[str]) -> None:
         bundle = FOLDER / f"{model}.cutset"
         if bundle.exists():
             continue
-        prepared = prepare_model(model, weights="random:0", say=_say)
+        prepared = prepare_model(model, weights="random:0", say=say)
         measured = load_profile(FOLDER / f"{model}.profile.json")
         plan = plan_stages(prepared, PlanRequest(cluster=cluster), profile=measured)
-        split_model(prepared, plan, bundle, say=_say)
+        split_model(prepared, plan, bundle, say=say)
         torch.set_num_threads(1)
         shape = prepared.captured.example_inputs[0].shape[1:]
         rows = torch.randn(_NUM_ROWS, *shape, generator=torch.Generator().manual_seed(0))
@@ -208,21 +116,21 @@ def split(models: Sequence[str]) -> None:
 
 def measure(models: Sequence[str], seconds: float) -> None:
     """Runs every bundle through the Ray engine on the testbed."""
-    script = str(Path(__file__).with_name("cluster_caller.py"))
-    cluster_file = str((FOLDER / "cluster.toml").resolve())
     with testbed(cluster_from_toml(_CLUSTER), ray=True) as state:
         for model in models:
             file = FOLDER / f"{model}.result.json"
             if file.exists():
                 continue
-            _say(f"running {model}")
-            bundle = str((FOLDER / f"{model}.cutset").resolve())
-            rows = str((FOLDER / f"{model}.rows.safetensors").resolve())
-            text = finish(
-                start_on(state, "server", [script, bundle, cluster_file, rows, str(seconds)])
+            say(f"running {model}")
+            (found,) = measure_on(
+                state,
+                "server",
+                [FOLDER / f"{model}.cutset"],
+                cluster=FOLDER / "cluster.toml",
+                rows=FOLDER / f"{model}.rows.safetensors",
+                seconds=seconds,
             )
-            line = next(line for line in text.splitlines() if line.startswith("result "))
-            file.write_text(line.removeprefix("result "))
+            file.write_text(json.dumps(found))
 
 
 def report() -> None:
@@ -274,6 +182,7 @@ def report() -> None:
                 f" {between / within:.2f} times that."
             ),
         ]
+    lines += cluster_cuts.report(FOLDER)
     text = "\n".join(lines)
     print(text)
     page = Path("docs/cluster.md")
@@ -286,14 +195,14 @@ def report() -> None:
 def main() -> None:
     """Parses and runs the steps."""
     parser = argparse.ArgumentParser(description=__doc__)
-    steps = ("profile", "split", "measure", "report")
+    steps = ("profile", "split", "measure", "cuts", "report")
     parser.add_argument("steps", nargs="*", metavar="STEP", help=", ".join(steps))
     parser.add_argument("--only", help="names of models, separated by commas")
     parser.add_argument("--seconds", type=float, default=8.0)
     arguments = parser.parse_args()
     models = arguments.only.split(",") if arguments.only else SIX
     FOLDER.mkdir(parents=True, exist_ok=True)
-    _say(f"{platform.machine()}, Python {platform.python_version()}")
+    say(f"{platform.machine()}, Python {platform.python_version()}")
     chosen = arguments.steps or steps
     if "profile" in chosen:
         profile(models)
@@ -301,6 +210,8 @@ def main() -> None:
         split(models)
     if "measure" in chosen:
         measure(models, arguments.seconds)
+    if "cuts" in chosen:
+        cluster_cuts.measure(FOLDER, [m for m in cluster_cuts.MODELS if m in models])
     report()
 
 

@@ -1,7 +1,9 @@
-"""Runs on a node of the testbed for `benchmarks/cluster.py`: one bundle through the Ray engine.
+"""Runs on a node of the testbed for `cluster_bed.measure_on`: bundles through the Ray engine.
 
-First some rows with the torch backend, to be compared bit for bit; then period and latency with
-the backend that the plan chose. Prints one JSON document.
+    python benchmarks/cluster_caller.py CLUSTER ROWS SECONDS BUNDLE...
+
+For each bundle, first some rows with the torch backend, to be compared bit for bit; then period and
+latency with the backends that the plan chose. Prints a line of JSON for each.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -33,25 +36,23 @@ def _hosts_cpu_s() -> float:
     )
 
 
-def main() -> None:
-    """Runs the bundle and prints what was measured."""
-    bundle, cluster, rows_file, seconds = sys.argv[1:]
-    torch.set_num_threads(1)
-    engine = RayCluster(cluster=load_cluster(cluster))
-    data = load_file(rows_file)
-    with open_session(Path(bundle), engine=engine, backend="torch", micro_batch=1) as session:
+def measure(
+    bundle: Path, engine: RayCluster, data: dict[str, torch.Tensor], seconds: float
+) -> dict[str, Any]:
+    """All that is measured of one bundle."""
+    with open_session(bundle, engine=engine, backend="torch", micro_batch=1) as session:
         answers = session.run(data["rows"])
         equal = bool(torch.equal(answers, data["expected"]))
     row = (data["rows"][:1],)
-    with open_session(Path(bundle), engine=engine, backend="auto", micro_batch=1) as session:
+    with open_session(bundle, engine=engine, backend="auto", micro_batch=1) as session:
         for _ in session.stream(row for _ in range(_WARM_UP)):
             pass
         before_s, started_s = _hosts_cpu_s(), time.perf_counter()
-        num_done, elapsed_s = measure_throughput(session, row, float(seconds))
+        num_done, elapsed_s = measure_throughput(session, row, seconds)
         hosts_share = (_hosts_cpu_s() - before_s) / (time.perf_counter() - started_s)
-        latencies = measure_latency(session, row, float(seconds) / 2)
+        latencies = measure_latency(session, row, seconds / 2)
         stages = session.stats().stages
-    document = {
+    return {
         "equal": equal,
         "num_rows": len(data["rows"]),
         "period_s": elapsed_s / num_done,
@@ -60,7 +61,17 @@ def main() -> None:
         "backends": [stage.backend for stage in stages],
         "devices": [stage.device for stage in stages],
     }
-    print("result", json.dumps(document), flush=True)
+
+
+def main() -> None:
+    """Runs the bundles and prints what was measured."""
+    cluster, rows_file, seconds, *bundles = sys.argv[1:]
+    torch.set_num_threads(1)
+    engine = RayCluster(cluster=load_cluster(cluster))
+    data = load_file(rows_file)
+    for bundle in bundles:
+        found = measure(Path(bundle), engine, data, float(seconds))
+        print("result", json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
