@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -17,3 +20,15 @@ def _one_thread_and_seed() -> None:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def assets() -> ModuleType:
+    """Trained weights and photographs, ``examples/demo_assets.py``."""
+    path = Path(__file__).parents[1] / "examples" / "demo_assets.py"
+    spec = importlib.util.spec_from_file_location("demo_assets", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -8,6 +8,8 @@ A remark is a comment in the page, which no reader sees:
     it is run, its output is not compared;
 ``<!-- ends with: 3 -->``
     its last command has this exit code instead of 0;
+``<!-- on: pi-1, pi-2 -->``
+    it is typed on these hosts; ``tests/beds/test_tutorial.py`` has them;
 ``<!-- serves: reason -->``
     its last command, or all of it where it is Python, is a server. It runs on a port that the
     system chooses until the page ends, and in what follows its address stands for the page's.
@@ -24,8 +26,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _FENCE = re.compile(r"^```(\w*) *(.*)$")
-_REMARK = re.compile(r"^<!-- (skip|output varies|ends with|serves): (.*) -->$")
-_REMARKS = ("<!-- skip", "<!-- output", "<!-- ends", "<!-- serves")
+_REMARK = re.compile(r"^<!-- (skip|output varies|ends with|on|serves): (.*) -->$")
+_REMARKS = ("<!-- skip", "<!-- output", "<!-- ends", "<!-- on", "<!-- serves")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,7 @@ class Block:
         skip: why it is not run, or ``""``.
         output_varies: whether its output is not compared.
         code: exit code of the last command.
+        hosts: where it is typed; here where there are none.
         serves: whether it starts a server, which runs until the page ends.
     """
 
@@ -50,6 +53,7 @@ class Block:
     skip: str = ""
     output_varies: bool = False
     code: int = 0
+    hosts: tuple[str, ...] = ()
     serves: bool = False
 
     @property
@@ -93,6 +97,7 @@ def blocks_of(path: Path) -> list[Block]:
                     skip=remarks.get("skip", ""),
                     output_varies="output varies" in remarks,
                     code=int(remarks.get("ends with", "0")),
+                    hosts=tuple(remarks["on"].split(", ")) if "on" in remarks else (),
                     serves="serves" in remarks,
                 )
             )

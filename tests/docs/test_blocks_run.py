@@ -162,6 +162,9 @@ def test_every_block_of_the_page_runs(page: Path) -> None:
             if block.skip:
                 assert re.fullmatch(r'next ".{10,}"', block.skip), f"{where}: say why"
                 continue
+            if block.hosts:
+                assert page.name == "cluster.md", f"{where}: tests/beds runs that page only"
+                continue
             if block.serves:
                 shown, port = servers.enter_context(_served(block, where, names))
                 addresses[f"127.0.0.1:{shown}"] = f"127.0.0.1:{port}"

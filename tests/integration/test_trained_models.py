@@ -5,31 +5,14 @@ The weights and the photographs come with packages of the development group.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
-import pytest
 import torch
 
 from cutset.images import read_image
 from cutset.inputs import top_k
 from cutset.models import FoundModel, find_model
-
-
-def _demo_assets() -> ModuleType:
-    path = Path(__file__).parents[2] / "examples" / "demo_assets.py"
-    spec = importlib.util.spec_from_file_location("demo_assets", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def assets() -> ModuleType:
-    return _demo_assets()
 
 
 def _answers(found: FoundModel, photographs: list[Path]) -> list[tuple[str, float]]:

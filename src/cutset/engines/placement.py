@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
+import msgspec
+
 from cutset.costs.model import INPUT_NAME, OUTPUT_NAME, REFERENCE, CostModel, PieceSeconds
 from cutset.devices import Cluster, Device, Link
 from cutset.errors import EngineError, PlanError
@@ -49,6 +51,38 @@ def cluster_of_plan(plan: Plan) -> Cluster:
     return Cluster(devices=tuple(unique.values()), link=link)
 
 
+def with_speeds(cluster: Cluster, plan: Plan) -> Cluster:
+    """The cluster with a speed for each device that has its own profile.
+
+    A profile has the costs of pieces, but what is placed here are shards, each of which was planned
+    on one device only. So such a device is as fast as its stages were planned to be; one without a
+    stage is taken for the slowest.
+    """
+    if all(device.profile is None for device in cluster.devices):
+        return cluster
+    planned = {device.name: device.speed for device in cluster_of_plan(plan).devices}
+    # Speeds in the file are relative to a device that was profiled, those of the plan to its
+    # fastest one; a device that has both says how they compare.
+    scales = [
+        device.speed / planned[device.name]
+        for device in cluster.devices
+        if device.profile is None and device.name in planned
+    ]
+    scale = scales[0] if scales else 1.0
+    slowest = min(planned.values()) * scale
+    devices = tuple(
+        device
+        if device.profile is None
+        else msgspec.structs.replace(
+            device,
+            profile=None,
+            speed=planned[device.name] * scale if device.name in planned else slowest,
+        )
+        for device in cluster.devices
+    )
+    return msgspec.structs.replace(cluster, devices=devices)
+
+
 def place_stages(manifest: Manifest, cluster: Cluster, lost: Collection[str]) -> tuple[str, ...]:
     """The device of each stage: the plan's own, or the best of those that remain.
 
@@ -64,6 +98,7 @@ def place_stages(manifest: Manifest, cluster: Cluster, lost: Collection[str]) ->
     planned = tuple(stage.device for stage in plan.stages)
     if not set(planned) & set(lost):
         return planned
+    cluster = with_speeds(cluster, plan)
     gone = ", ".join(sorted(set(lost)))
     kept = [device.name for device in cluster.devices if device.name not in lost]
     if not kept:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from cutset.devices import Cluster, Device, Link
-from cutset.engines.placement import cluster_of_plan, place_stages
+from cutset.engines.placement import cluster_of_plan, place_stages, with_speeds
 from cutset.errors import EngineError
 from cutset.shards.load import open_bundle
 from cutset.shards.manifest import Manifest
@@ -101,3 +101,33 @@ def test_what_a_plan_alone_tells(manifest: Manifest) -> None:
     sent = stage.output_bytes_per_sample * manifest.plan.micro_batch
     assert cluster.link.bandwidth_bytes_per_s == pytest.approx(sent / 0.001)
     assert place_stages(manifest, cluster, {"a"})[0] in ("b", "c", "d", "e")
+
+
+def test_devices_with_profiles_are_as_fast_as_planned(manifest: Manifest) -> None:
+    devices = tuple(Device(name=name, profile=f"{name}.json") for name in "abcdf")
+    found = with_speeds(Cluster(devices=devices), manifest.plan)
+    # 1000 multiply-adds in 40, 10, 10 and 20 ms; f has no stage.
+    assert {device.name: device.speed for device in found.devices} == pytest.approx(
+        {"a": 0.25, "b": 1.0, "c": 1.0, "d": 0.5, "f": 0.25}
+    )
+    assert {device.profile for device in found.devices} == {None}
+    placed = place_stages(manifest, Cluster(devices=devices[:4]), {"b"})
+    assert set(placed) <= {"a", "c", "d"}
+
+
+def test_profiles_beside_speeds_are_on_one_scale(manifest: Manifest) -> None:
+    devices = (
+        Device(name="a", profile="a.json"),
+        Device(name="b", speed=2.0),
+        Device(name="d", profile="d.json"),
+        Device(name="g", speed=0.1),
+    )
+    found = with_speeds(Cluster(devices=devices), manifest.plan)
+    assert {device.name: device.speed for device in found.devices} == pytest.approx(
+        {"a": 0.5, "b": 2.0, "d": 1.0, "g": 0.1}
+    )
+
+
+def test_a_cluster_without_profiles_stays_as_it_is(manifest: Manifest) -> None:
+    cluster = _cluster()
+    assert with_speeds(cluster, manifest.plan) is cluster
