@@ -99,7 +99,7 @@ class Batcher:
         self._alone: collections.deque[_Piece] = collections.deque()
         self._timer: asyncio.TimerHandle | None = None
         self._next_sequence = 0
-        self._period_s = max(manifest.plan.period_s, 1e-4)
+        self._period_s = max(manifest.plan.expected_period_s, 1e-4)
         self._last_answer_s = 0.0
         self.micro_batch = session.micro_batch
         self.max_rows = max_queue * session.micro_batch

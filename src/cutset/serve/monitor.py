@@ -81,6 +81,7 @@ class Monitor:
         """What the page shows, as JSON: see docs/serving.md for its keys."""
         manifest = self._session.bundle.manifest
         plan, batcher = manifest.plan, self._batcher
+        period_s = plan.expected_period_s
         newest = self._samples[-1] if self._samples else None
         oldest = self._samples[0] if self._samples else None
         stages = [self._stage(index, newest, oldest) for index in range(len(plan.stages))]
@@ -95,8 +96,8 @@ class Monitor:
             "state": self._state(stages),
             "epoch": self._session.epoch,
             "rows_per_s": round(rows / elapsed_s, 3) if elapsed_s else 0.0,
-            "predicted_rows_per_s": plan.rows_per_s if plan.period_s else None,
-            "predicted_period_s": plan.period_s,
+            "predicted_rows_per_s": plan.micro_batch / period_s if period_s else None,
+            "predicted_period_s": period_s,
             "num_answered_rows": batcher.num_answered_rows,
             "num_accepted_rows": batcher.num_accepted_rows,
             "num_waiting_rows": batcher.num_waiting_rows,
@@ -120,6 +121,7 @@ class Monitor:
     def _stage(self, index: int, newest: Sample | None, oldest: Sample | None) -> dict[str, Any]:
         manifest = self._session.bundle.manifest
         plan, entry = manifest.plan.stages[index], manifest.stages[index]
+        expected = manifest.plan.expected
         now = newest.status.stages[index] if newest else None
         then = oldest.status.stages[index] if oldest else None
         busy_share, compute_s, rows = _pace(now, then, newest, oldest)
@@ -138,7 +140,7 @@ class Monitor:
             "busy_share": busy_share,
             "compute_s": compute_s,
             "rows_per_micro_batch": rows,
-            "predicted_compute_s": plan.compute_s,
+            "predicted_compute_s": expected.compute_s[index] if expected else plan.compute_s,
             "predicted_from_profile": bool(plan.backend),
             "rss_bytes": now.stats.rss_bytes if now else 0,
         }
