@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import collections
 import ctypes
+import gc
 import os
 import queue
 import signal
@@ -245,6 +246,8 @@ class StageWorker:
             )
             return
         give_back_memory()
+        # What is loaded now stays; a full collection would look through it for a tenth of a second.
+        gc.freeze()
         self._spans = collections.deque(maxlen=3 * command.num_spans)
         self._load = command
         self._control.send(
