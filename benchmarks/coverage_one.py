@@ -177,8 +177,16 @@ def _at_a_cheap_size(found: FoundModel) -> FoundModel:
 
 
 def _flops_of_one_row(model: torch.nn.Module, inputs: Values) -> float:
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        model(*(tensor[:1].clone() for tensor in inputs))
+    # The counter hangs on to the gradients of a parameter that is passed to a module.
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            model(*(tensor[:1].clone() for tensor in inputs))
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
     return counter.get_total_flops() / 2
 
 

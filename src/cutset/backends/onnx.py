@@ -51,7 +51,8 @@ class OnnxProgram:
         """Computes the outputs into fresh tensors, whose shapes the contract gives.
 
         Raises:
-            EngineError: ONNX Runtime gives an output of another shape than the contract's.
+            EngineError: ONNX Runtime cannot compute them, or gives an output of another shape than
+                the contract's.
         """
         num_rows = rows_of(inputs, self._input_specs)
         binding = self._session.io_binding()
@@ -64,7 +65,11 @@ class OnnxProgram:
             output = torch.empty(shape, dtype=getattr(torch, spec.dtype))
             binding.bind_output(name, "cpu", 0, element_type, list(shape), output.data_ptr())
             outputs.append(output)
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            # onnxruntime's errors derive from Exception alone; its words say what did not fit.
+            raise EngineError(str(error)) from error
         return tuple(outputs)
 
 
@@ -92,10 +97,20 @@ def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> O
 
     Raises:
         BundleError: the file is missing, changed or unsafe.
-        EngineError: the model's tensors are not those of the manifest.
+        EngineError: ONNX Runtime cannot load it, or the model's tensors are not those of the
+            manifest.
     """
     entry = bundle.manifest.stages[stage]
-    session = make_session(str(load_onnx_model(bundle, stage)), num_threads)
+    file = load_onnx_model(bundle, stage)
+    try:
+        session = make_session(str(file), num_threads)
+    except Exception as error:
+        # onnxruntime's errors derive from Exception alone.
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        raise EngineError(
+            f"ONNX Runtime cannot load stage {stage} ({words[0]}); use another backend, or a device"
+            " with more memory"
+        ) from error
     return OnnxProgram(session, entry.inputs, entry.outputs)
 
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import shutil
 import sys
+from pathlib import Path
 
 import msgspec
+import onnx
 import pytest
 import torch
 
@@ -156,3 +159,19 @@ def test_auto_goes_on_without_a_backend_that_cannot_load(
     program = load_stage(bundle, 0, backend="auto", num_threads=1, micro_batch=4)
     assert program.backend == "torch"
     assert "backend openvino not tried: no such operation" in caplog.text
+
+
+def test_what_onnx_runtime_cannot_load_is_said(bundle: Bundle, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle.directory, tmp_path / "copy"))
+    model = onnx.load(copy / "stage-0/model.onnx")
+    model.graph.node[0].op_type = "Relu6"  # ONNX has none
+    onnx.save(model, copy / "stage-0/model.onnx")
+    changed = Bundle(directory=copy, manifest=bundle.manifest, stages=bundle.stages)
+    with pytest.raises(EngineError, match=r"ONNX Runtime cannot load stage 0 \(.*Relu6"):
+        load_stage(changed, 0, backend="onnxruntime", num_threads=1, micro_batch=4)
+
+
+def test_what_onnx_runtime_cannot_compute_is_one_of_our_errors(bundle: Bundle) -> None:
+    program = load_stage(bundle, 0, backend="onnxruntime", num_threads=1, micro_batch=4)
+    with pytest.raises(EngineError, match="invalid dimensions for input: x"):
+        program((torch.zeros(2, 5, 16, 16),))
