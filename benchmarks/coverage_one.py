@@ -288,7 +288,7 @@ def _split_and_compare(
             for values in given:
                 results = session(tuple(values[spec.name] for spec in entry.inputs))
                 for spec, result in zip(entry.outputs, results, strict=True):
-                    _check_tolerance(spec.name, result, values[spec.name], len(entries))
+                    row.onnx = row.onnx or _over_tolerance(spec.name, result, values[spec.name])
         if prepared.part:
             _check_around(prepared, programs)
     outputs = prepared.captured.graph.outputs
@@ -321,15 +321,16 @@ def _check_around(prepared: PreparedModel, programs: Sequence[StageProgram]) -> 
         raise CutsetError(f"with {prepared.part.path} split, the whole model's results differ")
 
 
-def _check_tolerance(
-    name: str, actual: torch.Tensor, expected: torch.Tensor, num_stages: int
-) -> None:
+def _over_tolerance(name: str, actual: torch.Tensor, expected: torch.Tensor) -> str:
+    """In words, where onnxruntime is off by more than it may be, or ``""``.
+
+    `split` leaves out an ONNX model that is off on the reference's rows. A model that magnifies
+    rounding (random weights without normalisation) may be so on other rows only.
+    """
     off_by, allowed = max_abs_difference(actual, expected), tolerance_of(expected)
-    if off_by > allowed:
-        raise CutsetError(
-            f"onnxruntime with {expected.shape[0]} rows in {num_stages} stages: {name} is off by "
-            f"{off_by:.2g}, allowed {allowed:.2g}"
-        )
+    if off_by <= allowed:
+        return ""
+    return f"off: {name} with {expected.shape[0]} rows by {off_by:.2g}, allowed {allowed:.2g}"
 
 
 def _arrived(tensor: torch.Tensor) -> torch.Tensor:
