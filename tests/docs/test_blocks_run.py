@@ -17,6 +17,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -35,11 +36,13 @@ SHOWN = ("", "text", "mermaid")  # output and drawings: nothing that could be ru
 
 
 @pytest.fixture(autouse=True)
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty folder with the photographs that the pages speak of; the commands are found."""
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assets: ModuleType) -> None:
+    """An empty folder with what the pages speak of: photographs, torchvision's file of weights."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     monkeypatch.setattr(sys, "path", sys.path[:])
+    weights = assets.mobilenet_weights()
+    Path(weights.name).symlink_to(weights)
     Path("photographs").mkdir()
     generator = np.random.default_rng(0)
     for name in ("cat", "cup"):
