@@ -69,7 +69,7 @@ class OnnxProgram:
             self._session.run_with_iobinding(binding)
         except Exception as error:
             # onnxruntime's errors derive from Exception alone; its words say what did not fit.
-            raise EngineError(str(error)) from error
+            raise EngineError(f"ONNX Runtime cannot compute the stage: {error}") from error
         return tuple(outputs)
 
 

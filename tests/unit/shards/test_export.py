@@ -14,6 +14,7 @@ from cutset.devices import equal_cluster
 from cutset.errors import BundleError, ChecksumMismatch
 from cutset.graph.capture import ExampleInputs, capture_model
 from cutset.graph.cuts import find_cut_points
+from cutset.graph.ir import Graph
 from cutset.planning import Plan, make_plan
 from cutset.shards import onnx_export
 from cutset.shards.export import export_bundle
@@ -27,6 +28,14 @@ def _plan(model: nn.Module, example: ExampleInputs, num_stages: int, max_tensors
     cuts = find_cut_points(graph, max_tensors=max_tensors)
     costs = costs_from_flops(graph, cuts)
     return make_plan(graph, cuts, costs, equal_cluster(num_stages), num_stages=num_stages)
+
+
+def _plan_with_cut(graph: Graph, point: int) -> Plan:
+    """Two stages, cut at one of the points by its index."""
+    cuts = find_cut_points(graph)
+    costs = costs_from_flops(graph, cuts)
+    cut = cuts.points[point].after
+    return make_plan(graph, cuts, costs, equal_cluster(2), cut_names=(cut,))
 
 
 EXAMPLE = torch.randn(2, 3, 8, 8)
@@ -187,14 +196,7 @@ def test_what_onnx_runtime_cannot_run_is_left_out_and_said(
     model: nn.Module, example: torch.Tensor, reason: str, tmp_path: Path
 ) -> None:
     captured = capture_model(model, example)
-    cuts = find_cut_points(captured.graph)
-    plan = make_plan(
-        captured.graph,
-        cuts,
-        costs_from_flops(captured.graph, cuts),
-        equal_cluster(2),
-        cut_names=(cuts.points[-1].after,),
-    )
+    plan = _plan_with_cut(captured.graph, -1)
     path = export_bundle(model, plan, tmp_path / "b", captured=captured)
     stages = open_bundle(path).manifest.stages
     assert [stage.model for stage in stages] == [None, None]
@@ -222,14 +224,7 @@ def test_an_onnx_model_with_other_numbers_is_left_out_and_said(tmp_path: Path) -
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), Chaos())
     example = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
     captured = capture_model(model, example)
-    cuts = find_cut_points(captured.graph)
-    plan = make_plan(
-        captured.graph,
-        cuts,
-        costs_from_flops(captured.graph, cuts),
-        equal_cluster(2),
-        cut_names=(cuts.points[0].after,),
-    )
+    plan = _plan_with_cut(captured.graph, 0)
     path = export_bundle(model, plan, tmp_path / "b", captured=captured)
     first, second = open_bundle(path).manifest.stages
     assert first.model is not None
