@@ -311,9 +311,21 @@ def test_forms(running: Running) -> None:
     body, headers = _form("", b"not a file")
     status, _, answer = ask(running, path="/classify", body=body, headers=headers)
     assert (status, "the form has no file" in _error(answer)) == (400, True)
-    for broken in ({"Content-Type": "multipart/form-data"}, headers):
-        status, _, answer = ask(running, path="/classify", body=b"--nonsense", headers=broken)
+    picture, _ = _form('; filename="a.png"', b"not a picture")
+    for body, content_type, reason in (
+        (picture, "multipart/form-data", "its Content-Type names no boundary"),
+        (b"--nonsense", "multipart/form-data; boundary=cut", "Expected boundary character"),
+        (picture[:-9], "multipart/form-data; boundary=cut", "it ends before its last boundary"),
+        (
+            picture[:-9] + picture,
+            "multipart/form-data; boundary=cut",
+            "it has more than one file",
+        ),
+    ):
+        headers = {"Content-Type": content_type}
+        status, _, answer = ask(running, path="/classify", body=body, headers=headers)
         assert status == 400
+        assert f"body: is no form that can be read: {reason}" in _error(answer)
     status, _, answer = ask(
         running, path="/classify", body=b"a", headers={"Content-Type": "text/plain"}
     )

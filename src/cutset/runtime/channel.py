@@ -146,9 +146,7 @@ def serve_store(host: str) -> TCPStore:
     return store
 
 
-def connect(
-    address: StoreAddress, link: LinkContract, *, sends: bool, timeout_s: float, idle_s: float
-) -> Any:
+def connect(address: StoreAddress, link: LinkContract, *, sends: bool, timeout_s: float) -> Any:
     """Makes one end of a link; the neighbour does the same at the same time.
 
     Args:
@@ -156,7 +154,6 @@ def connect(
         link: the link to make.
         sends: True at the sender's end.
         timeout_s: how long to wait for the neighbour to connect.
-        idle_s: how long any later send or receive may take.
 
     Returns:
         The link's process group, for a `Sender` or `Receiver`.
@@ -189,7 +186,6 @@ def connect(
             link=link.name,
             seconds=waited_s,
         ) from error
-    group._set_default_timeout(dt.timedelta(seconds=idle_s))
     return group
 
 
@@ -200,10 +196,13 @@ class Sender:
         group: the link's process group.
         link: what it may carry.
         epoch: the epoch that every message names.
+        timeout_s: how long the neighbour may take to receive a message.
     """
 
-    def __init__(self, group: Any, link: LinkContract, epoch: int) -> None:
+    def __init__(self, group: Any, link: LinkContract, epoch: int, timeout_s: float) -> None:
         self._group = group
+        # Left alone, gloo waits for as long as the group was given to connect.
+        self._timeout = dt.timedelta(seconds=timeout_s)
         self._link = link
         self._epoch = epoch
         self._buffer = bytearray(header_bytes(len(link.specs)))
@@ -246,7 +245,7 @@ class Sender:
             works = [self._group.send([self._header], _RECEIVER_RANK, _HEADER_TAG)]
             works += [self._group.send([data], _RECEIVER_RANK, _TENSOR_TAG) for data in payloads]
             for work in works:
-                work.wait()
+                work.wait(self._timeout)
 
 
 class Receiver:
@@ -256,12 +255,16 @@ class Receiver:
         group: the link's process group.
         link: what it may carry.
         epoch: the epoch that every message must name.
+        timeout_s: how long the neighbour may be silent, or take to send a tensor.
         reuse: hand out memory that is used again once the parcel is released; otherwise each
             parcel has memory of its own, which needs no release.
     """
 
-    def __init__(self, group: Any, link: LinkContract, epoch: int, *, reuse: bool) -> None:
+    def __init__(
+        self, group: Any, link: LinkContract, epoch: int, timeout_s: float, *, reuse: bool
+    ) -> None:
         self._group = group
+        self._timeout = dt.timedelta(seconds=timeout_s)
         self._link = link
         self._epoch = epoch
         self._reuse = reuse
@@ -285,7 +288,7 @@ class Receiver:
         """
         work, buffer, memory = self._posted.popleft()
         with _translated(self._link):
-            work.wait()
+            work.wait(self._timeout)
         arrived_s = time.monotonic()
         try:
             header = unpack_header(
@@ -329,7 +332,7 @@ class Receiver:
                 tensors.append(from_bytes(piece, layout))
                 offset += padded(layout.num_bytes)
             for work in works:
-                work.wait()
+                work.wait(self._timeout)
         parcel.tensors = tuple(tensors)
         if self._reuse:
             parcel.release = lambda: self._free.append(memory)

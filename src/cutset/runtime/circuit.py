@@ -214,7 +214,8 @@ class Circuit:
                 self._link_timeout_s,
                 reuse=self._reuse,
             )
-        return Receiver(self._join(link, sends=False), link, self.epoch, reuse=self._reuse)
+        group = self._join(link, sends=False)
+        return Receiver(group, link, self.epoch, self._link_timeout_s, reuse=self._reuse)
 
     def _send(self) -> None:
         link = self._send_link
@@ -233,7 +234,8 @@ class Circuit:
     def _make_sender(self, link: LinkContract) -> Sender | HostSender:
         end = self._send_end
         if end is None:
-            return Sender(self._join(link, sends=True), link, self.epoch)
+            group = self._join(link, sends=True)
+            return Sender(group, link, self.epoch, self._link_timeout_s)
         sender = HostSender(end.connection, link, self.epoch, end.arena, self._link_timeout_s)
         with self._sending:
             self._host_sender = sender
@@ -245,7 +247,6 @@ class Circuit:
             link,
             sends=sends,
             timeout_s=self._connect_timeout_s,
-            idle_s=self._link_timeout_s,
         )
 
     def _pump(self, sender: Sender | HostSender) -> None:

@@ -70,10 +70,9 @@ class _End:
                 contract,
                 sends=contract is out,
                 timeout_s=_TIMEOUT_S,
-                idle_s=_TIMEOUT_S,
             )
-        self._sender = Sender(groups[out.index], out, 1)
-        self._receiver = Receiver(groups[back.index], back, 1, reuse=True)
+        self._sender = Sender(groups[out.index], out, 1, _TIMEOUT_S)
+        self._receiver = Receiver(groups[back.index], back, 1, _TIMEOUT_S, reuse=True)
 
     def send(self, num_bytes: int) -> None:
         parcel = Parcel(

@@ -6,12 +6,9 @@ import asyncio
 import concurrent.futures
 import io
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import torch
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from cutset.errors import ModelError
@@ -19,6 +16,7 @@ from cutset.images import Preprocessing, read_image
 from cutset.inputs import top_k
 from cutset.serve.batching import Batcher
 from cutset.serve.bodies import Lease, read_body
+from cutset.serve.forms import FormError, file_of
 from cutset.serve.refusal import Refusal, invalid
 from cutset.serve.settings import ServeSettings
 from cutset.serve.stage_times import StageTimes
@@ -27,7 +25,6 @@ from cutset.shards.manifest import Manifest
 
 _NUM_READERS = 2
 _MAX_LABELS = 1000
-_PIECE_BYTES = 64 << 10
 
 
 class Classifier:
@@ -162,20 +159,10 @@ async def _image_of(request: Request, body: bytearray) -> bytes:
             reason="invalid",
         )
 
-    async def chunks() -> AsyncIterator[bytes]:
-        for start in range(0, len(body), _PIECE_BYTES):
-            yield bytes(body[start : start + _PIECE_BYTES])
-            await asyncio.sleep(0)  # some bytes take long to understand; others go on meanwhile
-
-    parser = MultiPartParser(request.headers, chunks(), max_files=1, max_fields=8)  # type: ignore[arg-type]
     try:
-        form = await parser.parse()
-    except (MultiPartException, UnicodeError, ValueError, LookupError) as error:
+        file = await file_of(content_type, body)
+    except FormError as error:
         raise invalid("body", f"is no form that can be read: {error}") from error
-    try:
-        for _, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                return await value.read()
-    finally:
-        await form.close()
-    raise invalid("body", "the form has no file in it; send the image as one")
+    if file is None:
+        raise invalid("body", "the form has no file in it; send the image as one")
+    return file

@@ -63,7 +63,7 @@ def make_ends() -> Iterator[_MakeEnds]:
         groups: dict[bool, object] = {}
 
         def join(sends: bool) -> None:
-            groups[sends] = connect(address, _LINK, sends=sends, timeout_s=20.0, idle_s=idle_s)
+            groups[sends] = connect(address, _LINK, sends=sends, timeout_s=20.0)
 
         other = threading.Thread(target=join, args=(True,))
         other.start()
@@ -71,8 +71,8 @@ def make_ends() -> Iterator[_MakeEnds]:
         other.join()
         made.extend(
             (
-                Sender(groups.pop(True), _LINK, epoch),
-                Receiver(groups.pop(False), _LINK, epoch, reuse=reuse),
+                Sender(groups.pop(True), _LINK, epoch, idle_s),
+                Receiver(groups.pop(False), _LINK, epoch, idle_s, reuse=reuse),
             )
         )
         return made[-2], made[-1]  # type: ignore[return-value]
@@ -156,7 +156,7 @@ def test_a_silent_neighbour_is_a_time_out(make_ends: _MakeEnds, shared: bool) ->
     with pytest.raises(LinkTimeout, match="stage 0 -> stage 1") as caught:
         receiver.receive()
     assert caught.value.link == "stage 0 -> stage 1"
-    assert caught.value.seconds >= 0.3
+    assert 0.3 <= caught.value.seconds < 5.0
     del sender
 
 
@@ -207,5 +207,5 @@ def test_nobody_at_the_other_end_is_a_time_out() -> None:
         host="127.0.0.1", port=store.port, prefix="alone", listen_host="127.0.0.1"
     )
     with pytest.raises(LinkTimeout, match="did not connect"):
-        connect(address, _LINK, sends=True, timeout_s=0.5, idle_s=1.0)
+        connect(address, _LINK, sends=True, timeout_s=0.5)
     del store
