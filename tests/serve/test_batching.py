@@ -122,6 +122,12 @@ def test_the_queue_is_bounded_and_a_large_request_goes_alone() -> None:
     _run(test())
 
 
+def test_an_eighth_of_the_queue_is_left_for_a_pace_that_varies() -> None:
+    session = HeldSession(micro_batch=2, window=1)
+    limits = [_batcher(session, max_queue=each).max_rows for each in (1, 7, 8, 32, 64)]
+    assert limits == [2, 14, 14, 56, 112]
+
+
 def test_dropped_rows_are_not_computed() -> None:
     async def test() -> None:
         session = HeldSession(micro_batch=1, window=1)

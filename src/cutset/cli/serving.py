@@ -30,7 +30,7 @@ def serve(
         float, typer.Option(min=0, metavar="MS", help="how long rows wait for others")
     ] = 2.0,
     max_queue: Annotated[
-        int, typer.Option(min=1, help="micro-batches accepted and not answered")
+        int, typer.Option(min=1, help="micro-batches that one let in may wait for")
     ] = 64,
     deadline: Annotated[
         float, typer.Option(min=0.001, metavar="S", help="504 after so long")

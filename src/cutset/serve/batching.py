@@ -28,6 +28,8 @@ from cutset.tensors import TensorSpec, dim_factor
 
 _LOG = logging.getLogger(__name__)
 
+_SLACK = 8
+
 Outputs = tuple[torch.Tensor, ...]
 
 
@@ -74,7 +76,9 @@ class Batcher:
     Args:
         session: the running pipeline; nobody else may submit to it, for the batcher knows the
             numbers of its micro-batches by counting.
-        max_queue: micro-batches' worth of rows that are accepted and not answered.
+        max_queue: for how many micro-batches an accepted request may wait. An eighth fewer are
+            accepted and not answered: the pace of a busy machine varies by about as much, and the
+            promise is to those who were let in.
         max_delay_s: how long rows wait for others.
         on_broken: called once, when the session turns out to be over.
     """
@@ -102,7 +106,7 @@ class Batcher:
         self._period_s = max(manifest.plan.expected_period_s, 1e-4)
         self._last_answer_s = 0.0
         self.micro_batch = session.micro_batch
-        self.max_rows = max_queue * session.micro_batch
+        self.max_rows = (max_queue - max_queue // _SLACK) * session.micro_batch
         self.num_accepted_rows = 0
         self.num_in_flight = 0
         self.num_answered_rows = 0

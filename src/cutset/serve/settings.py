@@ -30,8 +30,9 @@ class ServeSettings:
         tls_key: PEM file with its key.
         model_name: the model's name in URLs.
         max_delay_s: how long rows wait for others to share their micro-batch.
-        max_queue: micro-batches' worth of rows that are accepted and not answered; beyond that
-            requests get 503. A request of more rows is accepted when no other is.
+        max_queue: for how many micro-batches an accepted request may wait; as many less an eighth
+            are accepted and not answered, beyond that requests get 503. A request of more rows is
+            accepted when no other is.
         deadline_s: a request not answered after so long gets 504; a client may ask for less.
         nan_policy: ``"reject"``: NaN and infinity in inputs are an error (400); ``"allow"``.
         max_body_bytes: longest body, and longest after decompression.
