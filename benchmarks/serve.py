@@ -8,8 +8,8 @@ many times. Medians over the rounds, but of refusals and of memory the worst.
 The server is ``cutset serve``, the clients are one process more (``serve_load.py``); all share the
 machine. Prints the numbers, and whether they meet their targets.
 
-A period is the mean time from one answer to the next under the load in question. A queue that is
-full holds ``--max-queue`` micro-batches, so one that is let in must wait about that many periods.
+A period is the mean time from one answer to the next under the load in question. One that is let in
+should wait no longer than ``--max-queue`` of them; the target allows two more.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class Classifier:
         return manifest.preprocessing
 
     async def _read(
-        self, image: bytes, preprocessing: Preprocessing, deadline_at_s: float
+        self, image: bytes | bytearray, preprocessing: Preprocessing, deadline_at_s: float
     ) -> torch.Tensor:
         def read() -> torch.Tensor:
             if time.monotonic() > deadline_at_s:  # it waited for a thread until nobody waits for it
@@ -145,7 +145,7 @@ def _number(request: Request, name: str, *, default: int, most: int) -> int:
     return int(text)
 
 
-async def _image_of(request: Request, body: bytearray) -> bytes:
+async def _image_of(request: Request, body: bytearray) -> bytes | bytearray:
     """The image: the body itself, or the first file of a form."""
     content_type = request.headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()

@@ -7,6 +7,7 @@ to a temporary file, which it leaves open when the form is cut short.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from python_multipart.multipart import MultipartParser, parse_options_header
 
@@ -26,16 +27,28 @@ class _Reader:
         self._in_file = False
         self._field = self._value = b""
 
-    def on_header_begin(self) -> None:
+    def callbacks(self) -> dict[str, Callable[..., None]]:
+        """By the names that the parser has for them."""
+        return {
+            "on_header_begin": self._begin_header,
+            "on_header_field": self._add_to_field,
+            "on_header_value": self._add_to_value,
+            "on_header_end": self._end_header,
+            "on_part_data": self._add_to_part,
+            "on_part_end": self._end_part,
+            "on_end": self._end,
+        }
+
+    def _begin_header(self) -> None:
         self._field = self._value = b""
 
-    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+    def _add_to_field(self, data: bytes, start: int, end: int) -> None:
         self._field += data[start:end]
 
-    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+    def _add_to_value(self, data: bytes, start: int, end: int) -> None:
         self._value += data[start:end]
 
-    def on_header_end(self) -> None:
+    def _end_header(self) -> None:
         if self._field.lower() != b"content-disposition":
             return
         _, options = parse_options_header(self._value)
@@ -46,18 +59,19 @@ class _Reader:
         self.file = bytearray()
         self._in_file = True
 
-    def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._in_file and self.file is not None:
-            self.file += data[start:end]
+    def _add_to_part(self, data: bytes, start: int, end: int) -> None:
+        if self._in_file:
+            assert self.file is not None
+            self.file += memoryview(data)[start:end]
 
-    def on_part_end(self) -> None:
+    def _end_part(self) -> None:
         self._in_file = False
 
-    def on_end(self) -> None:
+    def _end(self) -> None:
         self.is_complete = True
 
 
-async def file_of(content_type: str, body: bytearray) -> bytes | None:
+async def file_of(content_type: str, body: bytearray) -> bytearray | None:
     """The file in a form.
 
     Args:
@@ -71,14 +85,13 @@ async def file_of(content_type: str, body: bytearray) -> bytes | None:
         FormError: it is no such form, is cut short, or has several files.
     """
     reader = _Reader()
-    names = [name for name in dir(reader) if name.startswith("on_")]
     try:
         _, options = parse_options_header(content_type)
         if not options.get(b"boundary"):
             raise FormError("its Content-Type names no boundary")
         parser = MultipartParser(
             options[b"boundary"],
-            {name: getattr(reader, name) for name in names},  # type: ignore[arg-type]
+            reader.callbacks(),  # type: ignore[arg-type]
         )
         for start in range(0, len(body), _PIECE_BYTES):
             parser.write(bytes(body[start : start + _PIECE_BYTES]))
@@ -89,4 +102,4 @@ async def file_of(content_type: str, body: bytearray) -> bytes | None:
         raise FormError(str(error)) from error
     if not reader.is_complete:
         raise FormError("it ends before its last boundary")
-    return None if reader.file is None else bytes(reader.file)
+    return reader.file

@@ -121,7 +121,11 @@ def open_bundle(path: str | os.PathLike[str], *, stages: Iterable[int] | None = 
     """
     directory = Path(path)
     if not directory.is_dir():
-        raise BundleError(f"{directory}: no such folder; expected a bundle", path=str(directory))
+        found = "a file, not a folder" if directory.exists() else "no such folder"
+        raise BundleError(
+            f"{directory}: {found}; expected a bundle, as `cutset split` writes it",
+            path=str(directory),
+        )
     manifest = _read_manifest(directory)
     wanted = tuple(range(len(manifest.stages))) if stages is None else tuple(sorted(set(stages)))
     for index in wanted:

@@ -64,6 +64,12 @@ def test_no_such_folder(tmp_path: Path) -> None:
         open_bundle(tmp_path / "nothing")
 
 
+def test_a_file_is_no_bundle(tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_bytes(b"x")
+    with pytest.raises(BundleError, match=r"weights\.pt: a file, not a folder; expected a bundle"):
+        open_bundle(tmp_path / "weights.pt")
+
+
 def test_folder_without_manifest(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"no manifest\.json"):
         open_bundle(tmp_path)
