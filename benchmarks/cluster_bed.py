@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from cutset.devices import Cluster
-from cutset.runtime.linkprobe import LinkResult
+from cutset.devices import Cluster, LinkOverride, cluster_to_toml
+from cutset.overhead import TYPICAL_ROW_BYTES, Overhead
+from cutset.runtime.linkprobe import LinkResult, links_of
 from testbed.build import down, up
 from testbed.cgroups import find_cgroups
 from testbed.nodes import command_on, environment_on
 from testbed.state import State
 
 HOP_BYTES = 1_600_000
+
+Start: TypeAlias = Callable[[Sequence[str]], "subprocess.Popen[str]"]
+
 _NAME = "bench"
 _LIMIT_S = 1800.0
 
@@ -62,33 +69,46 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def measure_link(state: State, source: str, target: str) -> tuple[LinkResult, LinkResult]:
-    """Both directions between two nodes; between two processes of one where they are the same."""
-    nodes = state.layout.node(source), state.layout.node(target)
-    addresses = (
-        ("127.0.0.1", "127.0.0.1") if source == target else (nodes[0].address, nodes[1].address)
+    """Both directions between two nodes."""
+    return _measure_pair(
+        functools.partial(start_on, state, source),
+        functools.partial(start_on, state, target),
+        (state.layout.node(source).address, state.layout.node(target).address),
     )
-    store = start_on(
-        state,
-        source,
-        [
-            "-c",
-            (
-                "import sys; from cutset.runtime.channel import serve_store;"
-                "s = serve_store(sys.argv[1]); print(s.port, flush=True); sys.stdin.read()"
-            ),
-            addresses[0],
-        ],
+
+
+def measure_loopback() -> tuple[LinkResult, LinkResult]:
+    """Both directions between two processes of this machine, outside of any testbed."""
+    return _measure_pair(_start_here, _start_here, ("127.0.0.1", "127.0.0.1"))
+
+
+def _start_here(arguments: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
+
+
+def _measure_pair(
+    start_source: Start, start_target: Start, addresses: tuple[str, str]
+) -> tuple[LinkResult, LinkResult]:
+    serve = (
+        "import sys; from cutset.runtime.channel import serve_store;"
+        "s = serve_store(sys.argv[1]); print(s.port, flush=True); sys.stdin.read()"
+    )
+    store = start_source(["-c", serve, addresses[0]])
     assert store.stdout is not None
-    port = store.stdout.readline().strip()
+    place = ["--store-host", addresses[0], "--store-port", store.stdout.readline().strip()]
     ends = []
-    for node, address, more in (
-        (source, addresses[0], ["--first"]),
-        (target, addresses[1], []),
+    for start, address, more in (
+        (start_source, addresses[0], ["--first"]),
+        (start_target, addresses[1], []),
     ):
-        place = ["--store-host", addresses[0], "--store-port", port, "--prefix", "p"]
-        arguments = ["-m", "cutset.runtime.linkprobe", *place, "--listen-host", address, *more]
-        ends.append(start_on(state, node, arguments))
+        rest = ["--prefix", "p", "--listen-host", address, *more]
+        ends.append(start(["-m", "cutset.runtime.linkprobe", *place, *rest]))
     first, second = (msgspec.json.decode(finish(end), type=LinkResult) for end in ends)
     store.kill()
     store.communicate()
@@ -128,21 +148,37 @@ def measure_on(
     return [json.loads(line.removeprefix("result ")) for line in lines]
 
 
-def write_measured_links(state: State, cluster: Cluster, file: Path) -> None:
-    """Writes a cluster file with the devices of `cluster` and the links as they are measured."""
-    names = [device.name for device in cluster.devices]
-    parts = [
-        f'[[device]]\nname = "{device.name}"\nspeed = {device.speed}\n'
-        for device in cluster.devices
-    ]
-    for index, source in enumerate(names):
-        for target in names[index + 1 :]:
-            say(f"the link between {source} and {target}")
-            there, back = measure_link(state, source, target)
-            for a, b, link in ((source, target, there), (target, source, back)):
-                bandwidth, latency = link.bandwidth_bytes_per_s, link.latency_s
-                parts.append(
-                    f'[[link.between]]\nfrom = "{a}"\nto = "{b}"\n'
-                    f"bandwidth = {bandwidth}\nlatency = {latency}\n"
-                )
-    file.write_text(f'caller = "{cluster.caller}"\n' + "\n".join(parts))
+def write_measured(state: State, cluster: Cluster, file: Path) -> None:
+    """Writes a cluster file as `cutset probe` would, but for profiles.
+
+    A device's speed is what computing gets of a core there, beside Ray's own processes.
+    """
+    overheads = {device.name: _measure_overhead(state, device.name) for device in cluster.devices}
+    overrides = []
+    for source, target in itertools.combinations(overheads, 2):
+        say(f"the link between {source} and {target}")
+        there, back = links_of(*measure_link(state, source, target))
+        overrides += [
+            LinkOverride(source=source, target=target, link=there),
+            LinkOverride(source=target, target=source, link=back),
+        ]
+    measured = Cluster(
+        devices=tuple(
+            msgspec.structs.replace(
+                device,
+                speed=overheads[device.name].cores,
+                overhead_s=overheads[device.name].stage_s,
+            )
+            for device in cluster.devices
+        ),
+        overrides=tuple(overrides),
+        caller=cluster.caller,
+        caller_overhead_s=overheads[cluster.caller].caller_s if cluster.caller else 0.0,
+    )
+    file.write_text(cluster_to_toml(measured))
+
+
+def _measure_overhead(state: State, node: str) -> Overhead:
+    say(f"what messages cost on {node}")
+    arguments = ["-m", "cutset.overhead", "--bytes", str(TYPICAL_ROW_BYTES)]
+    return msgspec.json.decode(finish(start_on(state, node, arguments)), type=Overhead)

@@ -56,6 +56,7 @@ def chain_problem(
         "link_s_per_byte": s_per_byte,
         "source_s": np.zeros(num_classes),
         "sink_s": np.zeros(num_classes),
+        "overhead_s": np.zeros(num_classes),
         "tie_cost": np.ones(num + 1),
     }
     return ChainProblem(**{**fields, **options})  # type: ignore[arg-type]

@@ -44,7 +44,7 @@ def up(
         TestbedError: this machine cannot, there is a testbed of that name, or a step failed.
     """
     require_machine(ray=ray)
-    layout = layout_of(cluster, name=name, machine_cores=os.cpu_count() or 1)
+    layout = layout_of(cluster, name=name, machine_cpus=sorted(os.sched_getaffinity(0)))
     with stored.claimed(name):
         if _remains(name):
             raise TestbedError(f"there is a testbed {name!r}, or what is left of one; take it down")
@@ -144,7 +144,7 @@ def require_machine(*, ray: bool) -> None:
         raise TestbedError(f"a testbed is made of Linux's namespaces; this is {sys.platform}")
     if os.geteuid() != 0:
         raise TestbedError("a testbed needs root: it makes network namespaces; use sudo")
-    require_tools("ip", "tc", "nsenter")
+    require_tools("ip", "tc", "nsenter", "taskset")
     find_cgroups()
     if ray and importlib.util.find_spec("ray") is None:
         raise TestbedError("Ray is missing: install cutset[ray], or use --no-ray")

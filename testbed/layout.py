@@ -6,7 +6,7 @@ import ipaddress
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -22,6 +22,7 @@ PAYLOAD_SHARE = 1448 / 1514
 """Bytes of payload in a byte on the wire: TCP with time stamps over Ethernet, frames of 1500
 bytes. A cluster file's bandwidth counts bytes of tensors, so the bucket is that much larger."""
 
+_ROUNDING = 1e-9
 _NAME = re.compile(r"[a-z0-9]{1,12}")
 _SUBNET = ipaddress.IPv4Network("10.77.0.0/24")
 
@@ -35,6 +36,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         address: IPv4 address of its one interface.
         namespace: name of its network namespace.
         cores: its share of the processor, above 0: 0.5 is half a core.
+        cpus: the machine's processors that it runs on, by number.
         num_threads: what Ray counts as its processors.
         memory_bytes: what its processes may use in all; None where memory is no limit.
     """
@@ -44,6 +46,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     address: str
     namespace: str
     cores: float
+    cpus: tuple[int, ...]
     num_threads: int
     memory_bytes: int | None
 
@@ -113,8 +116,8 @@ def prefix_of(name: str) -> str:
     return f"cutset-{name}-"
 
 
-def layout_of(cluster: Cluster, *, name: str, machine_cores: int) -> Layout:
-    """Says what testbed `name` of `cluster` is made of, on a machine with so many cores.
+def layout_of(cluster: Cluster, *, name: str, machine_cpus: Sequence[int]) -> Layout:
+    """Says what testbed `name` of `cluster` is made of, on a machine with these processors.
 
     Ray's head is the cluster's caller, or else its first device.
 
@@ -125,6 +128,8 @@ def layout_of(cluster: Cluster, *, name: str, machine_cores: int) -> Layout:
     devices = sorted(cluster.devices, key=lambda device: device.name != cluster.caller)
     taken = {device.address for device in devices}
     free = (str(host) for host in _SUBNET.hosts() if str(host) not in taken)
+    cores = [_cores(device, len(machine_cpus)) for device in devices]
+    cpus = _places(cores, machine_cpus)
     nodes = []
     for index, device in enumerate(devices):
         memory = device.memory_bytes
@@ -134,7 +139,8 @@ def layout_of(cluster: Cluster, *, name: str, machine_cores: int) -> Layout:
                 index=index,
                 address=_address(device, free),
                 namespace=f"{prefix}{index}",
-                cores=_cores(device, machine_cores),
+                cores=cores[index],
+                cpus=cpus[index],
                 num_threads=device.threads or 1,
                 memory_bytes=None if memory is None else memory + RAY_BYTES,
             )
@@ -147,7 +153,7 @@ def layout_of(cluster: Cluster, *, name: str, machine_cores: int) -> Layout:
         name=name,
         nodes=tuple(nodes),
         rates=_rates(cluster),
-        notices=tuple(_notices(cluster, nodes, machine_cores)),
+        notices=tuple(_notices(cluster, nodes, len(machine_cpus))),
     )
 
 
@@ -175,6 +181,28 @@ def _cores(device: Device, machine_cores: int) -> float:
             " speeds of all devices by the same number"
         )
     return device.speed * threads
+
+
+def _places(cores: Sequence[float], machine_cpus: Sequence[int]) -> list[tuple[int, ...]]:
+    """The processors of each node, as few as its share needs; those with the most room first.
+
+    A share is handed out by processor and in slices, and what is left of a slice on one is lost to
+    the others: a node with half a core that wanders over two gets much less than that. Nodes that
+    together want more than there is may run everywhere.
+    """
+    room = dict.fromkeys(machine_cpus, 1.0)
+    places: list[tuple[int, ...]] = [tuple(machine_cpus)] * len(cores)
+    if sum(cores) > len(machine_cpus) + _ROUNDING:
+        return places
+    for index in sorted(range(len(cores)), key=lambda index: -cores[index]):
+        count = math.ceil(cores[index] - _ROUNDING)
+        chosen = sorted(room, key=lambda cpu: -room[cpu])[:count]
+        if sum(room[cpu] for cpu in chosen) < cores[index] - _ROUNDING:
+            chosen = list(machine_cpus)  # no few of them have room for it together
+        for cpu in chosen:
+            room[cpu] -= cores[index] / len(chosen)
+        places[index] = tuple(sorted(chosen))
+    return places
 
 
 def _rates(cluster: Cluster) -> tuple[Rate, ...]:

@@ -44,8 +44,9 @@ def command_on(
     """
     group = group_of(state.layout, node if limited else None)
     files = [str(file) for file in cgroups.member_files(group)]
+    pin = ["taskset", "--cpu-list", ",".join(map(str, node.cpus))] if limited else []
     enter = ["nsenter", f"--net={NAMESPACES / node.namespace}", "--"]
-    return ["/bin/sh", "-c", _JOIN, "sh", *files, "--", *enter, *command]
+    return ["/bin/sh", "-c", _JOIN, "sh", *files, "--", *pin, *enter, *command]
 
 
 def environment_on(state: State, node: Node) -> dict[str, str]:

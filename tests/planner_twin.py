@@ -47,10 +47,11 @@ def _cost(problem, edges, order):
             + problem.cut_bytes[edges[k]] * problem.link_s_per_byte[a, b]
         )
     moves.append(float(problem.sink_s[order[-1]]))
+    busy = [seconds + problem.overhead_s[c] for seconds, c in zip(work, order, strict=True)]
     if problem.serial:
-        period = max(moves[k] + work[k] + moves[k + 1] for k in range(size))
+        period = max(moves[k] + busy[k] + moves[k + 1] for k in range(size))
     else:
-        period = max(work + moves)
+        period = max(busy + moves)
     stages = tuple((edges[k], edges[k + 1], order[k]) for k in range(size))
     ties = sum(problem.tie_cost[e] for e in edges[1:-1])
     return stages, period, sum(work) + sum(moves), ties

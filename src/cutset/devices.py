@@ -3,6 +3,7 @@
 A cluster file is TOML::
 
     caller = "server"            # optional: the device the rows come from and go back to
+    caller_overhead = "1 ms"     # optional; what the caller takes from a stage on its device
 
     [[device]]
     name = "pi-1"
@@ -10,11 +11,15 @@ A cluster file is TOML::
     profile = "pi-1.json"        # ... or its own measured costs (then speed is not used)
     memory_bytes = "1 GiB"       # optional; without it memory is no limit
     threads = 4                  # optional
+    overhead = "0.8 ms"          # optional; what messages take from a stage's computing
     address = "10.0.0.11"        # optional; where an engine finds it
 
     [link]                       # the default between any two; without it links cost nothing
     bandwidth = "100 Mbit/s"
     latency = "1 ms"
+
+    send_cost = "5 ns/B"         # optional; what a byte takes from the sender's computing, ...
+    receive_cost = "9 ns/B"      # ... and from the receiver's
 
     [[link.between]]             # both directions ...
     devices = ["pi-1", "server"]
@@ -26,7 +31,7 @@ A cluster file is TOML::
     latency = "2 ms"
 
 Numbers without a unit are bytes, bytes per second and seconds. A bandwidth may be ``inf``. An
-override that leaves out bandwidth or latency takes it from the default.
+override that leaves something out takes it from the default.
 """
 
 from __future__ import annotations
@@ -55,21 +60,28 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     Attributes:
         bandwidth_bytes_per_s: above 0; infinity where bytes cost nothing.
         latency_s: seconds that every message costs, 0 or more.
+        send_s_per_byte: seconds of computing that the sending device loses for each byte.
+        receive_s_per_byte: seconds of computing that the receiving device loses for each byte.
     """
 
     bandwidth_bytes_per_s: float = math.inf
     latency_s: float = 0.0
+    send_s_per_byte: float = 0.0
+    receive_s_per_byte: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks the ranges.
 
         Raises:
-            ValueError: the bandwidth is not above 0, or the latency negative or not finite.
+            ValueError: the bandwidth is not above 0, or another number negative or not finite.
         """
         if not self.bandwidth_bytes_per_s > 0:
             raise ValueError(f"bandwidth must be above 0, got {self.bandwidth_bytes_per_s}")
         if not 0 <= self.latency_s < math.inf:
             raise ValueError(f"latency must be 0 or more and finite, got {self.latency_s}")
+        for name in ("send_s_per_byte", "receive_s_per_byte"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
 
     def transfer_s(self, num_bytes: float) -> float:
         """Seconds to send `num_bytes` as one message."""
@@ -94,6 +106,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         profile: file of its own measured costs, or None where `speed` scales another's.
         threads: threads that compute there, or None where nobody said.
         address: where an engine finds it, or None.
+        overhead_s: seconds that a stage there cannot compute, for each micro-batch, because its
+            messages are received and sent; 0 where cores that do not compute do that.
     """
 
     name: str
@@ -102,6 +116,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     profile: str | None = None
     threads: int | None = None
     address: str | None = None
+    overhead_s: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -117,6 +132,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError(f"memory must be 0 or more, got {self.memory_bytes}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be 1 or more, got {self.threads}")
+        _check_overhead(self.overhead_s)
 
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -129,18 +145,22 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         caller: name of the device where rows come from and answers go to: then the first
             stage's inputs and the last stage's outputs cost a transfer on other devices. None
             where the caller's links cost nothing.
+        caller_overhead_s: seconds that a stage on the caller's device cannot compute, for each
+            micro-batch, because the caller works there; besides the device's own overhead.
     """
 
     devices: tuple[Device, ...]
     link: Link = Link()
     overrides: tuple[LinkOverride, ...] = ()
     caller: str | None = None
+    caller_overhead_s: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks names against each other.
 
         Raises:
-            ValueError: no device, a name twice, or a link or caller that names no device.
+            ValueError: no device, a name twice, a link or caller that names no device, or an
+                overhead of nobody.
         """
         names = [device.name for device in self.devices]
         if not names:
@@ -159,6 +179,9 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 raise ValueError(f"the link from {pair[0]!r} to {pair[1]!r} is given twice")
         if self.caller is not None and self.caller not in names:
             raise ValueError(f"caller is {self.caller!r}, {_known(self.caller, names)}")
+        _check_overhead(self.caller_overhead_s)
+        if self.caller_overhead_s and self.caller is None:
+            raise ValueError("caller_overhead needs a caller")
 
     def link_between(self, source: str, target: str) -> Link:
         """The link from `source` to `target`; one that costs nothing within a device."""
@@ -169,6 +192,28 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 return override.link
         return self.link
 
+    def overhead_on(self, device: Device) -> float:
+        """Seconds that a stage on `device` cannot compute, for each micro-batch."""
+        return device.overhead_s + (self.caller_overhead_s if device.name == self.caller else 0.0)
+
+    def caller_transfer_s(self, device: Device, num_bytes: float, *, back: bool) -> float:
+        """Seconds of a message between the caller and a device; 0 where there is no caller.
+
+        Within the caller's own device it takes what its two ends do: half of each overhead, for
+        one of two messages.
+
+        Args:
+            device: of the first stage or, for the answer, of the last.
+            num_bytes: of the message.
+            back: True from the device to the caller.
+        """
+        if self.caller is None:
+            return 0.0
+        if device.name == self.caller:
+            return self.overhead_on(device) / 2
+        ends = (device.name, self.caller) if back else (self.caller, device.name)
+        return self.link_between(*ends).transfer_s(num_bytes)
+
     def without(self, *names: str) -> Cluster:
         """The cluster that remains when the devices called `names` are gone.
 
@@ -177,14 +222,21 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         Raises:
             ValueError: no device would remain.
         """
+        is_gone = self.caller in names
         return Cluster(
             devices=tuple(d for d in self.devices if d.name not in names),
             link=self.link,
             overrides=tuple(
                 o for o in self.overrides if o.source not in names and o.target not in names
             ),
-            caller=None if self.caller in names else self.caller,
+            caller=None if is_gone else self.caller,
+            caller_overhead_s=0.0 if is_gone else self.caller_overhead_s,
         )
+
+
+def _check_overhead(overhead_s: float) -> None:
+    if not 0 <= overhead_s < math.inf:
+        raise ValueError(f"overhead must be 0 or more and finite, got {overhead_s}")
 
 
 def equal_cluster(num_devices: int) -> Cluster:
@@ -206,6 +258,8 @@ _RATES = {f"{unit}/s": float(size) for unit, size in _BYTES.items()} | {
     for prefix, scale in (("", 1.0), ("k", 1e3), ("K", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12))
     for bit in ("bit/s", "bps")
 }
+_COSTS = {"s/B": 1.0} | dict.fromkeys(("ns/B", "us/kB", "µs/kB", "us/KB", "ms/MB", "s/GB"), 1e-9)
+_LINK_KEYS = ("bandwidth", "latency", "send_cost", "receive_cost")
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+)\s*(\S+)\s*")
 
 
@@ -283,6 +337,14 @@ class _Reader:
             self.fail(path, f"unknown unit {match.group(2)!r}; known: {', '.join(units)}")
         return float(match.group(1)) * float(units[match.group(2)])
 
+    def overhead(self, table: dict[str, Any], key: str, path: str) -> float:
+        """Seconds under `key`, 0 where it is missing."""
+        where = f"{path}.{key}" if path else key
+        found = self.quantity(table.get(key, 0.0), where, _SECONDS, "1 ms")
+        if math.isinf(found):
+            self.fail(where, "must be finite")
+        return found
+
 
 def load_cluster(path: str | Path) -> Cluster:
     """Reads a cluster file (see the module's docstring).
@@ -309,7 +371,7 @@ def cluster_from_toml(text: str, *, source: str = "cluster") -> Cluster:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise PlanError(f"{source}: not valid TOML: {error}") from error
-    reader.check_keys(document, "", ("caller", "device", "link"))
+    reader.check_keys(document, "", ("caller", "caller_overhead", "device", "link"))
     devices = tuple(
         _read_device(reader, table, f"device[{index}]")
         for index, table in enumerate(reader.tables(document.get("device", []), "device"))
@@ -323,8 +385,11 @@ def cluster_from_toml(text: str, *, source: str = "cluster") -> Cluster:
     caller = document.get("caller")
     if caller is not None and reader.text(caller, "caller") not in names:
         reader.fail("caller", f"{caller!r}, {_known(caller, names)}")
+    caller_overhead_s = reader.overhead(document, "caller_overhead", "")
+    if caller_overhead_s and caller is None:
+        reader.fail("caller_overhead", "there is no caller; name its device with caller = ...")
     link_table = reader.table(document.get("link", {}), "link")
-    reader.check_keys(link_table, "link", ("bandwidth", "latency", "between"))
+    reader.check_keys(link_table, "link", (*_LINK_KEYS, "between"))
     link = _read_link(reader, link_table, "link", Link())
     overrides: list[LinkOverride] = []
     for index, table in enumerate(reader.tables(link_table.get("between", []), "link.between")):
@@ -333,11 +398,17 @@ def cluster_from_toml(text: str, *, source: str = "cluster") -> Cluster:
             if any((o.source, o.target) == (override.source, override.target) for o in overrides):
                 reader.fail(where, f"the link {override.source} -> {override.target} again")
             overrides.append(override)
-    return Cluster(devices=devices, link=link, overrides=tuple(overrides), caller=caller)
+    return Cluster(
+        devices=devices,
+        link=link,
+        overrides=tuple(overrides),
+        caller=caller,
+        caller_overhead_s=caller_overhead_s,
+    )
 
 
 def _read_device(reader: _Reader, table: dict[str, Any], path: str) -> Device:
-    known = ("name", "speed", "memory_bytes", "profile", "threads", "address")
+    known = ("name", "speed", "memory_bytes", "profile", "threads", "address", "overhead")
     reader.check_keys(table, path, known)
     if "name" not in table:
         reader.fail(path, "the device has no name")
@@ -361,6 +432,7 @@ def _read_device(reader: _Reader, table: dict[str, Any], path: str) -> Device:
         speed=speed,
         memory_bytes=None if memory is None else int(memory),
         threads=threads,
+        overhead_s=reader.overhead(table, "overhead", path),
         **texts,
     )
 
@@ -375,13 +447,24 @@ def _read_link(reader: _Reader, table: dict[str, Any], path: str, default: Link)
         latency = reader.quantity(table["latency"], f"{path}.latency", _SECONDS, "1 ms")
         if math.isinf(latency):
             reader.fail(f"{path}.latency", "must be finite")
-    return Link(bandwidth_bytes_per_s=bandwidth, latency_s=latency)
+    costs = [default.send_s_per_byte, default.receive_s_per_byte]
+    for index, key in enumerate(("send_cost", "receive_cost")):
+        if key in table:
+            costs[index] = reader.quantity(table[key], f"{path}.{key}", _COSTS, "5 ns/B")
+            if math.isinf(costs[index]):
+                reader.fail(f"{path}.{key}", "must be finite")
+    return Link(
+        bandwidth_bytes_per_s=bandwidth,
+        latency_s=latency,
+        send_s_per_byte=costs[0],
+        receive_s_per_byte=costs[1],
+    )
 
 
 def _read_between(
     reader: _Reader, table: dict[str, Any], path: str, default: Link, names: list[str]
 ) -> tuple[LinkOverride, ...]:
-    reader.check_keys(table, path, ("devices", "from", "to", "bandwidth", "latency"))
+    reader.check_keys(table, path, ("devices", "from", "to", *_LINK_KEYS))
     both = "devices" in table
     if both == ("from" in table or "to" in table) or ("from" in table) != ("to" in table):
         reader.fail(path, "give devices = [A, B] for both directions, or from = A and to = B")
@@ -403,7 +486,10 @@ def cluster_to_toml(cluster: Cluster) -> str:
     """The cluster as the text of a cluster file; reading it gives an equal cluster."""
     lines: list[str] = []
     if cluster.caller is not None:
-        lines += [f"caller = {_quote(cluster.caller)}", ""]
+        lines.append(f"caller = {_quote(cluster.caller)}")
+        if cluster.caller_overhead_s:
+            lines.append(f"caller_overhead = {float(cluster.caller_overhead_s)!r}  # seconds")
+        lines.append("")
     for device in cluster.devices:
         lines += ["[[device]]", f"name = {_quote(device.name)}", f"speed = {float(device.speed)!r}"]
         if device.memory_bytes is not None:
@@ -414,6 +500,8 @@ def cluster_to_toml(cluster: Cluster) -> str:
             lines.append(f"threads = {device.threads}")
         if device.address is not None:
             lines.append(f"address = {_quote(device.address)}")
+        if device.overhead_s:
+            lines.append(f"overhead = {float(device.overhead_s)!r}  # seconds")
         lines.append("")
     lines += ["[link]", *_link_lines(cluster.link), ""]
     for override in cluster.overrides:
@@ -423,10 +511,16 @@ def cluster_to_toml(cluster: Cluster) -> str:
 
 
 def _link_lines(link: Link) -> list[str]:
-    return [
+    lines = [
         f"bandwidth = {float(link.bandwidth_bytes_per_s)!r}  # bytes per second",
         f"latency = {float(link.latency_s)!r}  # seconds",
     ]
+    for key, cost in (
+        ("send_cost", link.send_s_per_byte),
+        ("receive_cost", link.receive_s_per_byte),
+    ):
+        lines += [f"{key} = {float(cost)!r}  # seconds per byte"] if cost else []
+    return lines
 
 
 def _quote(text: str) -> str:

@@ -1,8 +1,8 @@
-"""Measures a Ray cluster for the planner: every node's profile of a model, and every directed link.
+"""Measures a Ray cluster for the planner: each node's profile of a model, and each directed link.
 
-What is measured is what will happen: the profile runs on the node itself, and links are timed with
-messages over the channel that the runtime uses. One thing is measured at a time, so that nodes
-that share something do not disturb each other.
+What is measured is what will happen: the profile runs on the node itself; links, and what messages
+take from computing, are measured over the channel that the runtime uses. One thing is measured at a
+time, so that nodes that share something do not disturb each other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from cutset.costs.model import Profile, profile_from_json
-from cutset.devices import Cluster, Device, Link, LinkOverride
+from cutset.devices import Cluster, Device, LinkOverride
 from cutset.engines.probe_host import ProbeHost
 from cutset.engines.ray_host import Host, HostAwayError
 from cutset.engines.ray_nodes import (
@@ -31,13 +31,15 @@ from cutset.engines.ray_nodes import (
 )
 from cutset.engines.stage_host import LEASE_S, make_host
 from cutset.errors import EngineError
+from cutset.overhead import TYPICAL_ROW_BYTES, Overhead
 from cutset.runtime.channel import serve_store
-from cutset.runtime.linkprobe import LinkResult
+from cutset.runtime.linkprobe import LinkResult, links_of
 from cutset.shards.manifest import FileEntry, sha256_of
 
 _LOG = logging.getLogger(__name__)
 
 _PROFILE_LIMIT_S = 1800.0
+_OVERHEAD_LIMIT_S = 600.0
 _LINK_LIMIT_S = 180.0
 _FILE_SUFFIXES = (".pt2", ".onnx", ".py")
 
@@ -47,8 +49,8 @@ class Probe:
     """What was measured.
 
     Attributes:
-        cluster: devices with address, memory, threads and the name of their profile's file, and
-            all links.
+        cluster: devices with address, memory, threads, overhead and the name of their profile's
+            file, and all links.
         profiles: by the name of the file that the cluster names.
     """
 
@@ -133,15 +135,18 @@ def _probe(
 ) -> Probe:
     facts: dict[str, dict[str, int]] = {}
     profiles: dict[str, Profile] = {}
+    overheads: dict[str, Overhead] = {}
     for name, host in hosts.items():
         say(f"profiling on {name}")
         facts[name] = host.ask("facts")
         profiles[name] = _profile(request, host, name)
-    links = []
+        say(f"measuring what messages cost on {name}")
+        overheads[name] = _overhead(request, host)
+    links: list[LinkOverride] = []
     store = serve_store(caller_address)
     for source, target in itertools.combinations(hosts, 2):
         say(f"measuring the link between {source} and {target}")
-        links += _links(hosts, source, target, (caller_address, store.port))
+        links += _links(request, hosts, source, target, (caller_address, store.port))
     del store
     times = {name: _whole_s(profile) for name, profile in profiles.items()}
     fastest_s = min(times.values())
@@ -153,11 +158,17 @@ def _probe(
             profile=_file_name(name),
             threads=request.num_threads,
             address=host.node.address,
+            overhead_s=overheads[name].stage_s,
         )
         for name, host in hosts.items()
     )
     caller = next((n for n, host in hosts.items() if host.node.address == caller_address), None)
-    cluster = Cluster(devices=devices, overrides=tuple(links), caller=caller)
+    cluster = Cluster(
+        devices=devices,
+        overrides=tuple(links),
+        caller=caller,
+        caller_overhead_s=overheads[caller].caller_s if caller is not None else 0.0,
+    )
     return Probe(cluster=cluster, profiles={_file_name(name): p for name, p in profiles.items()})
 
 
@@ -184,6 +195,13 @@ def _profile(request: ProbeRequest, host: Host, device: str) -> Profile:
     return profile_from_json(text, source=f"the profile of {device}")
 
 
+def _overhead(request: ProbeRequest, host: Host) -> Overhead:
+    num_bytes = request.batch_size * TYPICAL_ROW_BYTES
+    arguments = ["--bytes", str(num_bytes), "--threads", str(request.num_threads)]
+    host.ask("start_program", "overhead", arguments, request.num_threads)
+    return msgspec.json.decode(_result(host, _OVERHEAD_LIMIT_S), type=Overhead)
+
+
 def _sent(model: str, host: Host) -> str:
     """The model's name as the node knows it, after sending its file if it is one."""
     file, colon, factory = model.partition(":")
@@ -199,23 +217,31 @@ def _sent(model: str, host: Host) -> str:
 
 
 def _links(
-    hosts: dict[str, Host], source: str, target: str, store: tuple[str, int]
-) -> list[LinkOverride]:
+    request: ProbeRequest,
+    hosts: dict[str, Host],
+    source: str,
+    target: str,
+    store: tuple[str, int],
+) -> tuple[LinkOverride, LinkOverride]:
     """Both directions between two nodes."""
     prefix = f"probe/{secrets.token_hex(8)}"
     for name in (source, target):
         arguments = [
             *("--store-host", store[0], "--store-port", str(store[1])),
             *("--prefix", prefix, "--listen-host", hosts[name].node.address),
+            *("--threads", str(request.num_threads)),
             *(("--first",) if name == source else ()),
         ]
         hosts[name].ask("start_program", "link", arguments, 1)
-    found = []
-    for name, other in ((source, target), (target, source)):
-        result = msgspec.json.decode(_result(hosts[name], _LINK_LIMIT_S), type=LinkResult)
-        link = Link(bandwidth_bytes_per_s=result.bandwidth_bytes_per_s, latency_s=result.latency_s)
-        found.append(LinkOverride(source=name, target=other, link=link))
-    return found
+    ends = (
+        msgspec.json.decode(_result(hosts[name], _LINK_LIMIT_S), type=LinkResult)
+        for name in (source, target)
+    )
+    there, back = links_of(*ends)
+    return (
+        LinkOverride(source=source, target=target, link=there),
+        LinkOverride(source=target, target=source, link=back),
+    )
 
 
 def _result(host: Host, limit_s: float) -> str:
@@ -232,7 +258,8 @@ def describe_probe(probe: Probe) -> Sequence[str]:
     lines = [
         f"{device.name}: {_whole_s(probe.profiles[device.profile or '']) * 1e3:.1f} ms for the"
         f" whole model, {(device.memory_bytes or 0) / 2**20:.0f} MiB free,"
-        f" {device.threads} threads, at {device.address}"
+        f" {device.threads} threads, {device.overhead_s * 1e3:.2f} ms lost to messages,"
+        f" at {device.address}"
         for device in probe.cluster.devices
     ]
     lines += [

@@ -33,7 +33,14 @@ from cutset.costs.profile import PieceBackend, profile_costs
 from cutset.devices import Cluster, equal_cluster
 from cutset.errors import PlanError, VerificationError
 from cutset.graph.cuts import CutPoints
-from cutset.planning import MoreTensors, Plan, make_plan, pareto_plans, try_more_tensors
+from cutset.planning import (
+    MoreTensors,
+    Plan,
+    expect_on_cluster,
+    make_plan,
+    pareto_plans,
+    try_more_tensors,
+)
 from cutset.preparation import (
     PreparedModel,
     Say,
@@ -266,6 +273,8 @@ def plan_stages(
     if granularity == "unit":
         more = _more_tensors(prepared, wanted, plan, costs_at)
         plan = msgspec.structs.replace(plan, more_tensors=more)
+    inputs = prepared.captured.graph.inputs
+    plan = expect_on_cluster(plan, wanted.cluster, sum(spec.bytes_per_sample for spec in inputs))
     if profile is not None:
         return plan
     note = "times stand for work: 1e9 multiply-adds a second at speed 1; nothing was measured"

@@ -12,7 +12,7 @@ from .clusters import THREE
 
 
 def layout(text: str, *, name: str = "demo", cores: int = 2) -> Layout:
-    return layout_of(cluster_from_toml(text), name=name, machine_cores=cores)
+    return layout_of(cluster_from_toml(text), name=name, machine_cpus=range(cores))
 
 
 def test_every_device_becomes_a_node() -> None:
@@ -23,6 +23,7 @@ def test_every_device_becomes_a_node() -> None:
             address="10.77.0.1",
             namespace="cutset-demo-0",
             cores=1.0,
+            cpus=(0,),
             num_threads=1,
             memory_bytes=None,
         ),
@@ -32,6 +33,7 @@ def test_every_device_becomes_a_node() -> None:
             address="10.77.0.2",
             namespace="cutset-demo-1",
             cores=0.5,
+            cpus=(1,),
             num_threads=1,
             memory_bytes=(64 + 512) * 2**20,
         ),
@@ -41,10 +43,31 @@ def test_every_device_becomes_a_node() -> None:
             address="10.77.0.3",
             namespace="cutset-demo-2",
             cores=0.5,
+            cpus=(1,),
             num_threads=1,
             memory_bytes=None,
         ),
     )
+
+
+@pytest.mark.parametrize(
+    ("devices", "cores", "expected"),
+    [
+        ([(1.0, 1), (0.5, 1), (0.5, 1)], 4, [(0,), (1,), (2,)]),
+        ([(0.5, 1), (0.5, 1), (0.5, 1)], 2, [(0,), (1,), (0,)]),
+        ([(0.25, 1), (1.0, 3)], 4, [(3,), (0, 1, 2)]),
+        ([(0.75, 2), (0.5, 1)], 2, [(0, 1), (0, 1)]),  # the second fits on neither alone
+        ([(1.0, 2), (1.0, 1)], 2, [(0, 1), (0, 1)]),  # more than there is
+    ],
+)
+def test_a_node_runs_on_as_few_processors_as_its_share_needs(
+    devices: list[tuple[float, int]], cores: int, expected: list[tuple[int, ...]]
+) -> None:
+    text = "".join(
+        f'[[device]]\nname = "d{k}"\nspeed = {speed}\nthreads = {threads}\n'
+        for k, (speed, threads) in enumerate(devices)
+    )
+    assert [node.cpus for node in layout(text, cores=cores).nodes] == expected
 
 
 def test_every_directed_pair_with_a_limit_has_a_bucket() -> None:
@@ -152,4 +175,4 @@ def test_a_node_is_found_by_its_device() -> None:
 def test_addresses_can_run_out() -> None:
     cluster = cluster_from_toml("\n".join(f'[[device]]\nname = "d{i}"' for i in range(255)))
     with pytest.raises(TestbedError, match=r"device d254: the addresses of 10\.77\.0\.0/24 are"):
-        layout_of(cluster, name="demo", machine_cores=255)
+        layout_of(cluster, name="demo", machine_cpus=range(255))

@@ -47,9 +47,9 @@ def test_a_link_takes_the_time_that_its_bytes_need(testbed: State) -> None:
         ("server", "pi-1", 1_250_000, 0.1),
     ):
         took_s = send(testbed, source, target, size)
-        # The bucket lets the first frame through at once.
+        # The bucket lets the first frame through at once, or what passes in 1.5 ms.
         assert took_s is not None
-        assert took_s > least_s * (1 - 3000 / size)
+        assert took_s > least_s * (1 - 3000 / size) - 1.5e-3
     unlimited_s = send(testbed, "server", "pi-2", 500_000)
     assert unlimited_s is not None
     assert unlimited_s < 0.2

@@ -270,8 +270,7 @@ def _listening_ports(pids: tuple[int, ...]) -> set[int]:
 def test_a_stranger_at_a_data_port_harms_nobody(
     bundle_of_three: Path, model: SmallNet, words: bytes
 ) -> None:
-    engine = LocalEngine(("a", "b", "c"), num_threads=1)
-    engine.shares_memory = False  # so tensors cross over TCP
+    engine = LocalEngine(("a", "b", "c"), num_threads=1, shares_memory=False)
     with open_session(bundle_of_three, backend="torch", engine=engine) as session:
         pids = session.worker_pids
         ports = _listening_ports((os.getpid(), *pids))

@@ -57,8 +57,7 @@ def test_a_single_stage_is_a_pipeline_too(tmp_path: Path, model: SmallNet) -> No
 def test_tensors_cross_as_messages_where_memory_is_not_shared(
     bundle_of_three: Path, model: SmallNet
 ) -> None:
-    engine = LocalEngine(("a", "b", "c"), num_threads=1)
-    engine.shares_memory = False
+    engine = LocalEngine(("a", "b", "c"), num_threads=1, shares_memory=False)
     with open_session(bundle_of_three, backend="torch", engine=engine) as session:
         for num_rows in (1, 4, 11):
             rows = torch.randn(num_rows, 3, 16, 16)

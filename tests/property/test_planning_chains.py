@@ -76,6 +76,9 @@ def problems(draw, *, serial=None, fixed=None, uniform=None, max_pieces=6, max_d
         link_s_per_byte=per_byte,
         source_s=np.array(ends[:num_classes]),
         sink_s=np.array(ends[num_classes:]),
+        overhead_s=np.array(
+            draw(_row(SECONDS, num_classes)) if draw(st.booleans()) else [0.0] * num_classes
+        ),
         tie_cost=np.array(draw(_row(st.integers(1, 6).map(float), num + 1))),
         serial=draw(st.booleans()) if serial is None else serial,
         fixed_order=fixed,
@@ -228,6 +231,7 @@ def test_the_order_of_classes_does_not_matter(problem, shuffled):
         link_s_per_byte=problem.link_s_per_byte[np.ix_(index, index)],
         source_s=problem.source_s[index],
         sink_s=problem.sink_s[index],
+        overhead_s=problem.overhead_s[index],
     )
     try:
         expected = problem.period_s(solve_period(problem).stages)

@@ -71,18 +71,21 @@ def clusters(draw, max_devices=4):
     )
     pairs = [(a, b) for a in names for b in names if a != b]
     chosen = draw(st.lists(st.sampled_from(pairs), unique=True, max_size=3)) if pairs else []
+    caller = draw(st.sampled_from([None, *names]))
     return Cluster(
         devices=tuple(
             Device(
                 name=name,
                 speed=draw(st.sampled_from([0.5, 1.0])),
                 memory_bytes=draw(st.sampled_from([None, 20, 60])),
+                overhead_s=draw(st.sampled_from([0.0, 0.25])),
             )
             for name in names
         ),
         link=draw(links),
         overrides=tuple(LinkOverride(source=a, target=b, link=draw(links)) for a, b in chosen),
-        caller=draw(st.sampled_from([None, *names])),
+        caller=caller,
+        caller_overhead_s=draw(st.sampled_from([0.0, 0.5])) if caller else 0.0,
     )
 
 
@@ -149,9 +152,17 @@ def _one_class_each(costs, cluster, problem, fixed_order):
             )
     rows = costs.micro_batch
     home = cluster.caller
+    overhead = [
+        device.overhead_s + (cluster.caller_overhead_s if device.name == home else 0)
+        for device in cluster.devices
+    ]
 
     def sent(a, b, size):
-        return 0.0 if home is None else cluster.link_between(a, b).transfer_s(size * rows)
+        if home is None:
+            return 0.0
+        if a == b:
+            return overhead[names.index(home)] / 2
+        return cluster.link_between(a, b).transfer_s(size * rows)
 
     links = [[cluster.link_between(a, b) for b in names] for a in names]
     return dataclasses.replace(
@@ -162,6 +173,7 @@ def _one_class_each(costs, cluster, problem, fixed_order):
         link_s_per_byte=np.array([[1 / link.bandwidth_bytes_per_s for link in r] for r in links]),
         source_s=np.array([sent(home, name, costs.cut_bytes_per_row[0]) for name in names]),
         sink_s=np.array([sent(name, home, costs.cut_bytes_per_row[-1]) for name in names]),
+        overhead_s=np.array(overhead),
         fixed_order=fixed_order,
     )
 

@@ -169,11 +169,15 @@ def test_every_downset_is_listed_once(problem):
 def test_the_simulation_agrees_with_the_formulas(data, num, serial):
     compute = [data.draw(SECONDS) for _ in range(num)]
     moves = [data.draw(SECONDS) for _ in range(num + 1)]
-    timeline = simulate(compute, moves, num_microbatches=40, window=40, serial=serial)
+    overhead = [data.draw(SECONDS) for _ in range(num)] if data.draw(st.booleans()) else [0.0] * num
+    timeline = simulate(
+        compute, moves, overhead_s=overhead, num_microbatches=40, window=40, serial=serial
+    )
+    busy = [a + b for a, b in zip(compute, overhead, strict=True)]
     if serial:
-        period = max(moves[k] + compute[k] + moves[k + 1] for k in range(num))
+        period = max(moves[k] + busy[k] + moves[k + 1] for k in range(num))
     else:
-        period = max(compute + moves)
+        period = max(busy + moves)
     assert timeline.first_latency_s == pytest.approx(sum(compute) + sum(moves))
     assert timeline.steady_period_s == pytest.approx(period)
 

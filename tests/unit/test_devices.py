@@ -17,6 +17,7 @@ from cutset.errors import PlanError
 
 FULL = """
 caller = "server"
+caller_overhead = "1.5 ms"
 
 [[device]]
 name = "pi-1"
@@ -24,6 +25,7 @@ speed = 0.5
 memory_bytes = "1 GiB"
 threads = 4
 address = "10.0.0.11"
+overhead = "0.5 ms"
 
 [[device]]
 name = "server"
@@ -32,6 +34,8 @@ profile = "server.json"
 [link]
 bandwidth = "100 Mbit/s"
 latency = "1 ms"
+send_cost = "5 ns/B"
+receive_cost = "8 ms/MB"
 
 [[link.between]]
 devices = ["pi-1", "server"]
@@ -41,20 +45,27 @@ bandwidth = "1 Gbit/s"
 
 def test_reads_every_key_and_unit():
     cluster = cluster_from_toml(FULL)
-    fast = Link(bandwidth_bytes_per_s=125_000_000.0, latency_s=0.001)
+    costs = {"send_s_per_byte": 5e-9, "receive_s_per_byte": 8e-9}
+    fast = Link(bandwidth_bytes_per_s=125_000_000.0, latency_s=0.001, **costs)
     assert cluster == Cluster(
         devices=(
             Device(
-                name="pi-1", speed=0.5, memory_bytes=1_073_741_824, threads=4, address="10.0.0.11"
+                name="pi-1",
+                speed=0.5,
+                memory_bytes=1_073_741_824,
+                threads=4,
+                address="10.0.0.11",
+                overhead_s=0.5e-3,
             ),
             Device(name="server", profile="server.json"),
         ),
-        link=Link(bandwidth_bytes_per_s=12_500_000.0, latency_s=0.001),
+        link=Link(bandwidth_bytes_per_s=12_500_000.0, latency_s=0.001, **costs),
         overrides=(
             LinkOverride(source="pi-1", target="server", link=fast),
             LinkOverride(source="server", target="pi-1", link=fast),
         ),
         caller="server",
+        caller_overhead_s=1.5e-3,
     )
 
 
@@ -102,29 +113,34 @@ def test_rates(text, value):
 @pytest.mark.parametrize(
     ("old", "new", "where", "what"),
     [
-        ("speed = 0.5", "sped = 0.5", "c.toml:6: device[0].sped", "did you mean 'speed'"),
-        ("speed = 0.5", "speed = -1", "c.toml:6: device[0].speed", "must be above 0"),
-        ("speed = 0.5", "speed = true", "c.toml:6: device[0].speed", "expected a number"),
-        ("speed = 0.5", "speed = nan", "c.toml:6: device[0].speed", "must be above 0"),
-        ("1 GiB", "1 GoB", "c.toml:7: device[0].memory_bytes", "unknown unit 'GoB'"),
-        ("1 GiB", "-1 GiB", "c.toml:7: device[0].memory_bytes", "cannot read"),
-        ("1 GiB", "inf", "c.toml:7: device[0].memory_bytes", "leave it out"),
-        ("threads = 4", "threads = 0", "c.toml:8: device[0].threads", "whole number from 1"),
-        ('name = "server"', 'name = "pi-1"', "c.toml:12: device[1].name", "another device"),
-        ('name = "server"', "", "c.toml:11: device[1]", "no name"),
-        ("100 Mbit/s", "0 Mbit/s", "c.toml:16: link.bandwidth", "above 0"),
-        ("100 Mbit/s", "100 ms", "c.toml:16: link.bandwidth", "unknown unit 'ms'"),
-        ("1 ms", "1 parsec", "c.toml:17: link.latency", "unknown unit 'parsec'"),
+        ("speed = 0.5", "sped = 0.5", "c.toml:7: device[0].sped", "did you mean 'speed'"),
+        ("speed = 0.5", "speed = -1", "c.toml:7: device[0].speed", "must be above 0"),
+        ("speed = 0.5", "speed = true", "c.toml:7: device[0].speed", "expected a number"),
+        ("speed = 0.5", "speed = nan", "c.toml:7: device[0].speed", "must be above 0"),
+        ("1 GiB", "1 GoB", "c.toml:8: device[0].memory_bytes", "unknown unit 'GoB'"),
+        ("1 GiB", "-1 GiB", "c.toml:8: device[0].memory_bytes", "cannot read"),
+        ("1 GiB", "inf", "c.toml:8: device[0].memory_bytes", "leave it out"),
+        ("threads = 4", "threads = 0", "c.toml:9: device[0].threads", "whole number from 1"),
+        ('name = "server"', 'name = "pi-1"', "c.toml:14: device[1].name", "another device"),
+        ('name = "server"', "", "c.toml:13: device[1]", "no name"),
+        ("100 Mbit/s", "0 Mbit/s", "c.toml:18: link.bandwidth", "above 0"),
+        ("100 Mbit/s", "100 ms", "c.toml:18: link.bandwidth", "unknown unit 'ms'"),
+        ("1 ms", "1 parsec", "c.toml:19: link.latency", "unknown unit 'parsec'"),
         (
             '["pi-1", "server"]',
             '["pi-1", "serve"]',
-            "c.toml:20: link.between[0].devices",
+            "c.toml:24: link.between[0].devices",
             "did you mean 'server'",
         ),
-        ('["pi-1", "server"]', '["pi-1"]', "c.toml:20: link.between[0].devices", "two device"),
-        ('["pi-1", "server"]', '["pi-1", "pi-1"]', "c.toml:20: link.between", "joined to itself"),
+        ('["pi-1", "server"]', '["pi-1"]', "c.toml:24: link.between[0].devices", "two device"),
+        ('["pi-1", "server"]', '["pi-1", "pi-1"]', "c.toml:24: link.between", "joined to itself"),
         ('caller = "server"', 'caller = "me"', "c.toml:2: caller", "no device of the cluster"),
         ('caller = "server"', 'color = "red"', "c.toml:2: color", "unknown key"),
+        ('caller = "server"', "", "c.toml:3: caller_overhead", "there is no caller"),
+        ("1.5 ms", "inf", "c.toml:3: caller_overhead", "must be finite"),
+        ("0.5 ms", "-1 us", "c.toml:11: device[0].overhead", "cannot read"),
+        ("5 ns/B", "5 ns", "c.toml:20: link.send_cost", "unknown unit 'ns'"),
+        ('"8 ms/MB"', "-1", "c.toml:21: link.receive_cost", "at least 0"),
         ("[[device]]", "[[devices]]", "c.toml", "unknown key"),
         ('name = "pi-1"', 'name = "pi-1', "c.toml", "not valid TOML"),
     ],
@@ -173,10 +189,20 @@ def test_equal_devices_have_free_links_and_no_limits():
         equal_cluster(0)
 
 
+def test_a_caller_on_a_device_takes_from_its_stage_and_from_no_other():
+    cluster = cluster_from_toml(FULL)
+    pi, server = cluster.devices
+    assert cluster.overhead_on(pi) == 0.5e-3
+    assert cluster.overhead_on(server) == 1.5e-3
+    assert cluster.caller_transfer_s(server, 10**9, back=False) == 0.75e-3
+    assert cluster.caller_transfer_s(pi, 125_000_000, back=True) == 1.001
+
+
 def test_without_forgets_devices_and_all_that_names_them():
     left = cluster_from_toml(FULL).without("server")
     assert [device.name for device in left.devices] == ["pi-1"]
     assert left.overrides == ()
     assert left.caller is None
+    assert left.caller_overhead_s == 0.0
     with pytest.raises(ValueError, match="at least one device"):
         left.without("pi-1")

@@ -141,10 +141,11 @@ class LocalEngine:
             (most of what a start takes) to stand in for the next one. Costs the memory of an idle
             process, and nothing as long as no worker is lost.
         worker_command: the command line that starts a worker, without its options.
+        shares_memory: whether neighbours share memory; otherwise they talk as they would on
+            different hosts.
     """
 
     name = "local"
-    shares_memory = True
     host = "127.0.0.1"
 
     def __init__(
@@ -154,7 +155,9 @@ class LocalEngine:
         num_threads: int,
         keep_spare: bool = True,
         worker_command: tuple[str, ...] = (sys.executable, "-m", "cutset.runtime.worker"),
+        shares_memory: bool = True,
     ) -> None:
+        self.shares_memory = shares_memory
         self._devices = devices
         self._worker_command = worker_command
         self._num_threads = num_threads

@@ -98,7 +98,7 @@ def place_stages(manifest: Manifest, cluster: Cluster, lost: Collection[str]) ->
     planned = tuple(stage.device for stage in plan.stages)
     if not set(planned) & set(lost):
         return planned
-    cluster = with_speeds(cluster, plan)
+    cluster = _without_overheads(with_speeds(cluster, plan))
     gone = ", ".join(sorted(set(lost)))
     kept = [device.name for device in cluster.devices if device.name not in lost]
     if not kept:
@@ -128,15 +128,24 @@ def place_stages(manifest: Manifest, cluster: Cluster, lost: Collection[str]) ->
     return tuple(placed)
 
 
+def _without_overheads(cluster: Cluster) -> Cluster:
+    """The cluster for pieces that bring their overheads along."""
+    devices = tuple(msgspec.structs.replace(d, overhead_s=0.0) for d in cluster.devices)
+    return msgspec.structs.replace(cluster, devices=devices, caller_overhead_s=0.0)
+
+
 def _stages_as_pieces(manifest: Manifest, cluster: Cluster) -> CostModel:
     """Costs in which a piece is a stage.
 
     Each stage has a worker of its own, so the memory of several on a device adds up, that of the
-    runtime and of activations too; all of it is booked as weights.
+    runtime and of activations too; all of it is booked as weights. So do their overheads, which are
+    booked as computing.
     """
     plan = manifest.plan
     speeds = {device.name: device.speed for device in cluster.devices}
-    reference_s = tuple(s.compute_s * speeds.get(s.device, 1.0) for s in plan.stages)
+    reference_s = tuple(
+        (s.compute_s + s.overhead_s) * speeds.get(s.device, 1.0) for s in plan.stages
+    )
     return CostModel(
         micro_batch=plan.micro_batch,
         positions=(*(stage.start for stage in plan.stages), plan.stages[-1].stop),

@@ -1,4 +1,4 @@
-"""The part of `cutset probe` that runs on a node: its facts, and two measuring programs."""
+"""The part of `cutset probe` that runs on a node: its facts, and the measuring programs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cutset.errors import EngineError
 
 PROGRAMS = {
     "profile": ("-m", "cutset.cli"),
+    "overhead": ("-m", "cutset.overhead"),
     "link": ("-m", "cutset.runtime.linkprobe"),
 }
 

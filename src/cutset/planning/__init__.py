@@ -2,6 +2,7 @@
 
 from cutset.planning.assemble import gain_inside_units
 from cutset.planning.cost_graph import CostGraph, load_cost_graph, plan_cost_graph
+from cutset.planning.expect import expect_on_cluster
 from cutset.planning.make import make_plan, pareto_plans
 from cutset.planning.plan import (
     Alternative,
@@ -25,6 +26,7 @@ __all__ = [
     "Slot",
     "StagePlan",
     "Timeline",
+    "expect_on_cluster",
     "gain_inside_units",
     "load_cost_graph",
     "load_plan",

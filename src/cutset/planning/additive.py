@@ -86,9 +86,11 @@ class _Search:
             stop = int(variant.furthest[start])
             seconds = variant.prefix_s[start + 1 : stop + 1] - variant.prefix_s[start]
             best[: stop - start] = np.minimum(best[: stop - start], seconds)
-        load = best
-        if problem.serial and math.isfinite(self.limit_s) and not self.by_load:
-            load = best + self._moves_s(last, start, following)
+        load = best + problem.overhead_s[here]
+        if self.by_load:
+            best = load
+        elif problem.serial and math.isfinite(self.limit_s):
+            load = load + self._moves_s(last, start, following)
         best[load > self.limit_s] = math.inf
         allowed = np.flatnonzero(np.isfinite(best))
         stop = start + 1 + int(allowed[-1]) if len(allowed) else start

@@ -96,6 +96,7 @@ def _stages(
                 memory_limit_bytes=device.memory_bytes,
                 flops=sum(costs.flops_per_row[first:last]),
                 cut_kind=costs.kinds[last],
+                overhead_s=float(problem.overhead_s[stage.device_class]),
             )
         )
     return tuple(stages)

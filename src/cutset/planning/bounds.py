@@ -31,13 +31,14 @@ def volume_bound(problem: ChainProblem) -> float:
     work, rates = problem.volume()
     every = np.sort(np.repeat(rates, problem.counts))[::-1][: problem.max_stages]
     total = float(every.sum())
-    return float(work.sum()) / total if math.isfinite(total) and total > 0 else 0.0
+    spread_s = float(work.sum()) / total if math.isfinite(total) and total > 0 else 0.0
+    return spread_s + float(problem.overhead_s.min())
 
 
 def largest_node_bound(problem: ChainProblem) -> float:
     """Seconds of the largest piece on the device that is fastest for it."""
     work, _ = problem.volume()
-    return float(work.max())
+    return float(work.max()) + float(problem.overhead_s.min())
 
 
 def least_stages(problem: ChainProblem, limit_s: float) -> int | None:
@@ -47,7 +48,7 @@ def least_stages(problem: ChainProblem, limit_s: float) -> int | None:
     """
     reach = np.zeros(problem.num_pieces, dtype=np.int64)
     for variant in problem.variants:
-        np.maximum(reach, variant.stops_within(limit_s), out=reach)
+        np.maximum(reach, problem.stops_within(variant, limit_s), out=reach)
     at = count = 0
     while at < problem.num_pieces:
         if reach[at] <= at:

@@ -114,16 +114,12 @@ def build_problem(
     latency, per_byte = _link_tables(cluster)
     edges = np.asarray(boundaries, dtype=np.int64)
     crossing = np.asarray(costs.cut_bytes_per_row, dtype=np.float64) * costs.micro_batch
-    home = [cluster.caller] if cluster.caller is not None else []
-    source = [
-        sum(cluster.link_between(c, d.name).transfer_s(crossing[0]) for c in home) for d in devices
-    ]
-    sink = [
-        sum(cluster.link_between(d.name, c).transfer_s(crossing[-1]) for c in home) for d in devices
-    ]
+    source = [cluster.caller_transfer_s(d, crossing[0], back=False) for d in devices]
+    sink = [cluster.caller_transfer_s(d, crossing[-1], back=True) for d in devices]
+    overhead = [cluster.overhead_on(d) for d in devices]
     keys = [
-        (tuple((s.backend, s.seconds) for s in own), d.memory_bytes, a, b)
-        for d, own, a, b in zip(devices, seconds, source, sink, strict=True)
+        (tuple((s.backend, s.seconds) for s in own), d.memory_bytes, a, b, o)
+        for d, own, a, b, o in zip(devices, seconds, source, sink, overhead, strict=True)
     ]
     members = _classes(keys, latency, per_byte)
     if fixed_order and len(members) > 1:
@@ -143,6 +139,7 @@ def build_problem(
         link_s_per_byte=link_per_byte,
         source_s=np.asarray(source, dtype=np.float64)[firsts],
         sink_s=np.asarray(sink, dtype=np.float64)[firsts],
+        overhead_s=np.asarray(overhead, dtype=np.float64)[firsts],
         tie_cost=_tie_costs(costs, edges),
         serial=serial,
         fixed_order=fixed_order and len(members) > 1,

@@ -58,7 +58,7 @@ def feasible_fixed(problem: ChainProblem, limit_s: float) -> tuple[Placed, ...] 
     limit_s = with_slack(limit_s)
     num = problem.num_pieces
     nodes = _nodes(problem)
-    stops = [v.stops_within(limit_s) for v in problem.variants]
+    stops = [problem.stops_within(v, limit_s) for v in problem.variants]
     ends = np.arange(1, num + 1)
     reached: list[np.ndarray] = []
     for node in nodes:
@@ -142,7 +142,7 @@ def cheapest_fixed(
     """
     limit_s = with_slack(limit_s)
     nodes = _nodes(problem)
-    windows = [_first_starts(v, limit_s) for v in problem.variants]
+    windows = [_first_starts(problem, v, limit_s) for v in problem.variants]
     values: list[Floats] = []
     for node in nodes:
         entry = _entry_values(problem, nodes, values, node, limit_s, cost)
@@ -151,6 +151,7 @@ def cheapest_fixed(
             if variant.device_class == node.device_class:
                 row[1:] = np.minimum(row[1:], _best_ends(entry, variant, first, cost))
         if cost == "load":
+            row += problem.overhead_s[node.device_class]
             row[row > limit_s] = math.inf
         values.append(row)
     best, index = math.inf, -1
@@ -168,10 +169,10 @@ def cheapest_fixed(
     return None if index < 0 else _trace(problem, nodes, values, index, limit_s, cost)
 
 
-def _first_starts(variant: Variant, limit_s: float) -> Ints:
+def _first_starts(problem: ChainProblem, variant: Variant, limit_s: float) -> Ints:
     """For each end 1 .. n the first start of a possible stage, shape (n,); the end where none."""
     ends = np.arange(1, len(variant.furthest) + 1)
-    first = np.searchsorted(variant.stops_within(limit_s), ends, side="left")
+    first = np.searchsorted(problem.stops_within(variant, limit_s), ends, side="left")
     return np.minimum(first, ends)
 
 
@@ -253,7 +254,7 @@ def _trace(
         entry = _entry_values(problem, nodes, values, node, limit_s, cost)
         candidates = np.full(stop, math.inf)
         for variant in problem.of_class(node.device_class):
-            first = int(_first_starts(variant, limit_s)[stop - 1])
+            first = int(_first_starts(problem, variant, limit_s)[stop - 1])
             spent = 0.0 if cost == "ties" else variant.prefix_s[stop] - variant.prefix_s[first:stop]
             candidates[first:] = np.minimum(candidates[first:], entry[first:stop] + spent)
         start = int(np.argmin(candidates))

@@ -125,6 +125,7 @@ def _split_off(problem: ChainProblem, device_class: int, variants: list[Variant]
         link_s_per_byte=problem.link_s_per_byte[np.ix_(index, index)],
         source_s=problem.source_s[index],
         sink_s=problem.sink_s[index],
+        overhead_s=problem.overhead_s[index],
     )
 
 

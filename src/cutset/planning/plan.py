@@ -35,6 +35,8 @@ class StagePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         memory_limit_bytes: what the device has, or None where memory is no limit.
         flops: multiply-adds for one row.
         cut_kind: kind of the cut that ends it, ``""`` for the last stage.
+        overhead_s: predicted seconds that it cannot compute, for each micro-batch, because of its
+            messages and of a caller on its device; of no part of the latency.
     """
 
     index: int
@@ -54,6 +56,12 @@ class StagePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     memory_limit_bytes: int | None = None
     flops: int = 0
     cut_kind: str = ""
+    overhead_s: float = 0.0
+
+    @property
+    def busy_s(self) -> float:
+        """Predicted seconds for which each micro-batch occupies it, transfers aside."""
+        return self.compute_s + self.overhead_s
 
 
 class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -112,20 +120,25 @@ class MoreTensors(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a plan takes where every stage is a process of this machine, from measured parts.
+    """What a plan takes, with what was measured beyond the sums that the planner minimises.
 
     The planner adds up pieces, which have the average cost of a cut in them, and takes links
-    between equal devices to be free. These numbers come from the stages that were chosen,
-    measured as wholes, and from what messages and the caller's own part cost here.
+    between equal devices to be free. Where every stage is to be a process of this machine, these
+    numbers come from the chosen stages, measured as wholes, and from what messages and the caller's
+    own part cost here. On a cluster whose links say what bytes take from their ends' computing,
+    that is added.
 
     Attributes:
+        where: ``"this machine"`` or ``"cluster"``.
         compute_s: of each stage, for one micro-batch.
         message_s: processor seconds of each message, both ends together: from the caller to the
             first stage, between neighbours, from the last stage to the caller.
         period_s: seconds per micro-batch in steady state.
-        latency_s: seconds for one micro-batch alone, without the time that waking processes takes.
+        latency_s: seconds for one micro-batch alone; on this machine without the time that waking
+            processes takes.
     """
 
+    where: str
     compute_s: tuple[float, ...]
     message_s: tuple[float, ...]
     period_s: float
@@ -156,7 +169,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         unused_devices: devices of the cluster that get no stage.
         notes: what else a reader should know, a sentence each.
         more_tensors: what a larger `max_tensors` would give, where it would help.
-        expected: what this plan takes as processes of one machine, where that was measured.
+        expected: what this plan takes with more than the planner's sums, where that is known.
     """
 
     format: str

@@ -50,7 +50,10 @@ class Variant:
         return float(self.prefix_s[stop] - self.prefix_s[start])
 
     def stops_within(self, limit_s: float) -> Ints:
-        """For each start the largest stop of a stage of at most `limit_s`, shape (n,)."""
+        """For each start the largest stop that takes at most `limit_s`, shape (n,).
+
+        Where there is none it is the start or, below 0, less.
+        """
         reach = np.searchsorted(self.prefix_s, self.prefix_s[:-1] + limit_s, side="right") - 1
         return np.minimum(reach, self.furthest)
 
@@ -76,6 +79,8 @@ class ChainProblem:
         link_s_per_byte: the same for each byte.
         source_s: seconds to bring the model's inputs to a device, shape (C,).
         sink_s: seconds to bring the model's outputs back, shape (C,).
+        overhead_s: seconds that a stage on each class is busy besides computing, shape (C,); they
+            count in a period, and not in a latency.
         tie_cost: what a cut at each boundary costs among plans of equal objective, shape (n + 1,).
         serial: whether a stage receives, computes and sends one after the other.
         fixed_order: whether stages must use the classes (of one device each) in rising order.
@@ -90,6 +95,7 @@ class ChainProblem:
     link_s_per_byte: Floats
     source_s: Floats
     sink_s: Floats
+    overhead_s: Floats
     tie_cost: Floats
     serial: bool = False
     fixed_order: bool = False
@@ -112,6 +118,14 @@ class ChainProblem:
     def compute_s(self, stage: Placed) -> float:
         """Seconds of a stage with its best variant, infinity where none is possible."""
         return min(v.cost_s(stage.start, stage.stop) for v in self.of_class(stage.device_class))
+
+    def stops_within(self, variant: Variant, limit_s: float) -> Ints:
+        """For each start the largest stop of a stage that is busy for at most `limit_s`."""
+        return variant.stops_within(limit_s - float(self.overhead_s[variant.device_class]))
+
+    def busy_s(self, stage: Placed) -> float:
+        """Seconds for which a stage occupies its device, transfers aside."""
+        return self.compute_s(stage) + float(self.overhead_s[stage.device_class])
 
     def link_row_s(self, source: int, target: int) -> Floats:
         """Seconds to send across each boundary from class to class, shape (n + 1,)."""
@@ -137,7 +151,7 @@ class ChainProblem:
     def period_s(self, stages: tuple[Placed, ...]) -> float:
         """Seconds per micro-batch: the largest load of a stage or, unless serial, a link."""
         moves = self.transfers_s(stages)
-        work = [self.compute_s(stage) for stage in stages]
+        work = [self.busy_s(stage) for stage in stages]
         if self.serial:
             return max(moves[k] + work[k] + moves[k + 1] for k in range(len(stages)))
         return max(*work, *moves)

@@ -104,6 +104,7 @@ def merge_classes(problem: ChainProblem, groups: list[list[int]], *, as_best: bo
         link_s_per_byte=per_byte,
         source_s=np.array([pick(problem.source_s[group]) for group in groups]),
         sink_s=np.array([pick(problem.sink_s[group]) for group in groups]),
+        overhead_s=np.array([pick(problem.overhead_s[group]) for group in groups]),
     )
 
 
@@ -135,6 +136,7 @@ def _cut_anew(problem: ChainProblem, order: list[int]) -> tuple[Placed, ...] | N
         link_s_per_byte=problem.link_s_per_byte[np.ix_(index, index)],
         source_s=problem.source_s[index],
         sink_s=problem.sink_s[index],
+        overhead_s=problem.overhead_s[index],
         fixed_order=True,
     )
     if problem.serial:

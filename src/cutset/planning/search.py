@@ -95,9 +95,11 @@ def candidate_periods(problem: ChainProblem, above_s: float, below_s: float) -> 
     parts: list[Floats] = [problem.source_s, problem.sink_s]
     total = 0
     for variant in problem.variants:
-        prefix = variant.prefix_s
-        first = np.searchsorted(prefix, prefix[:-1] + above_s, side="right")
-        last = np.searchsorted(prefix, prefix[:-1] + below_s, side="left")
+        prefix, overhead_s = variant.prefix_s, float(problem.overhead_s[variant.device_class])
+        starts_s = prefix[:-1] - overhead_s
+        first = np.searchsorted(prefix, starts_s + above_s, side="right")
+        first = np.maximum(first, np.arange(1, problem.num_pieces + 1))
+        last = np.searchsorted(prefix, starts_s + below_s, side="left")
         last = np.minimum(last, variant.furthest + 1)
         widths = np.maximum(last - first, 0)
         total += int(widths.sum())
@@ -106,7 +108,7 @@ def candidate_periods(problem: ChainProblem, above_s: float, below_s: float) -> 
         starts = np.repeat(np.arange(problem.num_pieces), widths)
         offsets = np.arange(len(starts)) - np.repeat(np.cumsum(widths) - widths, widths)
         stops = np.repeat(first, widths) + offsets
-        parts.append(prefix[stops] - prefix[starts])
+        parts.append(prefix[stops] - prefix[starts] + overhead_s)
     seen: set[tuple[float, float]] = set()
     for a in range(problem.num_classes):
         for b in range(problem.num_classes):

@@ -2,7 +2,8 @@
 
 Stages and links are resources that do one thing at a time, in the micro-batches' order. At most
 `window` micro-batches are between the caller's send and the answer. Overlapped, a link works
-beside the stages at its ends; serial, a transfer occupies both of them. With a window that is wide
+beside the stages at its ends; serial, a transfer occupies both of them. A stage's overhead keeps it
+from the next micro-batch once this one's result is out. With a window that is wide
 enough the steady period is the largest load, and the first latency is the sum of all parts, as the
 formulas in `problem` say; the tests hold the two against each other.
 """
@@ -64,6 +65,7 @@ def simulate_plan(plan: Plan, *, num_microbatches: int = 16, window: int | None 
     return simulate(
         [stage.compute_s for stage in plan.stages],
         [plan.stages[0].receive_s, *(stage.send_s for stage in plan.stages)],
+        overhead_s=[stage.overhead_s for stage in plan.stages],
         num_microbatches=num_microbatches,
         window=window,
         serial=plan.serial,
@@ -75,6 +77,7 @@ def simulate(
     transfer_s: Sequence[float],
     *,
     num_microbatches: int,
+    overhead_s: Sequence[float] = (),
     window: int | None = None,
     serial: bool = False,
 ) -> Timeline:
@@ -84,6 +87,7 @@ def simulate(
         compute_s: seconds of each stage, k of them.
         transfer_s: seconds into the first stage, between neighbours, out of the last: k + 1.
         num_microbatches: how many to run, at least 1.
+        overhead_s: seconds that each stage is busy besides computing; none if empty.
         window: the most between send and answer at any time; None for no limit.
         serial: whether a transfer occupies the stages at its ends.
 
@@ -93,7 +97,10 @@ def simulate(
     num = len(compute_s)
     if num < 1 or len(transfer_s) != num + 1:
         raise ValueError(f"{num} stages need {num + 1} transfers, got {len(transfer_s)}")
-    if any(not 0 <= s < math.inf for s in (*compute_s, *transfer_s)):
+    overhead_s = overhead_s or [0.0] * num
+    if len(overhead_s) != num:
+        raise ValueError(f"{num} stages and {len(overhead_s)} overheads")
+    if any(not 0 <= s < math.inf for s in (*compute_s, *transfer_s, *overhead_s)):
         raise ValueError("seconds must be 0 or more and finite")
     if num_microbatches < 1 or (window is not None and window < 1):
         raise ValueError("num_microbatches and window must be at least 1")
@@ -114,11 +121,12 @@ def simulate(
                 slots.append(_slot(names[k], "transfer", k - 1, m, start, stop))
                 link_free[k] = stop
                 if serial and k > 0:
-                    stage_free[k - 1] = stop
+                    stage_free[k - 1] = stop + overhead_s[k - 1]
             ready = stop
             if k < num:
                 start = max(ready, stage_free[k])
-                ready = stage_free[k] = start + compute_s[k]
+                ready = start + compute_s[k]
+                stage_free[k] = ready + overhead_s[k]
                 slots.append(_slot(f"stage {k}", "compute", k, m, start, ready))
         answers.append(ready)
     return _timeline(slots, answers, compute_s)

@@ -166,6 +166,7 @@ class ThresholdSearch:
         stops = np.arange(self.size)
         allowed = np.zeros((problem.num_pieces, self.size), dtype=bool)
         moves = np.zeros((problem.num_pieces, self.size))
+        overhead_s = float(problem.overhead_s[device_class])
         if problem.serial:
             link = self._any_link()
             received = link[:-1].copy()
@@ -176,10 +177,10 @@ class ThresholdSearch:
         for variant in problem.of_class(device_class):
             if problem.serial:
                 prefix = variant.prefix_s
-                fits = prefix - prefix[:-1, None] + moves <= limit_s
+                fits = prefix - prefix[:-1, None] + moves <= limit_s - overhead_s
                 reach = variant.furthest
             else:
-                fits, reach = np.ones(1, dtype=bool), variant.stops_within(limit_s)
+                fits, reach = np.ones(1, dtype=bool), problem.stops_within(variant, limit_s)
             allowed |= fits & (stops <= reach[:, None])
         allowed &= stops > np.arange(problem.num_pieces)[:, None]
         return allowed

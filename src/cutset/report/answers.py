@@ -128,18 +128,19 @@ def _moved(plan: Plan, strip: Strip, basis: Basis, stops: Sequence[int], cut: in
 
 def _slowest(sources: ReportSources, basis: Basis | None) -> tuple[str, ...]:
     plan = sources.plan
-    slow = max(plan.stages, key=lambda stage: stage.compute_s)
-    share = f", {slow.compute_s / plan.period_s:.0%} of the period" if plan.period_s else ""
+    slow = max(plan.stages, key=lambda stage: stage.busy_s)
+    share = f", {slow.busy_s / plan.period_s:.0%} of the period" if plan.period_s else ""
+    more = f" and {format_seconds(slow.overhead_s)} for its messages" if slow.overhead_s else ""
     sentences = [
         (
             f"Stage {slow.index} on {slow.device}, from {slow.first} to {slow.last}: "
-            f"{format_seconds(slow.compute_s)} of computing per micro-batch{share}."
+            f"{format_seconds(slow.compute_s)} of computing{more} per micro-batch{share}."
         )
     ]
     links = [(stage.send_s, f"from stage {stage.index}") for stage in plan.stages]
     links.append((plan.stages[0].receive_s, "into stage 0"))
     longest, where = max(links)
-    if longest > slow.compute_s:
+    if longest > slow.busy_s:
         sentences.append(
             f"But it is the link {where} that sets the pace: {format_seconds(longest)}."
         )

@@ -180,7 +180,7 @@ def _checked(basis: Basis, sources: ReportSources) -> Basis:
         pairs = [
             (getattr(new, key), getattr(old, key))
             for new, old in zip(again.stages, plan.stages, strict=True)
-            for key in ("compute_s", "receive_s", "send_s")
+            for key in ("compute_s", "overhead_s", "receive_s", "send_s")
         ]
         alone = next((a.period_s for a in plan.alternatives if a.num_stages == 1), None)
         whole = sum(basis.seconds_on(plan.stages[0].device, plan.stages[0].backend))

@@ -100,6 +100,7 @@ def render(report: Report) -> str:
         verification=report.sources.verification,
         has_trace=report.sources.trace is not None,
         has_limits=any(stage.memory_limit_bytes is not None for stage in plan.stages),
+        has_overhead=any(stage.overhead_s for stage in plan.stages),
         basis_notes=report.basis.notes if report.basis else (),
         chosen=[part.index + 1 in stops[:-1] for part in report.strip.parts],
         showable=plans["plans"].keys(),

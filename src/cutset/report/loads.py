@@ -20,13 +20,14 @@ class StageLoad:
         last: name it ends with.
         backend: what computes it, or ``""``.
         compute_s: predicted seconds per micro-batch.
+        overhead_s: predicted seconds in which it cannot compute, per micro-batch.
         receive_s: predicted seconds to receive one.
         send_s: predicted seconds to send one.
         measured_s: measured seconds of computing per micro-batch, or None.
         weight_bytes: bytes of its weights.
         memory_bytes: what it needs on its device.
         memory_limit_bytes: what the device has, or None.
-        is_slowest: whether its computing takes longest.
+        is_slowest: whether its computing and overhead take longest.
     """
 
     index: int
@@ -35,6 +36,7 @@ class StageLoad:
     last: str
     backend: str
     compute_s: float
+    overhead_s: float
     receive_s: float
     send_s: float
     measured_s: float | None
@@ -46,7 +48,7 @@ class StageLoad:
 
 def stage_loads(plan: Plan, bench: Bench | None) -> tuple[StageLoad, ...]:
     """The load of every stage of a plan."""
-    slowest = max(plan.stages, key=lambda stage: stage.compute_s).index
+    slowest = max(plan.stages, key=lambda stage: stage.busy_s).index
     return tuple(
         StageLoad(
             index=stage.index,
@@ -55,6 +57,7 @@ def stage_loads(plan: Plan, bench: Bench | None) -> tuple[StageLoad, ...]:
             last=stage.last,
             backend=stage.backend,
             compute_s=stage.compute_s,
+            overhead_s=stage.overhead_s,
             receive_s=stage.receive_s,
             send_s=stage.send_s,
             measured_s=bench.stages[stage.index].busy * bench.period_s if bench else None,
@@ -78,6 +81,7 @@ def load_rows(loads: tuple[StageLoad, ...], *, with_measured: bool) -> list[dict
         times = {
             "receives": load.receive_s,
             "computes": load.compute_s,
+            "overhead": load.overhead_s,
             "sends": load.send_s,
             "measured": load.measured_s if with_measured else None,
         }

@@ -105,17 +105,21 @@ def print_plan(console: Console, plan: Plan) -> None:
     table.add_column("device", overflow="fold")
     table.add_column("up to", overflow="fold")
     table.add_column("compute", justify="right", no_wrap=True)
+    with_overhead = any(stage.overhead_s for stage in plan.stages)
+    if with_overhead:
+        table.add_column("overhead", justify="right", no_wrap=True)
     table.add_column("load", no_wrap=True)
     table.add_column("weights", justify="right", no_wrap=True)
     table.add_column("sends", justify="right", no_wrap=True)
-    slowest = max(stage.compute_s for stage in plan.stages) or 1.0
+    slowest = max(stage.busy_s for stage in plan.stages) or 1.0
     for stage in plan.stages:
         table.add_row(
             str(stage.index),
             escape(stage.device),
             escape(stage.last),
             format_seconds(stage.compute_s),
-            f"[{_stage_style(stage.index)}]{bar(stage.compute_s / slowest, 12)}[/]",
+            *([format_seconds(stage.overhead_s)] if with_overhead else []),
+            f"[{_stage_style(stage.index)}]{bar(stage.busy_s / slowest, 12)}[/]",
             format_bytes(stage.weight_bytes),
             format_bytes(stage.output_bytes_per_sample * plan.micro_batch),
         )
@@ -126,10 +130,14 @@ def print_plan(console: Console, plan: Plan) -> None:
         f"({plan.rows_per_s:.4g} rows/s), {format_seconds(plan.latency_s)} for one alone"
     )
     if plan.expected is not None:
-        console.print(
-            f"as processes of this machine: {format_seconds(plan.expected.period_s)} per {rows}, "
-            f"its stages measured as wholes, messages and the caller's part included"
-        )
+        period = f"{format_seconds(plan.expected.period_s)} per {rows}"
+        if plan.expected.where == "cluster":
+            console.print(f"with what bytes take from computing: {period}")
+        else:
+            console.print(
+                f"as processes of this machine: {period}, "
+                f"its stages measured as wholes, messages and the caller's part included"
+            )
     proof = (
         "proven the best" if plan.is_proven else f"at most {plan.gap:.2%} above the best possible"
     )

@@ -68,6 +68,7 @@ def expect_here(
     all_s = sum(compute_s) + sum(message_s)
     at_once = max(1, num_usable_cores() // num_threads)
     expected = Expected(
+        where="this machine",
         compute_s=compute_s,
         message_s=message_s,
         period_s=max(longest_s, all_s / at_once),

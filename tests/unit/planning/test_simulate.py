@@ -35,6 +35,18 @@ def test_a_serial_transfer_holds_both_of_its_ends():
     ]
 
 
+def test_overhead_keeps_a_stage_and_not_its_result():
+    timeline = simulate([2.0, 3.0], [0.0, 1.0, 0.0], overhead_s=[1.0, 0.5], num_microbatches=2)
+    assert rows(timeline) == [
+        ("stage 0", 0, 0.0, 2.0),
+        ("link 0 -> 1", 0, 2.0, 3.0),
+        ("stage 1", 0, 3.0, 6.0),
+        ("stage 0", 1, 3.0, 5.0),
+        ("link 0 -> 1", 1, 5.0, 6.0),
+        ("stage 1", 1, 6.5, 9.5),
+    ]
+
+
 def test_a_window_of_one_runs_one_at_a_time():
     timeline = simulate([2.0, 3.0], [1.0, 1.0, 1.0], num_microbatches=3, window=1)
     assert timeline.steady_period_s == 8.0

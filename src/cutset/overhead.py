@@ -1,0 +1,143 @@
+"""Measures what receiving, sending and the caller take from a stage's computing on this machine.
+
+A pipeline of one stage that computes next to nothing answers one message after the other, over the
+channel that the runtime uses between hosts. Bystanders compute meanwhile, as a stage would. What
+they get done less, for each micro-batch, a stage would lose: nothing where other cores have the
+time, all of it where there is one core or a fraction of one, and whatever lies between. It is
+divided between worker and caller by their processor time.
+
+Started as ``python -m cutset.overhead --bytes N --threads T``, it prints one JSON document, an
+`Overhead`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import msgspec
+import psutil
+import torch
+
+from cutset.engines.local import LocalEngine
+from cutset.models.found import FoundModel
+from cutset.preparation import prepare_found
+from cutset.runtime.bystander import Bystanders, spent_s
+from cutset.runtime.session import Session, open_session
+from cutset.workflow import plan_stages, split_model
+
+TYPICAL_ROW_BYTES = 3 * 224 * 224 * 4
+"""Bytes of the message to the stage, for each row: a picture as most image models take it."""
+
+_NUM_ROUNDS = 5
+ROUND_S = 1.0
+_NUM_WARM_UP = 20
+_ANSWER_VALUES = 1000
+
+
+class Overhead(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is lost for each micro-batch.
+
+    Attributes:
+        stage_s: seconds that a stage cannot compute because of its own two messages.
+        caller_s: seconds that it cannot compute because the caller works on the same device.
+        num_bytes: of the message to the stage; the answer is small.
+        cores: how many cores the computing processes got while there were no messages; whatever
+            else runs here took the rest.
+    """
+
+    stage_s: float
+    caller_s: float
+    num_bytes: int
+    cores: float
+
+
+class _Touch(torch.nn.Module):
+    """Answers with a few of its inputs' values."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :_ANSWER_VALUES] + 1
+
+
+def measure_overhead(num_bytes: int, *, num_threads: int = 1, round_s: float = ROUND_S) -> Overhead:
+    """Measures what messages cost here; takes ten times `round_s` and some seconds more.
+
+    Args:
+        num_bytes: of the message to the stage.
+        num_threads: threads of the stages that lose something.
+        round_s: seconds for each of five rounds, without messages and with them.
+
+    Raises:
+        EngineError: the pipeline does not come up.
+    """
+    values = max(_ANSWER_VALUES, num_bytes // 4)
+    rows = torch.zeros(1, values)
+    model = FoundModel(
+        model=_Touch(), name="touch", example_inputs=(torch.zeros(2, values),), weights=""
+    )
+    with tempfile.TemporaryDirectory(prefix="cutset-overhead-") as folder:
+        prepared = prepare_found(model)
+        bundle = Path(folder) / "touch.cutset"
+        split_model(prepared, plan_stages(prepared, num_stages=1), bundle)
+        engine = LocalEngine(("here",), num_threads=1, shares_memory=False)
+        with (
+            open_session(bundle, engine=engine, backend="torch", micro_batch=1) as session,
+            Bystanders(num_threads) as bystanders,
+        ):
+            return _measure(session, rows, bystanders, round_s)
+
+
+def _measure(
+    session: Session, rows: torch.Tensor, bystanders: Bystanders, round_s: float
+) -> Overhead:
+    (worker_pid,) = session.worker_pids
+    worker, caller = psutil.Process(worker_pid), psutil.Process(os.getpid())
+    for _ in range(_NUM_WARM_UP):
+        session.run(rows)
+    lost_s, shares, cores = [], [], []
+    for _ in range(_NUM_ROUNDS):
+        started_s, done = time.monotonic(), bystanders.work
+        computed_s = bystanders.spent_s
+        time.sleep(round_s)
+        elapsed_s = time.monotonic() - started_s
+        alone = (bystanders.work - done) / elapsed_s
+        cores.append((bystanders.spent_s - computed_s) / elapsed_s)
+        started_s, done = time.monotonic(), bystanders.work
+        worked_s, called_s = spent_s(worker), spent_s(caller)
+        count = 0
+        while (elapsed_s := time.monotonic() - started_s) < round_s:
+            session.run(rows)
+            count += 1
+        beside = (bystanders.work - done) / elapsed_s
+        worked_s, called_s = spent_s(worker) - worked_s, spent_s(caller) - called_s
+        lost_s.append(max(0.0, 1 - beside / alone) * elapsed_s / count)
+        shares.append(called_s / (called_s + worked_s))
+    share = median(shares)
+    return Overhead(
+        stage_s=median(lost_s) * (1 - share),
+        caller_s=median(lost_s) * share,
+        num_bytes=rows.numel() * rows.element_size(),
+        cores=median(cores),
+    )
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description="Measures what messages take from computing.")
+    parser.add_argument("--bytes", type=int, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--round-seconds", type=float, default=ROUND_S)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    found = measure_overhead(
+        arguments.bytes, num_threads=arguments.threads, round_s=arguments.round_seconds
+    )
+    print(msgspec.json.encode(found).decode(), flush=True)  # noqa: T201  # read by the probe
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from cutset.costs.model import costs_from_flops
+from cutset.devices import Cluster, Device, Link, LinkOverride
+from cutset.planning import Plan, expect_on_cluster, make_plan
+from planner_graphs import chain
+
+INPUT_BYTES = 12
+SLOW = Link(send_s_per_byte=0.1, receive_s_per_byte=0.2)
+A_AND_B = Cluster(devices=(Device(name="a"), Device(name="b")), link=SLOW)
+WITH_CALLER = Cluster(
+    devices=(Device(name="a", overhead_s=0.5), Device(name="b")),
+    link=SLOW,
+    caller="a",
+    caller_overhead_s=1.0,
+)
+
+
+def plan_on(where: Cluster, *, serial: bool = False) -> Plan:
+    """Two stages of 4 and 6 seconds on a and b; 40 bytes cross the cut and 40 go out."""
+    graph, cuts = chain([4, 6], widths=[10, 10])
+    costs = costs_from_flops(graph, cuts, flops_per_s=1.0)
+    return make_plan(graph, cuts, costs, where, num_stages=2, fixed_order=True, serial=serial)
+
+
+def test_what_bytes_take_comes_on_top_of_computing() -> None:
+    where = A_AND_B
+    plan = expect_on_cluster(plan_on(where), where, INPUT_BYTES)
+    assert plan.period_s == 6.0
+    assert plan.expected is not None
+    assert plan.expected.where == "cluster"
+    assert plan.expected.compute_s == (4.0, 6.0)
+    # Without a caller the outer messages are nobody's.
+    assert plan.expected.message_s == (0.0, pytest.approx(12.0), 0.0)
+    assert plan.expected_period_s == pytest.approx(6.0 + 8.0)
+    assert plan.expected.latency_s == plan.latency_s
+
+
+def test_a_caller_pays_where_it_is() -> None:
+    where = WITH_CALLER
+    plan = expect_on_cluster(plan_on(where), where, INPUT_BYTES)
+    assert plan.expected is not None
+    # The input stays on a; the answer comes back over the link.
+    assert plan.expected.message_s == (0.0, pytest.approx(12.0), pytest.approx(12.0))
+    # a: 4 s, overheads, sends 40 bytes, and its caller receives 40; b: receives and sends 40.
+    assert plan.expected_period_s == pytest.approx(max(4 + 1.5 + 4 + 8, 6 + 8 + 4))
+
+
+def test_a_serial_stage_waits_for_its_transfers_too() -> None:
+    link = msgspec.structs.replace(SLOW, latency_s=1.5)
+    where = msgspec.structs.replace(
+        A_AND_B, overrides=(LinkOverride(source="a", target="b", link=link),)
+    )
+    plan = expect_on_cluster(plan_on(where, serial=True), where, INPUT_BYTES)
+    assert plan.expected_period_s == pytest.approx(1.5 + 6 + 8)
+
+
+def test_bytes_that_cost_nothing_leave_a_plan_as_it_is() -> None:
+    where = msgspec.structs.replace(A_AND_B, link=Link(latency_s=1.0))
+    plan = plan_on(where)
+    assert expect_on_cluster(plan, where, INPUT_BYTES) is plan
+    assert plan.expected_period_s == plan.period_s
