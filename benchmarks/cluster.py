@@ -12,6 +12,7 @@ Needs root on Linux, iproute2 and Ray. Steps that can be repeated alone; results
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
@@ -25,20 +26,28 @@ from safetensors.torch import save_file
 
 import cluster_cuts
 from cluster_bed import (
+    PROFILED_ON,
     finish,
     hop_s,
     measure_link,
     measure_loopback,
     measure_on,
+    profile_name,
     say,
     start_on,
     testbed,
+    with_profiles,
     write_measured,
 )
-from cutset.costs.model import load_profile
 from cutset.devices import Cluster, cluster_from_toml, load_cluster
 from cutset.shards.load import open_bundle
-from cutset.workflow import PlanRequest, plan_stages, prepare_model, split_model
+from cutset.workflow import (
+    PlanRequest,
+    load_profiles,
+    plan_stages,
+    prepare_model,
+    split_model,
+)
 
 SIX = ("mobilenet_v2", "resnet18", "resnet50", "vgg16", "alexnet", "inception_v3")
 FOLDER = Path("build/cluster")
@@ -69,7 +78,7 @@ _END = "<!-- measured: end -->"
 
 
 def profile(models: Sequence[str]) -> None:
-    """Measures hops, links, and every model's pieces on the fastest node."""
+    """Measures hops, links, and every model's pieces on one node of each kind."""
     plain = cluster_from_toml(_CLUSTER)
     free = Cluster(devices=tuple(msgspec.structs.replace(d, speed=1.0) for d in plain.devices[:2]))
     hops = FOLDER / "hops.json"
@@ -81,13 +90,13 @@ def profile(models: Sequence[str]) -> None:
     with testbed(plain, ray=True) as state:
         if not (FOLDER / "cluster.toml").exists():
             write_measured(state, plain, FOLDER / "cluster.toml")
-        for model in models:
-            file = FOLDER / f"{model}.profile.json"
+        for model, node in itertools.product(models, dict.fromkeys(PROFILED_ON.values())):
+            file = FOLDER / profile_name(model, node)
             if file.exists():
                 continue
-            say(f"profiling {model}")
+            say(f"profiling {model} on {node}")
             command = ["-m", "cutset.cli", "profile", model, "-o", str(file.resolve())]
-            finish(start_on(state, "server", [*command, "--device", "server"]))
+            finish(start_on(state, node, [*command, "--device", node]))
 
 
 # --- split
@@ -95,14 +104,14 @@ def profile(models: Sequence[str]) -> None:
 
 def split(models: Sequence[str]) -> None:
     """Plans with what was measured, writes the bundles and the whole models' answers."""
-    cluster = load_cluster(FOLDER / "cluster.toml")
     for model in models:
         bundle = FOLDER / f"{model}.cutset"
         if bundle.exists():
             continue
         prepared = prepare_model(model, weights="random:0", say=say)
-        measured = load_profile(FOLDER / f"{model}.profile.json")
-        plan = plan_stages(prepared, PlanRequest(cluster=cluster), profile=measured)
+        cluster = with_profiles(load_cluster(FOLDER / "cluster.toml"), model)
+        profiles = load_profiles(cluster, FOLDER, None)
+        plan = plan_stages(prepared, PlanRequest(cluster=cluster), profile=profiles)
         split_model(prepared, plan, bundle, say=say)
         torch.set_num_threads(1)
         shape = prepared.captured.example_inputs[0].shape[1:]

@@ -29,6 +29,9 @@ HOP_BYTES = 1_600_000
 
 Start: TypeAlias = Callable[[Sequence[str]], "subprocess.Popen[str]"]
 
+PROFILED_ON = {"server": "server", "pi-1": "pi-1", "pi-2": "pi-1"}
+"""The node that was profiled for each; the two small ones are alike."""
+
 _NAME = "bench"
 _LIMIT_S = 1800.0
 
@@ -148,11 +151,22 @@ def measure_on(
     return [json.loads(line.removeprefix("result ")) for line in lines]
 
 
-def write_measured(state: State, cluster: Cluster, file: Path) -> None:
-    """Writes a cluster file as `cutset probe` would, but for profiles.
+def profile_name(model: str, node: str) -> str:
+    """Name of the file with what a model's pieces take on a node."""
+    return f"{model}.{node}.json"
 
-    A device's speed is what computing gets of a core there, beside Ray's own processes.
-    """
+
+def with_profiles(cluster: Cluster, model: str) -> Cluster:
+    """The cluster whose devices have the profiles of a model."""
+    devices = tuple(
+        msgspec.structs.replace(device, profile=profile_name(model, PROFILED_ON[device.name]))
+        for device in cluster.devices
+    )
+    return msgspec.structs.replace(cluster, devices=devices)
+
+
+def write_measured(state: State, cluster: Cluster, file: Path) -> None:
+    """Writes a cluster file as `cutset probe` would, but for profiles."""
     overheads = {device.name: _measure_overhead(state, device.name) for device in cluster.devices}
     overrides = []
     for source, target in itertools.combinations(overheads, 2):
@@ -164,11 +178,7 @@ def write_measured(state: State, cluster: Cluster, file: Path) -> None:
         ]
     measured = Cluster(
         devices=tuple(
-            msgspec.structs.replace(
-                device,
-                speed=overheads[device.name].cores,
-                overhead_s=overheads[device.name].stage_s,
-            )
+            msgspec.structs.replace(device, overhead_s=overheads[device.name].stage_s)
             for device in cluster.devices
         ),
         overrides=tuple(overrides),

@@ -16,12 +16,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster_bed import measure_on, say, testbed, write_measured
-from cutset.costs.model import load_profile
+from cluster_bed import measure_on, say, testbed, with_profiles, write_measured
 from cutset.devices import cluster_from_toml, load_cluster
 from cutset.planning import Plan
 from cutset.shards.load import open_bundle
-from cutset.workflow import PlanRequest, plan_stages, prepare_model, split_model
+from cutset.workflow import (
+    PlanRequest,
+    load_profiles,
+    plan_stages,
+    prepare_model,
+    split_model,
+)
 
 MODELS = ("mobilenet_v2", "resnet18")
 _CLUSTER = """
@@ -29,7 +34,7 @@ caller = "server"
 [[device]]
 name = "server"
 [[device]]
-name = "pi"
+name = "pi-1"
 speed = 0.5
 [link]
 bandwidth = "20 Mbit/s"
@@ -82,9 +87,9 @@ def measure(folder: Path, models: Sequence[str]) -> None:
 
 def _split_everywhere(model: str, folder: Path) -> str:
     """Writes a bundle for every cut that can be placed; says which one the planner chooses."""
-    cluster = load_cluster(folder / "two.toml")
+    cluster = with_profiles(load_cluster(folder / "two.toml"), model)
     prepared = prepare_model(model, weights="random:0")
-    profile = load_profile(folder / f"{model}.profile.json")
+    profile = load_profiles(cluster, folder, None)
     wanted = [PlanRequest(cluster=cluster), PlanRequest(cluster=cluster, num_stages=1)]
     wanted += [
         PlanRequest(cluster=cluster, cut_names=(point.after,)) for point in prepared.cuts.points

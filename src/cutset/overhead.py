@@ -26,7 +26,7 @@ import torch
 from cutset.engines.local import LocalEngine
 from cutset.models.found import FoundModel
 from cutset.preparation import prepare_found
-from cutset.runtime.bystander import Bystanders, spent_s
+from cutset.runtime.bystander import Bystanders
 from cutset.runtime.session import Session, open_session
 from cutset.workflow import plan_stages, split_model
 
@@ -46,14 +46,11 @@ class Overhead(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         stage_s: seconds that a stage cannot compute because of its own two messages.
         caller_s: seconds that it cannot compute because the caller works on the same device.
         num_bytes: of the message to the stage; the answer is small.
-        cores: how many cores the computing processes got while there were no messages; whatever
-            else runs here took the rest.
     """
 
     stage_s: float
     caller_s: float
     num_bytes: int
-    cores: float
 
 
 class _Touch(torch.nn.Module):
@@ -98,22 +95,20 @@ def _measure(
     worker, caller = psutil.Process(worker_pid), psutil.Process(os.getpid())
     for _ in range(_NUM_WARM_UP):
         session.run(rows)
-    lost_s, shares, cores = [], [], []
+    lost_s, shares = [], []
     for _ in range(_NUM_ROUNDS):
         started_s, done = time.monotonic(), bystanders.work
-        computed_s = bystanders.spent_s
         time.sleep(round_s)
         elapsed_s = time.monotonic() - started_s
         alone = (bystanders.work - done) / elapsed_s
-        cores.append((bystanders.spent_s - computed_s) / elapsed_s)
         started_s, done = time.monotonic(), bystanders.work
-        worked_s, called_s = spent_s(worker), spent_s(caller)
+        worked_s, called_s = _spent_s(worker), _spent_s(caller)
         count = 0
         while (elapsed_s := time.monotonic() - started_s) < round_s:
             session.run(rows)
             count += 1
         beside = (bystanders.work - done) / elapsed_s
-        worked_s, called_s = spent_s(worker) - worked_s, spent_s(caller) - called_s
+        worked_s, called_s = _spent_s(worker) - worked_s, _spent_s(caller) - called_s
         lost_s.append(max(0.0, 1 - beside / alone) * elapsed_s / count)
         shares.append(called_s / (called_s + worked_s))
     share = median(shares)
@@ -121,8 +116,13 @@ def _measure(
         stage_s=median(lost_s) * (1 - share),
         caller_s=median(lost_s) * share,
         num_bytes=rows.numel() * rows.element_size(),
-        cores=median(cores),
     )
+
+
+def _spent_s(process: psutil.Process) -> float:
+    """Processor seconds that it had so far."""
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 def main() -> None:

@@ -132,6 +132,28 @@ def test_a_plan_for_a_cluster_can_be_read(cutset: Cutset) -> None:
     assert max(map(len, outcome.out.splitlines())) <= 80
 
 
+def test_what_messages_take_from_computing_is_shown_and_counted(
+    cutset: Cutset, tmp_path: Path
+) -> None:
+    costs = 'send_cost = "100 ns/B"\nreceive_cost = "200 ns/B"\n'
+    text = CLUSTER.read_text().replace('latency = "1 ms"\n', f'latency = "1 ms"\n{costs}')
+    text = text.replace("[[device]]\n", '[[device]]\noverhead = "50 ms"\n')
+    file = tmp_path / "cluster.toml"
+    file.write_text(text)
+    command = ("plan", "resnet50", "--cluster", file, "--cost", "flops")
+    plain = cutset("plan", "resnet50", "--cluster", CLUSTER, "--cost", "flops", "--json").document
+    outcome = cutset(*command)
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.splitlines()
+    assert "overhead" in lines[0].split()
+    assert any("50 ms" in line for line in lines[1:])
+    assert any(line.startswith("with what bytes take from computing: ") for line in lines)
+    assert max(map(len, lines)) <= 80
+    document = cutset(*command, "--json").document
+    assert document["period_s"] == pytest.approx(plain["period_s"] + 0.050)
+    assert document["expected"]["period_s"] > document["period_s"]
+
+
 def test_a_cost_graph_is_planned(cutset: Cutset) -> None:
     graph = CLUSTER.with_name("cost-graph.json")
     document = cutset("plan", "--cost-graph", graph, "--stages", 2, "--json").document

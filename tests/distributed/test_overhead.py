@@ -30,5 +30,3 @@ def test_on_one_core_messages_and_caller_take_from_a_stage() -> None:
     assert found.stage_s > 0
     assert found.caller_s > 0
     assert found.num_bytes == 100_000
-    # Other programs may have some of the core; and the system's clocks are coarse.
-    assert 0 < found.cores < 1.2

@@ -8,25 +8,35 @@ something computes meanwhile, and is watched.
 from __future__ import annotations
 
 import mmap
+import os
 import subprocess
 import sys
 import tempfile
+import time
 
-import psutil
 from typing_extensions import Self
 
+from cutset.errors import EngineError
+
 _LIMIT_S = 600.0
-# Goes through more memory than a core's cache holds, as a stage does, and counts what it gets done
-# in the file that is its standard output. Ends by itself when the process that started it is gone.
+_START_TIMEOUT_S = 60.0
+_PAUSE_S = 0.01
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# Does what a stage does, about half of the time each: multiplies matrices that fill a core's cache,
+# and goes through more weights than any cache holds. So it also feels what others do to caches and
+# memory. Counts what it gets done in the file that is its standard output, and ends by itself when
+# the process that started it is gone.
 _PROGRAM = """
 import mmap, os, sys, time
+import numpy as np
 count = memoryview(mmap.mmap(1, 8)).cast("q")
 parent, until = os.getppid(), time.monotonic() + float(sys.argv[1])
-size, piece = 8 << 20, 32 << 10
-source, target = memoryview(bytearray(size)), memoryview(bytearray(size))
+a, b, c = np.ones((3, 256, 256), np.float32)
+weights, row = np.ones((8, 512, 2048), np.float32), np.ones(2048, np.float32)
 while os.getppid() == parent and time.monotonic() < until:
-    for start in range(0, size, piece):
-        target[start:start + piece] = source[start:start + piece]
+    for block in weights:
+        np.matmul(a, b, out=c)
+        block @ row
         count[0] += 1
 """
 
@@ -36,6 +46,9 @@ class Bystanders:
 
     Args:
         num_threads: how many.
+
+    Raises:
+        EngineError: they do not begin.
     """
 
     def __init__(self, num_threads: int) -> None:
@@ -44,6 +57,7 @@ class Bystanders:
         try:
             for _ in range(num_threads):
                 self._start()
+            self._wait()
         except BaseException:
             self.close()
             raise
@@ -54,21 +68,25 @@ class Bystanders:
             self._counts.append(memoryview(mmap.mmap(file.fileno(), 8)).cast("q"))
             # Nothing of it comes from outside.
             process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-S", "-c", _PROGRAM, str(_LIMIT_S)],
+                [sys.executable, "-c", _PROGRAM, str(_LIMIT_S)],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
+                env={**os.environ, **dict.fromkeys(_ONE_THREAD, "1"), "PYTHONSAFEPATH": "1"},
             )
         self._processes.append(process)
+
+    def _wait(self) -> None:
+        """Until all of them work."""
+        deadline_s = time.monotonic() + _START_TIMEOUT_S
+        while not all(count[0] for count in self._counts):
+            if time.monotonic() > deadline_s:
+                raise EngineError(f"a bystander did not begin within {_START_TIMEOUT_S:.0f} s")
+            time.sleep(_PAUSE_S)
 
     @property
     def work(self) -> int:
         """What they got done so far, in a unit of their own."""
         return sum(count[0] for count in self._counts)
-
-    @property
-    def spent_s(self) -> float:
-        """Processor seconds that they had so far."""
-        return spent_s(*(psutil.Process(process.pid) for process in self._processes))
 
     def close(self) -> None:
         """Ends them."""
@@ -82,9 +100,3 @@ class Bystanders:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
-
-
-def spent_s(*processes: psutil.Process) -> float:
-    """Processor seconds of all of them so far."""
-    times = [process.cpu_times() for process in processes]
-    return sum(each.user + each.system for each in times)
