@@ -33,7 +33,7 @@ from cutset.workflow import plan_stages, split_model
 TYPICAL_ROW_BYTES = 3 * 224 * 224 * 4
 """Bytes of the message to the stage, for each row: a picture as most image models take it."""
 
-_NUM_ROUNDS = 5
+_NUM_ROUNDS = 3
 ROUND_S = 1.0
 _NUM_WARM_UP = 20
 _ANSWER_VALUES = 1000
@@ -61,12 +61,12 @@ class _Touch(torch.nn.Module):
 
 
 def measure_overhead(num_bytes: int, *, num_threads: int = 1, round_s: float = ROUND_S) -> Overhead:
-    """Measures what messages cost here; takes ten times `round_s` and some seconds more.
+    """Measures what messages cost here; takes six times `round_s` and some seconds more.
 
     Args:
         num_bytes: of the message to the stage.
         num_threads: threads of the stages that lose something.
-        round_s: seconds for each of five rounds, without messages and with them.
+        round_s: seconds for each of three rounds, without messages and with them.
 
     Raises:
         EngineError: the pipeline does not come up.

@@ -47,7 +47,7 @@ devices = ["pi-1", "pi-2"]
 bandwidth = "20 Mbit/s"
 """
 _NUM_ROWS = 1000
-_END_S = 240.0
+_END_S = 420.0
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ _NUM_LARGE = 5
 _TARGET_S = 0.3
 _TIMEOUT_S = 60.0
 _FIRST_BYTES = 64 << 10
-_NUM_ROUNDS = 7
+_NUM_ROUNDS = 3
 _QUIET_S = 0.7
 _BUSY_S = 0.7
 # Messages of these sizes say what comes next.
