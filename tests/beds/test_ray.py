@@ -238,6 +238,7 @@ def make():
 """
 
 
+@pytest.mark.timeout(600)  # three nodes, one after the other, two of them with half a core
 def test_a_cluster_is_measured(bed: State, tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(_MODEL)
     node = bed.layout.head
