@@ -17,7 +17,6 @@ A cluster file is TOML::
     [link]                       # the default between any two; without it links cost nothing
     bandwidth = "100 Mbit/s"
     latency = "1 ms"
-
     send_cost = "5 ns/B"         # optional; what a byte takes from the sender's computing, ...
     receive_cost = "9 ns/B"      # ... and from the receiver's
 
@@ -30,8 +29,8 @@ A cluster file is TOML::
     to = "pi-1"
     latency = "2 ms"
 
-Numbers without a unit are bytes, bytes per second and seconds. A bandwidth may be ``inf``. An
-override that leaves something out takes it from the default.
+Numbers without a unit are bytes, bytes per second, seconds, and seconds per byte. A bandwidth may
+be ``inf``. An override that leaves something out takes it from the default.
 """
 
 from __future__ import annotations
