@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TypeAlias
 
@@ -73,10 +74,7 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def concrete_shape(self, num_rows: int) -> tuple[int, ...]:
         """The shape with `num_rows` rows put in for the batch symbol."""
-        return tuple(
-            int(dim) if (factor := dim_factor(dim)) is None else factor * num_rows
-            for dim in self.shape
-        )
+        return _concrete_shape(self.shape, num_rows)
 
     def num_bytes(self, num_rows: int) -> int:
         """Bytes of the tensor's elements with `num_rows` rows."""
@@ -89,3 +87,10 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(str(dim) for dim in self.shape)}]"
+
+
+@functools.lru_cache(maxsize=4096)  # asked again for every micro-batch
+def _concrete_shape(shape: tuple[Dim, ...], num_rows: int) -> tuple[int, ...]:
+    return tuple(
+        int(dim) if (factor := dim_factor(dim)) is None else factor * num_rows for dim in shape
+    )

@@ -16,6 +16,7 @@ The file has no name (memfd, or unlinked), so nothing is left behind however a p
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import tempfile
@@ -23,10 +24,11 @@ import threading
 
 import torch
 
-from cutset.runtime.wire import Layout, as_bytes, from_bytes
+from cutset.runtime.wire import Layout, WireError, from_bytes
 
 _PAGE_BYTES = 4096
 _ALIGNMENT_BYTES = 64
+_MOST_VIEWS = 4096
 MAX_SLOTS = _PAGE_BYTES // 8
 
 
@@ -81,6 +83,8 @@ class Arena:
             memory[start : start + stride]
             for start in range(_PAGE_BYTES, _PAGE_BYTES + num_slots * stride, stride)
         ]
+        self._addresses = [slot.data_ptr() for slot in self._slots]
+        self._views: dict[tuple[int, tuple[Layout, ...]], tuple[torch.Tensor, ...]] = {}
         self._lock = threading.Lock()
         self._epoch = 0
 
@@ -101,6 +105,9 @@ class Arena:
 
         Returns:
             The slot, or None where none is free.
+
+        Raises:
+            WireError: a slot is too small for them.
         """
         with self._lock:
             if epoch != self._epoch:
@@ -108,16 +115,31 @@ class Arena:
             slot = next((i for i in range(self.num_slots) if not self._tags[i]), None)
             if slot is None:
                 return None
-            offset = 0
-            for tensor in tensors:
-                data = as_bytes(tensor)
-                self._slots[slot][offset : offset + data.numel()].copy_(data)
-                offset += padded(data.numel())
+            self._copy(tensors, slot)
             self._tags[slot] = epoch
             return slot
 
+    def _copy(self, tensors: list[torch.Tensor], slot: int) -> None:
+        offset = 0
+        for tensor in tensors:
+            num_bytes = tensor.numel() * tensor.element_size()
+            if offset + num_bytes > self._slot_bytes:
+                raise WireError(f"tensors of more than the {self._slot_bytes} bytes of a slot")
+            # Not with torch, which divides a copy among threads that the stages need.
+            ctypes.memmove(self._addresses[slot] + offset, tensor.data_ptr(), num_bytes)
+            offset += padded(num_bytes)
+
     def get(self, slot: int, layouts: tuple[Layout, ...]) -> tuple[torch.Tensor, ...]:
         """The tensors of a slot, without a copy; valid until `release`."""
+        # Slots and layouts are few and come again and again, so their views are kept.
+        views = self._views.get((slot, layouts))
+        if views is None:
+            if len(self._views) >= _MOST_VIEWS:
+                self._views.clear()
+            views = self._views[slot, layouts] = self._view(slot, layouts)
+        return views
+
+    def _view(self, slot: int, layouts: tuple[Layout, ...]) -> tuple[torch.Tensor, ...]:
         tensors = []
         offset = 0
         for layout in layouts:

@@ -350,7 +350,7 @@ class Receiver:
 
 def dense(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor`, or a dense copy that keeps the order of its dimensions where it has gaps."""
-    if is_dense(tensor.shape, tensor.stride()):
+    if tensor.is_contiguous() or is_dense(tensor.shape, tensor.stride()):
         return tensor
     return tensor.clone(memory_format=torch.preserve_format)
 

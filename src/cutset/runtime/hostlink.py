@@ -8,10 +8,8 @@ the session makes it for an epoch and hands one end to each neighbour, so nobody
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import time
-from collections.abc import Iterator
 
 import torch
 
@@ -121,8 +119,11 @@ class HostSender:
 
     def _send(self, header: Header) -> None:
         pack_header(header, self._buffer)
-        with _translated(self._link):
+        started_s = time.monotonic()
+        try:
             self._connection.sendall(self._buffer)
+        except OSError as error:
+            raise _translated(error, self._link, started_s) from error
 
 
 class HostReceiver:
@@ -195,12 +196,15 @@ class HostReceiver:
 
     def _read(self) -> None:
         view = memoryview(self._buffer)
-        with _translated(self._link):
-            while view:
+        started_s = time.monotonic()
+        while view:
+            try:
                 num_read = self._connection.recv_into(view)
-                if not num_read:
-                    raise LinkClosedError(f"link {self._link.name} was closed by the neighbour")
-                view = view[num_read:]
+            except OSError as error:
+                raise _translated(error, self._link, started_s) from error
+            if not num_read:
+                raise LinkClosedError(f"link {self._link.name} was closed by the neighbour")
+            view = view[num_read:]
 
     def _pick_up(self, header: Header, parcel: Parcel) -> None:
         tensors = self._arena.get(header.slot, header.layouts)
@@ -214,20 +218,15 @@ class HostReceiver:
         self._arena.release(self._epoch, header.slot)
 
 
-@contextlib.contextmanager
-def _translated(link: LinkContract) -> Iterator[None]:
-    """Turns the socket's errors into ours."""
-    started_s = time.monotonic()
-    try:
-        yield
-    except TimeoutError as error:
+def _translated(
+    error: OSError, link: LinkContract, started_s: float
+) -> LinkTimeout | LinkClosedError:
+    """Our error for the socket's."""
+    if isinstance(error, TimeoutError):
         waited_s = time.monotonic() - started_s
-        raise LinkTimeout(
+        return LinkTimeout(
             f"link {link.name}: the neighbour was silent for {waited_s:.1f} s; it is frozen",
             link=link.name,
             seconds=waited_s,
-        ) from error
-    except OSError as error:
-        raise LinkClosedError(
-            f"link {link.name} was closed by the neighbour ({error.strerror})"
-        ) from error
+        )
+    return LinkClosedError(f"link {link.name} was closed by the neighbour ({error.strerror})")

@@ -24,6 +24,7 @@ channels_last tensor arrives channels_last, which bit-exactness needs, since ker
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import struct
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ MAX_RANK = 8
 DTYPES: tuple[str, ...] = tuple(DTYPE_BYTES)
 
 _HEAD = struct.Struct("<4sBBHQQIi")
+_MOST_LAYOUTS = 512
 _TENSOR = struct.Struct(f"<BB{MAX_RANK}q{MAX_RANK}q")
 
 
@@ -110,19 +112,8 @@ def pack_header(header: Header, buffer: bytearray) -> None:
         header.num_rows,
         header.slot,
     )
-    for index, layout in enumerate(header.layouts):
-        rank = len(layout.shape)
-        padding = (0,) * (MAX_RANK - rank)
-        _TENSOR.pack_into(
-            buffer,
-            _HEAD.size + index * _TENSOR.size,
-            DTYPES.index(layout.dtype),
-            rank,
-            *layout.shape,
-            *padding,
-            *layout.strides,
-            *padding,
-        )
+    packed = _pack_layouts(header.layouts)
+    buffer[_HEAD.size : _HEAD.size + len(packed)] = packed
 
 
 def unpack_header(
@@ -157,8 +148,9 @@ def unpack_header(
         raise WireError(f"{num_rows} rows announced; a micro-batch has 1 to {max_rows}")
     if not -1 <= slot < num_slots:
         raise WireError(f"slot {slot} named on a link that has {num_slots}")
-    layouts = tuple(_unpack_layout(buffer, index) for index in range(num_tensors))
-    total = sum(layout.num_bytes for layout in layouts)
+    layouts, total = _unpack_layouts(
+        bytes(buffer[_HEAD.size : _HEAD.size + num_tensors * _TENSOR.size])
+    )
     if total > max_bytes:
         raise WireError(f"{total} bytes announced on a link that carries at most {max_bytes}")
     return Header(
@@ -166,12 +158,40 @@ def unpack_header(
     )
 
 
-def _unpack_layout(buffer: bytes | bytearray, index: int) -> Layout:
-    dtype, rank, *numbers = _TENSOR.unpack_from(buffer, _HEAD.size + index * _TENSOR.size)
+# The same few layouts cross a link again and again.
+@functools.lru_cache(maxsize=_MOST_LAYOUTS)
+def _pack_layouts(layouts: tuple[Layout, ...]) -> bytes:
+    packed = []
+    for layout in layouts:
+        rank = len(layout.shape)
+        padding = (0,) * (MAX_RANK - rank)
+        packed.append(
+            _TENSOR.pack(
+                DTYPES.index(layout.dtype),
+                rank,
+                *layout.shape,
+                *padding,
+                *layout.strides,
+                *padding,
+            )
+        )
+    return b"".join(packed)
+
+
+@functools.lru_cache(maxsize=_MOST_LAYOUTS)
+def _unpack_layouts(packed: bytes) -> tuple[tuple[Layout, ...], int]:
+    """The layouts, checked, and the bytes of their tensors together."""
+    layouts = tuple(
+        _unpack_layout(index, *numbers) for index, numbers in enumerate(_TENSOR.iter_unpack(packed))
+    )
+    return layouts, sum(layout.num_bytes for layout in layouts)
+
+
+def _unpack_layout(index: int, dtype: int, rank: int, *numbers: int) -> Layout:
     if dtype >= len(DTYPES) or rank > MAX_RANK:
         raise WireError(f"tensor {index} has dtype number {dtype} and rank {rank}")
-    shape = tuple(numbers[:rank])
-    strides = tuple(numbers[MAX_RANK : MAX_RANK + rank])
+    shape = numbers[:rank]
+    strides = numbers[MAX_RANK : MAX_RANK + rank]
     if min(shape, default=0) < 0 or not is_dense(shape, strides):
         raise WireError(f"tensor {index} has lengths {shape} and strides {strides}")
     return Layout(dtype=DTYPES[dtype], shape=shape, strides=strides)
@@ -203,13 +223,18 @@ def layout_of(tensor: torch.Tensor) -> Layout:
     Raises:
         WireError: the tensor has more than `MAX_RANK` dimensions or a dtype that cannot cross.
     """
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if tensor.dim() > MAX_RANK or dtype not in DTYPE_BYTES:
+    return _layout(tensor.dtype, tuple(tensor.shape), tensor.stride())
+
+
+@functools.lru_cache(maxsize=_MOST_LAYOUTS)
+def _layout(dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...]) -> Layout:
+    name = str(dtype).removeprefix("torch.")
+    if len(shape) > MAX_RANK or name not in DTYPE_BYTES:
         raise WireError(
-            f"a tensor {dtype}{list(tensor.shape)} cannot be sent: at most {MAX_RANK} dimensions"
+            f"a tensor {name}{list(shape)} cannot be sent: at most {MAX_RANK} dimensions"
             f" and one of the dtypes {', '.join(DTYPES)}"
         )
-    return Layout(dtype=dtype, shape=tuple(tensor.shape), strides=tensor.stride())
+    return Layout(dtype=name, shape=shape, strides=strides)
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:

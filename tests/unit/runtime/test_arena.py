@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cutset.runtime.arena import Arena, create_file, padded
-from cutset.runtime.wire import layout_of
+from cutset.runtime.wire import WireError, layout_of
 
 
 @pytest.fixture
@@ -56,6 +56,22 @@ def test_a_sender_of_an_old_epoch_puts_nothing(ends: tuple[Arena, Arena]) -> Non
     sender.enter(2, as_sender=True)
     assert sender.put(1, [torch.ones(4)]) is None
     assert not receiver.get(0, (layout_of(torch.ones(4)),))[0].any()
+
+
+def test_more_than_a_slot_holds_is_refused(ends: tuple[Arena, Arena]) -> None:
+    sender, _ = ends
+    with pytest.raises(WireError, match="more than the 192 bytes of a slot"):
+        sender.put(1, [torch.zeros(4), torch.zeros(33)])
+    assert sender.put(1, [torch.zeros(4), torch.zeros(32)]) == 0
+
+
+def test_tensors_of_no_elements_take_no_room(ends: tuple[Arena, Arena]) -> None:
+    sender, receiver = ends
+    tensors = [torch.zeros(0, 4), torch.ones(2)]
+    assert sender.put(1, tensors) == 0
+    empty, two = receiver.get(0, tuple(layout_of(tensor) for tensor in tensors))
+    assert empty.shape == (0, 4)
+    assert torch.equal(two, tensors[1])
 
 
 def test_lengths_are_padded_to_cache_lines() -> None:
