@@ -151,6 +151,17 @@ def measure_on(
     return [json.loads(line.removeprefix("result ")) for line in lines]
 
 
+def time_on(state: State, node: str, bundle: Path, *, cluster: Path) -> None:
+    """Has the nodes time their stages as wholes, as ``cutset split --address auto`` does."""
+    program = (
+        "import sys; from cutset.devices import load_cluster;"
+        "from cutset.engines.ray import RayCluster; from cutset.workflow import time_on_cluster;"
+        "time_on_cluster(sys.argv[1], RayCluster(cluster=load_cluster(sys.argv[2])))"
+    )
+    paths = [str(bundle.resolve()), str(cluster.resolve())]
+    finish(start_on(state, node, ["-c", program, *paths]))
+
+
 def profile_name(model: str, node: str) -> str:
     """Name of the file with what a model's pieces take on a node."""
     return f"{model}.{node}.json"

@@ -13,7 +13,6 @@ import itertools
 import logging
 import secrets
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -191,7 +190,7 @@ def _profile(request: ProbeRequest, host: Host, device: str) -> Profile:
         *request.options,
     ]
     host.ask("start_program", "profile", arguments, request.num_threads)
-    text = _result(host, _PROFILE_LIMIT_S)
+    text = host.program_result(_PROFILE_LIMIT_S)
     return profile_from_json(text, source=f"the profile of {device}")
 
 
@@ -199,7 +198,7 @@ def _overhead(request: ProbeRequest, host: Host) -> Overhead:
     num_bytes = request.batch_size * TYPICAL_ROW_BYTES
     arguments = ["--bytes", str(num_bytes), "--threads", str(request.num_threads)]
     host.ask("start_program", "overhead", arguments, request.num_threads)
-    return msgspec.json.decode(_result(host, _OVERHEAD_LIMIT_S), type=Overhead)
+    return msgspec.json.decode(host.program_result(_OVERHEAD_LIMIT_S), type=Overhead)
 
 
 def _sent(model: str, host: Host) -> str:
@@ -234,7 +233,7 @@ def _links(
         ]
         hosts[name].ask("start_program", "link", arguments, 1)
     ends = (
-        msgspec.json.decode(_result(hosts[name], _LINK_LIMIT_S), type=LinkResult)
+        msgspec.json.decode(hosts[name].program_result(_LINK_LIMIT_S), type=LinkResult)
         for name in (source, target)
     )
     there, back = links_of(*ends)
@@ -242,15 +241,6 @@ def _links(
         LinkOverride(source=source, target=target, link=there),
         LinkOverride(source=target, target=source, link=back),
     )
-
-
-def _result(host: Host, limit_s: float) -> str:
-    deadline_s = time.monotonic() + limit_s
-    while time.monotonic() < deadline_s:
-        text: str | None = host.ask("program_result")
-        if text is not None:
-            return text
-    raise EngineError(f"a measurement on {host.device} did not end within {limit_s:.0f} s")
 
 
 def describe_probe(probe: Probe) -> Sequence[str]:

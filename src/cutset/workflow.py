@@ -14,11 +14,12 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from cutset.backends.allocator import keep_freed_memory
+from cutset.backends.base import AUTO
 from cutset.backends.pieces import piece_backends
 from cutset.costs.base import measure_worker_base
 from cutset.costs.model import (
@@ -48,8 +49,12 @@ from cutset.preparation import (
     prepare_model,
     say_nothing,
 )
-from cutset.shards.export import export_bundle
+from cutset.shards.export import export_bundle, replace_plan
+from cutset.shards.load import Bundle, open_bundle
 from cutset.shards.verify import VerificationReport, verify_bundle
+
+if TYPE_CHECKING:
+    from cutset.engines.ray import RayCluster
 
 __all__ = [
     "PlanRequest",
@@ -65,6 +70,7 @@ __all__ = [
     "raise_if_failed",
     "split_model",
     "stage_backends",
+    "time_on_cluster",
     "verify_against",
 ]
 
@@ -389,6 +395,57 @@ def split_model(
         progress=say,
     )
     return path, reports[0]
+
+
+def time_on_cluster(
+    bundle: Bundle | str | Path,
+    settings: RayCluster,
+    *,
+    num_threads: int = 1,
+    duration_s: float = 5.0,
+    say: Say | None = None,
+) -> Plan:
+    """Times a bundle's stages on their nodes, and writes what its plan then takes into the bundle.
+
+    Args:
+        bundle: a bundle, or the path of its folder.
+        settings: the Ray cluster, and the cluster that the plan was made for.
+        num_threads: threads of each stage.
+        duration_s: for how long each stage computes, at least; and as long again with rests.
+        say: told of every step.
+
+    Returns:
+        The plan with `Plan.expected`.
+
+    Raises:
+        EngineError: a stage cannot be timed; says which and why.
+        BundleError: the bundle cannot be read, or not be written anew.
+        ValueError: `settings` names no cluster.
+    """
+    from cutset.runtime.alone_on_nodes import time_stages_on_nodes
+
+    if settings.cluster is None:
+        raise ValueError("settings.cluster is None: what messages take there is not known")
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
+    plan, inputs = opened.manifest.plan, opened.manifest.graph.inputs
+    timed = time_stages_on_nodes(
+        opened,
+        settings,
+        backends=[AUTO] * len(plan.stages),
+        num_threads=num_threads,
+        micro_batch=plan.micro_batch,
+        duration_s=duration_s,
+        say=say or say_nothing,
+    )
+    plan = expect_on_cluster(
+        plan,
+        settings.cluster,
+        sum(spec.bytes_per_sample for spec in inputs),
+        [result.mean_s for result in timed],
+        [result.rested_s or result.mean_s for result in timed],
+    )
+    replace_plan(opened, plan)
+    return plan
 
 
 def verify_against(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,7 +179,8 @@ def _is_ours(process: psutil.Process) -> bool:
         line = process.cmdline()
     except psutil.NoSuchProcess:
         return False
-    return "cutset.runtime.worker" in line or "ray::StageHost" in " ".join(line)
+    ours = ("cutset.runtime.worker", "cutset.runtime.alone", "ray::StageHost", "ray::ProbeHost")
+    return any(word in " ".join(line) for word in ours)
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +217,40 @@ def test_a_caller_that_is_killed_leaves_no_process(bed: State, bundle: Path, row
     caller.process.communicate(timeout=10)
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert alive == []
+    _assert_nothing_of_ours(bed)
+
+
+_TIMED = """
+import sys
+from cutset.devices import load_cluster
+from cutset.engines.ray import RayCluster
+from cutset.workflow import time_on_cluster
+time_on_cluster(sys.argv[1], RayCluster(cluster=load_cluster(sys.argv[2])), duration_s=0.5)
+"""
+
+
+def test_nodes_time_their_stages_and_the_bundle_says_it(
+    bed: State, bundle: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "three.cutset"
+    shutil.copytree(bundle, copy)
+    (tmp_path / "cluster.toml").write_text(_CLUSTER)
+    node = bed.layout.head
+    command = [sys.executable, "-c", _TIMED, str(copy), str(tmp_path / "cluster.toml")]
+    done = subprocess.run(
+        command_on(bed, find_cgroups(), node, command, limited=False),
+        env=environment_on(bed, node),
+        capture_output=True,
+        text=True,
+        timeout=_END_S,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = open_bundle(copy).manifest.plan.expected
+    assert expected is not None
+    assert expected.where == "cluster"
+    assert len(expected.compute_s) == 3
+    assert min(expected.compute_s) > 0
+    assert expected.period_s >= max(expected.compute_s)
     _assert_nothing_of_ours(bed)
 
 

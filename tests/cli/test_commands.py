@@ -147,11 +147,22 @@ def test_what_messages_take_from_computing_is_shown_and_counted(
     lines = outcome.out.splitlines()
     assert "overhead" in lines[0].split()
     assert any("50 ms" in line for line in lines[1:])
-    assert any(line.startswith("with what bytes take from computing: ") for line in lines)
+    assert any(line.startswith("on the cluster, what bytes take included: ") for line in lines)
     assert max(map(len, lines)) <= 80
     document = cutset(*command, "--json").document
     assert document["period_s"] == pytest.approx(plain["period_s"] + 0.050)
     assert document["expected"]["period_s"] > document["period_s"]
+
+
+def test_nodes_time_stages_for_a_plan_of_a_cluster_only(
+    cutset: Cutset, small_model: str, tmp_path: Path
+) -> None:
+    outcome = cutset(
+        *("split", small_model, "--stages", 2, "--address", "auto", "-o", tmp_path / "b.cutset")
+    )
+    assert outcome.code == 2
+    assert "--address is for a plan with --cluster" in outcome.err
+    assert not (tmp_path / "b.cutset").exists()
 
 
 def test_a_cost_graph_is_planned(cutset: Cutset) -> None:

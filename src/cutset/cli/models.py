@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cutset.cli import options
-from cutset.cli.screen import Say, print_json, progress, stdout, usage_error, write_text
+from cutset.cli.screen import (
+    Say,
+    native_output_to_stderr,
+    print_json,
+    progress,
+    stdout,
+    usage_error,
+    write_text,
+)
+from cutset.errors import CutsetError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -157,6 +166,13 @@ def split(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="the bundle")],
     stages: options.Stages = None,
     cluster: options.Cluster = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT|auto",
+            help="with --cluster: have this Ray cluster's nodes time their stages as wholes",
+        ),
+    ] = None,
     cut: options.Cut = None,
     objective: Annotated[str, typer.Option(metavar="throughput|latency")] = "throughput",
     max_latency: options.MaxLatency = None,
@@ -180,6 +196,8 @@ def split(
     from cutset.shards.export import check_target
     from cutset.workflow import plan_stages, split_model
 
+    if address is not None and cluster is None:
+        usage_error("--address is for a plan with --cluster")
     request = _request(
         stages, cluster, cut, objective, serial, fixed_order, max_latency, min_throughput
     )
@@ -195,6 +213,8 @@ def split(
         path, report = split_model(
             prepared, result, output, num_threads=threads, replace=force, say=say
         )
+        if address is not None:
+            result = _time_on_cluster(path, address, request, threads, say)
     if as_json:
         print_json(plan_document(result, bundle=str(path)))
     else:
@@ -202,6 +222,22 @@ def split(
         print_checks(stdout(), [(check.name, check.ok, check.detail) for check in report.checks])
         stdout().print(f"wrote {path}", soft_wrap=True)
         _print_rest(prepared)
+
+
+def _time_on_cluster(
+    bundle: Path, address: str, request: PlanRequest, threads: int, say: Say
+) -> Plan:
+    """The plan with what the nodes of the Ray cluster at `address` measured."""
+    from cutset.engines.ray import RayCluster
+    from cutset.workflow import time_on_cluster
+
+    settings = RayCluster(address=address, cluster=request.cluster)
+    try:
+        with native_output_to_stderr():
+            return time_on_cluster(bundle, settings, num_threads=threads, say=say)
+    except CutsetError as error:
+        error.args = (f"{bundle} is written, but its stages were not timed: {error}",)
+        raise
 
 
 def _any_weights(model: str, weights: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""The part of `cutset probe` that runs on a node: its facts, and the measuring programs."""
+"""What measures on a node of a Ray cluster: its facts, and the measuring programs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from cutset.engines.stage_host import StageHost
 from cutset.errors import EngineError
 
 PROGRAMS = {
+    "alone": ("-m", "cutset.runtime.alone"),
     "profile": ("-m", "cutset.cli"),
     "overhead": ("-m", "cutset.overhead"),
     "link": ("-m", "cutset.runtime.linkprobe"),

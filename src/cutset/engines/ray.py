@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import logging
 import threading
 import time
@@ -20,12 +19,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from cutset.devices import Cluster
 from cutset.engines.base import Event, Exited, WorkerHandle
 from cutset.engines.placement import cluster_of_plan, place_stages
-from cutset.engines.ray_host import Host, HostAwayError, HostEndedError
+from cutset.engines.ray_host import (
+    Host,
+    HostAwayError,
+    HostEndedError,
+    require_same_version,
+)
 from cutset.engines.ray_nodes import (
     find_node,
     import_ray,
@@ -36,7 +38,7 @@ from cutset.engines.ray_nodes import (
 from cutset.engines.ray_worker import RayWorker
 from cutset.engines.stage_host import StageHost, make_host
 from cutset.errors import EngineError
-from cutset.shards.manifest import MANIFEST_NAME, FileEntry, sha256_of
+from cutset.shards.manifest import manifest_file
 
 if TYPE_CHECKING:
     from cutset.shards.load import Bundle
@@ -115,7 +117,7 @@ class RayEngine:
                 {name: self._addresses.get(name) for name in self._placement},
             )
             self.host: str = self._ray.util.get_node_ip_address()
-            self._manifest_entry = _manifest_entry(Path(bundle.directory))
+            self._manifest_entry = manifest_file(Path(bundle.directory))
         except BaseException:
             self.close()
             raise
@@ -207,19 +209,11 @@ class RayEngine:
             HostAwayError: the node does not answer.
             BundleError: the node cannot keep them.
         """
-        sha256 = self._manifest_entry.sha256
         with self._lock:
             delivery = self._deliveries.setdefault(host.device, threading.Lock())
+        files = {entry.path: entry for entry in self._bundle.manifest.files}
         with delivery:
-            folder = Path(self._bundle.directory)
-            fields = msgspec.structs.astuple(self._manifest_entry)
-            if host.ask("missing_manifest", fields, group="files"):
-                host.send_file(folder, self._manifest_entry)
-            entries = {entry.path: entry for entry in self._bundle.manifest.files}
-            for path in host.ask("missing_files", sha256, stage, group="files"):
-                host.send_file(folder, entries[path])
-            kept: str = host.ask("stage_folder", sha256, stage, group="files")
-        return kept
+            return host.deliver(Path(self._bundle.directory), self._manifest_entry, files, stage)
 
     # --- inside
 
@@ -258,7 +252,7 @@ class RayEngine:
                 host.kill()
                 raise
             self._first_s.setdefault(device, time.monotonic() - begun_s)
-            _require_same_version(about, device)
+            require_same_version(about, device)
             return host
         waited_s = time.monotonic() - begun_s
         raise HostAwayError(f"device {device} stayed away for {waited_s:.0f} s: {reason}")
@@ -307,17 +301,3 @@ class RayEngine:
                     daemon=True,
                 ).start()
         _LOG.warning("stages are placed on %s", ", ".join(self._placement))
-
-
-def _manifest_entry(folder: Path) -> FileEntry:
-    path = folder / MANIFEST_NAME
-    return FileEntry(path=MANIFEST_NAME, num_bytes=path.stat().st_size, sha256=sha256_of(path))
-
-
-def _require_same_version(about: dict[str, str], device: str) -> None:
-    ours = importlib.metadata.version("cutset")
-    if about["cutset"] != ours:
-        raise EngineError(
-            f"{device} has Cutset {about['cutset']} and this machine {ours}; install the same"
-            " version on every node"
-        )

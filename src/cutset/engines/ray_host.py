@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import importlib.metadata
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from cutset.engines.ray_nodes import RayNode
-from cutset.errors import BundleError, CutsetError
+from cutset.errors import BundleError, CutsetError, EngineError
 from cutset.shards.manifest import FileEntry
 
 ANSWER_TIMEOUT_S = 120.0
@@ -125,6 +127,46 @@ class Host:
             self._wait(pending.popleft(), ANSWER_TIMEOUT_S)
         self.ask("finish_file", group="files")
 
+    def deliver(
+        self, folder: Path, manifest: FileEntry, files: Mapping[str, FileEntry], stage: int
+    ) -> str:
+        """Sends what the node does not have of a stage's files.
+
+        Args:
+            folder: of the bundle here.
+            manifest: the bundle's manifest as a file.
+            files: all other files of the bundle by their paths.
+            stage: whose files.
+
+        Returns:
+            The folder on the node that has them.
+
+        Raises:
+            HostAwayError: the node does not answer.
+            BundleError: the node cannot keep them.
+        """
+        if self.ask("missing_manifest", msgspec.structs.astuple(manifest), group="files"):
+            self.send_file(folder, manifest)
+        for path in self.ask("missing_files", manifest.sha256, stage, group="files"):
+            self.send_file(folder, files[path])
+        kept: str = self.ask("stage_folder", manifest.sha256, stage, group="files")
+        return kept
+
+    def program_result(self, limit_s: float) -> str:
+        """What the program printed that a `ProbeHost` was asked to start.
+
+        Raises:
+            HostAwayError: the node does not answer.
+            CutsetError: the program failed.
+            EngineError: it did not end in time.
+        """
+        deadline_s = time.monotonic() + limit_s
+        while time.monotonic() < deadline_s:
+            text: str | None = self.ask("program_result")
+            if text is not None:
+                return text
+        raise EngineError(f"a measurement on {self.device} did not end within {limit_s:.0f} s")
+
     def clock_offset_s(self) -> float:
         """Seconds by which the node's monotonic clock is ahead of ours, to half a round trip."""
         best = (float("inf"), 0.0)
@@ -146,3 +188,17 @@ class Host:
         thread = threading.Thread(target=kill, name="cutset-ray-kill", daemon=True)
         thread.start()
         return thread
+
+
+def require_same_version(about: Mapping[str, str], device: str) -> None:
+    """Checks what a host's ``hello`` answered.
+
+    Raises:
+        EngineError: it has another version of this package.
+    """
+    ours = importlib.metadata.version("cutset")
+    if about["cutset"] != ours:
+        raise EngineError(
+            f"{device} has Cutset {about['cutset']} and this machine {ours}; install the same"
+            " version on every node"
+        )

@@ -125,8 +125,8 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     The planner adds up pieces, which have the average cost of a cut in them, and takes links
     between equal devices to be free. Where every stage is to be a process of this machine, these
     numbers come from the chosen stages, measured as wholes, and from what messages and the caller's
-    own part cost here. On a cluster whose links say what bytes take from their ends' computing,
-    that is added.
+    own part cost here. On a cluster, what bytes take from computing is added where its links say
+    it, and where the chosen stages were measured as wholes on their nodes, that replaces the sums.
 
     Attributes:
         where: ``"this machine"`` or ``"cluster"``.
@@ -202,6 +202,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def expected_period_s(self) -> float:
         """Seconds per micro-batch to hold a measurement against: `expected`'s, else `period_s`."""
         return self.expected.period_s if self.expected is not None else self.period_s
+
+    @property
+    def expected_latency_s(self) -> float:
+        """Seconds for one micro-batch alone: `expected`'s, else `latency_s`."""
+        return self.expected.latency_s if self.expected is not None else self.latency_s
 
     @property
     def is_proven(self) -> bool:

@@ -132,7 +132,9 @@ def print_plan(console: Console, plan: Plan) -> None:
     if plan.expected is not None:
         period = f"{format_seconds(plan.expected.period_s)} per {rows}"
         if plan.expected.where == "cluster":
-            console.print(f"with what bytes take from computing: {period}")
+            planned_s = tuple(stage.compute_s for stage in plan.stages)
+            timed = "" if plan.expected.compute_s == planned_s else "stages timed on their nodes, "
+            console.print(f"on the cluster, {timed}what bytes take included: {period}")
         else:
             console.print(
                 f"as processes of this machine: {period}, "

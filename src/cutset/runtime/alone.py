@@ -4,6 +4,10 @@
 cutset.runtime.alone`` and prints ``ready`` when it is warm. At a line on its standard input it
 begins, at the next one it prints a JSON document, an `AloneResult`, and so on until its standard
 input is closed.
+
+With ``--seconds`` it measures once, for so long, then as long with a rest before every micro-batch,
+and leaves. What has rested may be faster: a processor that runs faster for a while, a share of one
+that was saved up. A micro-batch alone in a pipeline meets stages that have rested.
 """
 
 from __future__ import annotations
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
 _NUM_WARM_UP = 3
 _ANSWER_TIMEOUT_S = 600.0
 _READY = b"ready"
+_LEAST_REST_S = 0.02
+_LEAST_RESTED = 5
 
 
 class AloneResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,12 +50,14 @@ class AloneResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         mean_s: mean seconds of one micro-batch.
         num_runs: how many were timed.
         backends: of each stage that it held.
+        rested_s: mean seconds of one micro-batch after a rest, where that was measured.
     """
 
     median_s: float
     mean_s: float
     num_runs: int
     backends: tuple[str, ...]
+    rested_s: float | None = None
 
 
 class AloneProcesses:
@@ -204,36 +212,65 @@ def _gone(process: subprocess.Popen[bytes]) -> EngineError:
 
 
 def _serve(programs: Sequence[StageProgram], inputs: tuple[torch.Tensor, ...]) -> None:
-    def run_once() -> None:
-        tensors = inputs
-        for program in programs:
-            tensors = program(tensors)
-
-    for _ in range(_NUM_WARM_UP):
-        run_once()
+    """Measures as often as the standard input says."""
     print(_READY.decode(), flush=True)  # noqa: T201  # the parent process reads it
-    backends = tuple(program.backend for program in programs)
     while sys.stdin.readline():
         stop = threading.Event()
         threading.Thread(target=_await_line, args=(stop,), daemon=True).start()
-        samples: list[float] = []
-        while not stop.is_set() or not samples:
-            started_s = time.perf_counter()
-            run_once()
-            samples.append(time.perf_counter() - started_s)
-        result = AloneResult(
-            median_s=median(samples),
-            mean_s=sum(samples) / len(samples),
-            num_runs=len(samples),
-            backends=backends,
-        )
-        print(msgspec.json.encode(result).decode(), flush=True)  # noqa: T201
+        _print(_measure(programs, inputs, stop))
 
 
 def _await_line(stop: threading.Event) -> None:
     if not sys.stdin.readline():
         os._exit(1)
     stop.set()
+
+
+def _serve_once(
+    programs: Sequence[StageProgram], inputs: tuple[torch.Tensor, ...], duration_s: float
+) -> None:
+    busy = _measure(programs, inputs, _set_after(duration_s))
+    rested_s: list[float] = []
+    stop = _set_after(duration_s)
+    while not stop.is_set() or len(rested_s) < _LEAST_RESTED:
+        time.sleep(max(_LEAST_REST_S, busy.mean_s))
+        rested_s.append(_timed_run_s(programs, inputs))
+    _print(msgspec.structs.replace(busy, rested_s=sum(rested_s) / len(rested_s)))
+
+
+def _set_after(seconds: float) -> threading.Event:
+    event = threading.Event()
+    timer = threading.Timer(seconds, event.set)
+    timer.daemon = True
+    timer.start()
+    return event
+
+
+def _timed_run_s(programs: Sequence[StageProgram], inputs: tuple[torch.Tensor, ...]) -> float:
+    started_s = time.perf_counter()
+    tensors = inputs
+    for program in programs:
+        tensors = program(tensors)
+    return time.perf_counter() - started_s
+
+
+def _measure(
+    programs: Sequence[StageProgram], inputs: tuple[torch.Tensor, ...], stop: threading.Event
+) -> AloneResult:
+    """Computes until it is to stop, once at least."""
+    samples: list[float] = []
+    while not stop.is_set() or not samples:
+        samples.append(_timed_run_s(programs, inputs))
+    return AloneResult(
+        median_s=median(samples),
+        mean_s=sum(samples) / len(samples),
+        num_runs=len(samples),
+        backends=tuple(program.backend for program in programs),
+    )
+
+
+def _print(result: AloneResult) -> None:
+    print(msgspec.json.encode(result).decode(), flush=True)  # noqa: T201  # read by the parent
 
 
 def main() -> None:
@@ -243,6 +280,7 @@ def main() -> None:
     parser.add_argument("stages", help="INDEX:BACKEND, separated by commas")
     parser.add_argument("num_threads", type=int)
     parser.add_argument("micro_batch", type=int)
+    parser.add_argument("--seconds", type=float, help="measure once, for so long, then leave")
     arguments = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(arguments.num_threads)
@@ -260,7 +298,12 @@ def main() -> None:
         for index, backend in pairs
     ]
     inputs = random_inputs(bundle.manifest.stages[indices[0]], arguments.micro_batch)
-    _serve(programs, inputs)
+    for _ in range(_NUM_WARM_UP):
+        _timed_run_s(programs, inputs)
+    if arguments.seconds is None:
+        _serve(programs, inputs)
+    else:
+        _serve_once(programs, inputs, arguments.seconds)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How fast a bundle runs, against its prediction, its slowest stage alone and the whole model.
 
-What ``cutset bench DIR`` prints. Everything is measured on random rows, on this machine, now.
+What ``cutset bench DIR`` prints. Everything is measured on random rows, now: the whole model on
+this machine, the rest where the engine runs it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import torch
 
 from cutset.backends.base import random_inputs
 from cutset.engines.ray import RayCluster
-from cutset.runtime.alone import measure_alone
+from cutset.runtime.alone import AloneResult, measure_alone
+from cutset.runtime.alone_on_nodes import time_stages_on_nodes
 from cutset.runtime.session import Session, open_session
 from cutset.runtime.status import SessionStatus
 from cutset.runtime.timeline import chrome_trace
@@ -61,8 +63,8 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         period_s: seconds per micro-batch in steady state.
         rows_per_s: rows per second in steady state.
         latency_s: of one micro-batch alone in the pipeline, from submission to answer.
-        predicted_period_s: what the plan promised, from its stages measured as wholes where it was
-            made for this machine's processes.
+        predicted_period_s: what the plan promised, from its stages measured as wholes where they
+            were (`Plan.expected`).
         slowest_stage_alone_s: median seconds of the slowest stage without transfers, each stage in
             a process of its own, all of them busy.
         whole_model_period_s: mean seconds per micro-batch of all stages in one process, with as
@@ -141,14 +143,8 @@ def bench_bundle(
     indices = range(len(backends))
     found += f", {quantiles(latencies).p50 * 1e3:.3g} ms for one alone"
     say(f"3 of 4, each stage alone ({found})")
-    alone = measure_alone(
-        opened,
-        [(index,) for index in indices],
-        backends=backends,
-        num_threads=num_threads,
-        micro_batch=rows,
-        duration_s=duration_s,
-    )
+    where = RayCluster() if engine == "ray" else engine
+    alone = _time_stages(opened, where, backends, num_threads, rows, duration_s)
     say(f"4 of 4, the whole model in one process ({found})")
     (whole,) = measure_alone(
         opened,
@@ -168,6 +164,34 @@ def bench_bundle(
         stages=_shares(before, after, stats_s),
     )
     return report, document
+
+
+def _time_stages(
+    bundle: Bundle,
+    engine: str | RayCluster,
+    backends: Sequence[str],
+    num_threads: int,
+    micro_batch: int,
+    duration_s: float,
+) -> tuple[AloneResult, ...]:
+    """Every stage alone, all at the same time, where the engine computes them."""
+    if isinstance(engine, RayCluster):
+        return time_stages_on_nodes(
+            bundle,
+            engine,
+            backends=backends,
+            num_threads=num_threads,
+            micro_batch=micro_batch,
+            duration_s=duration_s,
+        )
+    return measure_alone(
+        bundle,
+        [(index,) for index in range(len(backends))],
+        backends=backends,
+        num_threads=num_threads,
+        micro_batch=micro_batch,
+        duration_s=duration_s,
+    )
 
 
 def measure_throughput(

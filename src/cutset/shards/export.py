@@ -11,6 +11,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -28,6 +29,7 @@ from cutset.graph.lowering import CapturedModel
 from cutset.graph.onnx_capture import CapturedOnnx
 from cutset.images import Preprocessing
 from cutset.planning.plan import Plan
+from cutset.shards.load import Bundle
 from cutset.shards.manifest import (
     BUNDLE_FORMAT,
     MANIFEST_NAME,
@@ -207,6 +209,25 @@ class _BundleWriter:
             self._tensors[name] = tensor
         tensors = {name: tensor.clone().contiguous() for name, tensor in self._tensors.items()}
         _write(self._folder / REFERENCE_NAME, to_safetensors(tensors))
+
+
+def replace_plan(bundle: Bundle, plan: Plan) -> None:
+    """Writes a bundle's manifest anew, with a plan that says more of the same stages.
+
+    Raises:
+        BundleError: it cannot be written; the old one is still there.
+    """
+    target = bundle.directory / MANIFEST_NAME
+    manifest = msgspec.structs.replace(bundle.manifest, plan=plan)
+    # Beside the bundle: a file within that is not listed would spoil it, were this interrupted.
+    fresh = bundle.directory.parent / f".{bundle.directory.name}-{secrets.token_hex(4)}.json"
+    try:
+        _write(fresh, encode_manifest(manifest))
+        fresh.replace(target)
+    except OSError as error:
+        raise BundleError(f"{target} cannot be written: {error.strerror}") from error
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def check_target(target: Path, *, replace: bool) -> None:

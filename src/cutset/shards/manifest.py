@@ -190,6 +190,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return all(stage.program is not None for stage in self.stages)
 
 
+def manifest_file(folder: Path) -> FileEntry:
+    """The manifest of the bundle in `folder` as a file, which `Manifest.files` does not list."""
+    path = folder / MANIFEST_NAME
+    return FileEntry(path=MANIFEST_NAME, num_bytes=path.stat().st_size, sha256=sha256_of(path))
+
+
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's content, in lower-case hex."""
     digest = hashlib.sha256()

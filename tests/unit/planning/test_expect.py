@@ -58,8 +58,30 @@ def test_a_serial_stage_waits_for_its_transfers_too() -> None:
     assert plan.expected_period_s == pytest.approx(1.5 + 6 + 8)
 
 
+def test_stages_measured_as_wholes_take_the_place_of_sums() -> None:
+    where = A_AND_B
+    plan = plan_on(where)
+    timed = expect_on_cluster(plan, where, INPUT_BYTES, [9.0, 5.0])
+    assert timed.expected is not None
+    assert timed.expected.compute_s == (9.0, 5.0)
+    # a sends 40 bytes, b receives 40: 4 s and 8 s.
+    assert timed.expected_period_s == pytest.approx(9.0 + 4.0)
+    assert timed.expected_latency_s == pytest.approx(plan.latency_s + 14.0 - 10.0)
+    assert timed.period_s == plan.period_s
+    rested = expect_on_cluster(plan, where, INPUT_BYTES, [9.0, 5.0], [8.0, 4.0])
+    assert rested.expected_period_s == timed.expected_period_s
+    assert rested.expected_latency_s == pytest.approx(plan.latency_s + 12.0 - 10.0)
+
+
+def test_measured_stages_count_where_bytes_cost_nothing() -> None:
+    where = msgspec.structs.replace(A_AND_B, link=Link())
+    timed = expect_on_cluster(plan_on(where), where, INPUT_BYTES, [4.5, 7.0])
+    assert timed.expected_period_s == 7.0
+
+
 def test_bytes_that_cost_nothing_leave_a_plan_as_it_is() -> None:
     where = msgspec.structs.replace(A_AND_B, link=Link(latency_s=1.0))
     plan = plan_on(where)
     assert expect_on_cluster(plan, where, INPUT_BYTES) is plan
     assert plan.expected_period_s == plan.period_s
+    assert plan.expected_latency_s == plan.latency_s

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,7 +18,7 @@ from cutset.graph.cuts import find_cut_points
 from cutset.graph.ir import Graph
 from cutset.planning import Plan, make_plan
 from cutset.shards import onnx_export
-from cutset.shards.export import export_bundle
+from cutset.shards.export import export_bundle, replace_plan
 from cutset.shards.load import load_program, open_bundle
 from cutset.shards.verify import verify_bundle
 from models_of_trouble import ManyInsAndOuts, TiedWeights, residual_net
@@ -50,6 +51,27 @@ def test_a_bundle_is_whole_proven_and_speaks_of_no_file(tmp_path: Path) -> None:
     content = b"".join(file.read_bytes() for file in path.rglob("*") if file.is_file())
     assert str(Path.cwd()).encode() not in content
     assert b'models_of_trouble.py", line' not in content
+
+
+def test_a_plan_that_says_more_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    model = residual_net()
+    path = export_bundle(model, _plan(model, EXAMPLE, 2), tmp_path / "b", example_inputs=EXAMPLE)
+    bundle = open_bundle(path)
+    plan = msgspec.structs.replace(bundle.manifest.plan, notes=("measured",))
+    replace_plan(bundle, plan)
+    assert open_bundle(path).manifest.plan == plan
+    assert verify_bundle(path, model=model).ok
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_bundle_that_is_gone_cannot_be_written_anew(tmp_path: Path) -> None:
+    model = residual_net()
+    path = export_bundle(model, _plan(model, EXAMPLE, 2), tmp_path / "b", example_inputs=EXAMPLE)
+    bundle = open_bundle(path)
+    path.rename(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match=r"b.manifest\.json cannot be written: No such file"):
+        replace_plan(bundle, bundle.manifest.plan)
+    assert list(tmp_path.iterdir()) == [tmp_path / "elsewhere"]
 
 
 def test_a_stage_holds_its_own_weights_only(tmp_path: Path) -> None:
