@@ -19,6 +19,7 @@ RAISE = 1003.0
 MISFIT = 1004.0
 HANG = 1005.0
 WRONG_SHAPE = 1006.0
+SLOW = 1007.0
 
 
 def sick_engine(num_stages: int) -> LocalEngine:
@@ -47,6 +48,8 @@ class _SickProgram:
             torch.zeros(2, 3) @ torch.zeros(4, 5)
         if symptom == HANG:
             threading.Event().wait()
+        if symptom == SLOW:
+            threading.Event().wait(3.0)
         outputs = self._program(inputs)
         if symptom == WRONG_SHAPE:
             return tuple(output[:, :1] for output in outputs)

@@ -139,6 +139,22 @@ def test_a_micro_batch_that_never_ends_is_failed(bundle: Path) -> None:
         assert len(session.run(torch.zeros(2, 3, 16, 16))) == 2
 
 
+def test_a_long_computation_does_not_keep_the_links_from_being_made_anew(
+    bundle: Path, model: SmallNet
+) -> None:
+    limits = Limits(heartbeat_s=10.0, connect_timeout_s=1.5)
+    rows = _sick(sick_worker.SLOW)
+    with open_session(
+        bundle, backend="torch", engine=sick_worker.sick_engine(2), limits=limits
+    ) as session:
+        answer = session.submit(rows)
+        assert session.stats().num_in_flight == 1
+        os.kill(session.worker_pids[1], signal.SIGKILL)
+        assert torch.equal(answer.result(60), whole_model(model, rows, 4))
+        assert [stage.num_restarts for stage in session.stats().stages] == [0, 1]
+        assert session.epoch == 2
+
+
 def test_an_exception_fails_its_request_and_kills_nobody(bundle: Path) -> None:
     with open_session(
         bundle, backend="torch", engine=sick_worker.sick_engine(2), limits=_QUICK

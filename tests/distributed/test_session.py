@@ -47,6 +47,12 @@ def test_three_stages_and_a_window_of_one(bundle_of_three: Path, model: SmallNet
         assert torch.equal(session.run(rows), whole_model(model, rows, 4))
 
 
+def test_a_window_of_more_headers_than_a_socket_holds(bundle: Path, model: SmallNet) -> None:
+    rows = torch.randn(600, 3, 16, 16)
+    with open_session(bundle, backend="torch", micro_batch=1, window=300) as session:
+        assert torch.equal(session.run(rows), whole_model(model, rows, 1))
+
+
 def test_a_single_stage_is_a_pipeline_too(tmp_path: Path, model: SmallNet) -> None:
     bundle = write_bundle(model, (torch.randn(2, 3, 16, 16),), (), tmp_path / "one.cutset")
     rows = torch.randn(6, 3, 16, 16)

@@ -5,13 +5,14 @@ whole pipeline is a ring of equal parts::
 
     caller --link 0--> stage 0 --link 1--> stage 1 --link 2--> caller
 
-Receivers always receive: what lies between receiving and computing is bounded by the session's
-window, not by refusing to read. So a send never waits long on a healthy link, and a send that does
-is a stalled link. A circuit is used for one epoch and thrown away with it.
+Receivers always receive, or the system's buffers hold all that may come: what lies between
+receiving and computing is bounded by the session's window, not by refusing to read. So a send never
+waits long on a healthy link, and a send that does is a stalled link. A circuit is used for one
+epoch and thrown away with it.
 
 Between hosts a link is a gloo process group; on one host it is a socket pair and shared memory,
-where sending is a copy: then the thread that has a micro-batch sends it itself, since waking
-another one would cost more than the copy.
+where sending is a copy and receiving is reading a header. Then the thread that has a micro-batch
+sends it itself, and a worker's computing thread receives: waking another one would cost more.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ class Circuit:
         receive_end: this end of the link from the neighbour before, where that is on this host.
         send_end: this end of the link to the neighbour after, where that is on this host.
         reuse: parcels must be released, and their memory is used again then.
+        receives_inline: no thread receives; whoever computes calls `receive`. Within a host only,
+            where what waits for it is a few headers.
         on_parcel: called with every micro-batch that comes, in order, on the receiving thread.
         on_connected: called once, when both links stand.
         on_lost: called when a link fails, at most once for each; never after `close`.
@@ -91,6 +94,7 @@ class Circuit:
         receive_end: HostEnd | None,
         send_end: HostEnd | None,
         reuse: bool,
+        receives_inline: bool = False,
         on_parcel: Callable[[Parcel], None],
         on_connected: Callable[[int], None],
         on_lost: Callable[[LinkLost], None],
@@ -117,9 +121,14 @@ class Circuit:
         self._sending = threading.Lock()
         self._num_queued = 0
         self._host_sender: HostSender | None = None
+        self._inline_receiver: HostReceiver | None = None
+        self._receives_inline = receives_inline
+        targets = {"send": self._send}
+        if not receives_inline:
+            targets["receive"] = self.receive
         self._threads = tuple(
             threading.Thread(target=target, name=f"cutset-{what}-{epoch}", daemon=True)
-            for what, target in (("receive", self._receive), ("send", self._send))
+            for what, target in targets.items()
         )
 
     def start(self) -> None:
@@ -128,6 +137,12 @@ class Circuit:
         Apart from making it, so that whoever is called back can know the circuit: within a host
         the first micro-batch may come before this returns.
         """
+        if self._receives_inline:
+            # Here, not in `receive`: a computation of the former epoch may take long yet.
+            receiver = self._make_receiver(self._receive_link)
+            assert isinstance(receiver, HostReceiver)
+            self._inline_receiver = receiver
+            self._connected()
         for thread in self._threads:
             thread.start()
 
@@ -161,10 +176,12 @@ class Circuit:
 
         The sending end closes its link, which wakes the neighbour's receiving thread; this one's
         is woken by the neighbour before. A thread whose neighbour hangs ends with its time-out;
-        nobody waits for it.
+        nobody waits for it. One that receives inline is wanted for the next epoch and is woken.
         """
         self._closed.set()
         self._outbox.put(None)
+        if self._inline_receiver is not None:
+            self._inline_receiver.interrupt()
 
     def join(self) -> None:
         """Waits a second for the threads, for the sake of a tidy end."""
@@ -188,13 +205,19 @@ class Circuit:
             LinkLost(epoch=self.epoch, link=link.name, seconds=seconds, reason=str(error))
         )
 
-    def _receive(self) -> None:
+    def receive(self) -> None:
+        """Receives until the epoch is over; the receiving thread's part."""
         link = self._receive_link
         try:
-            receiver = self._make_receiver(link)
-            self._connected()
+            receiver: Receiver | HostReceiver
+            if self._inline_receiver is not None:
+                receiver = self._inline_receiver
+            else:
+                receiver = self._make_receiver(link)
+                self._connected()
             try:
-                while True:  # until the neighbour closes its end, as all do when an epoch is over
+                # The neighbour closes its end, as all do when an epoch is over.
+                while not self._closed.is_set():
                     header, parcel = receiver.receive()
                     if header.kind != KEEP_ALIVE:
                         self._on_parcel(parcel)

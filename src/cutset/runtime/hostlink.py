@@ -8,6 +8,8 @@ the session makes it for an epoch and hands one end to each neighbour, so nobody
 
 from __future__ import annotations
 
+import contextlib
+import select
 import socket
 import time
 
@@ -28,6 +30,17 @@ from cutset.runtime.wire import (
 )
 
 _SLOT_PAUSE_S = 0.0005
+_SYSTEM_BYTES = 1024
+"""What the system keeps with each message in a socket's buffer, at most."""
+
+
+def can_hold_headers(connection: socket.socket, link: LinkContract, num_slots: int) -> bool:
+    """Whether a header for every slot may wait in the pair, half of it, while nobody reads.
+
+    Where not, someone must read them all the time: a sender that waits for room cannot receive.
+    """
+    room = connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    return 2 * num_slots * (header_bytes(len(link.specs)) + _SYSTEM_BYTES) <= room
 
 
 class HostSender:
@@ -105,13 +118,16 @@ class HostSender:
         return True
 
     def keep_alive(self) -> None:
-        """Tells the neighbour that this end lives.
+        """Tells the neighbour that this end lives, unless it has much to read anyway.
 
         Raises:
             LinkClosedError: the neighbour is gone.
             LinkTimeout: the neighbour takes no headers any more.
         """
-        self._send(Header(kind=KEEP_ALIVE, epoch=self._epoch))
+        writable = select.poll()
+        writable.register(self._connection, select.POLLOUT)
+        if writable.poll(0):
+            self._send(Header(kind=KEEP_ALIVE, epoch=self._epoch))
 
     def close(self) -> None:
         """Closes this end of the pair."""
@@ -193,6 +209,11 @@ class HostReceiver:
     def close(self) -> None:
         """Closes this end of the pair."""
         self._connection.close()
+
+    def interrupt(self) -> None:
+        """Has a `receive` that waits, or the next one, find the link closed; from any thread."""
+        with contextlib.suppress(OSError):  # closed meanwhile
+            self._connection.shutdown(socket.SHUT_RDWR)
 
     def _read(self) -> None:
         view = memoryview(self._buffer)

@@ -31,6 +31,8 @@ def cut_rows(
     Returns:
         Rows and inputs of each micro-batch, in order.
     """
+    if num_rows <= micro_batch:
+        return [(num_rows, tensors)]
     slices = []
     for start in range(0, num_rows, micro_batch):
         length = min(micro_batch, num_rows - start)
@@ -74,7 +76,9 @@ def to_tensor(array: Array) -> torch.Tensor:
         TypeError: it is neither a tensor nor an array, or of a dtype that torch does not know.
     """
     if isinstance(array, torch.Tensor):
-        return array.detach().cpu()
+        # Two calls less where there is nothing to do: this is done for every request.
+        plain = array.device.type == "cpu" and not array.requires_grad
+        return array if plain else array.detach().cpu()
     if isinstance(array, np.ndarray):
         # torch warns of memory that it must not write; it never writes here, but a copy is cheap
         # next to a computation, and arrays with negative strides need one anyway.

@@ -1,9 +1,10 @@
 """A worker process: holds one stage, computes what its neighbour sends, passes the result on.
 
 Threads: the main thread computes; one reads commands; one says regularly that the process lives;
-two belong to the circuit of the present epoch. So receiving, computing and sending overlap (on one
-host the main thread also sends, see `cutset.runtime.circuit`), and a computation of any length
-does not look like a frozen process.
+two belong to the circuit of the present epoch. So receiving, computing and sending overlap, and a
+computation of any length does not look like a frozen process. On one host, where tensors are in
+shared memory and only headers move, the main thread receives and sends too: see
+`cutset.runtime.circuit`.
 
 The process never outlives its session: when the control connection closes, for whatever reason,
 it leaves at once, without waiting for anything. Where the system can (Linux), it is also killed
@@ -59,6 +60,7 @@ from cutset.runtime.contract import (
     explain_failure,
     links_of,
 )
+from cutset.runtime.hostlink import can_hold_headers
 from cutset.shards.load import Bundle, open_bundle
 
 _PR_SET_PDEATHSIG = 1
@@ -83,7 +85,7 @@ class StageWorker:
         self._listen_host = listen_host
         self._link_files = link_files
         self._arenas: tuple[Arena, ...] = ()
-        self._inbox: queue.SimpleQueue[Load | tuple[int, Parcel]] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Load | Circuit | tuple[int, Parcel]] = queue.SimpleQueue()
         self._bundle: Bundle | None = None
         self._load: Load | None = None
         self._program: StageProgram | None = None
@@ -91,6 +93,7 @@ class StageWorker:
         self._circuit: Circuit | None = None
         self._epoch = 0
         self._computing_since_s = 0.0
+        self._idle_since_s = time.monotonic()
         # Each of these is written by one thread only; a reader may see them a moment apart.
         self._num_rows = self._num_micro_batches = 0
         self._busy_s = self._waiting_s = self._receiving_s = self._sending_s = 0.0
@@ -103,12 +106,11 @@ class StageWorker:
         threading.Thread(target=self._obey, name="cutset-control", daemon=True).start()
         self._control.send(Started(pid=os.getpid()))
         while True:
-            started_s = time.monotonic()
             item = self._inbox.get()
-            now_s = time.monotonic()
-            self._waiting_s += now_s - started_s
             if isinstance(item, Load):
                 self._load_stage(item)
+            elif isinstance(item, Circuit):
+                item.receive()
             else:
                 self._compute(*item)
 
@@ -170,7 +172,11 @@ class StageWorker:
             self._circuit.close()
         receive_end, send_end = self._host_ends() if command.on_host else (None, None)
         stage = self._load.stage
-        self._circuit = Circuit(
+        receive_link = self._links[stage]
+        inline = receive_end is not None and can_hold_headers(
+            receive_end.connection, receive_link, self._load.num_slots
+        )
+        circuit = self._circuit = Circuit(
             epoch=command.epoch,
             address=StoreAddress(
                 host=command.store_host,
@@ -178,19 +184,22 @@ class StageWorker:
                 prefix=f"{command.session}/epoch/{command.epoch}",
                 listen_host=self._listen_host,
             ),
-            receive_link=self._links[stage],
+            receive_link=receive_link,
             send_link=self._links[stage + 1],
             connect_timeout_s=command.connect_timeout_s,
             link_timeout_s=command.link_timeout_s,
             receive_end=receive_end,
             send_end=send_end,
             reuse=True,
-            on_parcel=lambda parcel: self._take(command.epoch, parcel),
+            receives_inline=inline,
+            on_parcel=lambda parcel: self._take(command.epoch, parcel, inline=inline),
             on_connected=lambda epoch: self._control.send(Connected(epoch=epoch)),
             on_lost=self._lose,
             on_sent=self._sent,
         )
-        self._circuit.start()
+        circuit.start()
+        if inline:
+            self._inbox.put(circuit)
 
     def _host_ends(self) -> tuple[HostEnd, HostEnd]:
         """The ends of this epoch's links within the host, as they came with the command."""
@@ -202,11 +211,14 @@ class StageWorker:
 
     # --- the circuit's threads
 
-    def _take(self, epoch: int, parcel: Parcel) -> None:
+    def _take(self, epoch: int, parcel: Parcel, *, inline: bool) -> None:
         self._receiving_s += parcel.received_s - parcel.arrived_s
         self._received_bytes += parcel.num_bytes
         self._note(parcel.sequence, "receive", parcel.arrived_s, parcel.received_s)
-        self._inbox.put((epoch, parcel))
+        if inline:
+            self._compute(epoch, parcel)
+        else:
+            self._inbox.put((epoch, parcel))
 
     def _sent(self, parcel: Parcel, started_s: float, stopped_s: float) -> None:
         self._sending_s += stopped_s - started_s
@@ -267,6 +279,7 @@ class StageWorker:
         if circuit is None or circuit.epoch != epoch:
             return  # late: the session replays it under the new epoch
         started_s = time.monotonic()
+        self._waiting_s += started_s - self._idle_since_s
         self._computing_since_s = started_s
         try:
             outputs = self._checked_run(parcel)
@@ -276,7 +289,7 @@ class StageWorker:
             return
         finally:
             self._computing_since_s = 0.0
-        stopped_s = time.monotonic()
+            self._idle_since_s = stopped_s = time.monotonic()
         self._busy_s += stopped_s - started_s
         self._num_rows += parcel.num_rows
         self._num_micro_batches += 1

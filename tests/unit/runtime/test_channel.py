@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import socket
 import threading
@@ -21,8 +22,8 @@ from cutset.runtime.channel import (
     connect,
     serve_store,
 )
-from cutset.runtime.hostlink import HostReceiver, HostSender
-from cutset.runtime.wire import KEEP_ALIVE
+from cutset.runtime.hostlink import HostReceiver, HostSender, can_hold_headers
+from cutset.runtime.wire import KEEP_ALIVE, header_bytes
 from cutset.tensors import TensorSpec
 
 _LINK = LinkContract(
@@ -191,6 +192,35 @@ def test_a_full_arena_is_told_at_once(make_ends: _MakeEnds) -> None:
     assert not sender.try_send(_parcel(_NUM_SLOTS, 1))
     receiver.receive()[1].release()
     assert sender.try_send(_parcel(_NUM_SLOTS, 1))
+
+
+def test_a_neighbour_with_much_to_read_is_not_waited_for(make_ends: _MakeEnds) -> None:
+    sender, receiver = make_ends(shared=True)
+    for _ in range(2000):  # more than a socket pair holds
+        sender.keep_alive()
+    assert receiver.receive()[0].kind == KEEP_ALIVE
+
+
+def test_who_waits_for_a_message_can_be_called_away(make_ends: _MakeEnds) -> None:
+    _, receiver = make_ends(shared=True)
+    assert isinstance(receiver, HostReceiver)
+    waiting = threading.Thread(target=receiver.interrupt)
+    waiting.start()
+    with pytest.raises(LinkClosedError):
+        receiver.receive()
+    waiting.join()
+    receiver.close()
+    receiver.interrupt()  # too late, and no matter
+
+
+def test_headers_of_few_slots_fit_a_socket_pair_and_of_many_do_not() -> None:
+    first, second = socket.socketpair()
+    with first, second:
+        assert can_hold_headers(first, _LINK, 3)
+        most = next(n for n in itertools.count(1) if not can_hold_headers(first, _LINK, n))
+        first.setblocking(False)
+        for _ in range(most):
+            assert first.send(bytes(header_bytes(2))) == header_bytes(2)
 
 
 def test_more_rows_than_the_link_carries_end_it(make_ends: _MakeEnds) -> None:
