@@ -147,7 +147,7 @@ def test_what_messages_take_from_computing_is_shown_and_counted(
     lines = outcome.out.splitlines()
     assert "overhead" in lines[0].split()
     assert any("50 ms" in line for line in lines[1:])
-    assert any(line.startswith("on the cluster, what bytes take included: ") for line in lines)
+    assert any(line.startswith("on the cluster: ") for line in lines)
     assert max(map(len, lines)) <= 80
     document = cutset(*command, "--json").document
     assert document["period_s"] == pytest.approx(plain["period_s"] + 0.050)

@@ -134,7 +134,10 @@ def print_plan(console: Console, plan: Plan) -> None:
         if plan.expected.where == "cluster":
             planned_s = tuple(stage.compute_s for stage in plan.stages)
             timed = "" if plan.expected.compute_s == planned_s else "stages timed on their nodes, "
-            console.print(f"on the cluster, {timed}what bytes take included: {period}")
+            console.print(
+                f"on the cluster: {period}, {format_seconds(plan.expected.latency_s)} for one"
+                f" alone, {timed}what bytes take included"
+            )
         else:
             console.print(
                 f"as processes of this machine: {period}, "
