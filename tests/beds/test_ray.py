@@ -47,6 +47,15 @@ bandwidth = "100 Mbit/s"
 devices = ["pi-1", "pi-2"]
 bandwidth = "20 Mbit/s"
 """
+_PAIR = """
+caller = "server"
+[[device]]
+name = "server"
+[[device]]
+name = "pi"
+[link]
+bandwidth = "20 Mbit/s"
+"""
 _NUM_ROWS = 1000
 _END_S = 420.0
 
@@ -274,14 +283,23 @@ def make():
 """
 
 
-@pytest.mark.timeout(600)  # three nodes, one after the other, two of them with half a core
-def test_a_cluster_is_measured(bed: State, tmp_path: Path) -> None:
+@pytest.fixture
+def pair(machine: None) -> Iterator[State]:
+    """Two nodes with Ray, a core each."""
+    name = f"pair{os.getpid() % 10**6}"
+    try:
+        yield up(cluster_from_toml(_PAIR), name=name, token=True)
+    finally:
+        down(name)
+
+
+def test_a_cluster_is_measured(pair: State, tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(_MODEL)
-    node = bed.layout.head
+    node = pair.layout.head
     command = ["cutset", "probe", "model.py:make", "-o", "cluster.toml", "--runs", "5", "--json"]
     done = subprocess.run(
-        command_on(bed, find_cgroups(), node, command, limited=False),
-        env=environment_on(bed, node),
+        command_on(pair, find_cgroups(), node, command, limited=False),
+        env=environment_on(pair, node),
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -291,16 +309,16 @@ def test_a_cluster_is_measured(bed: State, tmp_path: Path) -> None:
     cluster = load_cluster(tmp_path / "cluster.toml")
     assert json.loads(done.stdout)["caller"] == cluster.caller == "server"
     assert {device.name: device.address for device in cluster.devices} == {
-        each.name: each.address for each in bed.layout.nodes
+        each.name: each.address for each in pair.layout.nodes
     }
-    limited = {each.name: each.memory_bytes for each in bed.layout.nodes}
+    limited = {each.name: each.memory_bytes for each in pair.layout.nodes}
     for device in cluster.devices:
         assert device.profile is not None
         assert load_profile(tmp_path / device.profile).device == device.name
         assert device.memory_bytes is not None
         assert 0 < device.memory_bytes <= (limited[device.name] or 2**60)
-    # The buckets are what they are however busy the machine is; below them anything may be.
-    slow = cluster.link_between("pi-1", "pi-2").bandwidth_bytes_per_s
+    # The bucket is what it is however busy the machine is; below it anything may be.
+    slow = cluster.link_between("server", "pi").bandwidth_bytes_per_s
     assert slow < 1.2 * 20e6 / 8
 
 

@@ -6,12 +6,14 @@ import contextlib
 import dataclasses
 import secrets
 import signal
+import socket
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from cutset.errors import EngineError
 
+_LISTENER_TIMEOUT_S = 10.0
 RESOURCE_PREFIX = "device:"
 """A node that was started with the custom resource ``device:NAME`` is the device NAME."""
 
@@ -68,6 +70,7 @@ def join_cluster(ray: Any, address: str) -> bool:
     """
     if ray.is_initialized():
         return False
+    _require_listener(address)
     try:
         with _signal_handlers_kept():
             ray.init(
@@ -88,6 +91,24 @@ def join_cluster(ray: Any, address: str) -> bool:
             f" (Ray said: {text[:300]})"
         ) from error
     return True
+
+
+def _require_listener(address: str) -> None:
+    """Checks that something listens at ``HOST:PORT``; Ray itself tries for minutes.
+
+    Raises:
+        EngineError: nothing does.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # "auto", and what else Ray understands
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _LISTENER_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise EngineError(
+            f"nothing listens at {address} ({error}). Is that where the head was started with `ray"
+            " start --head --port=PORT`, and does a firewall let this machine reach it?"
+        ) from error
 
 
 @contextlib.contextmanager

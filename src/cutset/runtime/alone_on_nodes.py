@@ -110,4 +110,9 @@ def _time_stage(
     ]
     host.ask("start_program", "alone", arguments, num_threads)
     text = host.program_result(_LIMIT_S + 2 * duration_s)
-    return msgspec.json.decode(text, type=AloneResult)
+    try:
+        return msgspec.json.decode(text, type=AloneResult)
+    except msgspec.MsgspecError as error:
+        raise EngineError(
+            f"{host.device} answered no measurement ({error}): {text[:200]}"
+        ) from error

@@ -66,7 +66,7 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         predicted_period_s: what the plan promised, from its stages measured as wholes where they
             were (`Plan.expected`).
         slowest_stage_alone_s: median seconds of the slowest stage without transfers, each stage in
-            a process of its own, all of them busy.
+            a process of its own; on one machine all of them busy, on nodes one after the other.
         whole_model_period_s: mean seconds per micro-batch of all stages in one process, with as
             many threads as the pipeline has in all.
         stages: one for each stage.
@@ -174,7 +174,7 @@ def _time_stages(
     micro_batch: int,
     duration_s: float,
 ) -> tuple[AloneResult, ...]:
-    """Every stage alone, all at the same time, where the engine computes them."""
+    """Every stage without transfers, where the engine computes it."""
     if isinstance(engine, RayCluster):
         return time_stages_on_nodes(
             bundle,

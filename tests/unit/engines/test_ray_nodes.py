@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import socket
 import sys
 
 import pytest
 
-from cutset.engines.ray_nodes import RayNode, find_node, import_ray, require_nodes
+from cutset.engines.ray_nodes import (
+    RayNode,
+    find_node,
+    import_ray,
+    join_cluster,
+    require_nodes,
+)
 from cutset.errors import EngineError
 
 
@@ -60,3 +67,19 @@ def test_without_ray_the_hint_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
         import_ray()
     assert str(caught.value).endswith("which is not installed: pip install 'cutset[ray]'")
     assert "\n" not in str(caught.value)
+
+
+class _Ray:
+    """Ray as far as joining asks it, where it is not asked more."""
+
+    @staticmethod
+    def is_initialized() -> bool:
+        return False
+
+
+def test_a_head_that_is_not_there_is_told_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    for address in (f"127.0.0.1:{port}", "127.0.0.1:99999"):
+        with pytest.raises(EngineError, match=f"nothing listens at {address} "):
+            join_cluster(_Ray(), address)
