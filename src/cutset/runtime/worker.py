@@ -262,6 +262,7 @@ class StageWorker:
         gc.freeze()
         self._spans = collections.deque(maxlen=3 * command.num_spans)
         self._load = command
+        self._idle_since_s = time.monotonic()
         self._control.send(
             Loaded(backend=self._program.backend, load_s=time.monotonic() - started_s)
         )
