@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -60,14 +61,20 @@ _NUM_ROWS = 1000
 _END_S = 420.0
 
 
-@pytest.fixture(scope="module")
-def bed(machine: None) -> Iterator[State]:
-    """Three nodes with Ray, whose head asks for a token."""
-    name = f"ray{os.getpid() % 10**7}"
+@contextlib.contextmanager
+def _built(cluster: str, name: str) -> Iterator[State]:
+    """A testbed with Ray, whose head asks for a token."""
     try:
-        yield up(cluster_from_toml(_CLUSTER), name=name, token=True)
+        yield up(cluster_from_toml(cluster), name=name, token=True)
     finally:
         down(name)
+
+
+@pytest.fixture(scope="module")
+def bed(machine: None) -> Iterator[State]:
+    """Three nodes, two of them with half a core."""
+    with _built(_CLUSTER, f"ray{os.getpid() % 10**7}") as state:
+        yield state
 
 
 @pytest.fixture(scope="module")
@@ -285,12 +292,9 @@ def make():
 
 @pytest.fixture
 def pair(machine: None) -> Iterator[State]:
-    """Two nodes with Ray, a core each."""
-    name = f"pair{os.getpid() % 10**6}"
-    try:
-        yield up(cluster_from_toml(_PAIR), name=name, token=True)
-    finally:
-        down(name)
+    """Two nodes, a core each."""
+    with _built(_PAIR, f"pair{os.getpid() % 10**6}") as state:
+        yield state
 
 
 def test_a_cluster_is_measured(pair: State, tmp_path: Path) -> None:

@@ -100,11 +100,11 @@ def _require_listener(address: str) -> None:
         EngineError: nothing does.
     """
     host, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal():
-        return  # "auto", and what else Ray understands
+    if not colon or not port.isdecimal() or "/" in host:
+        return  # "auto", "ray://HOST:PORT", and what else Ray understands
     try:
         socket.create_connection((host.strip("[]"), int(port)), _LISTENER_TIMEOUT_S).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # a port or a host that none can be
         raise EngineError(
             f"nothing listens at {address} ({error}). Is that where the head was started with `ray"
             " start --head --port=PORT`, and does a firewall let this machine reach it?"

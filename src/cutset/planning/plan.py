@@ -135,7 +135,7 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             first stage, between neighbours, from the last stage to the caller.
         period_s: seconds per micro-batch in steady state.
         latency_s: seconds for one micro-batch alone; on this machine without the time that waking
-            processes takes.
+            processes takes, on a cluster with stages that have rested where that was measured.
     """
 
     where: str

@@ -70,16 +70,26 @@ def test_without_ray_the_hint_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
 
 
 class _Ray:
-    """Ray as far as joining asks it, where it is not asked more."""
+    """Ray as far as joining asks it."""
 
     @staticmethod
     def is_initialized() -> bool:
         return False
 
+    @staticmethod
+    def init(address: str, **_options: object) -> None:
+        raise ConnectionError(f"asked for {address}")
+
 
 def test_a_head_that_is_not_there_is_told_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    for address in (f"127.0.0.1:{port}", "127.0.0.1:99999"):
+    for address in (f"127.0.0.1:{port}", "127.0.0.1:99999", "..:1"):
         with pytest.raises(EngineError, match=f"nothing listens at {address} "):
             join_cluster(_Ray(), address)
+
+
+@pytest.mark.parametrize("address", ["auto", "local", "ray://127.0.0.1:1"])
+def test_what_is_no_host_and_port_is_left_to_ray(address: str) -> None:
+    with pytest.raises(EngineError, match=f"asked for {address}"):
+        join_cluster(_Ray(), address)
