@@ -97,7 +97,7 @@ def targets(cases: Cases, hops: dict[str, float]) -> list[Target]:
         ]
     latest, where = worst(
         {
-            key: 1e3 * (case[f"ours {b} latency_s"] - 1.05 * case[f"whole {b} s"])
+            key: 1e3 * (case[f"ours {b} latency_s"] - 1.05 * case[f"whole {b} median_s"])
             for b in ("torch", "auto")
             for key, case in cases.items()
         }
@@ -198,7 +198,9 @@ _TOP = """# Benchmarks
 Written by `make bench`; measured on {date} on {machine}.
 
 Two stages with one thread each; {rounds} rounds, in each of which every contestant was measured
-once for about a second or more while the others rested; medians. *Alone* is the slowest stage
+once for about a second or more while the others rested; medians over the rounds. In a round every
+time is the time that passed over the micro-batches that were computed in it; only a latency is the
+median of its round, held against the median time of the whole. *Alone* is the slowest stage
 without transfers while the other one is busy too. *GPipe* is torch.distributed.pipelining's
 ScheduleGPipe over gloo on the same stages, 8 micro-batches a step. *Whole* is all stages in one
 process, which is also the sum of the stages that the latency is held against. `auto` runs each

@@ -46,7 +46,8 @@ class StageShare(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     Attributes:
         busy: share spent computing.
         waiting: share in which the computing thread had no work.
-        sending: share spent sending, on a thread of its own: it overlaps with the others.
+        sending: share spent sending; between hosts on a thread of its own, so it overlaps with the
+            others.
         backend: the backend that ran the stage.
     """
 
@@ -65,8 +66,9 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         latency_s: of one micro-batch alone in the pipeline, from submission to answer.
         predicted_period_s: what the plan promised, from its stages measured as wholes where they
             were (`Plan.expected`).
-        slowest_stage_alone_s: median seconds of the slowest stage without transfers, each stage in
-            a process of its own; on one machine all of them busy, on nodes one after the other.
+        slowest_stage_alone_s: mean seconds, as a period is, of the slowest stage without transfers,
+            each stage in a process of its own; on one machine all of them busy, on nodes one after
+            the other.
         whole_model_period_s: mean seconds per micro-batch of all stages in one process, with as
             many threads as the pipeline has in all.
         stages: one for each stage.
@@ -159,7 +161,7 @@ def bench_bundle(
         rows_per_s=num_done * rows / elapsed_s,
         latency_s=quantiles(latencies),
         predicted_period_s=manifest.plan.expected_period_s,
-        slowest_stage_alone_s=max(result.median_s for result in alone),
+        slowest_stage_alone_s=max(result.mean_s for result in alone),
         whole_model_period_s=whole.mean_s,
         stages=_shares(before, after, stats_s),
     )
