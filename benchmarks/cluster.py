@@ -212,7 +212,7 @@ def report() -> None:
         lines += [
             "",
             (
-                f"In each of {_NUM_ROUNDS} rounds the nodes timed their stages, and the pipeline"
+                f"In each of {len(rounds)} rounds the nodes timed their stages, and the pipeline"
                 f" ran right after; medians, and in brackets the least and the most of the rounds."
                 f" Off in period: {_summary(periods)}; in latency: {_summary(latencies)}. The"
                 f" engine's own process on each node used {max(shares):.2%} of a core at most while"
