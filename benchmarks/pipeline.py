@@ -1,17 +1,21 @@
 """Cutset's pipeline against its peers, interleaved, on this machine: ``make bench``.
 
-For each model and micro-batch size, cut in two where the measured times balance, all contestants
-are started once, and then measured in turn, round after round, while the others rest:
+For each model and micro-batch size, cut in two where the measured times balance (those of torch for
+what runs in torch, those of the fastest backends for the rest), all contestants are started once,
+and then measured in turn, round after round, while the others rest:
 
 * ours, backend ``torch`` and backend ``auto``, two workers with one thread each;
 * both stages without transfers, each in a process of its own, both busy (both backends);
-* torch.distributed.pipelining's ScheduleGPipe over gloo on the same two stages;
+* torch.distributed.pipelining's ScheduleGPipe over gloo on the same two stages as ours in torch;
+* each stage in turn, resting between micro-batches for as long as the other one computes, as the
+  stages of a pipeline with one micro-batch do (both backends);
 * the whole model in one process: one thread and two in torch, one with the planned backends.
 
 Each case is kept in a file of its own as soon as it is measured, so the run can be stopped and gone
 on with: ``--budget SECONDS`` begins no further case after that time. When all cases are there, it
 prints them against the targets and writes docs/benchmarks.md; ``--page`` does so with the cases
-that are there, and names the others. Medians over the rounds; nothing is left out.
+that are there, and names the others. Ratios are of one round, medians are over the rounds; nothing
+is left out.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ from cutset.costs.base import measure_worker_base
 from cutset.preparation import prepare_model
 from cutset.runtime.alone import AloneProcesses
 from cutset.runtime.bench import measure_latency, measure_throughput
-from cutset.runtime.expect import expect_here
+from cutset.runtime.expect import plan_here
 from cutset.runtime.session import Session, open_session
 from cutset.shards.load import Bundle, load_program, open_bundle
 from cutset.workflow import (
@@ -58,16 +62,23 @@ WORK = ROOT / "build" / "bench"
 Measure = Callable[[], dict[str, float]]
 
 
-def make_bundle(name: str, micro_batch: int, folder: Path) -> Bundle:
-    """Captures, profiles, plans for two equal devices, exports, verifies; as a user would."""
-    path = folder / f"{name}-{micro_batch}.cutset"
+def make_bundles(name: str, micro_batch: int, folder: Path) -> dict[str, Bundle]:
+    """Two stages planned for torch, and for the fastest of all backends; as a user would do it."""
     prepared = prepare_model(f"torchvision:{name}", weights="random:0")
-    backends = stage_backends(prepared)
-    profile = profile_model(prepared, batch_size=micro_batch, num_runs=10, backends=backends)
-    plan = plan_stages(prepared, num_stages=2, profile=profile)
-    plan = expect_here(prepared.captured, plan, backends, num_runs=10)
-    split_model(prepared, plan, path, replace=True)
-    return open_bundle(path)
+    all_ = stage_backends(prepared)
+    bundles = {}
+    for kind, backends in (("torch", {"torch": all_["torch"]}), ("auto", all_)):
+        profile = profile_model(prepared, batch_size=micro_batch, num_runs=10, backends=backends)
+        plan = plan_here(
+            prepared.captured,
+            lambda measured: plan_stages(prepared, num_stages=2, profile=measured),
+            profile,
+            backends,
+            num_runs=10,
+        )
+        path, _ = split_model(prepared, plan, folder / f"{name}-{micro_batch}-{kind}.cutset")
+        bundles[kind] = open_bundle(path)
+    return bundles
 
 
 def ours(session: Session, inputs: tuple[torch.Tensor, ...], duration_s: float) -> Measure:
@@ -87,6 +98,26 @@ def alone(processes: AloneProcesses, duration_s: float) -> Measure:
     def run() -> dict[str, float]:
         slowest = max(processes.measure(duration_s), key=lambda result: result.mean_s)
         return {"s": slowest.mean_s, "median_s": slowest.median_s}
+
+    return run
+
+
+def stages(processes: AloneProcesses, duration_s: float) -> Measure:
+    """Both stages busy: the slowest one's period. Then each as one micro-batch finds it: the sum.
+
+    Of a micro-batch alone, each of two stages rests while the other one computes.
+    """
+
+    def run() -> dict[str, float]:
+        busy = processes.measure(duration_s)
+        rested = [
+            processes.measure(duration_s / 2, [index], rest_s=other.mean_s)[0]
+            for index, other in enumerate(reversed(busy))
+        ]
+        return {
+            "s": max(result.mean_s for result in busy),
+            "rested_sum_s": sum(result.median_s for result in rested),
+        }
 
     return run
 
@@ -212,11 +243,11 @@ def open_timed(
 
 def memory_over_idle(session: Session, micro_batch: int) -> list[dict[str, float]]:
     """Resident bytes of each worker over an idle one, and what the target allows."""
-    idle_bytes = measure_worker_base()
     entries = session.bundle.manifest.stages
     return [
         {
-            "over_bytes": stage.stats.rss_bytes - idle_bytes,
+            "idle_bytes": measure_worker_base(stage.backend),
+            "over_bytes": stage.stats.rss_bytes - measure_worker_base(stage.backend),
             "allowed_bytes": 1.5 * (entry.weight_bytes + micro_batch * entry.peak_activation_bytes)
             + 64 * 2**20,
         }
@@ -224,43 +255,45 @@ def memory_over_idle(session: Session, micro_batch: int) -> list[dict[str, float
     ]
 
 
-def measure(bundle: Bundle, micro_batch: int, rounds: int, duration_s: float) -> dict[str, Any]:
+def measure(
+    bundles: dict[str, Bundle], micro_batch: int, rounds: int, duration_s: float
+) -> dict[str, Any]:
     """One case: all contestants in turn, `rounds` times."""
-    inputs = random_inputs(bundle.manifest.stages[0], micro_batch)
-    facts: dict[str, Any] = {"predicted_s": bundle.manifest.plan.expected_period_s, "memory": {}}
-    facts |= {"rounds": rounds, "seconds": duration_s}
+    inputs = random_inputs(bundles["torch"].manifest.stages[0], micro_batch)
+    facts: dict[str, Any] = {"rounds": rounds, "seconds": duration_s, "memory": {}}
+    facts["predicted_s"] = bundles["auto"].manifest.plan.expected_period_s
     facts["import_s"] = min(import_seconds() for _ in range(2))
     with contextlib.ExitStack() as stack:
         contestants: dict[str, Measure] = {}
         planned = []
-        for backend in ("torch", "auto"):
+        for backend, bundle in bundles.items():
             session, ready_s = open_timed(stack, bundle, backend, micro_batch)
             measure_throughput(session, inputs, 0.0, least=6)  # warm-up
             facts[f"ready {backend}_s"] = ready_s
             facts["memory"][backend] = memory_over_idle(session, micro_batch)
             planned = [stage.backend for stage in session.stats().stages]
             contestants[f"ours {backend}"] = ours(session, inputs, duration_s)
-            contestants[f"alone {backend}"] = alone(
+            contestants[f"alone {backend}"] = stages(
                 _start_alone(stack, bundle, [(0,), (1,)], planned, 1, micro_batch), duration_s
             )
         facts["backends"] = planned
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        gpipe = GPipe(bundle, micro_batch, duration_s, folder)
+        gpipe = GPipe(bundles["torch"], micro_batch, duration_s, folder)
         stack.callback(gpipe.close)
         contestants["gpipe"] = gpipe
-        for name, backends, threads in (
-            ("whole torch", ["torch", "torch"], 1),
-            ("whole torch, 2 threads", ["torch", "torch"], 2),
-            ("whole auto", planned, 1),
+        for name, kind, backends, threads in (
+            ("whole torch", "torch", ["torch", "torch"], 1),
+            ("whole torch, 2 threads", "torch", ["torch", "torch"], 2),
+            ("whole auto", "auto", planned, 1),
         ):
-            processes = _start_alone(stack, bundle, [(0, 1)], backends, threads, micro_batch)
+            processes = _start_alone(stack, bundles[kind], [(0, 1)], backends, threads, micro_batch)
             contestants[name] = alone(processes, duration_s)
         samples: dict[str, list[float]] = {}
         for _ in range(rounds):
             for name, run in contestants.items():
                 for key, seconds in run().items():
                     samples.setdefault(f"{name} {key}", []).append(seconds)
-    return {**facts, **{name: median(values) for name, values in samples.items()}}
+    return {**facts, "samples": samples}
 
 
 def _start_alone(
@@ -337,8 +370,8 @@ def main() -> int:
 def _case(name: str, micro_batch: int, arguments: argparse.Namespace) -> Measure:
     def run() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
-            bundle = make_bundle(name, micro_batch, Path(folder))
-            return measure(bundle, micro_batch, arguments.rounds, arguments.seconds)
+            bundles = make_bundles(name, micro_batch, Path(folder))
+            return measure(bundles, micro_batch, arguments.rounds, arguments.seconds)
 
     return run
 

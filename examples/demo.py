@@ -17,7 +17,7 @@ from rich.console import Console
 from cutset.images import read_image
 from cutset.inputs import top_k
 from cutset.report.text import print_answers, print_checks, print_plan
-from cutset.runtime.expect import expect_here
+from cutset.runtime.expect import plan_here
 from cutset.runtime.session import open_session
 from cutset.workflow import (
     plan_stages,
@@ -41,8 +41,12 @@ def main() -> int:
     console.print(f"   weights: {prepared.found.weights}")
     backends = stage_backends(prepared)
     profile = profile_model(prepared, backends=backends)
-    plan = plan_stages(prepared, num_stages=2, profile=profile)
-    plan = expect_here(prepared.captured, plan, backends)
+    plan = plan_here(
+        prepared.captured,
+        lambda measured: plan_stages(prepared, num_stages=2, profile=measured),
+        profile,
+        backends,
+    )
     print_plan(console, plan)
 
     console.print("\n[bold]2. Verify[/] that the two shards are the whole model")

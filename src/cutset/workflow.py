@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from cutset.backends.allocator import keep_freed_memory
-from cutset.backends.base import AUTO
+from cutset.backends.base import AUTO, BACKENDS, missing_here
 from cutset.backends.pieces import piece_backends
 from cutset.costs.base import measure_worker_base
 from cutset.costs.model import (
@@ -260,7 +260,7 @@ def plan_stages(
         prepared,
         profiles=profile,
         batch_size=batch_size,
-        base_bytes=_base_bytes(wanted.cluster),
+        base_bytes=_base_bytes(wanted.cluster, profile),
     )
     try:
         plan = make_plan(
@@ -332,7 +332,7 @@ def plan_front(
         prepared,
         profiles=profile,
         batch_size=batch_size,
-        base_bytes=_base_bytes(wanted.cluster),
+        base_bytes=_base_bytes(wanted.cluster, profile),
     )
     return pareto_plans(
         prepared.captured.graph,
@@ -475,11 +475,17 @@ def verify_against(
     )
 
 
-def _base_bytes(cluster: Cluster) -> int:
-    """What a worker needs before it holds a shard; measured only where memory is a limit."""
+def _base_bytes(cluster: Cluster, profiles: Profile | Mapping[str, Profile] | None) -> int:
+    """What a worker needs before it holds a shard; measured only where memory is a limit.
+
+    With the backend that needs the most, of those that are installed here and were measured.
+    """
     if all(device.memory_bytes is None for device in cluster.devices):
         return 0
-    return measure_worker_base()
+    found = [profiles] if isinstance(profiles, Profile) else [*(profiles or {}).values()]
+    names = {name for profile in found for piece in profile.pieces for name in piece.timings}
+    usable = [name for name in names.intersection(BACKENDS) if not missing_here(name)]
+    return max(map(measure_worker_base, usable or [BACKENDS[0]]))
 
 
 def raise_if_failed(report: VerificationReport) -> None:

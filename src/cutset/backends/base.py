@@ -67,6 +67,9 @@ class BackendModule(Protocol):
     def missing(self) -> str:
         """What this machine lacks for the backend, in words with a hint; ``""`` if nothing."""
 
+    def start(self) -> None:
+        """Computes one small convolution, so that this process holds what every stage needs."""
+
     def why_not(self, entry: StageEntry) -> str:
         """Why this backend cannot run the stage here, in words with a hint; ``""`` if it can."""
 
@@ -86,6 +89,14 @@ def check_backend_name(name: str) -> None:
 def missing_here(name: str) -> str:
     """What this machine lacks for one of `BACKENDS`, in words with a hint; ``""`` if nothing."""
     return _module(name).missing()
+
+
+def start(name: str) -> None:
+    """Has one of `BACKENDS` compute one small convolution: then this process holds its libraries.
+
+    So much memory does a worker of this backend take whose stage is next to nothing.
+    """
+    _module(name).start()
 
 
 def load_stage(

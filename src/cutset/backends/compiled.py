@@ -123,6 +123,11 @@ def _zeros(spec: TensorSpec, num_rows: int) -> torch.Tensor:
     return torch.zeros(spec.concrete_shape(num_rows), dtype=getattr(torch, spec.dtype))
 
 
+def start() -> None:
+    """Computes one small convolution, in eager torch: compiling it would take half a minute."""
+    eager.start()
+
+
 def missing() -> str:
     """What this machine lacks for it; ``""`` if nothing."""
     named = os.environ.get("CXX", "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from cutset.errors import EngineError
@@ -112,6 +113,31 @@ def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> O
             " with more memory"
         ) from error
     return OnnxProgram(session, entry.inputs, entry.outputs)
+
+
+def one_convolution() -> bytes:
+    """An ONNX model of one small convolution, with zeros for weights; input ``x``, output ``y``."""
+    import onnx  # most of a second that processes of the other backends need not wait for
+
+    weights = onnx.numpy_helper.from_array(np.zeros((8, 3, 3, 3), np.float32), "weights")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Conv", ["x", "weights"], ["y"])],
+        "one convolution",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3, 8, 8])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 8, 6, 6])],
+        [weights],
+    )
+    opset = onnx.helper.make_opsetid("", 17)
+    content: bytes = onnx.helper.make_model(
+        graph, opset_imports=[opset], ir_version=9
+    ).SerializeToString()
+    return content
+
+
+def start() -> None:
+    """Computes one small convolution."""
+    session = make_session(one_convolution(), 1)
+    session.run(None, {"x": np.zeros((1, 3, 8, 8), np.float32)})
 
 
 def missing() -> str:

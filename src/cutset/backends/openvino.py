@@ -10,10 +10,11 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from cutset.backends.allocator import give_back_mapping
-from cutset.backends.onnx import rows_of
+from cutset.backends.onnx import one_convolution, rows_of
 from cutset.errors import EngineError
 from cutset.shards.load import load_onnx_model
 
@@ -142,6 +143,12 @@ def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> O
         raise _cannot_run(error) from error
     give_back_mapping(file.with_name(f"{file.name}.data").resolve())
     return program
+
+
+def start() -> None:
+    """Computes one small convolution."""
+    request = compile_model(one_convolution(), 1).create_infer_request()
+    request.infer([np.zeros((1, 3, 8, 8), np.float32)])
 
 
 def missing() -> str:

@@ -142,15 +142,17 @@ def plan(
         if is_front:
             front = plan_front(prepared, request, profile=costs, batch_size=batch_size)
         else:
-            result = plan_stages(prepared, request, profile=costs, batch_size=batch_size)
-            result = _expect(prepared, result, backends, threads)
+            result = _best_plan(prepared, request, costs, backends, batch_size, threads, say)
             if granularity == "op":
                 from cutset.planning import gain_inside_units
 
-                finer = plan_stages(
-                    prepared, request, profile=costs, batch_size=batch_size, granularity="op"
+                coarse, finer = (
+                    plan_stages(
+                        prepared, request, profile=costs, batch_size=batch_size, granularity=each
+                    )
+                    for each in ("unit", "op")
                 )
-                gain = gain_inside_units(result, finer)
+                gain = gain_inside_units(coarse, finer)
     if is_front:
         print_json(front_document(front)) if as_json else print_front(stdout(), front)
     elif as_json:
@@ -194,7 +196,7 @@ def split(
     from cutset.report.documents import plan_document
     from cutset.report.text import print_checks, print_plan
     from cutset.shards.export import check_target
-    from cutset.workflow import plan_stages, split_model
+    from cutset.workflow import split_model
 
     if address is not None and cluster is None:
         usage_error("--address is for a plan with --cluster")
@@ -208,8 +210,7 @@ def split(
             prepared, request, cluster, cost, profile_file, batch_size, threads, say
         )
         say("planning")
-        result = plan_stages(prepared, request, profile=costs, batch_size=batch_size)
-        result = _expect(prepared, result, backends, threads)
+        result = _best_plan(prepared, request, costs, backends, batch_size, threads, say)
         path, report = split_model(
             prepared, result, output, num_threads=threads, replace=force, say=say
         )
@@ -360,15 +361,28 @@ def _costs(
     return profiles, backends if request.cluster is None else {}
 
 
-def _expect(
-    prepared: PreparedModel, plan: Plan, backends: Mapping[str, PieceBackend], threads: int
+def _best_plan(
+    prepared: PreparedModel,
+    request: PlanRequest,
+    costs: Profile | Mapping[str, Profile] | None,
+    backends: Mapping[str, PieceBackend],
+    batch_size: int,
+    threads: int,
+    say: Say,
 ) -> Plan:
-    """The plan with what it takes here, where it is for processes of this machine."""
-    if not backends:
-        return plan
-    from cutset.runtime.expect import expect_here
+    """The best plan; measured as well as planned where it is for processes of this machine."""
+    from cutset.costs.model import Profile
+    from cutset.workflow import plan_stages
 
-    return expect_here(prepared.captured, plan, backends, num_threads=threads)
+    def make(profile: Profile | Mapping[str, Profile] | None) -> Plan:
+        return plan_stages(prepared, request, profile=profile, batch_size=batch_size)
+
+    if not backends:
+        return make(costs)
+    from cutset.runtime.expect import plan_here
+
+    assert isinstance(costs, Profile), "without a cluster there is one profile"
+    return plan_here(prepared.captured, make, costs, backends, num_threads=threads, say=say)
 
 
 def _measure(

@@ -10,24 +10,34 @@ from cutset.errors import PlanError
 
 _LIMIT_S = 120.0
 # A process of its own: this one holds a model already.
-_MEASURE = (
-    "import psutil, torch, cutset.runtime.worker, onnxruntime;"
-    "print(psutil.Process().memory_info().rss)"
-)
+_MEASURE = """
+import sys
+import psutil
+import cutset.runtime.worker
+from cutset.backends.allocator import keep_freed_memory
+from cutset.backends.base import start
+keep_freed_memory()
+start(sys.argv[1])
+print(psutil.Process().memory_info().rss)
+"""
 
 
 @functools.cache
-def measure_worker_base() -> int:
-    """Resident bytes of a process that has imported what a worker imports, and nothing else.
+def measure_worker_base(backend: str = "torch") -> int:
+    """Resident bytes of an idle worker: one whose stage is a single small convolution.
 
-    Measured once in a process's life.
+    So it has imported what a worker imports, and the backend's libraries with their kernels are in
+    memory. Measured once in a process's life for each backend.
+
+    Args:
+        backend: one of `cutset.backends.base.BACKENDS`, installed here.
 
     Raises:
         PlanError: the measurement did not end in two minutes or failed.
     """
     try:
         done = subprocess.run(  # noqa: S603  # this interpreter, a fixed program
-            [sys.executable, "-c", _MEASURE],
+            [sys.executable, "-c", _MEASURE, backend],
             capture_output=True,
             text=True,
             timeout=_LIMIT_S,

@@ -37,6 +37,15 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     p90_s: float
     num_runs: int
 
+    def scaled(self, factor: float) -> Timing:
+        """The same with every time `factor` times as long."""
+        return Timing(
+            median_s=self.median_s * factor,
+            p10_s=self.p10_s * factor,
+            p90_s=self.p90_s * factor,
+            num_runs=self.num_runs,
+        )
+
 
 class PieceProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one piece (the operations between two neighbouring candidate cut points) cost.
@@ -248,6 +257,42 @@ def costs_from_flops(
     seconds = tuple(flops * micro_batch / flops_per_s for flops in model.flops_per_row)
     entry = PieceSeconds(device=REFERENCE, backend="", seconds=seconds)
     return msgspec.structs.replace(model, seconds=(entry,))
+
+
+def with_stages(
+    profile: Profile, lasts: Sequence[str], backends: Sequence[str], seconds: Sequence[float]
+) -> Profile:
+    """The profile with the pieces of stages scaled to add up to what the stages took as wholes.
+
+    Only the timings of a stage's backend are changed, and only those of the stage's pieces.
+
+    Args:
+        profile: what was measured piece by piece.
+        lasts: name of the piece that ends each stage, in order; the stages cover all pieces.
+        backends: of each stage.
+        seconds: of each stage, above 0.
+
+    Raises:
+        PlanError: a stage ends where no piece does, or its backend was not measured.
+    """
+    ends = {piece.last: index + 1 for index, piece in enumerate(profile.pieces)}
+    pieces = list(profile.pieces)
+    start = 0
+    for last, backend, stage_s in zip(lasts, backends, seconds, strict=True):
+        stop = ends.get(last, start)
+        timings = [piece.timings.get(backend) for piece in pieces[start:stop]]
+        known = [timing for timing in timings if timing is not None]
+        if not known or len(known) < len(timings):
+            raise PlanError(
+                f"the profile has no times with backend {backend!r} for a stage that ends with"
+                f" {last!r}; measure anew: cutset profile"
+            )
+        factor = stage_s / sum(timing.median_s for timing in known)
+        for index, timing in enumerate(known, start):
+            changed = {**pieces[index].timings, backend: timing.scaled(factor)}
+            pieces[index] = msgspec.structs.replace(pieces[index], timings=changed)
+        start = stop
+    return msgspec.structs.replace(profile, pieces=tuple(pieces))
 
 
 def costs_from_profile(

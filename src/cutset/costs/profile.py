@@ -222,15 +222,7 @@ def _run_once(runners: Sequence[PieceRunner], inputs: Tensors) -> list[float]:
 def _scaled(pieces: Sequence[Timing], whole_s: float) -> tuple[Timing, ...]:
     """The pieces' times, scaled so that their medians add up to the whole model's."""
     factor = whole_s / sum(timing.median_s for timing in pieces)
-    return tuple(
-        Timing(
-            median_s=timing.median_s * factor,
-            p10_s=timing.p10_s * factor,
-            p90_s=timing.p90_s * factor,
-            num_runs=timing.num_runs,
-        )
-        for timing in pieces
-    )
+    return tuple(timing.scaled(factor) for timing in pieces)
 
 
 def _timing(samples: np.ndarray) -> Timing:

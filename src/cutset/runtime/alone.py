@@ -1,13 +1,14 @@
 """Processes that compute a stage, or several in a row, again and again, without transfers.
 
 `cutset.runtime.bench` compares a pipeline with them. Each is started as ``python -m
-cutset.runtime.alone`` and prints ``ready`` when it is warm. At a line on its standard input it
-begins, at the next one it prints a JSON document, an `AloneResult`, and so on until its standard
-input is closed.
+cutset.runtime.alone`` and prints ``ready`` when it is warm. At a line on its standard input, the
+seconds to rest before every micro-batch, it begins; at the next one it prints a JSON document, an
+`AloneResult`, and so on until its standard input is closed.
 
-With ``--seconds`` it measures once, for so long, then as long with a rest before every micro-batch,
-and leaves. What has rested may be faster: a processor that runs faster for a while, a share of one
-that was saved up. A micro-batch alone in a pipeline meets stages that have rested.
+With ``--seconds`` it measures once, for so long, then as long with rests, and leaves. What has
+rested may be faster (a processor that runs faster for a while, a share of one that was saved up) or
+slower (caches that others used meanwhile, a processor that must be woken). A micro-batch alone in a
+pipeline meets stages that have rested.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _NUM_WARM_UP = 3
 _ANSWER_TIMEOUT_S = 600.0
 _READY = b"ready"
 _LEAST_REST_S = 0.02
-_LEAST_RESTED = 5
+_LEAST_RESTED = 3
 
 
 class AloneResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,13 +96,14 @@ class AloneProcesses:
             raise
 
     def measure(
-        self, duration_s: float, which: Sequence[int] | None = None
+        self, duration_s: float, which: Sequence[int] | None = None, *, rest_s: float = 0.0
     ) -> tuple[AloneResult, ...]:
         """Has processes compute at the same time.
 
         Args:
             duration_s: for how long, at least.
             which: indices of the groups that compute while the others rest; all if None.
+            rest_s: how long each rests before every micro-batch.
 
         Returns:
             One result for each group that computed.
@@ -112,7 +114,7 @@ class AloneProcesses:
         indices = range(len(self._processes)) if which is None else which
         chosen = [self._processes[index] for index in indices]
         for process in chosen:
-            _tell(process)
+            _tell(process, repr(rest_s))
         threading.Event().wait(duration_s)
         for process in chosen:
             _tell(process)
@@ -188,10 +190,10 @@ def _next_line(process: subprocess.Popen[bytes]) -> bytes:
         limit.cancel()
 
 
-def _tell(process: subprocess.Popen[bytes]) -> None:
+def _tell(process: subprocess.Popen[bytes], words: str = "") -> None:
     assert process.stdin is not None
     try:
-        process.stdin.write(b"\n")
+        process.stdin.write(f"{words}\n".encode())
         process.stdin.flush()
     except OSError as error:
         raise _gone(process) from error
@@ -214,10 +216,10 @@ def _gone(process: subprocess.Popen[bytes]) -> EngineError:
 def _serve(programs: Sequence[StageProgram], inputs: tuple[torch.Tensor, ...]) -> None:
     """Measures as often as the standard input says."""
     print(_READY.decode(), flush=True)  # noqa: T201  # the parent process reads it
-    while sys.stdin.readline():
+    while line := sys.stdin.readline():
         stop = threading.Event()
         threading.Thread(target=_await_line, args=(stop,), daemon=True).start()
-        _print(_measure(programs, inputs, stop))
+        _print(_measure(programs, inputs, stop, rest_s=float(line)))
 
 
 def _await_line(stop: threading.Event) -> None:
@@ -230,12 +232,9 @@ def _serve_once(
     programs: Sequence[StageProgram], inputs: tuple[torch.Tensor, ...], duration_s: float
 ) -> None:
     busy = _measure(programs, inputs, _set_after(duration_s))
-    rested_s: list[float] = []
-    stop = _set_after(duration_s)
-    while not stop.is_set() or len(rested_s) < _LEAST_RESTED:
-        time.sleep(max(_LEAST_REST_S, busy.mean_s))
-        rested_s.append(_timed_run_s(programs, inputs))
-    _print(msgspec.structs.replace(busy, rested_s=sum(rested_s) / len(rested_s)))
+    rest_s = max(_LEAST_REST_S, busy.mean_s)
+    rested = _measure(programs, inputs, _set_after(duration_s), rest_s=rest_s)
+    _print(msgspec.structs.replace(busy, rested_s=rested.mean_s))
 
 
 def _set_after(seconds: float) -> threading.Event:
@@ -255,11 +254,18 @@ def _timed_run_s(programs: Sequence[StageProgram], inputs: tuple[torch.Tensor, .
 
 
 def _measure(
-    programs: Sequence[StageProgram], inputs: tuple[torch.Tensor, ...], stop: threading.Event
+    programs: Sequence[StageProgram],
+    inputs: tuple[torch.Tensor, ...],
+    stop: threading.Event,
+    *,
+    rest_s: float = 0.0,
 ) -> AloneResult:
-    """Computes until it is to stop, once at least."""
+    """Computes until it is to stop; once at least, and a few times where it rests in between."""
     samples: list[float] = []
-    while not stop.is_set() or not samples:
+    least = _LEAST_RESTED if rest_s else 1
+    while not stop.is_set() or len(samples) < least:
+        if rest_s:
+            time.sleep(rest_s)
         samples.append(_timed_run_s(programs, inputs))
     return AloneResult(
         median_s=median(samples),
