@@ -244,14 +244,14 @@ _TOP = """# Benchmarks
 
 Written by `make bench`; measured on {date} on {machine}.
 
-Two stages with one thread each, planned for torch or for the fastest backends; {rounds} rounds, in each of which every contestant was measured
-once for about a second or more while the others rested. A ratio is of two times of one round, and
-the median over the rounds is shown. In a round every time is the time that passed over the
-micro-batches that were computed in it; only a latency is the median of its round. *Alone* is the
-slowest stage without transfers while the other one is busy too. *GPipe* is
-torch.distributed.pipelining's ScheduleGPipe over gloo on the stages planned for torch, 8 micro-batches a step.
-*Whole* is all stages in one process. `auto` runs each stage with the backend that the profile found
-the fastest.
+Two stages with one thread each, planned for torch or for the fastest backends; {rounds} rounds, in
+each of which every contestant was measured once for about a second or more while the others rested.
+A ratio is of two times of one round, and the median over the rounds is shown. In a round every time
+is the time that passed over the micro-batches that were computed in it; only a latency is the
+median of its round. *Alone* is the slowest stage without transfers while the other one is busy too.
+*GPipe* is torch.distributed.pipelining's ScheduleGPipe over gloo on the stages planned for torch, 8
+micro-batches a step. *Whole* is all stages in one process. `auto` runs each stage with the backend
+that the profile found the fastest.
 
 One micro-batch alone finds stages that have rested while the others computed. So the latency is
 held against the sum of the stages' median times, each measured with such rests; and beside it
