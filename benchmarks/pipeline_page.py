@@ -124,7 +124,7 @@ def targets(cases: Cases, hops: dict[str, float]) -> list[Target]:
     )
     late, slow_start = worst(
         {
-            key: case[f"ready {b}_s"] - case["import_s"]
+            key: median(case[f"ready {b} over imports_s"])
             for b in ("torch", "auto")
             for key, case in cases.items()
         }
@@ -257,7 +257,8 @@ One micro-batch alone finds stages that have rested while the others computed. S
 held against the sum of the stages' median times, each measured with such rests; and beside it
 against the whole, which never rests. *Whole / slowest alone* is the speed that these stages would
 have here if nothing had to be sent. An *idle* worker has its backend's libraries in memory: its
-stage is one small convolution.
+stage is one small convolution. *Ready* is the median of three sessions, each opened right after the
+imports were timed.
 """
 
 _TARGETS = """## Targets

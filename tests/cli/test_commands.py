@@ -114,6 +114,22 @@ def test_a_profile_is_planned_with(cutset: Cutset, small_model: str, tmp_path: P
         assert stage["compute_s"] == pytest.approx(min(sums.values()))
 
 
+def test_a_plan_for_one_backend(cutset: Cutset, small_model: str, tmp_path: Path) -> None:
+    outcome = cutset("plan", small_model, "--stages", 2, "--backend", "torch", "--json")
+    assert outcome.code == 0, outcome.err
+    assert [stage["backend"] for stage in outcome.document["stages"]] == ["torch", "torch"]
+    assert outcome.document["expected"]["where"] == "this machine"
+    assert cutset("profile", small_model, "--runs", 5, "-o", tmp_path / "here.json").code == 0
+    options = ("--stages", 2, "--profile", tmp_path / "here.json", "--backend", "onnxruntime")
+    stages = cutset("plan", small_model, *options, "--json").document["stages"]
+    assert {stage["backend"] for stage in stages} == {"onnxruntime"}
+    unknown = cutset("plan", small_model, "--stages", 2, "--backend", "tensorrt")
+    assert "choose one of auto, torch" in unknown.err
+    idle = cutset("plan", small_model, "--stages", 2, "--cost", "flops", "--backend", "torch")
+    assert idle.code == 2
+    assert "--backend is for measured costs" in idle.err
+
+
 def test_the_front_holds_the_plan_of_least_period(cutset: Cutset, small_model: str) -> None:
     options = ("--cluster", CLUSTER, "--cost", "flops", "--json")
     plans = cutset("plan", small_model, "--objective", "pareto", *options).document["plans"]

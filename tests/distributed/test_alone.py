@@ -6,7 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from cutset.runtime.alone import AloneResult
+from cutset.runtime.alone import AloneProcesses, AloneResult
+from cutset.shards.load import open_bundle
 
 
 def test_a_stage_is_timed_once_busy_and_rested(bundle: Path) -> None:
@@ -22,3 +23,16 @@ def test_a_stage_is_timed_once_busy_and_rested(bundle: Path) -> None:
     assert result.mean_s > 0
     assert result.rested_s is not None
     assert result.rested_s > 0
+
+
+def test_processes_are_measured_busy_and_with_rests(bundle: Path) -> None:
+    backends = ("torch", "torch", "torch")[: len(open_bundle(bundle).manifest.stages)]
+    with AloneProcesses(
+        open_bundle(bundle), [(0,), (1,)], backends=backends, num_threads=1, micro_batch=2
+    ) as processes:
+        busy = processes.measure(0.1)
+        (rested,) = processes.measure(0.1, [1], rest_s=0.02)
+    assert [result.backends for result in busy] == [("torch",), ("torch",)]
+    assert min(result.num_runs for result in busy) > 0
+    assert 3 <= rested.num_runs <= 6
+    assert rested.median_s > 0

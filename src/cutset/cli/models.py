@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,8 +21,6 @@ from cutset.cli.screen import (
 from cutset.errors import CutsetError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from cutset.costs.model import Profile
     from cutset.costs.profile import PieceBackend
     from cutset.planning import Plan
@@ -103,6 +102,7 @@ def plan(
         Path | None, typer.Option(help="plan a cost graph (JSON) instead of a model")
     ] = None,
     cost: options.Cost = "measured",
+    backend: options.PlannedBackend = "auto",
     profile_file: options.ProfileFile = None,
     weights: options.Weights = None,
     batch_size: options.BatchSize = 1,
@@ -136,7 +136,7 @@ def plan(
     with progress() as say:
         prepared = _prepare(model, _any_weights(model, weights), keep, divide, max_tensors, say)
         costs, backends = _costs(
-            prepared, request, cluster, cost, profile_file, batch_size, threads, say
+            prepared, request, cluster, cost, backend, profile_file, batch_size, threads, say
         )
         say("planning")
         if is_front:
@@ -182,6 +182,7 @@ def split(
     serial: options.Serial = False,
     fixed_order: options.FixedOrder = False,
     cost: options.Cost = "measured",
+    backend: options.PlannedBackend = "auto",
     profile_file: options.ProfileFile = None,
     weights: options.Weights = None,
     batch_size: options.BatchSize = 1,
@@ -207,7 +208,7 @@ def split(
     with progress() as say:
         prepared = _prepare(model, weights, keep, divide, max_tensors, say)
         costs, backends = _costs(
-            prepared, request, cluster, cost, profile_file, batch_size, threads, say
+            prepared, request, cluster, cost, backend, profile_file, batch_size, threads, say
         )
         say("planning")
         result = _best_plan(prepared, request, costs, backends, batch_size, threads, say)
@@ -333,6 +334,7 @@ def _costs(
     request: PlanRequest,
     cluster: Path | None,
     cost: str,
+    backend: str,
     profile_file: Path | None,
     batch_size: int,
     threads: int,
@@ -342,23 +344,49 @@ def _costs(
 
     Where they are measured now, for processes of this machine, also what they were measured with.
     """
-    from cutset.costs.model import load_profile
-    from cutset.workflow import load_profiles, stage_backends
+    from cutset.backends.base import AUTO, check_backend_name
+    from cutset.costs.model import load_profile, with_backend
+    from cutset.workflow import load_profiles
 
     if cost not in ("measured", "flops"):
         usage_error(f"--cost is 'measured' or 'flops', got {cost!r}")
+    check_backend_name(backend)
     if cost == "flops" and profile_file is None:
+        if backend != AUTO:
+            usage_error("--backend is for measured costs; multiply-adds are the same for all")
         return None, {}
-    folder = cluster.parent if cluster is not None else Path()
-    if profile_file is not None:
-        return load_profiles(request.cluster, folder, load_profile(profile_file)), {}
+    measured: Profile | None = None
+    backends: Mapping[str, PieceBackend] = {}
     devices = request.cluster.devices if request.cluster else ()
-    if devices and all(device.profile is not None for device in devices):
-        return load_profiles(request.cluster, folder, None), {}
-    backends = stage_backends(prepared, num_threads=threads)
-    measured = _measure(prepared, backends, batch_size, threads, 20, "", say)
+    if profile_file is not None:
+        measured = load_profile(profile_file)
+    elif not devices or any(device.profile is None for device in devices):
+        backends = _backends(prepared, backend, threads)
+        measured = _measure(prepared, backends, batch_size, threads, 20, "", say)
+    folder = cluster.parent if cluster is not None else Path()
     profiles = load_profiles(request.cluster, folder, measured)
+    if backend != AUTO and profiles is not None:
+        if isinstance(profiles, Mapping):
+            profiles = {name: with_backend(each, backend) for name, each in profiles.items()}
+        else:
+            profiles = with_backend(profiles, backend)
     return profiles, backends if request.cluster is None else {}
+
+
+def _backends(prepared: PreparedModel, backend: str, threads: int) -> Mapping[str, PieceBackend]:
+    """What can measure pieces here: everything that is installed, or the backend that is named."""
+    from cutset.backends.base import AUTO, missing_here
+    from cutset.errors import EngineError
+    from cutset.workflow import stage_backends
+
+    compiled = backend == "torch-compiled"
+    found = stage_backends(prepared, num_threads=threads, compiled=compiled)
+    if backend == AUTO:
+        return found
+    if backend not in found:
+        reason = missing_here(backend) or f"it runs on {', '.join(found)}"
+        raise EngineError(f"backend {backend!r} cannot run {prepared.name}: {reason}")
+    return {backend: found[backend]}
 
 
 def _best_plan(

@@ -76,6 +76,14 @@ Backend: TypeAlias = Annotated[
         metavar="auto|torch|onnxruntime|openvino|torch-compiled", help="what computes a stage"
     ),
 ]
+PlannedBackend: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        metavar="auto|torch|onnxruntime|openvino|torch-compiled",
+        help="plan for this backend; auto: for each stage's fastest",
+    ),
+]
 MicroBatch: TypeAlias = Annotated[
     int | None,
     typer.Option("--batch-size", min=1, help="rows of a micro-batch; the plan's by default"),

@@ -259,6 +259,24 @@ def costs_from_flops(
     return msgspec.structs.replace(model, seconds=(entry,))
 
 
+def with_backend(profile: Profile, backend: str) -> Profile:
+    """The profile as if nothing but one backend had been measured.
+
+    Raises:
+        PlanError: a piece has no time with it.
+    """
+    pieces = []
+    for piece in profile.pieces:
+        timing = piece.timings.get(backend)
+        if timing is None:
+            raise PlanError(
+                f"the profile of {profile.device} has no time with backend {backend!r} for the"
+                f" piece that ends with {piece.last!r}; it has {', '.join(piece.timings) or 'none'}"
+            )
+        pieces.append(msgspec.structs.replace(piece, timings={backend: timing}))
+    return msgspec.structs.replace(profile, pieces=tuple(pieces))
+
+
 def with_stages(
     profile: Profile, lasts: Sequence[str], backends: Sequence[str], seconds: Sequence[float]
 ) -> Profile:

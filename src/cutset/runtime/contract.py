@@ -11,9 +11,11 @@ import torch
 from cutset.errors import ContractViolation, EngineError, StageFailed
 from cutset.runtime.channel import LinkContract
 from cutset.shards.manifest import Manifest
-from cutset.tensors import TensorSpec, dim_factor
+from cutset.tensors import DTYPE_BYTES, TensorSpec, dim_factor
 
 CALLER = "caller"
+
+_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_BYTES}
 
 # What torch says when a stage's weights do not fit the tensor it got. Bare, none of them says
 # where or why; the splitting guide lists them as the signs of a unit that was cut apart.
@@ -114,8 +116,9 @@ def check_tensors(
             actual=f"{len(tensors)} tensors",
         )
     for tensor, spec in zip(tensors, specs, strict=True):
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        if dtype != spec.dtype or tuple(tensor.shape) != spec.concrete_shape(num_rows):
+        fits = tensor.dtype is _DTYPES[spec.dtype]
+        if not fits or tensor.shape != spec.concrete_shape(num_rows):
+            dtype = str(tensor.dtype).removeprefix("torch.")
             actual = f"{dtype}[{', '.join(map(str, tensor.shape))}]"
             raise ContractViolation(
                 f"{boundary}: tensor {spec.name!r} is {actual} where the bundle promises {spec}"

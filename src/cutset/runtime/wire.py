@@ -23,11 +23,11 @@ channels_last tensor arrives channels_last, which bit-exactness needs, since ker
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import struct
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -49,8 +49,7 @@ class WireError(Exception):
     """A header that no peer of ours would send; the link is given up."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """How one tensor lies in memory.
 
     Attributes:
@@ -72,8 +71,7 @@ class Layout:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """What precedes the tensors of one micro-batch.
 
     Attributes:

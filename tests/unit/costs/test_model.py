@@ -10,6 +10,8 @@ from cutset.costs.model import (
     costs_from_flops,
     costs_from_profile,
     load_profile,
+    with_backend,
+    with_stages,
 )
 from cutset.devices import Device
 from cutset.errors import PlanError
@@ -176,3 +178,31 @@ def test_numbers_out_of_range_are_refused():
         costs_from_flops(graph, cuts, micro_batch=0)
     with pytest.raises(ValueError, match="granularity is 'unit' or 'op'"):
         costs_from_flops(graph, cuts, granularity="layer")
+
+
+def medians(profile, backend):
+    return [piece.timings[backend].median_s for piece in profile.pieces]
+
+
+def test_pieces_are_scaled_to_the_stages_that_were_measured():
+    before = profile("a", [{"t": 1.0, "o": 4.0}, {"t": 3.0, "o": 4.0}, {"t": 2.0, "o": 4.0}])
+    after = with_stages(before, ["op1", "output"], ["t", "o"], [8.0, 1.0])
+    assert medians(after, "t") == [2.0, 6.0, 2.0]
+    assert medians(after, "o") == [4.0, 4.0, 1.0]
+    assert after.pieces[1].timings["t"].p90_s == 6.0
+    assert medians(before, "t") == [1.0, 3.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("lasts", "backends"), [(["nowhere", "output"], ["t", "t"]), (["op1", "output"], ["t", "x"])]
+)
+def test_stages_that_the_profile_does_not_know_are_refused(lasts, backends):
+    with pytest.raises(PlanError, match="the profile has no times with backend"):
+        with_stages(profile("a", [{"t": 1.0}] * 3), lasts, backends, [1.0, 1.0])
+
+
+def test_a_profile_of_one_backend():
+    both = profile("a", [{"t": 1.0, "o": 4.0}] * 3)
+    assert with_backend(both, "o") == profile("a", [{"o": 4.0}] * 3)
+    with pytest.raises(PlanError, match="'x' for the piece that ends with 'op0'; it has t, o"):
+        with_backend(both, "x")

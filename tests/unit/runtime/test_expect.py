@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import msgspec
 import pytest
 import torch
 
 from cutset.backends.pieces import piece_backends
-from cutset.costs.model import costs_from_profile
-from cutset.costs.profile import profile_costs
+from cutset.costs.model import Profile, Timing, costs_from_profile
+from cutset.costs.profile import PieceBackend, profile_costs
 from cutset.devices import equal_cluster
 from cutset.errors import PlanError
 from cutset.graph.capture import capture_model
-from cutset.graph.cuts import find_cut_points
+from cutset.graph.cuts import CutPoints, find_cut_points
+from cutset.graph.lowering import CapturedModel
 from cutset.planning.make import make_plan
-from cutset.planning.plan import plan_from_json, plan_to_json
+from cutset.planning.plan import Expected, Plan, plan_from_json, plan_to_json
 from cutset.runtime import expect
-from cutset.runtime.expect import expect_here
+from cutset.runtime.expect import expect_here, plan_here
 from cutset.runtime.hop import measure_hop
 from models_of_trouble import residual_net
 
@@ -55,6 +60,97 @@ def test_a_plan_gets_its_stages_as_wholes_and_its_messages(
     assert plan_from_json(plan_to_json(found)) == found
     with pytest.raises(PlanError, match="what can be measured is none"):
         expect_here(captured, plan, {"none": backends["torch"]})
+
+
+class _Prepared(NamedTuple):
+    captured: CapturedModel
+    cuts: CutPoints
+    backends: Mapping[str, PieceBackend]
+    profile: Profile
+
+    def make(self, profile: Profile) -> Plan:
+        costs = costs_from_profile(self.captured.graph, self.cuts, profile)
+        return make_plan(self.captured.graph, self.cuts, costs, equal_cluster(2), num_stages=2)
+
+
+@pytest.fixture
+def prepared() -> _Prepared:
+    """A chain of four equal layers: by its profile in torch, the best cut is in the middle."""
+    layers = [torch.nn.Linear(8, 8) for _ in range(4)]
+    captured = capture_model(torch.nn.Sequential(*layers), torch.randn(2, 8))
+    cuts = find_cut_points(captured.graph)
+    backends = {"torch": piece_backends(captured, cuts, num_threads=1)["torch"]}
+    profile = profile_costs(captured, cuts, num_runs=5, backends=backends)
+    second = Timing(median_s=1.0, p10_s=1.0, p90_s=1.0, num_runs=5)
+    pieces = tuple(
+        msgspec.structs.replace(piece, timings={"torch": second}) for piece in profile.pieces
+    )
+    return _Prepared(captured, cuts, backends, msgspec.structs.replace(profile, pieces=pieces))
+
+
+def _stages_take(
+    monkeypatch: pytest.MonkeyPatch, seconds: Mapping[tuple[str, ...], tuple[float, ...]]
+) -> list[tuple[str, ...]]:
+    """Has stages that end so take so long; the list tells what was measured."""
+    asked: list[tuple[str, ...]] = []
+
+    def measure(_captured: object, plan: Plan, *_: object, **__: object) -> Plan:
+        lasts = tuple(stage.last for stage in plan.stages)
+        asked.append(lasts)
+        expected = Expected(
+            where="this machine",
+            compute_s=seconds[lasts],
+            message_s=(0.0, 0.0, 0.0),
+            period_s=max(seconds[lasts]),
+            latency_s=sum(seconds[lasts]),
+        )
+        return msgspec.structs.replace(plan, expected=expected)
+
+    monkeypatch.setattr(expect, "expect_here", measure)
+    return asked
+
+
+def test_it_is_planned_again_with_what_the_stages_took(
+    monkeypatch: pytest.MonkeyPatch, prepared: _Prepared
+) -> None:
+    # As wholes the second half takes three times what its pieces promise, so the cut moves on.
+    seconds = {("1", "output"): (2.0, 6.0), ("2", "output"): (4.5, 4.0)}
+    asked = _stages_take(monkeypatch, seconds)
+    said: list[str] = []
+    plan = plan_here(
+        prepared.captured, prepared.make, prepared.profile, prepared.backends, say=said.append
+    )
+    assert asked == [("1", "output"), ("2", "output")]
+    assert plan.expected_period_s == 4.5
+    assert [stage.last for stage in plan.stages] == ["2", "output"]
+    assert said == [f"measuring the stages of plan {number} as wholes" for number in (1, 2)]
+
+
+def test_of_the_plans_that_were_measured_the_best_is_kept(
+    monkeypatch: pytest.MonkeyPatch, prepared: _Prepared
+) -> None:
+    seconds = {("1", "output"): (2.0, 6.0), ("2", "output"): (9.0, 4.0)}
+    asked = _stages_take(monkeypatch, seconds)
+    plan = plan_here(prepared.captured, prepared.make, prepared.profile, prepared.backends)
+    assert len(asked) == 2
+    assert plan.expected_period_s == 6.0
+
+
+def test_what_cannot_be_planned_again_keeps_the_first_plan(
+    monkeypatch: pytest.MonkeyPatch, prepared: _Prepared
+) -> None:
+    _stages_take(monkeypatch, {("1", "output"): (2.0, 6.0)})
+    plans = iter([prepared.make(prepared.profile)])
+
+    def make(_: Profile) -> Plan:
+        for plan in plans:
+            return plan
+        raise PlanError("such a latency cannot be kept")
+
+    plan = plan_here(prepared.captured, make, prepared.profile, prepared.backends)
+    assert plan.expected_period_s == 6.0
+    with pytest.raises(PlanError, match="such a latency"):
+        plan_here(prepared.captured, make, prepared.profile, prepared.backends)
 
 
 def test_a_larger_message_costs_more() -> None:
