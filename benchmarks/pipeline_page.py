@@ -99,15 +99,15 @@ def targets(cases: Cases, hops: dict[str, float]) -> list[Target]:
     def mean(name: str) -> float:
         return geometric_mean(RATIOS[name](case) for case in cases.values())
 
-    def worst(values: dict[tuple[str, int], float]) -> tuple[float, str]:
-        (name, micro_batch), value = max(values.items(), key=lambda item: item[1])
+    def worst(values: Iterable[tuple[tuple[str, int], float]]) -> tuple[float, str]:
+        (name, micro_batch), value = max(values, key=lambda item: item[1])
         return value, f"{name}, micro-batch {micro_batch}"
 
     found = []
     for backend in ("torch", "auto"):
         name = f"{backend} period / slowest alone"
         ratio = RATIOS[name]
-        peak, where = worst({key: ratio(case) for key, case in cases.items()})
+        peak, where = worst((key, ratio(case)) for key, case in cases.items())
         found += [
             Target(text=f"{name}, geometric mean", found=mean(name), limit=1.05),
             Target(text=f"{name}, largest", found=peak, limit=1.10, detail=where),
@@ -115,19 +115,15 @@ def targets(cases: Cases, hops: dict[str, float]) -> list[Target]:
     latest, where = worst(_over_sum(cases, "alone {} rested_sum_s"))
     over_whole, where_whole = worst(_over_sum(cases, "whole {} median_s"))
     over, heaviest = worst(
-        {
-            key: each["over_bytes"] / each["allowed_bytes"]
-            for key, case in cases.items()
-            for stages in case["memory"].values()
-            for each in stages
-        }
+        (key, each["over_bytes"] / each["allowed_bytes"])
+        for key, case in cases.items()
+        for stages in case["memory"].values()
+        for each in stages
     )
     late, slow_start = worst(
-        {
-            key: median(case[f"ready {b} over imports_s"])
-            for b in ("torch", "auto")
-            for key, case in cases.items()
-        }
+        (key, median(case[f"ready {b} over imports_s"]))
+        for b in ("torch", "auto")
+        for key, case in cases.items()
     )
     by_model: dict[str, list[float]] = {}
     for (model, _), case in cases.items():
@@ -191,8 +187,8 @@ def targets(cases: Cases, hops: dict[str, float]) -> list[Target]:
     ]
 
 
-def _over_sum(cases: Cases, sum_: str) -> dict[tuple[str, int], float]:
-    """Milliseconds of one micro-batch alone over its stages' sum and 5%; the larger backend's."""
+def _over_sum(cases: Cases, sum_: str) -> list[tuple[tuple[str, int], float]]:
+    """Milliseconds of one micro-batch alone over its stages' sum and 5%, with each backend."""
 
     def late_s(case: dict[str, Any], backend: str) -> float:
         samples = case["samples"]
@@ -201,10 +197,11 @@ def _over_sum(cases: Cases, sum_: str) -> dict[tuple[str, int], float]:
         )
         return median(latency_s - 1.05 * stages_s for latency_s, stages_s in pairs)
 
-    return {
-        key: 1e3 * max(late_s(case, backend) for backend in ("torch", "auto"))
+    return [
+        (key, 1e3 * late_s(case, backend))
         for key, case in cases.items()
-    }
+        for backend in ("torch", "auto")
+    ]
 
 
 def _idle(cases: Cases) -> str:

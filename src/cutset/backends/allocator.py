@@ -24,7 +24,10 @@ _M_MMAP_THRESHOLD = -3
 _LARGEST_MMAP_THRESHOLD_BYTES = 32 * 2**20
 _KEPT_BYTES = 512 * 2**20
 
-# From Linux's mman-common.h; madvise(2).
+# From Linux's mman-common.h; madvise(2). The first leaves the file's pages in the system's cache,
+# so that the next process that reads them need not wait for the disk, but forgets what was written
+# to a private mapping; the second keeps that and empties the cache too.
+_MADV_DONTNEED = 4
 _MADV_PAGEOUT = 21
 
 
@@ -79,7 +82,8 @@ def give_back_mapping(file: Path) -> bool:
         fields = line.split(maxsplit=5)
         if len(fields) == 6 and fields[5] == str(file):
             start, stop = (int(number, 16) for number in fields[0].split("-"))
-            answers.append(madvise(start, stop - start, _MADV_PAGEOUT))
+            advice = _MADV_PAGEOUT if "w" in fields[1] else _MADV_DONTNEED
+            answers.append(madvise(start, stop - start, advice))
     given = bool(answers) and not any(answers)
     _LOG.debug("%s is %s", file, "given back" if given else "kept, or was never mapped")
     return given
