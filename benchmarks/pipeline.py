@@ -40,6 +40,7 @@ import pipeline_hop
 import pipeline_page
 from cutset.backends.base import random_inputs
 from cutset.costs.base import measure_worker_base
+from cutset.costs.model import with_backend
 from cutset.preparation import prepare_model
 from cutset.runtime.alone import AloneProcesses
 from cutset.runtime.bench import measure_latency, measure_throughput
@@ -67,12 +68,15 @@ def make_bundles(name: str, micro_batch: int, folder: Path) -> dict[str, Bundle]
     """Two stages planned for torch, and for the fastest of all backends; as a user would do it."""
     prepared = prepare_model(f"torchvision:{name}", weights="random:0")
     all_ = stage_backends(prepared)
+    measured = profile_model(prepared, batch_size=micro_batch, num_runs=10, backends=all_)
     bundles = {}
-    for kind, backends in (("torch", {"torch": all_["torch"]}), ("auto", all_)):
-        profile = profile_model(prepared, batch_size=micro_batch, num_runs=10, backends=backends)
+    for kind, profile, backends in (
+        ("torch", with_backend(measured, "torch"), {"torch": all_["torch"]}),
+        ("auto", measured, all_),
+    ):
         plan = plan_here(
             prepared.captured,
-            lambda measured: plan_stages(prepared, num_stages=2, profile=measured),
+            lambda scaled: plan_stages(prepared, num_stages=2, profile=scaled),
             profile,
             backends,
             num_runs=10,

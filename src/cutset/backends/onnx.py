@@ -117,7 +117,7 @@ def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> O
 
 def one_convolution() -> bytes:
     """An ONNX model of one small convolution, with zeros for weights; input ``x``, output ``y``."""
-    import onnx  # most of a second that processes of the other backends need not wait for
+    import onnx  # an import that processes of the other backends do without
 
     weights = onnx.numpy_helper.from_array(np.zeros((8, 3, 3, 3), np.float32), "weights")
     graph = onnx.helper.make_graph(

@@ -49,9 +49,9 @@ def make_session(
     options.log_severity_level = 3
     # Threads that spin while they wait would take the core away from the neighbouring stage.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # One block laid out for all activations of a run is kept beside what the first runs took:
-    # measured on the first half of a VGG16 with 8 rows, 458 MiB with it and 275 MiB without, at the
-    # same speed, as of a MobileNetV2 and a ResNet18.
+    # A plan of where activations lie, made at the first runs, costs memory. Measured on the first
+    # half of a VGG16 with 8 rows: 458 MiB with it and 275 MiB without, at the same speed; nor did
+    # a MobileNetV2 and a ResNet18 become slower.
     options.enable_mem_pattern = False
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -56,3 +56,15 @@ def test_where_the_system_cannot_nothing_is_given_back(
 ) -> None:
     monkeypatch.setattr(allocator.sys, "platform", "darwin")
     assert not give_back_mapping(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="madvise(2) and /proc are Linux's")
+def test_what_was_written_to_a_private_mapping_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(1 << 16))
+    with file.open("rb") as stream:
+        mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+    mapping[:7] = b"changed"
+    give_back_mapping(file)
+    assert mapping[:7] == b"changed"
+    mapping.close()

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from cutset import workflow
+from cutset.costs.model import PieceProfile, Profile, Timing
+from cutset.devices import Cluster, Device, equal_cluster
+
+
+def _profile(*backends: str) -> Profile:
+    timing = Timing(median_s=1.0, p10_s=1.0, p90_s=1.0, num_runs=5)
+    return Profile(
+        format="cutset-profile/1",
+        model="m",
+        device="d",
+        micro_batch=1,
+        num_threads=1,
+        pieces=(PieceProfile(last="output", flops=1, timings=dict.fromkeys(backends, timing)),),
+        software={},
+    )
+
+
+def _with_memory(cluster: Cluster) -> Cluster:
+    devices: tuple[Device, ...] = tuple(
+        msgspec.structs.replace(device, memory_bytes=2**30) for device in cluster.devices
+    )
+    return msgspec.structs.replace(cluster, devices=devices)
+
+
+def test_an_idle_worker_is_reckoned_with_the_largest_backend_that_was_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    idle = {"torch": 1, "onnxruntime": 2, "openvino": 3}
+    monkeypatch.setattr(workflow, "measure_worker_base", idle.__getitem__)
+    monkeypatch.setattr(workflow, "missing_here", lambda name: "no" * (name == "openvino"))
+    limited = _with_memory(equal_cluster(1))
+    both = _profile("torch", "onnxruntime", "openvino")
+    assert workflow._base_bytes(equal_cluster(1), both) == 0
+    assert workflow._base_bytes(limited, None) == 1
+    assert workflow._base_bytes(limited, _profile("torch")) == 1
+    assert workflow._base_bytes(limited, {"a": _profile("torch"), "b": both}) == 2
