@@ -4,7 +4,13 @@ glibc's malloc maps large blocks one by one and unmaps them when they are freed,
 every operation's output costs a page fault for each of its pages. Measured on the two-core virtual
 machine where this was written (other work was running; the fastest of four interleaved runs): one
 half of MobileNetV2 took 19.8 ms before and 10.9 ms after, one half of ResNet50 134 and 76 ms.
-The price: a worker stays as large as its largest moment.
+
+The price: a worker stays as large as its largest moment, and larger where a small block lies
+between two large ones and keeps them from becoming one again. So small blocks are not set aside
+(`malloc_environment`), and those that stay are made before any large one (`map_large_blocks`).
+Measured on the first stages of an Inception v3, a ResNet18 and a ResNet50 with 8 rows, whose
+activations need 84, 49 and 74 MiB: a worker had 178, 102 and 160 MiB more than an idle one before,
+and 112, 76 and 98 MiB with this and `cutset.graph.reuse`.
 """
 
 from __future__ import annotations
@@ -12,23 +18,46 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import os
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 _LOG = logging.getLogger(__name__)
 
 # From glibc's malloc.h; mallopt(3).
+_M_MXFAST = 1
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGEST_MMAP_THRESHOLD_BYTES = 32 * 2**20
+_FIRST_MMAP_THRESHOLD_BYTES = 2**20
 _KEPT_BYTES = 512 * 2**20
+# Blocks that threads set aside; "Memory Allocation Tunables" in glibc's manual. mallopt cannot.
+_TUNABLES = "GLIBC_TUNABLES"
+_NO_THREAD_CACHES = "glibc.malloc.tcache_count=0"
 
 # From Linux's mman-common.h; madvise(2). The first leaves the file's pages in the system's cache,
 # so that the next process that reads them need not wait for the disk, but forgets what was written
 # to a private mapping; the second keeps that and empties the cache too.
 _MADV_DONTNEED = 4
 _MADV_PAGEOUT = 21
+
+
+def map_large_blocks() -> bool:
+    """Tells this process's malloc to map every block of 1 MiB or more by itself.
+
+    For loading a stage and computing its first micro-batch. What libraries then make for good
+    (compiled kernels, say) lies close together, instead of between places of activations, which it
+    would keep apart for ever.
+
+    Returns:
+        True where the system's malloc understands it (glibc), else False: nothing has changed.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mapped: bool = ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _FIRST_MMAP_THRESHOLD_BYTES) == 1
+    return mapped
 
 
 def keep_freed_memory() -> bool:
@@ -43,11 +72,22 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     kept: bool = (
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD_BYTES) == 1
+        mallopt(_M_MXFAST, 0) == 1
+        and mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD_BYTES) == 1
         and mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES) == 1
     )
     _LOG.debug("freed memory is %s", "kept" if kept else "given back as before")
     return kept
+
+
+def malloc_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What to add to the environment of a process that computes stages, for its malloc.
+
+    Args:
+        environment: that it would have otherwise; settings of the user's own win.
+    """
+    given = environment.get(_TUNABLES)
+    return {_TUNABLES: f"{_NO_THREAD_CACHES}:{given}" if given else _NO_THREAD_CACHES}
 
 
 def give_back_memory() -> None:

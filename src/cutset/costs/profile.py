@@ -17,6 +17,7 @@ from cutset.graph.captured import Captured
 from cutset.graph.cuts import CutPoints
 from cutset.graph.lowering import CapturedModel
 from cutset.graph.pieces import build_piece
+from cutset.graph.reuse import reuse_dead_tensors
 from cutset.threads import compute_threads
 
 NUM_WARMUP_RUNS = 2
@@ -37,10 +38,11 @@ PieceBackend: TypeAlias = Callable[[int, int], PieceRunner]
 
 
 def eager_pieces(captured: CapturedModel) -> PieceBackend:
-    """Runs pieces in eager torch."""
+    """Runs pieces in eager torch, as a stage's program is run."""
 
     def runner(start: int, stop: int) -> PieceRunner:
         piece = build_piece(captured, start, stop)
+        reuse_dead_tensors(piece)
 
         def run(inputs: Tensors) -> Tensors:
             outputs: Tensors = piece(*inputs)

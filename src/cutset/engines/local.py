@@ -19,6 +19,7 @@ import sys
 import threading
 from collections.abc import Callable
 
+from cutset.backends.allocator import malloc_environment
 from cutset.engines.base import Command, Event, Exited, WorkerHandle
 from cutset.engines.control import ControlSocket
 from cutset.errors import EngineError
@@ -240,6 +241,7 @@ class LocalEngine:
             # Its warnings (of addresses without a name, say) would pass for last words.
             "TORCH_CPP_LOG_LEVEL": "ERROR",
             **os.environ,
+            **malloc_environment(),
             "OMP_NUM_THREADS": str(self._num_threads),
             "MKL_NUM_THREADS": str(self._num_threads),
             # A file torch.py in the caller's working directory must not shadow the real one.

@@ -28,7 +28,7 @@ import msgspec
 import torch
 from typing_extensions import Self
 
-from cutset.backends.allocator import keep_freed_memory
+from cutset.backends.allocator import keep_freed_memory, malloc_environment, map_large_blocks
 from cutset.backends.base import StageProgram, load_stage, random_inputs
 from cutset.errors import EngineError
 from cutset.shards.load import open_bundle
@@ -170,7 +170,12 @@ def _start(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": str(num_threads), "PYTHONSAFEPATH": "1"},
+        env={
+            **os.environ,
+            **malloc_environment(),
+            "OMP_NUM_THREADS": str(num_threads),
+            "PYTHONSAFEPATH": "1",
+        },
     )
 
 
@@ -288,7 +293,7 @@ def main() -> None:
     parser.add_argument("micro_batch", type=int)
     parser.add_argument("--seconds", type=float, help="measure once, for so long, then leave")
     arguments = parser.parse_args()
-    keep_freed_memory()
+    map_large_blocks()
     torch.set_num_threads(arguments.num_threads)
     pairs = [pair.split(":") for pair in arguments.stages.split(",")]
     indices = [int(index) for index, _ in pairs]
@@ -306,6 +311,7 @@ def main() -> None:
     inputs = random_inputs(bundle.manifest.stages[indices[0]], arguments.micro_batch)
     for _ in range(_NUM_WARM_UP):
         _timed_run_s(programs, inputs)
+        keep_freed_memory()  # after the first, as a worker does
     if arguments.seconds is None:
         _serve(programs, inputs)
     else:

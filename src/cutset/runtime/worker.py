@@ -29,7 +29,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from cutset.backends.allocator import give_back_memory, keep_freed_memory
+from cutset.backends.allocator import give_back_memory, keep_freed_memory, map_large_blocks
 from cutset.backends.base import StageProgram, load_stage
 from cutset.engines.base import (
     BatchFailed,
@@ -291,6 +291,8 @@ class StageWorker:
         finally:
             self._computing_since_s = 0.0
             self._idle_since_s = stopped_s = time.monotonic()
+        if not self._num_micro_batches:
+            keep_freed_memory()
         self._busy_s += stopped_s - started_s
         self._num_rows += parcel.num_rows
         self._num_micro_batches += 1
@@ -352,7 +354,7 @@ def main() -> None:
     parser.add_argument("--link-fds", type=int, nargs="*", default=())
     arguments = parser.parse_args()
     die_with_parent()
-    keep_freed_memory()
+    map_large_blocks()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     connection = socket.socket(fileno=arguments.control_fd)
     StageWorker(

@@ -6,7 +6,8 @@ outputs, less will do: call each listed operation on the results of earlier ones
 built from the checked data alone. That also leaves out the guards of the export, with their habit
 of refusing a batch of one row, and takes a tenth of the time.
 
-The calls are the same, on the same weights in the same layout, so results are equal bit for bit.
+The calls are the same, on the same weights in the same layout, so results are equal bit for bit;
+where a result is written over a dead argument instead, that is so too (`cutset.graph.reuse`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 import torch.fx
 
 from cutset.errors import UnsafeBundle
+from cutset.graph.reuse import reuse_dead_tensors
 from cutset.shards.archive import ProgramArchive
 from cutset.shards.operators import ASSERTIONS, is_number_function, resolve_operator
 from cutset.shards.program import Call, OnDevice, Program, Result, Weight
@@ -79,7 +81,9 @@ class _Builder:
         for call in calls:
             self._add(call)
         self._graph.output(tuple(self._node(name) for name in program.outputs))
-        return torch.fx.GraphModule(self._tensors, self._graph, class_name="Stage")
+        module = torch.fx.GraphModule(self._tensors, self._graph, class_name="Stage")
+        reuse_dead_tensors(module)
+        return module
 
     def _refusal(self, what: str) -> UnsafeBundle:
         return UnsafeBundle(f"{self._program.path}: {what}", path=self._program.path)

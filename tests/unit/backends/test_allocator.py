@@ -9,17 +9,40 @@ from pathlib import Path
 import pytest
 
 from cutset.backends import allocator
-from cutset.backends.allocator import give_back_mapping, give_back_memory, keep_freed_memory
+from cutset.backends.allocator import (
+    give_back_mapping,
+    give_back_memory,
+    keep_freed_memory,
+    malloc_environment,
+    map_large_blocks,
+)
 
 
 def test_glibc_takes_the_settings() -> None:
+    assert map_large_blocks() is (platform.libc_ver()[0] == "glibc")
     assert keep_freed_memory() is (platform.libc_ver()[0] == "glibc")
 
 
 def test_another_libc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocator.platform, "libc_ver", lambda: ("", ""))
+    assert map_large_blocks() is False
     assert keep_freed_memory() is False
     give_back_memory()
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "glibc.malloc.tcache_count=0"),
+        ({"GLIBC_TUNABLES": ""}, "glibc.malloc.tcache_count=0"),
+        (
+            {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"},
+            "glibc.malloc.tcache_count=0:glibc.malloc.tcache_count=7",
+        ),
+    ],
+)
+def test_a_users_own_settings_come_last_and_win(environment: dict[str, str], expected: str) -> None:
+    assert malloc_environment(environment) == {"GLIBC_TUNABLES": expected}
 
 
 def test_freed_memory_can_be_given_back() -> None:

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import logging
+
+import onnxruntime
+import pytest
+import torch
+
+from cutset.backends.onnx import one_convolution
+from cutset.graph import onnx_session
+from cutset.graph.onnx_session import make_session, run_session
+
+
+def test_an_arena_that_someone_else_registered_is_used_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("An allocator for this device has already been registered")
+
+    monkeypatch.setattr(onnxruntime, "create_and_register_allocator", refuse)
+    onnx_session._grow_as_requested.cache_clear()
+    with caplog.at_level(logging.INFO, logger=onnx_session.__name__):
+        session = make_session(one_convolution(), 1)
+    onnx_session._grow_as_requested.cache_clear()
+    assert "already been registered" in caplog.text
+    (result,) = run_session(session, {"x": torch.ones(1, 3, 8, 8)})
+    assert torch.equal(result, torch.zeros(1, 8, 6, 6))
+
+
+def test_sessions_of_one_process_share_an_arena_and_do_not_disturb_each_other() -> None:
+    first, second = (make_session(one_convolution(), 1) for _ in range(2))
+    for session in (first, second, first):
+        (result,) = run_session(session, {"x": torch.ones(1, 3, 8, 8)})
+        assert torch.equal(result, torch.zeros(1, 8, 6, 6))
