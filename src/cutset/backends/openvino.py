@@ -114,8 +114,8 @@ def _cannot_run(error: RuntimeError) -> EngineError:
     )
 
 
-def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> OpenvinoProgram:
-    """Loads the stage's ``model.onnx`` and runs it once.
+def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> OpenvinoProgram:  # noqa: ARG001
+    """Loads the stage's ``model.onnx`` and runs it once, on one row.
 
     At its first run OpenVINO packs the weights into memory of its own, and keeps the file mapped:
     without more, a stage would hold its weights twice.
@@ -124,7 +124,7 @@ def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> O
         bundle: opened and checked.
         stage: index of the stage.
         num_threads: threads that compute.
-        micro_batch: rows of the first run.
+        micro_batch: not needed here.
 
     Raises:
         BundleError: the file is missing, changed or unsafe.
@@ -134,7 +134,7 @@ def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> O
     file = load_onnx_model(bundle, stage)
     program = OpenvinoProgram(compile_model(file, num_threads), entry.inputs, entry.outputs)
     zeros = (
-        torch.zeros(spec.concrete_shape(micro_batch), dtype=getattr(torch, spec.dtype))
+        torch.zeros(spec.concrete_shape(1), dtype=getattr(torch, spec.dtype))
         for spec in entry.inputs
     )
     try:
