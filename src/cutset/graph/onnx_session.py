@@ -58,8 +58,8 @@ def make_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # A plan of where activations lie, made at the first runs, costs memory, and so does an arena
     # that doubles whenever it grows. Measured on the first half of a VGG16 with 8 rows, whose
-    # activations need 196 MiB: 458 MiB with both, 375 MiB without the plan, 226 MiB with neither,
-    # at the same speed; nor did a MobileNetV2, a ResNet18 and a ResNet50 become slower.
+    # activations need 196 MiB: 457 MiB with both, 278 to 375 MiB without the plan, 227 MiB with
+    # neither, at the same speed; nor did a MobileNetV2, a ResNet18 and a ResNet50 become slower.
     options.enable_mem_pattern = False
     _grow_as_requested()
     options.add_session_config_entry("session.use_env_allocators", "1")

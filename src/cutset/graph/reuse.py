@@ -56,7 +56,7 @@ _FRESH = frozenset(
 def reuse_dead_tensors(module: torch.fx.GraphModule) -> int:
     """Exchanges operations for those that write over their dead first argument.
 
-    Never over an input, a weight or an output of the module, nor over anything that a view of
+    Never over an input, a weight or an output of the module, nor over anything of which a view
     might still be read.
 
     Args:

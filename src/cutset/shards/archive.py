@@ -38,7 +38,7 @@ SAMPLE_INPUTS = "data/sample_inputs/model.pt"
 _MAX_JSON_BYTES = 64 << 20
 _MAX_LABEL_BYTES = 256
 _MAX_MEMBERS = 100_000
-_CHUNK_BYTES = 1 << 18
+_CHUNK_BYTES = 1 << 18  # so small that a worker's malloc has the block at hand
 _ALLOWED_FLAGS = 0x0808  # UTF-8 names, sizes repeated after the data: both set by torch
 
 _LABELS = {"archive_format": b"pt2", "archive_version": b"0", "byteorder": b"little"}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import mmap
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +22,33 @@ from cutset.backends.allocator import (
 def test_glibc_takes_the_settings() -> None:
     assert map_large_blocks() is (platform.libc_ver()[0] == "glibc")
     assert keep_freed_memory() is (platform.libc_ver()[0] == "glibc")
+
+
+_BLOCKS = """
+import ctypes
+from cutset.backends.allocator import keep_freed_memory, map_large_blocks
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+class Numbers(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int) for name in "arena ordblks smblks hblks a b c d e f".split()]
+libc.mallinfo.restype = Numbers
+def is_mapped():
+    before = libc.mallinfo().hblks
+    assert libc.malloc(ctypes.c_size_t(4 << 20))
+    return libc.mallinfo().hblks > before
+map_large_blocks()
+print(is_mapped())
+keep_freed_memory()
+print(is_mapped())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallinfo(3) is glibc's")
+def test_a_large_block_is_mapped_at_first_and_from_the_heap_later() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _BLOCKS], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["True", "False"]
 
 
 def test_another_libc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

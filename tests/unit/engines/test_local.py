@@ -28,6 +28,19 @@ def test_a_process_that_leaves_says_why_with_its_last_words() -> None:
     engine.close()
 
 
+def test_a_worker_gets_settings_for_its_malloc_before_the_users_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=2")
+    says_it = "import os; raise SystemExit(os.environ['GLIBC_TUNABLES'])"
+    engine, worker, events = _start(sys.executable, "-c", says_it)
+    event = events.get(timeout=30)
+    assert isinstance(event, Exited)
+    assert "glibc.malloc.tcache_count=0:glibc.malloc.arena_max=2" in event.reason
+    assert worker.join(5)
+    engine.close()
+
+
 def test_a_process_that_will_not_leave_is_killed() -> None:
     engine, worker, events = _start(sys.executable, "-c", "import signal; signal.pause()")
     engine.close()

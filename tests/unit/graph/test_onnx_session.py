@@ -27,8 +27,11 @@ def test_an_arena_that_someone_else_registered_is_used_as_it_is(
     assert torch.equal(result, torch.zeros(1, 8, 6, 6))
 
 
-def test_sessions_of_one_process_share_an_arena_and_do_not_disturb_each_other() -> None:
+def test_sessions_of_one_process_ask_for_its_arena_and_do_not_disturb_each_other() -> None:
     first, second = (make_session(one_convolution(), 1) for _ in range(2))
+    for session in (first, second):
+        entry = session.get_session_options().get_session_config_entry("session.use_env_allocators")
+        assert entry == "1"
     for session in (first, second, first):
         (result,) = run_session(session, {"x": torch.ones(1, 3, 8, 8)})
         assert torch.equal(result, torch.zeros(1, 8, 6, 6))
