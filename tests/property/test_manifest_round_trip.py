@@ -23,6 +23,7 @@ from cutset.shards.manifest import (
     BUNDLE_FORMAT,
     FileEntry,
     Manifest,
+    PartEntry,
     StageEntry,
     decode_manifest,
     encode_manifest,
@@ -134,6 +135,12 @@ def manifests(draw: st.DrawFn) -> Manifest:
             FileEntry(path=path, num_bytes=draw(counts), sha256=f"{draw(counts):064x}")
             for path in listed
         ),
+        part=draw(
+            st.none()
+            | st.builds(PartEntry, path=names, work_share=st.floats(0.0, 1.0, exclude_min=True))
+        ),
+        micro_batch_only=draw(st.none() | st.integers(1, 1 << 20)),
+        torch_settings=draw(st.none() | st.dictionaries(names, names, max_size=2)),
     )
 
 

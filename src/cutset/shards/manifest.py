@@ -15,12 +15,27 @@ marked [M] with `ManifestError`, [U] with `UnsafeBundle`, [C] with `ChecksumMism
 [V] with `UnsupportedVersion`; `cutset verify` reports the rules marked [R].
 
 **Version.** ``format`` is ``"cutset-bundle/N"``. It is read before anything else. A reader of
-version N refuses a greater one [V]. Every change of this specification gets a new N.
+version N refuses a greater one [V] and reads all before it. Every change of this specification gets
+a new N. Format 2 adds the keys ``part``, ``micro_batch_only`` and ``torch_settings``; in a document
+of format 1 they are unknown keys [M].
 
 **Keys.** The document is one JSON object with exactly the keys of `Manifest`; objects within it
 have exactly the keys of their types. An unknown, missing or wrongly typed key is an error [M] that
-names its JSON path (``$.stages[1].flops``). A tuple is a JSON array. Key order means nothing.
+names its JSON path (``$.stages[1].flops``); only a key that a later format added may be missing,
+and then is null. A tuple is a JSON array. Key order means nothing.
 Writers write UTF-8 without a byte order mark, sorted by nothing, and end with a newline.
+
+**Part.** Where only a part of the user's model was split, ``part`` names it: the path of the module
+(``"backbone"``) and ``work_share``, above 0 and at most 1, the share of the whole model's
+multiply-adds that it does [M]. Everything else in the document is of that part. Where ``part`` is
+null, the bundle is the whole model.
+
+**One number of rows.** Where ``micro_batch_only`` is a number, at least 1, the model was captured
+for that many rows alone: every micro-batch must have exactly as many [M]. Where it is null, a
+micro-batch may have any number of rows.
+
+**Settings.** ``torch_settings`` are the process-wide settings of torch under which the model was
+captured and the reference computed; a reader that runs a program sets them first.
 
 **Paths.** Every path is relative to the folder, with ``/`` between its parts; a part consists of
 ASCII letters, digits, ``.``, ``_``, ``-``, begins with a letter, digit or ``_``, and so is never
@@ -86,7 +101,8 @@ from cutset.images import Preprocessing
 from cutset.planning.plan import Plan
 from cutset.tensors import TensorSpec
 
-BUNDLE_FORMAT = "cutset-bundle/1"
+BUNDLE_FORMAT = "cutset-bundle/2"
+READABLE_FORMATS = ("cutset-bundle/1", BUNDLE_FORMAT)
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_THREADS = 1024
@@ -104,6 +120,18 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     path: str
     num_bytes: int
     sha256: str
+
+
+class PartEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which part of the user's model a bundle holds.
+
+    Attributes:
+        path: the module's path in the model, e.g. ``"backbone"``.
+        work_share: the share of the whole model's multiply-adds that it does, above 0, at most 1.
+    """
+
+    path: str
+    work_share: float
 
 
 class StageEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -144,7 +172,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The whole contract.
 
     Attributes:
-        format: ``"cutset-bundle/1"``.
+        format: one of `READABLE_FORMATS`.
         created_by: versions of what wrote the bundle, e.g. ``{"cutset": "0.1.0", "torch": ...}``.
         model: the model's name as it was given, e.g. ``"torchvision:resnet50"``.
         weights: where the weights came from, in words.
@@ -163,6 +191,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         reference: path of the reference tensors.
         num_threads: threads with which the reference tensors were computed.
         files: every other file of the bundle; nothing else may be in the folder.
+        part: the part of the user's model that the bundle holds, or None where it is the whole.
+        micro_batch_only: the only number of rows that a micro-batch may have, or None for any.
+        torch_settings: process-wide settings of torch at capture, or None where unknown.
     """
 
     format: str
@@ -184,6 +215,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     reference: str
     num_threads: int
     files: tuple[FileEntry, ...]
+    part: PartEntry | None = None
+    micro_batch_only: int | None = None
+    torch_settings: dict[str, str] | None = None
 
     @property
     def has_programs(self) -> bool:
@@ -209,9 +243,12 @@ def sha256_of(path: Path) -> str:
 
 
 class _Version(msgspec.Struct, frozen=True):
-    """The one key that is read before all others."""
+    """What is read before all else: the version, and whether keys of later ones are there."""
 
     format: str
+    part: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    micro_batch_only: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    torch_settings: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -240,9 +277,10 @@ def decode_manifest(data: bytes) -> Manifest:
         raise ManifestError(
             f"{MANIFEST_NAME}: {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are read", path="$"
         )
-    version = _decode(data, _Version).format
+    head = _decode(data, _Version)
+    version = head.format
     match = _FORMAT.fullmatch(version)
-    if match is not None and version != BUNDLE_FORMAT:
+    if match is not None and version not in READABLE_FORMATS:
         raise UnsupportedVersion(
             f"{MANIFEST_NAME}: format {version[:60]!r}, this Cutset reads {BUNDLE_FORMAT!r}; "
             f"update Cutset, or split the model again with this version",
@@ -252,6 +290,10 @@ def decode_manifest(data: bytes) -> Manifest:
         )
     if match is None:
         raise contradiction("$.format", f"is {version[:60]!r}, expected {BUNDLE_FORMAT!r}")
+    if version == READABLE_FORMATS[0]:
+        for key in ("part", "micro_batch_only", "torch_settings"):
+            if getattr(head, key) is not msgspec.UNSET:
+                raise contradiction(f"$.{key}", f"is a key that {version!r} does not have")
     manifest = _decode(data, Manifest)
     check_manifest(manifest)
     return manifest
@@ -304,6 +346,14 @@ def check_manifest(manifest: Manifest) -> None:
     if not 1 <= manifest.num_threads <= MAX_THREADS:
         raise contradiction(
             "$.num_threads", f"is {manifest.num_threads}, expected 1 to {MAX_THREADS}"
+        )
+    if manifest.part is not None and not 0 < manifest.part.work_share <= 1:
+        raise contradiction(
+            "$.part.work_share", f"is {manifest.part.work_share}, expected above 0 and at most 1"
+        )
+    if manifest.micro_batch_only is not None and manifest.micro_batch_only < 1:
+        raise contradiction(
+            "$.micro_batch_only", f"is {manifest.micro_batch_only}, expected 1 or more"
         )
     if manifest.max_tensors < 1:
         raise contradiction("$.max_tensors", f"is {manifest.max_tensors}, expected 1 or more")

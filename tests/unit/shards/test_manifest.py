@@ -119,6 +119,9 @@ def test_missing_key(document: dict[str, Any], key: str) -> None:
         ("files.1.path", "reference.safetensors", "$.files[1].path"),
         ("files.0.path", "manifest.json", "$.files[0].path"),
         ("plan.stages", [], "$.plan.stages"),
+        ("part", {"path": "body", "work_share": 0.0}, "$.part.work_share"),
+        ("part", {"path": "body", "work_share": 1.5}, "$.part.work_share"),
+        ("micro_batch_only", 0, "$.micro_batch_only"),
     ],
 )
 def test_contradiction(document: dict[str, Any], path: str, value: Any, json_path: str) -> None:
@@ -138,12 +141,28 @@ def test_too_large() -> None:
         decode_manifest(b" " * (MAX_MANIFEST_BYTES + 1))
 
 
-@pytest.mark.parametrize("version", ["cutset-bundle/2", "cutset-bundle/10", "cutset-bundle/999"])
+@pytest.mark.parametrize("version", ["cutset-bundle/3", "cutset-bundle/10", "cutset-bundle/999"])
 def test_newer_version(version: str) -> None:
     with pytest.raises(UnsupportedVersion) as caught:
         decode_manifest(json.dumps({"format": version}).encode())
-    assert (caught.value.expected, caught.value.actual) == ("cutset-bundle/1", version)
+    assert (caught.value.expected, caught.value.actual) == ("cutset-bundle/2", version)
     assert caught.value.exit_code == 4
+
+
+NEW_IN_2 = ("part", "micro_batch_only", "torch_settings")
+
+
+def test_format_1_is_read(document: dict[str, Any]) -> None:
+    old = {key: value for key, value in document.items() if key not in NEW_IN_2}
+    decode({**old, "format": "cutset-bundle/1"})
+
+
+@pytest.mark.parametrize("key", NEW_IN_2)
+def test_format_1_has_no_later_key(document: dict[str, Any], key: str) -> None:
+    old = {name: value for name, value in document.items() if name not in NEW_IN_2}
+    with pytest.raises(ManifestError) as caught:
+        decode({**old, "format": "cutset-bundle/1", key: None})
+    assert caught.value.path == f"$.{key}"
 
 
 @pytest.mark.parametrize("version", ["", "cutset-bundle", "cutset-bundle/0", "cutset-bundle/1 "])
