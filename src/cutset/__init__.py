@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from cutset.shards.export import export_bundle as export_bundle
     from cutset.shards.load import Bundle as Bundle
     from cutset.shards.load import open_bundle as open_bundle
-    from cutset.shards.verify import VerificationReport as VerificationReport
+    from cutset.shards.verification import VerificationReport as VerificationReport
     from cutset.shards.verify import verify_bundle as verify_bundle
     from cutset.workflow import plan_stages as plan_stages
     from cutset.workflow import profile_model as profile_model
@@ -66,7 +66,7 @@ _HOMES = {
     "Profile": "costs.model",
     "Session": "runtime.session",
     "Unit": "graph.units",
-    "VerificationReport": "shards.verify",
+    "VerificationReport": "shards.verification",
     "capture_graph": "graph.capture",
     "capture_model": "graph.capture",
     "costs_from_flops": "costs.model",

@@ -51,7 +51,8 @@ from cutset.preparation import (
 )
 from cutset.shards.export import export_bundle, replace_plan
 from cutset.shards.load import Bundle, open_bundle
-from cutset.shards.verify import VerificationReport, verify_bundle
+from cutset.shards.verification import VerificationReport
+from cutset.shards.verify import verify_bundle
 
 if TYPE_CHECKING:
     from cutset.engines.ray import RayCluster

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from cutset.errors import ChecksumMismatch, UnsafeBundle
 from cutset.shards.load import open_bundle
 from cutset.shards.running_checks import max_abs_difference, tolerance_of
-from cutset.shards.verify import CHECKS, VerificationReport, verify_bundle
+from cutset.shards.verification import CHECKS, VerificationReport
+from cutset.shards.verify import verify_bundle
 from distributed.bundles import write_bundle
 from hostile import (
     MODEL,
