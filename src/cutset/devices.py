@@ -29,13 +29,15 @@ A cluster file is TOML::
     to = "pi-1"
     latency = "2 ms"
 
-Numbers without a unit are bytes, bytes per second, seconds, and seconds per byte. A bandwidth may
-be ``inf``. An override that leaves something out takes it from the default.
+Numbers without a unit are bytes, bytes per second, seconds, and seconds per byte; but for
+``memory_bytes``, whose name says it, a log warning tells how they are read. A bandwidth may be
+``inf``. An override that leaves something out takes it from the default.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import sys
@@ -46,6 +48,16 @@ from typing import Any, NoReturn
 import msgspec
 
 from cutset.errors import PlanError
+from cutset.quantities import (
+    BANDWIDTH,
+    BYTE_COST,
+    MAX_BYTES,
+    SECONDS,
+    Measure,
+    read_bytes,
+    read_quantity,
+    shown,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -249,17 +261,13 @@ def equal_cluster(num_devices: int) -> Cluster:
     return Cluster(devices=tuple(Device(name=f"device-{i}") for i in range(num_devices)))
 
 
-_BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_BYTES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
-_RATES = {f"{unit}/s": float(size) for unit, size in _BYTES.items()} | {
-    f"{prefix}{bit}": scale / 8
-    for prefix, scale in (("", 1.0), ("k", 1e3), ("K", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12))
-    for bit in ("bit/s", "bps")
-}
-_COSTS = {"s/B": 1.0} | dict.fromkeys(("ns/B", "us/kB", "µs/kB", "us/KB", "ms/MB", "s/GB"), 1e-9)
+_LOG = logging.getLogger(__name__)
+
 _LINK_KEYS = ("bandwidth", "latency", "send_cost", "receive_cost")
-_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+)\s*(\S+)\s*")
+_MAX_FILE_BYTES = 1 << 20
+_MAX_SPEED = 1e9
+_MIN_BANDWIDTH_BYTES_PER_S = 1e-3
+_MAX_THREADS = 65_536
 
 
 class _Reader:
@@ -267,12 +275,14 @@ class _Reader:
 
     def __init__(self, source: str, text: str) -> None:
         self.source = source
-        self.lines = text.splitlines()
+        self.lines = text.split("\n")  # TOML's lines; splitlines() knows more ends of a line
 
     def fail(self, path: str, problem: str) -> NoReturn:
+        raise PlanError(f"{self._where(path)}: {path or 'cluster file'}: {problem}")
+
+    def _where(self, path: str) -> str:
         line = self._line_of(path)
-        where = f"{self.source}:{line}" if line else self.source
-        raise PlanError(f"{where}: {path or 'cluster file'}: {problem}")
+        return f"{self.source}:{line}" if line else self.source
 
     def _line_of(self, path: str) -> int | None:
         """The line that holds ``device[1].speed``, found by counting headers; None if unsure."""
@@ -319,27 +329,47 @@ class _Reader:
     def number(self, value: Any, path: str, *, least: float = 0.0, above: bool = False) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             self.fail(path, f"expected a number, got {_kind(value)}")
-        if math.isnan(value) or value < least or (above and value == least):
-            self.fail(path, f"must be {'above' if above else 'at least'} {least:g}, got {value}")
-        return float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            self.fail(path, f"{shown(value)} is too large")
+        if math.isnan(number) or number < least or (above and number == least):
+            self.fail(path, f"must be {'above' if above else 'at least'} {least:g}, got {number}")
+        return number
 
-    def quantity(self, value: Any, path: str, units: dict[str, Any], example: str) -> float:
+    def quantity(self, value: Any, path: str, measure: Measure) -> float:
         """A plain number, or text such as ``"100 Mbit/s"``."""
         if not isinstance(value, str):
-            return self.number(value, path)
-        if value.strip() == "inf":
-            return math.inf
-        match = _QUANTITY.fullmatch(value)
-        if match is None:
-            self.fail(path, f"cannot read {value!r}; write a number and a unit as in {example!r}")
-        if match.group(2) not in units:
-            self.fail(path, f"unknown unit {match.group(2)!r}; known: {', '.join(units)}")
-        return float(match.group(1)) * float(units[match.group(2)])
+            number = self.number(value, path)
+            if number and math.isfinite(number):
+                _LOG.warning(
+                    "%s: %s = %s has no unit and is read as %s; write a unit as in %r",
+                    self._where(path), path, shown(value), measure.name, measure.example,
+                )  # fmt: skip
+            return number
+        try:
+            return read_quantity(value, measure)
+        except ValueError as error:
+            self.fail(path, str(error))
 
-    def overhead(self, table: dict[str, Any], key: str, path: str) -> float:
-        """Seconds under `key`, 0 where it is missing."""
+    def memory(self, value: Any, path: str) -> int:
+        """Whole bytes, never more than what is written."""
+        if isinstance(value, str) and value.strip() != "inf":
+            try:
+                return read_bytes(value)
+            except ValueError as error:
+                self.fail(path, str(error))
+        number = math.inf if isinstance(value, str) else self.number(value, path)
+        if math.isinf(number):
+            self.fail(path, "leave it out where memory is no limit")
+        if number > MAX_BYTES:
+            self.fail(path, f"{shown(value)} is too large, the most is 2**63 - 1 bytes")
+        return int(value)
+
+    def finite(self, table: dict[str, Any], key: str, path: str, measure: Measure) -> float:
+        """The quantity under `key`, 0 where it is missing."""
         where = f"{path}.{key}" if path else key
-        found = self.quantity(table.get(key, 0.0), where, _SECONDS, "1 ms")
+        found = self.quantity(table.get(key, 0.0), where, measure)
         if math.isinf(found):
             self.fail(where, "must be finite")
         return found
@@ -353,9 +383,19 @@ def load_cluster(path: str | Path) -> Cluster:
             file, the line where it is known, and the path of the value.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path}: the cluster file cannot be read: {error}") from error
+        with Path(path).open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: no path can have this name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise PlanError(f"{path}: the cluster file cannot be read: {reason}") from error
+    if len(data) > _MAX_FILE_BYTES:
+        raise PlanError(f"{path}: longer than {_MAX_FILE_BYTES:,} bytes, so no cluster file")
+    try:
+        text = data.decode("utf-8-sig")  # some editors begin a file with a byte order mark
+    except UnicodeDecodeError as error:
+        raise PlanError(
+            f"{path}: a cluster file is UTF-8 text; byte {error.start} is not: {error.reason}"
+        ) from error
     return cluster_from_toml(text, source=str(path))
 
 
@@ -367,9 +407,11 @@ def cluster_from_toml(text: str, *, source: str = "cluster") -> Cluster:
     """
     reader = _Reader(source, text)
     try:
-        document = tomllib.loads(text)
+        document = tomllib.loads(text.replace("\r\n", "\n"))
     except tomllib.TOMLDecodeError as error:
         raise PlanError(f"{source}: not valid TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # numbers of 5000 digits; tables in tables in ...
+        raise PlanError(f"{source}: no cluster file: a number or a nesting is too long") from error
     reader.check_keys(document, "", ("caller", "caller_overhead", "device", "link"))
     devices = tuple(
         _read_device(reader, table, f"device[{index}]")
@@ -380,11 +422,11 @@ def cluster_from_toml(text: str, *, source: str = "cluster") -> Cluster:
     names = [device.name for device in devices]
     for index, name in enumerate(names):
         if name in names[:index]:
-            reader.fail(f"device[{index}].name", f"{name!r} is the name of another device too")
+            reader.fail(f"device[{index}].name", f"{shown(name)} is the name of another device too")
     caller = document.get("caller")
     if caller is not None and reader.text(caller, "caller") not in names:
-        reader.fail("caller", f"{caller!r}, {_known(caller, names)}")
-    caller_overhead_s = reader.overhead(document, "caller_overhead", "")
+        reader.fail("caller", f"{shown(caller)}, {_known(caller, names)}")
+    caller_overhead_s = reader.finite(document, "caller_overhead", "", SECONDS)
     if caller_overhead_s and caller is None:
         reader.fail("caller_overhead", "there is no caller; name its device with caller = ...")
     link_table = reader.table(document.get("link", {}), "link")
@@ -412,15 +454,17 @@ def _read_device(reader: _Reader, table: dict[str, Any], path: str) -> Device:
     if "name" not in table:
         reader.fail(path, "the device has no name")
     memory, threads = table.get("memory_bytes"), table.get("threads")
-    if memory is not None:
-        memory = reader.quantity(memory, f"{path}.memory_bytes", _BYTES, "1 GiB")
-        if math.isinf(memory):
-            reader.fail(f"{path}.memory_bytes", "leave it out where memory is no limit")
-    if threads is not None and (type(threads) is not int or threads < 1):
-        reader.fail(f"{path}.threads", f"expected a whole number from 1, got {threads!r}")
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= _MAX_THREADS):
+        reader.fail(
+            f"{path}.threads",
+            f"expected a whole number from 1 to {_MAX_THREADS}, got {shown(threads)}",
+        )
     speed = reader.number(table.get("speed", 1.0), f"{path}.speed", above=True)
-    if math.isinf(speed):
-        reader.fail(f"{path}.speed", "must be finite")
+    if not 1 / _MAX_SPEED <= speed <= _MAX_SPEED:
+        reader.fail(
+            f"{path}.speed",
+            f"expected {1 / _MAX_SPEED:g} to {_MAX_SPEED:g} times the reference, got {speed:g}",
+        )
     texts = {
         key: reader.text(table[key], f"{path}.{key}")
         for key in ("profile", "address")
@@ -429,34 +473,31 @@ def _read_device(reader: _Reader, table: dict[str, Any], path: str) -> Device:
     return Device(
         name=reader.text(table["name"], f"{path}.name"),
         speed=speed,
-        memory_bytes=None if memory is None else int(memory),
+        memory_bytes=None if memory is None else reader.memory(memory, f"{path}.memory_bytes"),
         threads=threads,
-        overhead_s=reader.overhead(table, "overhead", path),
+        overhead_s=reader.finite(table, "overhead", path, SECONDS),
         **texts,
     )
 
 
 def _read_link(reader: _Reader, table: dict[str, Any], path: str, default: Link) -> Link:
-    bandwidth, latency = default.bandwidth_bytes_per_s, default.latency_s
+    bandwidth = default.bandwidth_bytes_per_s
     if "bandwidth" in table:
-        bandwidth = reader.quantity(table["bandwidth"], f"{path}.bandwidth", _RATES, "100 Mbit/s")
-        if bandwidth == 0:
-            reader.fail(f"{path}.bandwidth", "must be above 0")
-    if "latency" in table:
-        latency = reader.quantity(table["latency"], f"{path}.latency", _SECONDS, "1 ms")
-        if math.isinf(latency):
-            reader.fail(f"{path}.latency", "must be finite")
-    costs = [default.send_s_per_byte, default.receive_s_per_byte]
-    for index, key in enumerate(("send_cost", "receive_cost")):
-        if key in table:
-            costs[index] = reader.quantity(table[key], f"{path}.{key}", _COSTS, "5 ns/B")
-            if math.isinf(costs[index]):
-                reader.fail(f"{path}.{key}", "must be finite")
+        bandwidth = reader.quantity(table["bandwidth"], f"{path}.bandwidth", BANDWIDTH)
+        if bandwidth < _MIN_BANDWIDTH_BYTES_PER_S:
+            reader.fail(
+                f"{path}.bandwidth",
+                f"must be at least {_MIN_BANDWIDTH_BYTES_PER_S:g} B/s, got {bandwidth:g}",
+            )
+
+    def given(key: str, measure: Measure, otherwise: float) -> float:
+        return reader.finite(table, key, path, measure) if key in table else otherwise
+
     return Link(
         bandwidth_bytes_per_s=bandwidth,
-        latency_s=latency,
-        send_s_per_byte=costs[0],
-        receive_s_per_byte=costs[1],
+        latency_s=given("latency", SECONDS, default.latency_s),
+        send_s_per_byte=given("send_cost", BYTE_COST, default.send_s_per_byte),
+        receive_s_per_byte=given("receive_cost", BYTE_COST, default.receive_s_per_byte),
     )
 
 
@@ -473,7 +514,7 @@ def _read_between(
         reader.fail(key, "expected two device names")
     for end in ends:
         if reader.text(end, key) not in names:
-            reader.fail(key, f"{end!r}, {_known(end, names)}")
+            reader.fail(key, f"{shown(end)}, {_known(end, names)}")
     if ends[0] == ends[1]:
         reader.fail(key, f"{ends[0]!r} is joined to itself")
     link = _read_link(reader, table, path, default)
@@ -487,7 +528,7 @@ def cluster_to_toml(cluster: Cluster) -> str:
     if cluster.caller is not None:
         lines.append(f"caller = {_quote(cluster.caller)}")
         if cluster.caller_overhead_s:
-            lines.append(f"caller_overhead = {float(cluster.caller_overhead_s)!r}  # seconds")
+            lines.append(f'caller_overhead = "{float(cluster.caller_overhead_s)!r} s"')
         lines.append("")
     for device in cluster.devices:
         lines += ["[[device]]", f"name = {_quote(device.name)}", f"speed = {float(device.speed)!r}"]
@@ -500,7 +541,7 @@ def cluster_to_toml(cluster: Cluster) -> str:
         if device.address is not None:
             lines.append(f"address = {_quote(device.address)}")
         if device.overhead_s:
-            lines.append(f"overhead = {float(device.overhead_s)!r}  # seconds")
+            lines.append(f'overhead = "{float(device.overhead_s)!r} s"')
         lines.append("")
     lines += ["[link]", *_link_lines(cluster.link), ""]
     for override in cluster.overrides:
@@ -510,15 +551,16 @@ def cluster_to_toml(cluster: Cluster) -> str:
 
 
 def _link_lines(link: Link) -> list[str]:
+    bandwidth = float(link.bandwidth_bytes_per_s)
     lines = [
-        f"bandwidth = {float(link.bandwidth_bytes_per_s)!r}  # bytes per second",
-        f"latency = {float(link.latency_s)!r}  # seconds",
+        "bandwidth = inf" if math.isinf(bandwidth) else f'bandwidth = "{bandwidth!r} B/s"',
+        f'latency = "{float(link.latency_s)!r} s"',
     ]
     for key, cost in (
         ("send_cost", link.send_s_per_byte),
         ("receive_cost", link.receive_s_per_byte),
     ):
-        lines += [f"{key} = {float(cost)!r}  # seconds per byte"] if cost else []
+        lines += [f'{key} = "{float(cost)!r} s/B"'] if cost else []
     return lines
 
 
@@ -528,7 +570,7 @@ def _quote(text: str) -> str:
 
 
 def _kind(value: Any) -> str:
-    return f"{type(value).__name__} {value!r}"
+    return f"{type(value).__name__} {shown(value)}"
 
 
 def _known(name: str, names: list[str]) -> str:

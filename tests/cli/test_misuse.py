@@ -295,3 +295,34 @@ def test_options_of_the_ray_engine(
     outcome = cutset(command, "some.cutset", *inputs, *option)
     assert outcome.code == 2
     assert message in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("plan", "m", "--stages", 2, "--max-latency", "50 msec"), "did you mean 'ms'"),
+        (("plan", "m", "--stages", 2, "--max-latency", "nan"), "cannot read 'nan'"),
+        (("plan", "m", "--stages", 2, "--max-latency", "inf"), "must be finite"),
+        (("plan", "m", "--stages", 2, "--min-throughput", "20 MB/s"), "unknown unit 'MB/s'"),
+        (("split", "m", "--stages", 2, "-o", "b", "--max-latency", "1,5"), "cannot read '1,5'"),
+        (("bench", "b", "--seconds", "1 ms"), "--seconds must be at least 0.1"),
+        (("serve", "b", "--max-body", "1 GiBB"), "did you mean 'GiB'"),
+        (("serve", "b", "--deadline", "0 s"), "deadline_s is 0.0, expected more than 0"),
+        (("serve", "b", "--engine", "ray", "--replan-after", "0 s"), "must be above 0"),
+    ],
+)
+def test_an_option_with_a_unit_that_is_not_one_is_wrong_usage(
+    cutset: Cutset, arguments: tuple[object, ...], what: str
+) -> None:
+    outcome = cutset(*arguments)
+    assert outcome.code == 2
+    assert what in " ".join(outcome.err.replace("│", " ").split())
+
+
+def test_limits_take_units_as_cluster_files_do(cutset: Cutset, small_model: str) -> None:
+    asked = ("plan", small_model, "--cost", "flops", "--stages", 2, "--json")
+    by_number = cutset(*asked, "--max-latency", "0.05", "--min-throughput", "2")
+    by_unit = cutset(*asked, "--max-latency", "50 ms", "--min-throughput", "120 rows/min")
+    assert by_unit.document == by_number.document
+    assert by_unit.document["max_latency_s"] == 0.05
+    assert by_unit.document["min_rows_per_s"] == 2.0

@@ -118,12 +118,12 @@ def test_rates(text, value):
         ("speed = 0.5", "speed = true", "c.toml:7: device[0].speed", "expected a number"),
         ("speed = 0.5", "speed = nan", "c.toml:7: device[0].speed", "must be above 0"),
         ("1 GiB", "1 GoB", "c.toml:8: device[0].memory_bytes", "unknown unit 'GoB'"),
-        ("1 GiB", "-1 GiB", "c.toml:8: device[0].memory_bytes", "cannot read"),
+        ("1 GiB", "-1 GiB", "c.toml:8: device[0].memory_bytes", "must be 0 or more"),
         ("1 GiB", "inf", "c.toml:8: device[0].memory_bytes", "leave it out"),
         ("threads = 4", "threads = 0", "c.toml:9: device[0].threads", "whole number from 1"),
         ('name = "server"', 'name = "pi-1"', "c.toml:14: device[1].name", "another device"),
         ('name = "server"', "", "c.toml:13: device[1]", "no name"),
-        ("100 Mbit/s", "0 Mbit/s", "c.toml:18: link.bandwidth", "above 0"),
+        ("100 Mbit/s", "0 Mbit/s", "c.toml:18: link.bandwidth", "at least 0.001 B/s"),
         ("100 Mbit/s", "100 ms", "c.toml:18: link.bandwidth", "unknown unit 'ms'"),
         ("1 ms", "1 parsec", "c.toml:19: link.latency", "unknown unit 'parsec'"),
         (
@@ -138,7 +138,7 @@ def test_rates(text, value):
         ('caller = "server"', 'color = "red"', "c.toml:2: color", "unknown key"),
         ('caller = "server"', "", "c.toml:3: caller_overhead", "there is no caller"),
         ("1.5 ms", "inf", "c.toml:3: caller_overhead", "must be finite"),
-        ("0.5 ms", "-1 us", "c.toml:11: device[0].overhead", "cannot read"),
+        ("0.5 ms", "-1 us", "c.toml:11: device[0].overhead", "must be 0 or more"),
         ("5 ns/B", "5 ns", "c.toml:20: link.send_cost", "unknown unit 'ns'"),
         ('"8 ms/MB"', "-1", "c.toml:21: link.receive_cost", "at least 0"),
         ("[[device]]", "[[devices]]", "c.toml", "unknown key"),
@@ -206,3 +206,86 @@ def test_without_forgets_devices_and_all_that_names_them():
     assert left.caller_overhead_s == 0.0
     with pytest.raises(ValueError, match="at least one device"):
         left.without("pi-1")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        ('"100 Mbit/s"', '"100"', "c.toml:18: link.bandwidth: '100' has no unit"),
+        ('"100 Mbit/s"', '"100 MB/sec"', "unknown unit 'MB/sec'; did you mean 'MB/s'?"),
+        ('"100 Mbit/s"', '"100 mbit"', "unknown unit 'mbit'; did you mean 'Mbit/s'?"),
+        ('"100 Mbit/s"', "nan", "must be at least 0, got nan"),
+        ('"100 Mbit/s"', '"1e-300 B/s"', "must be at least 0.001 B/s"),
+        ('"1 GiB"', "nan", "device[0].memory_bytes: must be at least 0, got nan"),
+        ('"1 GiB"', "true", "expected a number, got bool True"),
+        ('"1 GiB"', "1e300", "too large"),
+        ("speed = 0.5", "speed = 1e-320", "device[0].speed: expected 1e-09 to 1e+09"),
+        ("speed = 0.5", f"speed = 1{'0' * 400}", "device[0].speed: a number is too large"),
+        ("speed = 0.5", f"speed = 1{'0' * 5000}", "a number or a nesting is too long"),
+        ("speed = 0.5", f"speed = {'[' * 20_000}", "a number or a nesting is too long"),
+        ("speed = 0.5", "speed = 1979-05-27", "expected a number, got date"),
+        ("threads = 4", f"threads = 1{'0' * 30}", "device[0].threads: expected a whole number"),
+        ('name = "pi-1"', 'name = "server"', "'server' is the name of another device too"),
+        ('name = "pi-1"', 'name = "a\\u001b"\nname2 = 1', "device[0].name2: unknown key"),
+        ('devices = ["pi-1", "server"]', 'devices = ["\\u001b[2J", "server"]', r"'\x1b[2J'"),
+        ('caller = "server"', 'caller = ""', "c.toml:2: caller: expected text, got str ''"),
+    ],
+)
+def test_every_kind_of_wrong_value_is_named(old, new, what):
+    with pytest.raises(PlanError) as caught:
+        cluster_from_toml(FULL.replace(old, new), source="c.toml")
+    assert what in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "no [[device]]"),
+        (b"[[device]]\nname = '\xff'\n", "a cluster file is UTF-8 text; byte 19 is not"),
+        (b"#" * (1 << 20) + b"\n", "longer than 1,048,576 bytes"),
+    ],
+    ids=["empty", "latin-1", "long"],
+)
+def test_a_file_that_is_no_cluster_file_says_so(tmp_path, data, what):
+    path = tmp_path / "c.toml"
+    path.write_bytes(data)
+    with pytest.raises(PlanError) as caught:
+        load_cluster(path)
+    assert what in str(caught.value)
+
+
+def test_a_folder_and_an_impossible_name_are_errors(tmp_path):
+    with pytest.raises(PlanError, match="cannot be read: Is a directory"):
+        load_cluster(tmp_path)
+    with pytest.raises(PlanError, match="cannot be read: embedded null byte"):
+        load_cluster("a\0b.toml")
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_reason_to_fail(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + FULL.replace("\n", "\r\n").encode())
+    assert load_cluster(path) == cluster_from_toml(FULL)
+
+
+def test_a_number_without_a_unit_is_read_and_noted(caplog):
+    text = FULL.replace('"100 Mbit/s"', "100").replace('"1 GiB"', "1000")
+    cluster = cluster_from_toml(text, source="c.toml")
+    assert cluster.link.bandwidth_bytes_per_s == 100
+    assert [record.getMessage() for record in caplog.records] == [
+        "c.toml:18: link.bandwidth = 100 has no unit and is read as bytes per second; "
+        "write a unit as in '100 Mbit/s'"
+    ]
+
+
+def test_what_cutset_writes_has_units(caplog):
+    cluster = cluster_from_toml(FULL)
+    assert cluster_from_toml(cluster_to_toml(cluster)) == cluster
+    assert caplog.records == []
+
+
+def test_memory_in_a_file_is_never_rounded_up():
+    text = FULL.replace('"1 GiB"', "9007199254740991.0")
+    assert cluster_from_toml(text).devices[0].memory_bytes == 9_007_199_254_740_991
+    text = FULL.replace('"1 GiB"', "9007199254740993")
+    assert cluster_from_toml(text).devices[0].memory_bytes == 9_007_199_254_740_993

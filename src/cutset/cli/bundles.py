@@ -20,6 +20,8 @@ from cutset.cli.screen import (
 )
 from cutset.errors import ModelError
 
+_MIN_BENCH_S = 0.1
+
 
 def verify(
     bundle: options.Bundle,
@@ -124,7 +126,13 @@ def bench(
     batch_size: options.MicroBatch = None,
     threads: options.Threads = 1,
     seconds: Annotated[
-        float, typer.Option(min=0.1, help="how long each of the four measurements takes")
+        float,
+        typer.Option(
+            metavar="S",
+            parser=options.seconds,
+            show_default="5 s",
+            help="how long each of the four measurements takes",
+        ),
     ] = 5.0,
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="write a Chrome trace")
@@ -137,6 +145,8 @@ def bench(
     from cutset.report.text import print_bench
     from cutset.runtime.bench import bench_bundle
 
+    if seconds < _MIN_BENCH_S:
+        usage_error(f"--seconds must be at least {_MIN_BENCH_S}, got {seconds:g}")
     where = chosen_engine(engine, address, replan_after, cluster)
     with native_output_to_stderr(), progress() as say:
         say("starting workers")

@@ -2,10 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
+
+from cutset.quantities import ROW_RATE, SECONDS, Measure, read_bytes, read_quantity
+
+
+def _quantity(measure: Measure, bare: str) -> Callable[[str | float], float]:
+    """A parser of numbers with a unit, as in cluster files; one without has the unit `bare`."""
+
+    def parse(value: str | float) -> float:
+        if not isinstance(value, str):
+            return value  # the default
+        try:
+            found = read_quantity(value, measure, bare=bare)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        if found == float("inf"):
+            raise typer.BadParameter("must be finite; leave the option out for no limit")
+        return found
+
+    return parse
+
+
+seconds = _quantity(SECONDS, "s")
+milliseconds = _quantity(SECONDS, "ms")
+rows_per_s = _quantity(ROW_RATE, "rows/s")
+
+
+def mebibytes(value: str | int) -> int:
+    """Bytes; a number without a unit is of MiB."""
+    if not isinstance(value, str):
+        return value  # the default
+    try:
+        return read_bytes(value, bare="MiB")
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
 
 Model: TypeAlias = Annotated[
     str,
@@ -50,9 +86,15 @@ FixedOrder: TypeAlias = Annotated[
     bool, typer.Option(help="stages keep the cluster file's order of devices")
 ]
 MaxLatency: TypeAlias = Annotated[
-    float | None, typer.Option(help="most seconds for one micro-batch alone")
+    float | None,
+    typer.Option(
+        metavar="S", parser=seconds, help="most time for one micro-batch alone; 0.05 or '50 ms'"
+    ),
 ]
-MinThroughput: TypeAlias = Annotated[float | None, typer.Option(help="least rows per second")]
+MinThroughput: TypeAlias = Annotated[
+    float | None,
+    typer.Option(metavar="ROWS/S", parser=rows_per_s, help="least rows per second; 20 or '20/s'"),
+]
 Engine: TypeAlias = Annotated[
     str, typer.Option(metavar="local|ray", help="where workers run: here, or on a Ray cluster")
 ]
@@ -63,7 +105,9 @@ Address: TypeAlias = Annotated[
 ReplanAfter: TypeAlias = Annotated[
     float | None,
     typer.Option(
-        metavar="S", help="give a Ray node up after so long, and place its stages anew; 10"
+        metavar="S",
+        parser=seconds,
+        help="give a Ray node up after so long, and place its stages anew; 10",
     ),
 ]
 RunningCluster: TypeAlias = Annotated[

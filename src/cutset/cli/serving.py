@@ -27,20 +27,37 @@ def serve(
         str, typer.Option(help="the model's name in URLs; the folder's by default")
     ] = "",
     max_delay: Annotated[
-        float, typer.Option(min=0, metavar="MS", help="how long rows wait for others")
-    ] = 2.0,
+        float,
+        typer.Option(
+            metavar="MS",
+            parser=options.milliseconds,
+            show_default="2 ms",
+            help="how long rows wait for others",
+        ),
+    ] = 0.002,
     max_queue: Annotated[
         int, typer.Option(min=1, help="micro-batches that one let in may wait for")
     ] = 64,
     deadline: Annotated[
-        float, typer.Option(min=0.001, metavar="S", help="504 after so long")
+        float,
+        typer.Option(
+            metavar="S", parser=options.seconds, show_default="30 s", help="504 after so long"
+        ),
     ] = 30.0,
     nan: Annotated[str, typer.Option(metavar="reject|allow", help="NaN in inputs")] = "reject",
     token_file: Annotated[Path | None, typer.Option(help="file with the clients' token")] = None,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="let everyone in")] = False,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file: serve HTTPS")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file with its key")] = None,
-    max_body: Annotated[int, typer.Option(min=1, metavar="MIB", help="longest request")] = 64,
+    max_body: Annotated[
+        int,
+        typer.Option(
+            metavar="MIB",
+            parser=options.mebibytes,
+            show_default="64 MiB",
+            help="longest request",
+        ),
+    ] = 64 << 20,
     max_connections: Annotated[int, typer.Option(min=1, help="most connections")] = 256,
     otel: Annotated[bool, typer.Option("--otel", help="make OpenTelemetry spans")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help="log JSON lines to stderr")] = False,
@@ -58,11 +75,11 @@ def serve(
             tls_cert=tls_cert,
             tls_key=tls_key,
             model_name=name or "model",
-            max_delay_s=max_delay / 1e3,
+            max_delay_s=max_delay,
             max_queue=max_queue,
             deadline_s=deadline,
             nan_policy=nan,
-            max_body_bytes=max_body << 20,
+            max_body_bytes=max_body,
             max_connections=max_connections,
         )
     except ValueError as error:
