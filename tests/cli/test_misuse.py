@@ -326,3 +326,23 @@ def test_limits_take_units_as_cluster_files_do(cutset: Cutset, small_model: str)
     assert by_unit.document == by_number.document
     assert by_unit.document["max_latency_s"] == 0.05
     assert by_unit.document["min_rows_per_s"] == 2.0
+
+
+def test_a_value_that_means_nothing_is_not_taken_for_the_default(
+    cutset: Cutset, small_model: str, small_bundle: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "r.html"
+    profile = tmp_path / "p.json"
+    for arguments, what in (
+        (("serve", small_bundle, "--name", ""), "model name '' is empty"),
+        (("run", small_bundle, "x.npy", "--engine", "ray", "--address", ""), "--address is empty"),
+        (("profile", small_model, "--device", ""), "--device is empty"),
+        (("report", small_bundle, "-o", page, "--max-tensors", 1), "a bundle knows"),
+        (
+            ("plan", small_model, "--stages", 2, "--cost", "flops", "--profile", profile),
+            "give one of them",
+        ),
+    ):
+        outcome = cutset(*arguments)
+        assert outcome.code == 2, arguments
+        assert what in " ".join(outcome.err.replace("│", " ").split())

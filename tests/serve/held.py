@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from concurrent.futures import Future
+from pathlib import Path
 
 import torch
 
@@ -53,6 +54,7 @@ class HeldSession:
             inputs=(input_spec,), outputs=(output_spec,), units=(), weight_bytes=0
         )
         self.bundle = types.SimpleNamespace(
+            directory=Path("held.cutset"),
             manifest=types.SimpleNamespace(
                 model="held",
                 graph=graph,
@@ -64,7 +66,7 @@ class HeldSession:
                     resize=2, crop=(2, 2), interpolation="nearest", mean=(0, 0, 0), std=(1, 1, 1)
                 ),
                 labels=None,
-            )
+            ),
         )
 
     def submit(self, rows: torch.Tensor) -> Future[object]:

@@ -19,10 +19,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from cutset.engines.base import Span
 from cutset.errors import CutsetError
 from cutset.runtime.timeline import ProcessTimeline
-from cutset.serve.command import default_model_name, serve_bundle
+from cutset.serve.app import Service
+from cutset.serve.command import serve_bundle
 from cutset.serve.logs import JsonFormatter
 from cutset.serve.server import Server
-from cutset.serve.settings import ServeSettings
+from cutset.serve.settings import ServeSettings, default_model_name
 from cutset.serve.stage_times import StageTime, stage_times
 from cutset.serve.tracing import Tracing
 
@@ -207,6 +208,12 @@ def test_json_logs() -> None:
 )
 def test_names_of_models(tmp_path: Path, folder: str, name: str) -> None:
     assert default_model_name(tmp_path / folder) == name
+
+
+@pytest.mark.parametrize(("given", "name"), [(None, "held"), ("model", "model"), ("held", "held")])
+def test_every_name_that_is_given_is_taken(given: str | None, name: str) -> None:
+    service = Service(HeldSession(), ServeSettings(model_name=given))  # type: ignore[arg-type]
+    assert service.contract.model_name == name
 
 
 @pytest.mark.parametrize(

@@ -272,10 +272,11 @@ def test_a_number_without_a_unit_is_read_and_noted(caplog):
     text = FULL.replace('"100 Mbit/s"', "100").replace('"1 GiB"', "1000")
     cluster = cluster_from_toml(text, source="c.toml")
     assert cluster.link.bandwidth_bytes_per_s == 100
-    assert [record.getMessage() for record in caplog.records] == [
+    (record,) = caplog.records
+    assert record.getMessage() == (
         "c.toml:18: link.bandwidth = 100 has no unit and is read as bytes per second; "
         "write a unit as in '100 Mbit/s'"
-    ]
+    )
 
 
 def test_what_cutset_writes_has_units(caplog):

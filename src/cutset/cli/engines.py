@@ -31,10 +31,12 @@ def chosen_engine(
     from cutset.devices import load_cluster
     from cutset.engines.ray import RayCluster
 
+    if address is not None and not address.strip():
+        usage_error("--address is empty; leave it out for this machine's cluster")
     if replan_after is not None and not replan_after > 0:
         usage_error(f"--replan-after must be above 0, got {replan_after:g}")
     return RayCluster(
-        address=address or "auto",
+        address="auto" if address is None else address,
         replan_after_s=10.0 if replan_after is None else replan_after,
         cluster=None if cluster is None else load_cluster(cluster),
     )

@@ -58,7 +58,9 @@ def profile(
     batch_size: options.BatchSize = 1,
     threads: options.Threads = 1,
     runs: options.Runs = 20,
-    device: Annotated[str, typer.Option(help="this device's name; the host's by default")] = "",
+    device: Annotated[
+        str | None, typer.Option(help="this device's name; the host's by default")
+    ] = None,
     compiled: Annotated[
         bool, typer.Option("--compiled", help="torch-compiled too; takes a minute, needs g++")
     ] = False,
@@ -72,10 +74,12 @@ def profile(
     from cutset.report.text import print_profile
     from cutset.workflow import stage_backends
 
+    if device == "":
+        usage_error("--device is empty; leave it out for the host's name")
     with progress() as say:
         prepared = _prepare(model, _any_weights(model, weights), keep, divide, max_tensors, say)
         backends = stage_backends(prepared, num_threads=threads, compiled=compiled)
-        measured = _measure(prepared, backends, batch_size, threads, runs, device, say)
+        measured = _measure(prepared, backends, batch_size, threads, runs, device or "", say)
     text = profile_to_json(measured)
     if output is not None:
         write_text(output, text + "\n")
@@ -350,8 +354,12 @@ def _costs(
 
     if cost not in ("measured", "flops"):
         usage_error(f"--cost is 'measured' or 'flops', got {cost!r}")
+    if cost == "flops" and profile_file is not None:
+        usage_error(
+            "--cost flops counts multiply-adds, a --profile holds seconds: give one of them"
+        )
     check_backend_name(backend)
-    if cost == "flops" and profile_file is None:
+    if cost == "flops":
         if backend != AUTO:
             usage_error("--backend is for measured costs; multiply-adds are the same for all")
         return None, {}

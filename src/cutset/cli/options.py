@@ -43,6 +43,12 @@ def mebibytes(value: str | int) -> int:
         raise typer.BadParameter(str(error)) from error
 
 
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option was written, even with the value that it has by default."""
+    source = context.get_parameter_source(name)
+    return source is not None and not source.name.startswith("DEFAULT")
+
+
 Model: TypeAlias = Annotated[
     str,
     typer.Argument(

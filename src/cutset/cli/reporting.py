@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def report(
+    context: typer.Context,
     source: Annotated[Path, typer.Argument(metavar="DIR|PLAN", help="a bundle, or a plan's JSON")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE.html", help="the page to write")
@@ -51,7 +52,8 @@ def report(
     """Draw where it is cut and why, load, other plans, timeline and proof: one page, no network."""
     if output is None and png is None and svg is None:
         usage_error("say what to write: -o FILE.html, --png DIR or --svg DIR")
-    if source.is_dir() and (model is not None or keep or divide or max_tensors != 1):
+    of_plans = ("model", "keep", "divide", "max_tensors")
+    if source.is_dir() and any(options.is_given(context, name) for name in of_plans):
         usage_error("--model, --keep, --divide and --max-tensors are for a plan; a bundle knows")
     from cutset.report.build import build_report
     from cutset.report.drawings import save_drawings

@@ -24,8 +24,8 @@ def serve(
     batch_size: options.MicroBatch = None,
     threads: options.Threads = 1,
     name: Annotated[
-        str, typer.Option(help="the model's name in URLs; the folder's by default")
-    ] = "",
+        str | None, typer.Option(help="the model's name in URLs; the folder's by default")
+    ] = None,
     max_delay: Annotated[
         float,
         typer.Option(
@@ -74,7 +74,7 @@ def serve(
             no_auth=no_auth,
             tls_cert=tls_cert,
             tls_key=tls_key,
-            model_name=name or "model",
+            model_name=name,
             max_delay_s=max_delay,
             max_queue=max_queue,
             deadline_s=deadline,

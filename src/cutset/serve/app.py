@@ -36,7 +36,7 @@ from cutset.serve.protocol import (
     parse_header_length,
 )
 from cutset.serve.refusal import Refusal
-from cutset.serve.settings import ServeSettings
+from cutset.serve.settings import ServeSettings, default_model_name
 from cutset.serve.stage_times import StageTimes
 from cutset.serve.work import ClientLeft, compute
 
@@ -76,8 +76,11 @@ class Service:
     ) -> None:
         manifest = session.bundle.manifest
         self.settings = settings
+        name = settings.model_name
         self.contract = make_contract(
-            manifest, model_name=settings.model_name, nan_policy=settings.nan_policy
+            manifest,
+            model_name=default_model_name(session.bundle.directory) if name is None else name,
+            nan_policy=settings.nan_policy,
         )
         self.batcher = Batcher(
             session,
@@ -247,7 +250,8 @@ class Service:
         lease, started_s = _state(request)
         request.scope["state"]["num_rows"] = 1
         deadline_at_s = started_s + self.settings.deadline_s
-        return JSONResponse(await self._classifier.classify(request, lease, deadline_at_s))
+        document = await self._classifier.classify(request, lease, deadline_at_s)
+        return JSONResponse({"model_name": self.contract.model_name, **document})
 
     async def _metrics_text(self, _request: Request) -> Response:
         return Response(self.metrics.text(), headers={"content-type": CONTENT_TYPE})

@@ -79,7 +79,6 @@ class Classifier:
         done_s = time.monotonic()
         sent_s = ticket.sent_s or ticket.arrived_s
         document: dict[str, Any] = {
-            "model_name": self._settings.model_name,
             "labels": self._labels(outputs[0], num_labels),
             "seconds": {
                 "read": round(read_s, 6),

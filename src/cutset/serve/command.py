@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
 import logging
-import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,12 +30,6 @@ _EXTRAS = {
 }
 
 
-def default_model_name(bundle: Path) -> str:
-    """The name of a bundle's folder, without its ending, as far as URLs like it."""
-    stem = bundle.resolve().name.removesuffix(".cutset")
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-") or "model"
-
-
 def serve_bundle(
     bundle: Path,
     settings: ServeSettings,
@@ -54,7 +46,7 @@ def serve_bundle(
 
     Args:
         bundle: the bundle's folder.
-        settings: addresses and limits; a `model_name` of ``"model"`` becomes the folder's.
+        settings: addresses and limits.
         engine: as `open_session` takes it.
         backend: as `open_session` takes it.
         micro_batch: as `open_session` takes it.
@@ -80,8 +72,6 @@ def serve_bundle(
             make_tracing = Tracing
     except ModuleNotFoundError as error:
         raise _without_extra(error) from error
-    if settings.model_name == "model":
-        settings = dataclasses.replace(settings, model_name=default_model_name(bundle))
     if log_json:
         _log_as_json()
     listener = bind(settings)

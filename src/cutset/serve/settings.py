@@ -6,6 +6,7 @@ import dataclasses
 import ipaddress
 import logging
 import os
+import re
 from pathlib import Path
 
 _LOG = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ class ServeSettings:
             without a token.
         tls_cert: PEM file with the certificate chain; None: plain HTTP.
         tls_key: PEM file with its key.
-        model_name: the model's name in URLs.
+        model_name: the model's name in URLs; None: the name of the bundle's folder.
         max_delay_s: how long rows wait for others to share their micro-batch.
         max_queue: for how many micro-batches an accepted request may wait; as many less an eighth
             are accepted and not answered, beyond that requests get 503. A request of more rows is
@@ -54,7 +55,7 @@ class ServeSettings:
     no_auth: bool = False
     tls_cert: Path | None = None
     tls_key: Path | None = None
-    model_name: str = "model"
+    model_name: str | None = None
     max_delay_s: float = 0.002
     max_queue: int = 64
     deadline_s: float = 30.0
@@ -92,7 +93,7 @@ class ServeSettings:
             raise ValueError(f"nan_policy is {self.nan_policy!r}, expected one of {NAN_POLICIES}")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port is {self.port}, expected 0 to 65535")
-        if not self.model_name or "/" in self.model_name:
+        if self.model_name is not None and (not self.model_name or "/" in self.model_name):
             raise ValueError(f"model name {self.model_name!r} is empty or has a '/' in it")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -111,6 +112,12 @@ class ServeSettings:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+
+def default_model_name(bundle: Path) -> str:
+    """The name of a bundle's folder, without its ending, as far as URLs like it."""
+    stem = bundle.resolve().name.removesuffix(".cutset")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-") or "model"
 
 
 def read_token(path: Path) -> str:
