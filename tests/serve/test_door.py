@@ -125,6 +125,69 @@ def test_names_of_this_machine_only(running: Running, host: str, status: int) ->
     assert ask(running, body=ROW, headers={"Host": host})[0] == status
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "http://localhost"}, 200),
+        ({"Origin": "https://LOCALHOST:443"}, 200),  # behind a proxy that ends TLS
+        ({"Origin": "http://localhost:8001", "Host": "localhost:8001"}, 200),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Origin": "http://elsewhere.example"}, 403),
+        ({"Origin": "http://localhost:8001"}, 403),
+        ({"Origin": "http://localhost.example"}, 403),
+        ({"Origin": "http://user@localhost"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": ""}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+    ],
+)
+def test_other_sites_pages_are_refused(
+    running: Running, headers: dict[str, str], status: int
+) -> None:
+    given, _, body = ask(running, body=ROW, headers={"Host": "localhost", **headers})
+    assert given == status
+    if status == 403:
+        assert "is not this server's" in _error(body)
+    # What computes nothing needs no origin: their pages cannot read the answer.
+    assert ask(running, "GET", "/v2", None, {"Host": "localhost", **headers})[0] == 200
+
+
+@pytest.mark.parametrize("path", [INFER, "/classify"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        "Content-Length: 5\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5",
+    ],
+)
+def test_two_lengths_get_one_answer(running: Running, path: str, headers: str) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n\r\n"
+    smuggled = b"0\r\n\r\nGET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    answer = _talk(running, head.encode() + smuggled)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"came with Transfer-Encoding" in answer
+
+
+@pytest.mark.parametrize("value", ["5, 6", "+5", "0x5", "-1", "5\r\nContent-Length: 6"])
+def test_other_lengths_close_the_connection(running: Running, value: str) -> None:
+    head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {value}\r\n\r\n"
+    answer = _talk(running, head.encode() + b"12345GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded"])
+def test_what_is_not_json_is_not_computed(
+    session: HeldSession, running: Running, kind: str
+) -> None:
+    status, _, body = ask(running, body=ROW, headers={"Content-Type": kind})
+    assert (status, "expected application/json" in _error(body)) == (415, True)
+    assert not session.sent
+
+
 def test_paths_and_methods(running: Running) -> None:
     status, _, body = ask(running, "GET", "/nothing/here", None)
     assert (status, _error(body)) == (404, "there is nothing at '/nothing/here'; see /docs")
@@ -133,7 +196,7 @@ def test_paths_and_methods(running: Running) -> None:
 
 
 def test_a_body_that_says_it_is_too_long(running: Running) -> None:
-    status, headers, body = ask(running, body=b"a" * 20_001)
+    status, headers, body = ask(running, "POST", "/classify", b"a" * 20_001)
     assert status == 413
     assert "at most 20000 are taken" in _error(body)
     assert headers["connection"] == "close"
@@ -152,12 +215,33 @@ def test_too_much_json(running: Running) -> None:
     assert "at most 10000" in _error(body)
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        "Content-Length: 10001",
+        "Content-Length: 19000\r\nInference-Header-Content-Length: 10001",
+        "Transfer-Encoding: chunked\r\nInference-Header-Content-Length: 10001",
+    ],
+)
+def test_too_much_json_is_refused_before_it_is_sent(running: Running, headers: str) -> None:
+    head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n\r\n"
+    answer = _talk(running, head.encode())
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"at most 10000 are taken" in answer
+
+
+def test_json_that_becomes_too_long(running: Running) -> None:
+    packed = gzip.compress(ROW + b" " * 10_000)
+    status, _, body = ask(running, body=packed, headers={"Content-Encoding": "gzip"})
+    assert (status, "at most 10000" in _error(body)) == (413, True)
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 def test_a_small_body_that_becomes_too_long(running: Running, encoding: str) -> None:
     bomb = b"\0" * 10_000_000
     packed = gzip.compress(bomb) if encoding == "gzip" else zlib.compress(bomb)
     assert len(packed) < 20_000
-    status, _, body = ask(running, body=packed, headers={"Content-Encoding": encoding})
+    status, _, body = ask(running, "POST", "/classify", packed, {"Content-Encoding": encoding})
     assert status == 413
     assert "at most 20000" in _error(body)
 

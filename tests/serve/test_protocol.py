@@ -14,6 +14,7 @@ from cutset.serve.answers import encode_answer
 from cutset.serve.protocol import (
     Contract,
     InferRequest,
+    check_content_type,
     decode_request,
     model_metadata,
     parse_header_length,
@@ -130,6 +131,7 @@ def test_every_datatype_both_ways(dtype: str, name: str, values: list[Any], raw:
         ({**_input(), "id": 7}, "$.id"),
         ({**_input(), "parameters": {"timeout": -1}}, "$.parameters.timeout"),
         ({**_input(), "parameters": {"timeout": "1"}}, "$.parameters.timeout"),
+        ({**_input(), "parameters": {"a": []}}, "$.parameters[...]"),
         ({**_input(), "parameters": {"sequence_id": 4}}, "$.parameters.sequence_id: sequences"),
         ({**_input(), "parameters": {"binary_data_output": 1}}, "$.parameters.binary_data_output"),
         ({**_input(), "outputs": [{"name": "1"}]}, "$.outputs[0].name: the model has no output"),
@@ -212,6 +214,28 @@ def test_header_lengths(text: str) -> None:
         parse_header_length(text, 11)
     assert parse_header_length("11", 11) == 11
     assert parse_header_length(None, 11) is None
+    assert parse_header_length("12", None) == 12
+
+
+@pytest.mark.parametrize(
+    "text",
+    [None, "application/json", "Application/JSON; charset=utf-8", "application/octet-stream"],
+)
+def test_content_types(text: str | None) -> None:
+    check_content_type(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "text/plain", "text/plain;application/json", "application/jsonp", "image/png"),
+        *("application/x-www-form-urlencoded", "multipart/form-data; boundary=a"),
+    ],
+)
+def test_other_content_types(text: str) -> None:
+    with pytest.raises(Refusal, match=r"^Content-Type: .*, expected application/json") as caught:
+        check_content_type(text)
+    assert caught.value.status == 415
 
 
 def test_metadata_says_minus_one_for_rows() -> None:

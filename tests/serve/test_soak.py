@@ -254,3 +254,62 @@ def test_sigterm_answers_what_was_accepted(bundle: Path, tmp_path: Path) -> None
     assert [(each["status"], each["num_rows"], each["logger"]) for each in served] == [
         (200, 2, "cutset.serve.access")
     ]
+
+
+STORM_BYTES = 24 << 20
+NUM_IN_STORM = 12
+
+
+def test_a_storm_of_long_bodies_leaves_no_memory_behind(bundle: Path, tmp_path: Path) -> None:
+    """Many long bodies at once hold what was said, and afterwards nothing."""
+    budget = 4 * STORM_BYTES
+    settings = {"backend": "torch", "max_pending_bytes": budget, "max_json_bytes": budget // 30}
+    with _launched(bundle, tmp_path, **settings) as launched:
+        server = psutil.Process(launched.process.pid)
+        for kind, most in (("binary", budget), ("json", budget), ("json too long", 0)):
+            _long_bodies(launched, kind, 1)  # what is made for the first of its kind stays
+            before = server.memory_info().rss
+            peaks = [before]
+            for _ in range(2):
+                threads = _long_bodies(launched, kind, NUM_IN_STORM, wait=False)
+                while any(thread.is_alive() for thread in threads):
+                    peaks.append(server.memory_info().rss)
+                    threading.Event().wait(0.005)
+            print(f"storm of {kind}: {(max(peaks) - before) / 2**20:.0f} MiB at most")
+            assert max(peaks) - before <= 1.15 * most + 0.05 * before, kind
+            until(lambda: server.memory_info().rss <= 1.05 * before)  # noqa: B023
+
+
+def _long_bodies(
+    launched: _Launched, kind: str, num_clients: int, *, wait: bool = True
+) -> list[threading.Thread]:
+    """Clients that send a long body each; where they are refused meanwhile, they leave."""
+    if kind == "binary":
+        num_rows = STORM_BYTES // (3 * 16 * 16 * 4)
+        tensor = {
+            "name": "x",
+            "shape": [num_rows, 3, 16, 16],
+            "datatype": "FP32",
+            "parameters": {"binary_data_size": num_rows * 3072},
+        }
+        document = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}})
+        headers = {"Inference-Header-Content-Length": str(len(document))}
+        body = document.encode() + bytes(num_rows * 3072)
+    else:
+        num_values = STORM_BYTES // 2 if kind == "json too long" else 4 * STORM_BYTES // 31 // 2
+        start = f'{{"inputs":[{{"name":"x","datatype":"FP32","shape":[{num_values}],"data":['
+        headers = {}
+        body = start.encode() + b"1," * (num_values - 1) + b"1]}]}"
+
+    def send() -> None:
+        connection = http.client.HTTPConnection(launched.address, timeout=120)
+        with contextlib.closing(connection), contextlib.suppress(OSError):
+            connection.request("POST", INFER, body, headers)
+            connection.getresponse().read()
+
+    threads = [threading.Thread(target=send) for _ in range(num_clients)]
+    for thread in threads:
+        thread.start()
+        if wait:
+            thread.join(120)
+    return threads

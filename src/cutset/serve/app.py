@@ -21,7 +21,15 @@ from cutset.errors import CutsetError
 from cutset.runtime.session import Session
 from cutset.serve.answers import encode_answer
 from cutset.serve.batching import Batcher, Outputs
-from cutset.serve.bodies import JSON_GROWTH, Budget, Lease, PiecesResponse, read_body, too_long
+from cutset.serve.bodies import (
+    JSON_GROWTH,
+    Budget,
+    Lease,
+    PiecesResponse,
+    declared_length,
+    read_body,
+    too_long,
+)
 from cutset.serve.classify import Classifier
 from cutset.serve.door import Door, refusal_message
 from cutset.serve.metrics import CONTENT_TYPE, Metrics
@@ -30,6 +38,7 @@ from cutset.serve.openapi import openapi_document
 from cutset.serve.protocol import (
     MODEL_VERSION,
     InferRequest,
+    check_content_type,
     decode_request,
     make_contract,
     model_metadata,
@@ -213,13 +222,18 @@ class Service:
         )
 
     async def _read_request(self, request: Request, lease: Lease) -> InferRequest:
-        body = await read_body(request, self.settings, lease)
+        most = self.settings.max_json_bytes
+        check_content_type(request.headers.get("content-type"))
+        given_length = request.headers.get("inference-header-content-length")
+        header_length = parse_header_length(given_length, declared_length(request))
+        if header_length is not None and header_length > most:
+            raise too_long(header_length, most)
+        # All of it is JSON, which grows when it is read: one that is too long is not taken in.
+        max_bytes = min(most, self.settings.max_body_bytes) if header_length is None else None
+        body = await read_body(request, self.settings, lease, max_bytes=max_bytes)
         self.batcher.check_room()  # else the work of understanding it would be for nothing
-        text = request.headers.get("inference-header-content-length")
-        header_length = parse_header_length(text, len(body))
+        parse_header_length(given_length, len(body))
         json_bytes = len(body) if header_length is None else header_length
-        if json_bytes > self.settings.max_json_bytes:
-            raise too_long(json_bytes, self.settings.max_json_bytes)
         lease.take(json_bytes * JSON_GROWTH)
         if json_bytes <= _INLINE_JSON_BYTES and len(body) <= _INLINE_BYTES:
             return decode_request(body, header_length, self.contract)

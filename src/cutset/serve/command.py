@@ -61,6 +61,7 @@ def serve_bundle(
             that serving needs is not installed.
     """
     try:
+        from cutset.backends.allocator import map_large_blocks
         from cutset.runtime.session import open_session
         from cutset.serve.server import address_of, bind, serve
         from cutset.threads import compute_threads
@@ -75,6 +76,8 @@ def serve_bundle(
     if log_json:
         _log_as_json()
     listener = bind(settings)
+    # Bodies grow as they arrive; mapped by themselves, they leave no holes behind when they go.
+    map_large_blocks()
     try:
         # What torch does in this process is small; its threads would only take turns with workers.
         with (

@@ -14,6 +14,7 @@ import hmac
 import ipaddress
 import json
 import logging
+import re
 import time
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cutset.serve.bodies import Budget
-from cutset.serve.refusal import Refusal
+from cutset.serve.refusal import Refusal, invalid
 from cutset.serve.settings import ServeSettings
 
 _ACCESS = logging.getLogger("cutset.serve.access")
@@ -30,6 +31,9 @@ OPEN_PATHS = frozenset(
     ("/", "/docs", "/page.css", "/page.js", "/docs.js", "/v2/health/live", "/v2/health/ready")
 )
 """Paths that need no token: files without data, and what a load balancer asks."""
+
+_SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
+"""They compute nothing, and other sites' pages cannot read the answers."""
 
 _LINGER_S = 2.0
 _LINGER_BYTES = 256 << 20
@@ -62,7 +66,7 @@ def refusal_message(refusal: Refusal) -> tuple[dict[str, str], bytes]:
 
 
 class Door:
-    """Checks host and token, keeps accounts, adds headers, lingers.
+    """Checks framing, origin, host and token, keeps accounts, adds headers, lingers.
 
     Args:
         app: what is behind the door.
@@ -91,7 +95,7 @@ class Door:
         exchange = _Exchange(scope, receive, send)
         try:
             try:
-                self._check(Headers(scope=scope), scope["path"])
+                self._check(Headers(scope=scope), scope["method"], scope["path"])
             except Refusal as refusal:
                 await exchange.refuse(refusal)
             else:
@@ -116,7 +120,14 @@ class Door:
                 },
             )
 
-    def _check(self, headers: Headers, path: str) -> None:
+    def _check(self, headers: Headers, method: str, path: str) -> None:
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # Where two readers on the way disagree about the end of such a message, what one takes
+            # for its body is the next request to the other. RFC 9112, 6.3: refuse it and close;
+            # the door closes since the body was not read.
+            raise invalid("Content-Length", "came with Transfer-Encoding; send one of them")
+        if method not in _SAFE_METHODS:
+            _check_origin(headers)
         if self._only_local_names and not _is_local_name(headers.get("host", "")):
             # A page from elsewhere whose name was made to point here (DNS rebinding) says its
             # own name; it must not use a server that only trusts this machine.
@@ -204,6 +215,32 @@ def _digest(token: bytes) -> bytes:
 def _who(scope: Scope) -> dict[str, Any]:
     client = scope.get("client")
     return {"client": client[0] if client else ""}
+
+
+def _check_origin(headers: Headers) -> None:
+    """Refuses what another site's page sends; browsers say so with every POST.
+
+    Programs that are no browsers say nothing and are let in.
+
+    Raises:
+        Refusal: 403.
+    """
+    origin = headers.get("origin")
+    host = _without_default_port(headers.get("host", ""))
+    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") or (
+        # Not the scheme: in front of a proxy that ends TLS it is another than here.
+        origin is not None and _without_default_port(origin.partition("://")[2]) != host
+    ):
+        raise Refusal(
+            f"Origin: {(origin or '')[:80]!r} is not this server's; pages of other sites may not "
+            "use it",
+            status=403,
+            reason="auth",
+        )
+
+
+def _without_default_port(host: str) -> str:
+    return re.sub(r":(80|443)$", "", host.lower())
 
 
 def _is_local_name(host: str) -> bool:

@@ -10,6 +10,7 @@ from cutset.serve.protocol import DATATYPES, Contract
 _ERRORS = {
     "400": "The request is wrong; the message names the field.",
     "401": "No token, or a wrong one.",
+    "403": "A page of another site sent it.",
     "404": "There is no such model, version or endpoint.",
     "408": "The body did not arrive in time.",
     "413": "The body, or what it would need, is too large.",

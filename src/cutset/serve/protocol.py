@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from cutset.serve.numbers import read_numbers
-from cutset.serve.refusal import invalid
+from cutset.serve.refusal import Refusal, invalid
 from cutset.shards.manifest import Manifest
 from cutset.tensors import TensorSpec, dim_factor
 
@@ -39,6 +39,8 @@ DATATYPES = {
 }
 """The protocol's names of torch's dtypes."""
 
+_CONTENT_TYPES = ("application/json", "application/octet-stream")
+
 _REFUSED_PARAMETERS = {
     "sequence_id": "sequences are not kept",
     "sequence_start": "sequences are not kept",
@@ -48,23 +50,27 @@ _REFUSED_PARAMETERS = {
 }
 
 
+_Parameters = dict[str, bool | int | float | str]
+"""Of the protocol's kinds and no others: what is nested would grow many times when it is read."""
+
+
 class _Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     shape: list[int]
     datatype: str
-    parameters: dict[str, Any] = {}
+    parameters: _Parameters = {}
     data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: _Parameters = {}
 
 
 class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inputs: list[_Tensor]
     id: str = ""
-    parameters: dict[str, Any] = {}
+    parameters: _Parameters = {}
     outputs: list[_Output] | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -156,8 +162,12 @@ def _wire_shape(spec: TensorSpec) -> list[int]:
     return [int(dim) if dim_factor(dim) is None else -1 for dim in spec.shape]
 
 
-def parse_header_length(text: str | None, body_bytes: int) -> int | None:
+def parse_header_length(text: str | None, body_bytes: int | None) -> int | None:
     """The value of ``Inference-Header-Content-Length``, or None where it was not sent.
+
+    Args:
+        text: the header.
+        body_bytes: length of the body, or None where it is not known yet.
 
     Raises:
         Refusal: 400, it is no number or longer than the body.
@@ -166,11 +176,33 @@ def parse_header_length(text: str | None, body_bytes: int) -> int | None:
         return None
     if not (text.isascii() and text.isdecimal() and len(text) <= 18):
         raise invalid("Inference-Header-Content-Length", f"{text[:40]!r} is no length")
-    if int(text) > body_bytes:
+    if body_bytes is not None and int(text) > body_bytes:
         raise invalid(
             "Inference-Header-Content-Length", f"is {text}, but the body has {body_bytes} bytes"
         )
     return int(text)
+
+
+def check_content_type(text: str | None) -> None:
+    """Refuses what is no inference request by its type.
+
+    Clients of the protocol send JSON as ``application/json``, as bytes, or without a type. The
+    types of forms and ``text/plain`` are what a page of another site can send unasked.
+
+    Args:
+        text: the header ``Content-Type``, or None.
+
+    Raises:
+        Refusal: 415.
+    """
+    if text is None:
+        return
+    if text.partition(";")[0].strip().lower() not in _CONTENT_TYPES:
+        raise Refusal(
+            f"Content-Type: {text[:80]!r}, expected {' or '.join(_CONTENT_TYPES)}",
+            status=415,
+            reason="invalid",
+        )
 
 
 def decode_request(body: bytearray, header_length: int | None, contract: Contract) -> InferRequest:
