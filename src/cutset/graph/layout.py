@@ -1,9 +1,9 @@
 """The order and the gaps in which a tensor lies in memory, and operations that restore them.
 
-What crosses a boundary may arrive packed in row-major order. The whole model may have had the
-same numbers in another order (a permuted view, channels last) or with gaps between them (one
-token of a sequence). Kernels differ by that in the last bits, so a stage lays out what it
-receives as the whole model has it.
+Kernels differ in the last bits by how a tensor lies. What crosses a boundary arrives in the order
+of dimensions in which it was made (a permuted view, channels last), since links keep it. They send
+no gaps: where the whole model has some between the numbers (one token of a sequence), the
+receiving stage makes them anew.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ class Layout:
     order: tuple[int, ...]
     padded: tuple[int | None, ...]
     step: int
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether something lies between the numbers that is not the tensor's own."""
+        return self.step > 1 or any(taken is not None for taken in self.padded)
 
 
 def layout_of(tensor: torch.Tensor) -> Layout | None:
@@ -59,8 +64,7 @@ def layout_of(tensor: torch.Tensor) -> Layout | None:
             return None
         padded[place] = taken
     layout = Layout(order=tuple(order), padded=tuple(padded), step=strides[order[-1]])
-    is_packed = layout.step == 1 and not any(padded)
-    return None if is_packed and order == sorted(order) else layout
+    return None if order == sorted(order) and not layout.has_gaps else layout
 
 
 def lay_out(graph: FxGraph, packed: Node, layout: Layout, shape: tuple[Any, ...]) -> Node:

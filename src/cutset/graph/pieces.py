@@ -73,10 +73,14 @@ class _PieceBuilder:
         }
 
     def _laid_out(self, placeholder: Node, made: Node) -> Node:
-        """What arrives, lying in memory as the whole model has it."""
+        """What arrives, with the gaps that the whole model has between its numbers.
+
+        Its order of dimensions is kept as it arrives: a link keeps it, and the whole model may
+        have another with one row than with several.
+        """
         value = made.meta["val"]
         layout = layout_of(value)
-        if layout is None:
+        if layout is None or not layout.has_gaps:
             return placeholder
         return lay_out(self._graph, placeholder, layout, tuple(value.shape))
 

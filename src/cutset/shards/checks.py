@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from cutset.errors import BundleError, ManifestError
 from cutset.shards import running_checks
 from cutset.shards.load import Bundle, StageFunction, StageProgram, load_onnx_model, load_program
 from cutset.shards.onnx_checks import OnnxStage, onnx_faults
+from cutset.shards.reference import Reference, read_reference
 from cutset.shards.static_checks import completeness_faults, summary, unit_faults
 from cutset.shards.verification import CheckResult, VerificationReport
 from cutset.threads import compute_threads
@@ -49,7 +48,7 @@ class Verification:
         self._stages: dict[int, StageFunction] = {}
         self._programs: dict[int, StageProgram] = {}
         self._models: dict[int, OnnxStage] = {}
-        self._reference: Mapping[str, torch.Tensor] = {}
+        self._references: Reference = {}
         self._comparisons: tuple[running_checks.Difference, ...] = ()
         self._max_abs_error: float | None = None
         self._error: BundleError | None = None
@@ -109,19 +108,19 @@ class Verification:
         if not file.exists():
             faults = (f"{relative} is missing; without it no number can be checked",)
         else:
-            try:
-                # Copied, since safetensors hands out memory at odd addresses, and there some
-                # matrix kernels give other last bits than at the aligned ones of torch.
-                self._reference = {name: t.clone() for name, t in load_file(file).items()}
-                faults = running_checks.reference_faults(self._bundle, self._reference)
-            except SafetensorError as error:
-                faults = (f"{relative} is not in the safetensors format: {error}",)
+            specs = running_checks.expected_tensors(self._bundle)
+            inputs = self._bundle.manifest.graph.inputs
+            self._references, faults = read_reference(file, specs, inputs)
         if faults:
-            self._reference = {}
             self._error = self._error or ManifestError(
                 f"{self._bundle.directory}: {faults[0]}", path="$.reference"
             )
         return faults
+
+    @property
+    def _reference(self) -> Mapping[str, torch.Tensor]:
+        """The tensors of the first number of rows."""
+        return next(iter(self._references.values()), {})
 
     @property
     def _obstacle(self) -> tuple[str, ...]:
@@ -129,7 +128,7 @@ class Verification:
         missing = [index for index in self._bundle.stages if index not in self._stages]
         if missing:
             return (f"not checked: stage {missing[0]} was not loaded, see integrity",)
-        if not self._reference:
+        if not self._references:
             return ("not checked: there are no reference tensors, see integrity",)
         return ()
 
@@ -171,9 +170,14 @@ class Verification:
         if self._obstacle:
             return self._result("numerics", self._obstacle, "")
         try:
-            self._comparisons = running_checks.chain_differences(
-                self._bundle, self._stages, self._reference, backend=self._maker
-            )
+            for num_rows, reference in self._references.items():
+                self._comparisons += running_checks.chain_differences(
+                    self._bundle,
+                    self._stages,
+                    reference,
+                    backend=self._maker,
+                    num_rows=num_rows,
+                )
         except _RUN_ERRORS as error:
             return self._result("numerics", (f"the stages do not run: {error}",), "")
         self._max_abs_error = max((d.max_abs_error for d in self._comparisons), default=0.0)
@@ -185,15 +189,25 @@ class Verification:
             details.append(detail)
         if self._model is not None:
             faults += self._whole_model(self._model)
-            details.append("the whole model gives the same")
+            details.append(f"the whole model gives the same with {self._rows_in_words()}")
         return self._result("numerics", tuple(faults), ", ".join(details))
 
     def _equality(self) -> str:
         """How the backend that made the reference compares with it, where nothing is wrong."""
         if not self._max_abs_error:
-            return f"{self._maker} equals the reference bit for bit"
-        largest = running_checks.relative_difference(self._comparisons, self._reference)
+            return f"{self._maker} equals the reference bit for bit with {self._rows_in_words()}"
+        largest = max(
+            running_checks.relative_difference(
+                [d for d in self._comparisons if d.num_rows == num_rows], reference
+            )
+            for num_rows, reference in self._references.items()
+        )
         return f"{self._maker} within tolerance ({largest:.1e} of a tensor's magnitude)"
+
+    def _rows_in_words(self) -> str:
+        counts = sorted(self._references)
+        named = ", ".join(map(str, counts[:-1])) + " and " if len(counts) > 1 else ""
+        return f"{named}{_count(counts[-1], 'row')}"
 
     def _onnx(self) -> tuple[list[str], str]:
         try:
@@ -214,17 +228,22 @@ class Verification:
         return [*faults, *failures], detail
 
     def _whole_model(self, whole: WholeModel) -> list[str]:
-        try:
-            found = running_checks.model_differences(
-                self._bundle, whole.model, self._reference, whole.call
-            )
-        except _RUN_ERRORS as error:
-            return [f"the given model does not run on the reference's inputs: {error}"]
-        return [
-            f"the given model differs from the reference at output {d.tensor!r} by "
-            f"{d.max_abs_error:.6g}: other weights, or another model"
-            for d in found[:1]
-        ]
+        for num_rows, reference in self._references.items():
+            try:
+                found = running_checks.model_differences(
+                    self._bundle, whole.model, reference, whole.call
+                )
+            except _RUN_ERRORS as error:
+                return [f"the given model does not run on the reference's inputs: {error}"]
+            if found:
+                first = found[0]
+                fault = (
+                    f"the given model differs from the reference at output {first.tensor!r} with "
+                    f"{_count(num_rows, 'row')} by {first.max_abs_error:.6g}: other weights, or "
+                    "another model"
+                )
+                return [fault]
+        return []
 
     def _sentence(self, difference: running_checks.Difference) -> str:
         last = len(self._bundle.manifest.stages) - 1
@@ -233,10 +252,14 @@ class Verification:
             if difference.stage == last
             else f"the boundary to stage {difference.stage + 1}"
         )
+        where = (
+            f"with {difference.backend} and {_count(difference.num_rows, 'row')} stage "
+            f"{difference.stage} is the first that differs: {difference.tensor!r} at {boundary}"
+        )
+        if difference.max_abs_error <= difference.tolerance:
+            return f"{where} lies in memory otherwise than in the whole model"
         return (
-            f"with {difference.backend} stage {difference.stage} is the first that differs: "
-            f"{difference.tensor!r} at {boundary} is off by {difference.max_abs_error:.6g}, "
-            f"allowed {difference.tolerance:.3g}"
+            f"{where} is off by {difference.max_abs_error:.6g}, allowed {difference.tolerance:.3g}"
         )
 
 

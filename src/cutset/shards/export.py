@@ -19,12 +19,11 @@ from pathlib import Path
 
 import msgspec
 import torch
-from safetensors.torch import save as to_safetensors
 from torch.utils import _pytree as pytree
 
 from cutset.errors import BundleError
 from cutset.graph.capture import ExampleInputs, capture_model
-from cutset.graph.captured import Captured
+from cutset.graph.captured import Captured, boundary_specs
 from cutset.graph.lowering import CapturedModel
 from cutset.graph.onnx_capture import CapturedOnnx
 from cutset.images import Preprocessing
@@ -39,18 +38,24 @@ from cutset.shards.manifest import (
     encode_manifest,
     sha256_of,
 )
+from cutset.shards.reference import (
+    REFERENCE_NAME,
+    Reference,
+    encode_reference,
+    reference_rows,
+    with_rows,
+)
 from cutset.shards.stage_writers import (
     OnnxStageWriter,
     StageWriter,
     TorchStageWriter,
+    boundary_tensors,
     check_operations,
 )
+from cutset.tensors import TensorSpec
 from cutset.threads import compute_threads
 
 logger = logging.getLogger(__name__)
-
-REFERENCE_NAME = "reference.safetensors"
-REFERENCE_ROWS = 2
 
 
 def export_bundle(
@@ -153,25 +158,28 @@ class _BundleWriter:
         self._plan = plan
         self._folder = folder
         self._report = report
-        rows = tuple(tensor[:REFERENCE_ROWS] for tensor in captured.example_inputs)
-        specs = captured.graph.inputs
-        self._tensors = {s.name: t for s, t in zip(specs, rows, strict=True)}
-        self._inputs = rows
+        self._boundaries = _boundaries(captured, plan)
+        specs = (*captured.graph.inputs, *self._boundaries, *_outputs(captured))
+        self._row_counts = reference_rows(dict.fromkeys(specs), plan.micro_batch, None)
+
+    def _inputs(self, num_rows: int) -> tuple[torch.Tensor, ...]:
+        """So many rows of the example, repeated where it has fewer."""
+        pairs = zip(self._captured.example_inputs, self._captured.graph.inputs, strict=True)
+        return tuple(with_rows(tensor[:num_rows], spec, num_rows) for tensor, spec in pairs)
 
     def write_stages(self) -> tuple[StageEntry, ...]:
-        """Writes every stage's programs, and notes the tensors at the boundaries on the way."""
+        """Writes every stage's programs."""
         writer: StageWriter
         if isinstance(self._captured, CapturedOnnx):
-            writer = OnnxStageWriter(self._captured, self._plan, self._inputs)
+            writer = OnnxStageWriter(self._captured)
         else:
             assert isinstance(self._captured, CapturedModel)
-            writer = TorchStageWriter(self._captured, self._inputs)
+            writer = TorchStageWriter(self._captured, self._inputs(self._row_counts[0]))
         entries = []
         for stage in self._plan.stages:
             self._report(f"exporting stage {stage.index} ({stage.first} ... {stage.last})")
             (self._folder / f"stage-{stage.index}").mkdir()
             entries.append(writer.write(stage, self._folder))
-        self._tensors |= writer.tensors
         return tuple(entries)
 
     def manifest(self, stages: tuple[StageEntry, ...], num_threads: int) -> Manifest:
@@ -201,14 +209,33 @@ class _BundleWriter:
 
     def write_reference(self, model: torch.nn.Module) -> None:
         """Writes inputs, boundaries and, from the whole model itself, the results."""
-        self._report("running the whole model for the reference tensors")
-        with torch.no_grad():
-            results = self._captured.call(model, self._inputs)
-        leaves = [t for t in pytree.tree_leaves(results) if isinstance(t, torch.Tensor)]
-        for name, tensor in zip(self._captured.graph.outputs, leaves, strict=True):
-            self._tensors[name] = tensor
-        tensors = {name: tensor.clone().contiguous() for name, tensor in self._tensors.items()}
-        _write(self._folder / REFERENCE_NAME, to_safetensors(tensors))
+        reference: Reference = {}
+        for num_rows in self._row_counts:
+            rows = "row" if num_rows == 1 else "rows"
+            self._report(f"running the whole model with {num_rows} {rows} for the reference")
+            inputs = self._inputs(num_rows)
+            tensors = {s.name: t for s, t in zip(self._captured.graph.inputs, inputs, strict=True)}
+            group = dict(tensors) if num_rows == self._row_counts[0] else {}
+            group |= boundary_tensors(self._captured, self._boundaries, inputs)
+            with torch.no_grad():
+                results = self._captured.call(model, tuple(t.clone() for t in inputs))
+            leaves = [t for t in pytree.tree_leaves(results) if isinstance(t, torch.Tensor)]
+            for name, tensor in zip(self._captured.graph.outputs, leaves, strict=True):
+                if name not in tensors:
+                    group[name] = tensor
+            reference[num_rows] = group
+        _write(self._folder / REFERENCE_NAME, encode_reference(reference))
+
+
+def _boundaries(captured: Captured, plan: Plan) -> tuple[TensorSpec, ...]:
+    """What crosses the plan's cuts and is no input of the model, each tensor once."""
+    given = {spec.name for spec in captured.graph.inputs}
+    specs = [spec for stage in plan.stages[:-1] for spec in boundary_specs(captured, stage.stop)]
+    return tuple(spec for spec in dict.fromkeys(specs) if spec.name not in given)
+
+
+def _outputs(captured: Captured) -> tuple[TensorSpec, ...]:
+    return tuple(captured.graph.spec_of(name) for name in captured.graph.outputs)
 
 
 def replace_plan(bundle: Bundle, plan: Plan) -> None:

@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 from cutset.errors import CutsetError
 from cutset.shards.load import Bundle, StageFunction, load_onnx_model
 from cutset.shards.manifest import StageEntry
-from cutset.tensors import TensorSpec, dim_factor
+from cutset.shards.reference import as_sent, describe, fits, with_rows
+from cutset.tensors import TensorSpec
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -39,6 +40,8 @@ class Difference:
         max_abs_error: largest absolute difference; infinite where shapes or dtypes differ.
         tolerance: the largest that was allowed.
         backend: what computed it.
+        num_rows: with how many rows.
+        lies_otherwise: whether it lies in memory otherwise than in the whole model.
     """
 
     stage: int
@@ -46,11 +49,13 @@ class Difference:
     max_abs_error: float
     tolerance: float
     backend: str = "torch"
+    num_rows: int = 0
+    lies_otherwise: bool = False
 
     @property
     def is_too_large(self) -> bool:
         """Whether it is beyond what was allowed."""
-        return self.max_abs_error > self.tolerance
+        return self.max_abs_error > self.tolerance or self.lies_otherwise
 
 
 def expected_tensors(bundle: Bundle) -> tuple[TensorSpec, ...]:
@@ -61,33 +66,6 @@ def expected_tensors(bundle: Bundle) -> tuple[TensorSpec, ...]:
         specs |= {spec.name: spec for spec in (*stage.inputs, *stage.outputs)}
     specs |= {spec.name: spec for spec in manifest.outputs}
     return tuple(specs.values())
-
-
-def reference_faults(bundle: Bundle, reference: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
-    """What is wrong with names, shapes and dtypes of the reference tensors."""
-    specs = {spec.name: spec for spec in expected_tensors(bundle)}
-    faults = [f"the reference lacks {name!r}" for name in specs if name not in reference]
-    faults += [f"the reference has {name!r} in excess" for name in reference if name not in specs]
-    first = bundle.manifest.graph.inputs[0]
-    if faults or not reference[first.name].shape:
-        return tuple(faults) or (f"the reference's {first.name!r} has no rows",)
-    num_rows = reference[first.name].shape[0]
-    return tuple(
-        f"the reference's {name!r} is {describe(reference[name])}, expected {spec}"
-        for name, spec in specs.items()
-        if num_rows < 1 or not _fits(reference[name], spec, num_rows)
-    )
-
-
-def describe(tensor: torch.Tensor) -> str:
-    """Dtype and shape of a tensor, in the manner of `TensorSpec`."""
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return f"{dtype}[{', '.join(map(str, tensor.shape))}]"
-
-
-def _fits(tensor: torch.Tensor, spec: TensorSpec, num_rows: int) -> bool:
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return tuple(tensor.shape) == spec.concrete_shape(num_rows) and dtype == spec.dtype
 
 
 def contract_faults(
@@ -142,7 +120,9 @@ def _run_faults(
     for index, program in programs.items():
         stage = bundle.manifest.stages[index]
         inputs = tuple(
-            given[spec.name] if spec.name in given else _rows(reference[spec.name], spec, num_rows)
+            given[spec.name]
+            if spec.name in given
+            else with_rows(reference[spec.name], spec, num_rows)
             for spec in stage.inputs
         )
         where = f"stage {index} with {num_rows} {'row' if num_rows == 1 else 'rows'}"
@@ -152,20 +132,11 @@ def _run_faults(
             yield f"{where} fails: {_first_line(error)}"
             return
         given = {s.name: t for s, t in zip(stage.outputs, outputs, strict=True)}
-        wrong = [s for s in stage.outputs if not _fits(given[s.name], s, num_rows)]
+        wrong = [s for s in stage.outputs if not fits(given[s.name], s, num_rows)]
         for spec in wrong:
             yield f"{where} returns {spec.name!r} as {describe(given[spec.name])}, expected {spec}"
         if wrong:
             return
-
-
-def _rows(tensor: torch.Tensor, spec: TensorSpec, num_rows: int) -> torch.Tensor:
-    """The tensor with its rows repeated, or cut off, to `num_rows`."""
-    for dim, length in enumerate(spec.shape):
-        factor = dim_factor(length)
-        if factor is not None:
-            tensor = tensor.index_select(dim, torch.arange(factor * num_rows) % tensor.shape[dim])
-    return tensor
 
 
 def _first_line(error: BaseException) -> str:
@@ -192,14 +163,19 @@ def chain_differences(
     reference: Mapping[str, torch.Tensor],
     *,
     backend: str,
+    num_rows: int,
 ) -> tuple[Difference, ...]:
     """Every boundary tensor of the chained stages against the reference's.
+
+    Each stage takes its tensors as a link delivers them. One that lies in memory otherwise than in
+    the whole model counts as different: the stage after it may run other kernels.
 
     Args:
         bundle: opened.
         programs: its stages, by index, those that are at hand.
-        reference: what the whole model gave.
+        reference: what the whole model gave for one number of rows.
         backend: what runs them; of torch's tensors none may differ.
+        num_rows: the number of rows.
 
     Raises:
         RuntimeError: a stage cannot be run; `contract_faults` says so in words.
@@ -209,8 +185,8 @@ def chain_differences(
     for index, program in programs.items():
         stage = bundle.manifest.stages[index]
         outputs = program(tuple(given.get(s.name, reference[s.name]) for s in stage.inputs))
-        given = {s.name: t for s, t in zip(stage.outputs, outputs, strict=True)}
-        found += _differences(stage, given, reference, backend=backend)
+        given = {s.name: as_sent(t) for s, t in zip(stage.outputs, outputs, strict=True)}
+        found += _differences(stage, given, reference, backend=backend, num_rows=num_rows)
     return tuple(found)
 
 
@@ -220,16 +196,26 @@ def _differences(
     reference: Mapping[str, torch.Tensor],
     *,
     backend: str,
+    num_rows: int,
 ) -> Iterator[Difference]:
+    is_torch = backend == "torch"
     for spec in stage.outputs:
-        expected = reference[spec.name]
+        actual, expected = given[spec.name], reference[spec.name]
         yield Difference(
             stage=stage.index,
             tensor=spec.name,
-            max_abs_error=max_abs_difference(given[spec.name], expected),
-            tolerance=0.0 if backend == "torch" else tolerance_of(expected),
+            max_abs_error=max_abs_difference(actual, expected),
+            tolerance=0.0 if is_torch else tolerance_of(expected),
             backend=backend,
+            num_rows=num_rows,
+            lies_otherwise=is_torch and _lies_otherwise(actual, expected),
         )
+
+
+def _lies_otherwise(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether the strides differ; of a dimension with one entry it is never used."""
+    lengths = zip(actual.shape, actual.stride(), expected.stride(), strict=False)
+    return any(length > 1 and one != other for length, one, other in lengths)
 
 
 def magnitude_of(tensor: torch.Tensor) -> float:
@@ -281,7 +267,8 @@ def onnx_differences(
             failures.append(f"stage {index} fails in onnxruntime: {_first_line(error)}")
             continue
         given = {s.name: t for s, t in zip(stage.outputs, outputs, strict=True)}
-        found += _differences(stage, given, reference, backend="onnxruntime")
+        num_rows = inputs[0].shape[0] if inputs and inputs[0].dim() else 0
+        found += _differences(stage, given, reference, backend="onnxruntime", num_rows=num_rows)
     return tuple(found), relative_difference(found, reference), tuple(failures)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from cutset.graph.onnx_operations import list_parameters
 from cutset.graph.onnx_pieces import build_onnx_piece
 from cutset.graph.onnx_session import ELEMENT_TYPES, make_session, run_session
 from cutset.graph.pieces import build_piece
-from cutset.planning.plan import Plan, StagePlan
+from cutset.planning.plan import StagePlan
 from cutset.shards.manifest import StageEntry
 from cutset.shards.onnx_export import MAX_INLINE_BYTES, export_onnx
 from cutset.shards.operators import is_allowed
@@ -29,10 +29,6 @@ from cutset.tensors import TensorSpec
 
 class StageWriter(Protocol):
     """Writes the stages of one captured model."""
-
-    @property
-    def tensors(self) -> Mapping[str, torch.Tensor]:
-        """The tensors at the boundaries of the stages that were written, by name."""
 
     def write(self, stage: StagePlan, folder: Path) -> StageEntry:
         """Writes a stage into its folder ``stage-K`` below `folder`, which exists."""
@@ -44,15 +40,15 @@ class TorchStageWriter:
     def __init__(self, captured: CapturedModel, inputs: Sequence[torch.Tensor]) -> None:
         self._captured = captured
         specs = captured.graph.inputs
-        self.tensors = {s.name: t for s, t in zip(specs, inputs, strict=True)}
+        self._tensors = {s.name: t for s, t in zip(specs, inputs, strict=True)}
 
     def write(self, stage: StagePlan, folder: Path) -> StageEntry:
         """Computes the stage's outputs from those of the stages before, and writes it."""
         piece = build_piece(self._captured, stage.start, stage.stop)
-        inputs = tuple(self.tensors[spec.name] for spec in piece.input_specs)
+        inputs = tuple(self._tensors[spec.name] for spec in piece.input_specs)
         with torch.no_grad():
             outputs = piece(*inputs)
-        self.tensors |= {s.name: t for s, t in zip(piece.output_specs, outputs, strict=True)}
+        self._tensors |= {s.name: t for s, t in zip(piece.output_specs, outputs, strict=True)}
         exported = export_piece(piece, inputs)
         program, model = f"stage-{stage.index}/program.pt2", f"stage-{stage.index}/model.onnx"
         # Example inputs would be stored pickled; the reference tensors serve instead.
@@ -80,21 +76,8 @@ class TorchStageWriter:
 class OnnxStageWriter:
     """Cuts ONNX models out of the one that was captured."""
 
-    def __init__(self, captured: CapturedOnnx, plan: Plan, inputs: Sequence[torch.Tensor]) -> None:
+    def __init__(self, captured: CapturedOnnx) -> None:
         self._captured = captured
-        graph = captured.graph
-        given = {spec.name for spec in graph.inputs}
-        watch: dict[str, TensorSpec] = {}
-        for stage in plan.stages:
-            specs = boundary_specs(captured, stage.stop)
-            watch |= {spec.name: spec for spec in specs if spec.name not in given}
-        whole = build_onnx_piece(captured, 0, len(graph.operations), watch=tuple(watch.values()))
-        session = make_session(
-            whole.SerializeToString(), torch.get_num_threads(), folder=captured.module.folder
-        )
-        feed = {spec.name: tensor for spec, tensor in zip(graph.inputs, inputs, strict=True)}
-        results = run_session(session, feed, list(watch))
-        self.tensors: Mapping[str, torch.Tensor] = feed | dict(zip(watch, results, strict=True))
 
     def write(self, stage: StagePlan, folder: Path) -> StageEntry:
         """Writes the stage's nodes and stored tensors."""
@@ -109,6 +92,35 @@ class OnnxStageWriter:
             model=path,
             model_missing="",
         )
+
+
+def boundary_tensors(
+    captured: Captured, boundaries: Sequence[TensorSpec], inputs: Sequence[torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The tensors of some boundaries, by name, as the captured model makes them when run whole.
+
+    Args:
+        captured: the captured model.
+        boundaries: tensors that are made in it.
+        inputs: in the order of the graph's inputs; they are not changed.
+    """
+    names = [spec.name for spec in boundaries]
+    if not names:
+        return {}
+    stop = len(captured.graph.operations)
+    if isinstance(captured, CapturedOnnx):
+        proto = build_onnx_piece(captured, 0, stop, watch=boundaries)
+        session = make_session(
+            proto.SerializeToString(), torch.get_num_threads(), folder=captured.module.folder
+        )
+        feed = {s.name: t for s, t in zip(captured.graph.inputs, inputs, strict=True)}
+        return dict(zip(names, run_session(session, feed, names), strict=True))
+    assert isinstance(captured, CapturedModel)
+    piece = build_piece(captured, 0, stop, watch=boundaries)
+    with torch.no_grad():
+        results = piece(*(tensor.clone() for tensor in inputs))
+    made = {s.name: t for s, t in zip(piece.output_specs, results, strict=True)}
+    return {name: made[name] for name in names}
 
 
 def _entry(

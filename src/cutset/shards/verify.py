@@ -11,9 +11,10 @@ Five checks, always all reported, in this order:
 `units`
     every boundary is a legal cut point of the graph: no unit is divided.
 `numerics`
-    the chained stages equal the reference tensors at every boundary, bit for bit with torch, within
-    a stated tolerance with others. A bundle made from an ONNX file has no torch programs; its
-    stages are run in ONNX Runtime, which also made the reference.
+    the chained stages equal the reference tensors at every boundary, with one row, with two and
+    with as many as a micro-batch has: bit for bit and in the same order in memory with torch,
+    within a stated tolerance with others. A bundle made from an ONNX file has no torch programs;
+    its stages are run in ONNX Runtime, which also made the reference.
 `integrity`
     sizes and hashes agree, and no file could run code when it is loaded.
 """
