@@ -169,8 +169,10 @@ class Verification:
         self._report("comparing numbers")
         if self._obstacle:
             return self._result("numerics", self._obstacle, "")
+        num_rows = 0
         try:
-            for num_rows, reference in self._references.items():
+            for rows, reference in self._references.items():
+                num_rows = rows
                 self._comparisons += running_checks.chain_differences(
                     self._bundle,
                     self._stages,
@@ -179,7 +181,8 @@ class Verification:
                     num_rows=num_rows,
                 )
         except _RUN_ERRORS as error:
-            return self._result("numerics", (f"the stages do not run: {error}",), "")
+            fault = f"the stages do not run with {_count(num_rows, 'row')}: {error}"
+            return self._result("numerics", (fault,), "")
         self._max_abs_error = max((d.max_abs_error for d in self._comparisons), default=0.0)
         faults = [self._sentence(d) for d in self._comparisons if d.is_too_large][:1]
         details = [self._equality()]
@@ -253,8 +256,8 @@ class Verification:
             else f"the boundary to stage {difference.stage + 1}"
         )
         where = (
-            f"with {difference.backend} and {_count(difference.num_rows, 'row')} stage "
-            f"{difference.stage} is the first that differs: {difference.tensor!r} at {boundary}"
+            f"with {difference.backend} stage {difference.stage} is the first that differs: "
+            f"{difference.tensor!r} at {boundary}, with {_count(difference.num_rows, 'row')},"
         )
         if difference.max_abs_error <= difference.tolerance:
             return f"{where} lies in memory otherwise than in the whole model"

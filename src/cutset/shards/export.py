@@ -163,9 +163,10 @@ class _BundleWriter:
         self._row_counts = reference_rows(dict.fromkeys(specs), plan.micro_batch, None)
 
     def _inputs(self, num_rows: int) -> tuple[torch.Tensor, ...]:
-        """So many rows of the example, repeated where it has fewer."""
+        """Rows of the example; for all but the reference's first number those of the first."""
         pairs = zip(self._captured.example_inputs, self._captured.graph.inputs, strict=True)
-        return tuple(with_rows(tensor[:num_rows], spec, num_rows) for tensor, spec in pairs)
+        first = self._row_counts[0]
+        return tuple(with_rows(with_rows(t, spec, first), spec, num_rows) for t, spec in pairs)
 
     def write_stages(self) -> tuple[StageEntry, ...]:
         """Writes every stage's programs."""

@@ -78,8 +78,12 @@ as `cutset.graph.onnx_operations` reads them [R].
 **Reference.** ``reference`` is a safetensors file whose keys are tensor names: the model's inputs,
 the tensors of every boundary, the model's outputs, computed by the whole model with
 ``num_threads`` threads (1 to 1024 [M]), in torch, or in ONNX Runtime where there are no programs.
-All are contiguous and have the same number of rows. Chained stages must reproduce them bit for bit
-with torch, and within the tolerance of their dtype with ONNX Runtime [R].
+All have the same number of rows. A key ``rows-N/NAME`` is the same tensor for N rows, the inputs'
+rows repeated or cut off to so many; a writer has them for every boundary tensor and output or for
+none [R]. Tensors are stored contiguous; where one lies otherwise in the whole model, the file's
+metadata have its strides in elements, as JSON by key under ``strides``. Chained stages, each given
+its tensors as they lie, must reproduce all of them bit for bit with torch, and within the tolerance
+of their dtype with ONNX Runtime [R].
 
 **Words.** ``output_names`` has as many entries as ``outputs``; ``labels`` are in the order of the
 output's last dimension [M].

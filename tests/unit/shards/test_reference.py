@@ -110,6 +110,13 @@ class Maps(nn.Module):
         return functional.interpolate(maps, size=(16, 16), mode="bilinear")
 
 
+class ChannelsLast(nn.Module):
+    """Maps in the order that is written down, whatever the number of rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last)
+
+
 class Token(nn.Module):
     """The first token of a sequence, which has gaps between its rows."""
 
@@ -121,7 +128,7 @@ class Token(nn.Module):
     ("first", "second", "shape"),
     [
         (Maps(), nn.Sequential(nn.Conv2d(64, 96, 1), nn.ReLU(), nn.Conv2d(96, 7, 3)), (64, 64)),
-        (nn.Conv2d(3, 32, 3).to(memory_format=torch.channels_last), nn.Conv2d(32, 7, 3), (3, 9, 9)),
+        (nn.Sequential(nn.Conv2d(3, 32, 3), ChannelsLast()), nn.Conv2d(32, 7, 3), (3, 9, 9)),
         (nn.Sequential(nn.Linear(64, 64), Token()), nn.Linear(64, 30), (5, 64)),
     ],
     ids=["maps", "channels_last", "token"],
