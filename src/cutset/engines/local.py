@@ -23,6 +23,7 @@ from cutset.backends.allocator import malloc_environment
 from cutset.engines.base import Command, Event, Exited, WorkerHandle
 from cutset.engines.control import ControlSocket
 from cutset.errors import EngineError
+from cutset.host import core_numbers, num_usable_cores
 
 _LOG = logging.getLogger(__name__)
 
@@ -250,10 +251,7 @@ class LocalEngine:
 
 
 def cores_of(stage: int, num_stages: int, num_threads: int) -> tuple[int, ...]:
-    """Cores for one stage, or none where the machine has too few or cannot tell."""
-    if not hasattr(os, "sched_getaffinity"):
+    """Cores for one stage, or none where this process may use too few or the system cannot tell."""
+    if num_stages * num_threads > num_usable_cores():
         return ()
-    cores = sorted(os.sched_getaffinity(0))
-    if num_stages * num_threads > len(cores):
-        return ()
-    return tuple(cores[stage * num_threads : (stage + 1) * num_threads])
+    return core_numbers()[stage * num_threads : (stage + 1) * num_threads]

@@ -68,6 +68,10 @@ def test_cores_are_shared_out_only_if_there_are_enough(monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 5, 6, 7}, raising=False)
     assert [cores_of(stage, 2, 2) for stage in range(2)] == [(4, 5), (6, 7)]
     assert cores_of(0, 3, 2) == ()
+    # A quota of three cores' time is not enough for four threads at full speed.
+    monkeypatch.setattr("cutset.host.usable_cores", lambda: 3.5)
+    assert cores_of(0, 2, 2) == ()
+    assert cores_of(0, 3, 1) == (4,)
 
 
 def test_a_spare_is_kept_only_after_a_loss_and_stands_in_for_the_next() -> None:
