@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import argparse
 import collections
-import ctypes
 import gc
 import os
 import queue
-import signal
 import socket
 import sys
 import threading
@@ -31,6 +29,7 @@ import torch
 
 from cutset.backends.allocator import give_back_memory, keep_freed_memory, map_large_blocks
 from cutset.backends.base import StageProgram, load_stage
+from cutset.child import die_with_parent
 from cutset.engines.base import (
     BatchFailed,
     Collect,
@@ -63,7 +62,6 @@ from cutset.runtime.contract import (
 from cutset.runtime.hostlink import can_hold_headers
 from cutset.shards.load import Bundle, open_bundle
 
-_PR_SET_PDEATHSIG = 1
 _HEARTBEATS_PER_LIMIT = 10
 _SPANS_PER_MESSAGE = 2000
 _SWITCH_INTERVAL_S = 0.0005
@@ -338,12 +336,6 @@ class StageWorker:
                 actual=violation.actual if violation else "",
             )
         )
-
-
-def die_with_parent() -> None:
-    """Asks Linux to kill this process when the thread that started it ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def main() -> None:
