@@ -32,7 +32,7 @@ from cutset.costs.model import (
 )
 from cutset.costs.profile import PieceBackend, profile_costs
 from cutset.devices import Cluster, equal_cluster
-from cutset.errors import PlanError, VerificationError
+from cutset.errors import BundleError, PlanError, VerificationError
 from cutset.graph.cuts import CutPoints
 from cutset.planning import (
     MoreTensors,
@@ -355,7 +355,8 @@ def split_model(
 ) -> tuple[Path, VerificationReport]:
     """Writes the bundle of a plan and proves it against the whole model.
 
-    A bundle that fails a check is not left behind.
+    A bundle that fails a check is not left behind. Of a model that was prepared by a part the
+    bundle holds that part, and says so.
 
     Args:
         prepared: the model.
@@ -384,6 +385,7 @@ def split_model(
         directory,
         captured=prepared.captured,
         model_name=prepared.name,
+        part=prepared.part_entry,
         weights=prepared.found.weights,
         preprocessing=prepared.found.preprocessing,
         labels=prepared.found.labels,
@@ -470,7 +472,12 @@ def verify_against(
     say = say or say_nothing
     if model is None:
         return verify_bundle(bundle, progress=say)
-    prepared = prepare_model(model, weights=weights, say=say)
+    try:
+        part = open_bundle(Path(bundle)).manifest.part
+    except BundleError:
+        return verify_bundle(bundle, progress=say)  # which says what is wrong with it
+    # What a bundle holds of a model is compared with just that.
+    prepared = prepare_model(model, weights=weights, part=part.path if part else None, say=say)
     return verify_bundle(
         bundle, model=prepared.module, call_model=prepared.captured.call, progress=say
     )

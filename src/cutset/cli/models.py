@@ -34,21 +34,23 @@ def inspect(
     keep: options.Keep = None,
     divide: options.Divide = None,
     max_tensors: options.MaxTensors = 1,
+    part: options.Part = None,
     as_json: options.Json = False,
 ) -> None:
     """Show where a model may be cut: units, cut points, bytes, work; and why not elsewhere."""
     from cutset.report.documents import inspection_document
-    from cutset.report.text import print_inspection
+    from cutset.report.text import print_inspection, print_part
 
     with progress() as say:
-        prepared = _prepare(model, _any_weights(model, weights), keep, divide, max_tensors, say)
-    graph, part = prepared.captured.graph, prepared.part
+        prepared = _prepare(
+            model, _any_weights(model, weights), keep, divide, max_tensors, part, say
+        )
+    graph, entry = prepared.captured.graph, prepared.part_entry
     if as_json:
-        path = part.path if part else None
-        print_json(inspection_document(prepared.found.name, graph, prepared.cuts, part=path))
+        print_json(inspection_document(prepared.found.name, graph, prepared.cuts, part=entry))
     else:
         print_inspection(stdout(), prepared.name, graph, prepared.cuts, refused=refused)
-        _print_rest(prepared)
+        print_part(stdout(), entry)
 
 
 def profile(
@@ -67,17 +69,20 @@ def profile(
     keep: options.Keep = None,
     divide: options.Divide = None,
     max_tensors: options.MaxTensors = 1,
+    part: options.Part = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure on this device what every piece of a model costs."""
     from cutset.costs.model import profile_to_json
-    from cutset.report.text import print_profile
+    from cutset.report.text import print_part, print_profile
     from cutset.workflow import stage_backends
 
     if device == "":
         usage_error("--device is empty; leave it out for the host's name")
     with progress() as say:
-        prepared = _prepare(model, _any_weights(model, weights), keep, divide, max_tensors, say)
+        prepared = _prepare(
+            model, _any_weights(model, weights), keep, divide, max_tensors, part, say
+        )
         backends = stage_backends(prepared, num_threads=threads, compiled=compiled)
         measured = _measure(prepared, backends, batch_size, threads, runs, device or "", say)
     text = profile_to_json(measured)
@@ -87,6 +92,7 @@ def profile(
         typer.echo(text)
     else:
         print_profile(stdout(), measured)
+        print_part(stdout(), prepared.part_entry)
 
 
 def plan(
@@ -114,11 +120,12 @@ def plan(
     keep: options.Keep = None,
     divide: options.Divide = None,
     max_tensors: options.MaxTensors = 1,
+    part: options.Part = None,
     as_json: options.Json = False,
 ) -> None:
     """Find the best stages for equal devices or for a cluster, with the bound that judges them."""
     from cutset.report.documents import front_document, plan_document
-    from cutset.report.text import print_front, print_plan
+    from cutset.report.text import print_front, print_part, print_plan
 
     if granularity not in ("unit", "op"):
         usage_error(f"--granularity is 'unit' or 'op', got {granularity!r}")
@@ -138,7 +145,9 @@ def plan(
     )  # fmt: skip
     gain = None
     with progress() as say:
-        prepared = _prepare(model, _any_weights(model, weights), keep, divide, max_tensors, say)
+        prepared = _prepare(
+            model, _any_weights(model, weights), keep, divide, max_tensors, part, say
+        )
         costs, backends = _costs(
             prepared, request, cluster, cost, backend, profile_file, batch_size, threads, say
         )
@@ -157,14 +166,16 @@ def plan(
                     for each in ("unit", "op")
                 )
                 gain = gain_inside_units(coarse, finer)
-    if is_front:
-        print_json(front_document(front)) if as_json else print_front(stdout(), front)
+    entry = prepared.part_entry
+    if as_json and is_front:
+        print_json(front_document(front, part=entry))
     elif as_json:
-        print_json(plan_document(result, gain_inside_units=gain))
+        print_json(plan_document(result, part=entry, gain_inside_units=gain))
     else:
-        print_plan(stdout(), result)
+        print_front(stdout(), front) if is_front else print_plan(stdout(), result)
         if gain is not None:
             stdout().print(f"cuts inside units would gain {gain:.1%}")
+        print_part(stdout(), entry)
 
 
 def split(
@@ -194,12 +205,13 @@ def split(
     keep: options.Keep = None,
     divide: options.Divide = None,
     max_tensors: options.MaxTensors = 1,
+    part: options.Part = None,
     force: Annotated[bool, typer.Option(help="replace a bundle that is there")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Capture, profile, plan, export and verify: from a model to a proven bundle."""
     from cutset.report.documents import plan_document
-    from cutset.report.text import print_checks, print_plan
+    from cutset.report.text import print_checks, print_part, print_plan
     from cutset.shards.export import check_target
     from cutset.workflow import split_model
 
@@ -210,7 +222,7 @@ def split(
     )
     check_target(output.absolute(), replace=force)
     with progress() as say:
-        prepared = _prepare(model, weights, keep, divide, max_tensors, say)
+        prepared = _prepare(model, weights, keep, divide, max_tensors, part, say)
         costs, backends = _costs(
             prepared, request, cluster, cost, backend, profile_file, batch_size, threads, say
         )
@@ -222,12 +234,12 @@ def split(
         if address is not None:
             result = _time_on_cluster(path, address, request, threads, say)
     if as_json:
-        print_json(plan_document(result, bundle=str(path)))
+        print_json(plan_document(result, part=prepared.part_entry, bundle=str(path)))
     else:
         print_plan(stdout(), result)
         print_checks(stdout(), [(check.name, check.ok, check.detail) for check in report.checks])
         stdout().print(f"wrote {path}", soft_wrap=True)
-        _print_rest(prepared)
+        print_part(stdout(), prepared.part_entry)
 
 
 def _time_on_cluster(
@@ -261,6 +273,7 @@ def _prepare(
     keep: list[str] | None,
     divide: list[str] | None,
     max_tensors: int,
+    part: str | None,
     say: Say,
 ) -> PreparedModel:
     from cutset.workflow import prepare_model
@@ -271,21 +284,9 @@ def _prepare(
         keep=keep or (),
         divide=divide or (),
         max_tensors=max_tensors,
+        part=part,
         say=say,
     )
-
-
-def _print_rest(prepared: PreparedModel) -> None:
-    """Says what stays with the caller where a part of the model is split."""
-    if prepared.part is not None:
-        stdout().print(
-            f"the whole of {prepared.found.name} cannot be captured ({prepared.refusal}); its part "
-            f"{prepared.part.path} is what is split, the rest stays with the caller: see "
-            "PreparedModel.part_in",
-            soft_wrap=True,
-            markup=False,
-            highlight=False,
-        )
 
 
 def _request(

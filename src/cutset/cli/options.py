@@ -69,6 +69,10 @@ Divide: TypeAlias = Annotated[
 MaxTensors: TypeAlias = Annotated[
     int, typer.Option(min=1, help="most tensors that may cross a cut")
 ]
+Part: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="PATH", help="only this module of the model"),
+]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 BatchSize: TypeAlias = Annotated[int, typer.Option(min=1, help="rows of a micro-batch")]
 Threads: TypeAlias = Annotated[int, typer.Option(min=1, help="threads of each stage")]

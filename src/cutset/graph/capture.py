@@ -14,8 +14,8 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch._dynamo.exc import UserError
@@ -24,6 +24,8 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from cutset.errors import CaptureError
+from cutset.graph.arguments import ExampleInputs, split_inputs
+from cutset.graph.captured import check_computes
 from cutset.graph.diagnosis import check_conditions, check_program, export_error
 from cutset.graph.functionalise import replace_inplace_operations
 from cutset.graph.ir import Graph
@@ -33,10 +35,6 @@ from cutset.tensors import BATCH, TensorSpec
 
 MAX_ROWS = 1 << 24
 """Upper end of the range of rows that a captured model is asked to hold for."""
-
-ExampleInputs: TypeAlias = "torch.Tensor | Sequence[Any] | Mapping[str, Any]"
-"""A tensor, positional arguments, or keyword arguments; each tensor with rows along its first
-dimension, two rows or more."""
 
 
 def capture_graph(model: torch.nn.Module, example_inputs: ExampleInputs) -> Graph:
@@ -57,7 +55,7 @@ def capture_model(model: torch.nn.Module, example_inputs: ExampleInputs) -> Capt
             result does not grow with the rows.
     """
     model.eval()
-    args, kwargs = _split_inputs(example_inputs)
+    args, kwargs = split_inputs(example_inputs)
     flat = tuple(t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor))
     for tensor in flat:
         if tensor.dim() == 0 or tensor.shape[0] < 2:
@@ -69,7 +67,9 @@ def capture_model(model: torch.nn.Module, example_inputs: ExampleInputs) -> Capt
     inline_regions(exported)
     check_program(exported)
     exported = replace_inplace_operations(exported)
-    return lower_program(model, exported, (args, kwargs))
+    captured = lower_program(model, exported, (args, kwargs))
+    check_computes(captured.graph)
+    return captured
 
 
 def export_piece(piece: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> ExportedProgram:
@@ -107,14 +107,6 @@ def export_piece(piece: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Expo
     # contracts say more, and those of several inputs can be of any complexity.
     exported._guards_code = []
     return exported
-
-
-def _split_inputs(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example_inputs, torch.Tensor):
-        return (example_inputs,), {}
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    return tuple(example_inputs), {}
 
 
 def _export(

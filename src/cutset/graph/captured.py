@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
+from cutset.errors import CaptureError
 from cutset.graph.ir import Graph
 from cutset.tensors import TensorSpec
 
@@ -28,6 +29,25 @@ class Captured(Protocol):
 
     def call(self, model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Any:
         """Calls the whole model with the graph's flat inputs."""
+
+
+def check_computes(graph: Graph) -> None:
+    """Refuses a model of which there is nothing to split.
+
+    Raises:
+        CaptureError: it returns no tensor, or no operation lies between its inputs and results.
+    """
+    if not graph.outputs:
+        raise CaptureError(
+            "there is nothing to split: the model returns no tensor. Return from its forward what "
+            "the pipeline is to answer"
+        )
+    if not graph.operations:
+        given = {spec.name for spec in graph.inputs}
+        what = "inputs" if given.issuperset(graph.outputs) else "inputs and weights"
+        raise CaptureError(
+            f"there is nothing to split: the model computes nothing, what it returns are its {what}"
+        )
 
 
 def boundary_specs(captured: Captured, position: int) -> tuple[TensorSpec, ...]:
