@@ -162,12 +162,28 @@ def test_what_messages_take_from_computing_is_shown_and_counted(
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
     assert "overhead" in lines[0].split()
-    assert any("50 ms" in line for line in lines[1:])
-    assert any(line.startswith("on the cluster: ") for line in lines)
     assert max(map(len, lines)) <= 80
     document = cutset(*command, "--json").document
-    assert document["period_s"] == pytest.approx(plain["period_s"] + 0.050)
-    assert document["expected"]["period_s"] > document["period_s"]
+    bytes_out = [stage["output_bytes_per_sample"] for stage in document["stages"][:-1]]
+    expected = [
+        0.050 + 100e-9 * sent + 200e-9 * received
+        for sent, received in zip([*bytes_out, 0], [0, *bytes_out], strict=True)
+    ]
+    assert [stage["overhead_s"] for stage in document["stages"]] == pytest.approx(expected)
+    assert document["period_s"] >= plain["period_s"] + 0.050
+    assert document["expected"] is None
+
+
+def test_planning_takes_a_time_limit(cutset: Cutset) -> None:
+    command = ("plan", "resnet50", "--stages", 2, "--cost", "flops", "--json")
+    found = [
+        cutset(*command, "--time-limit", limit).document["period_s"] for limit in ("20 s", "30", 9)
+    ]
+    assert len(set(found)) == 1
+    for limit, words in (("20 x", "unknown unit 'x'"), ("0", "must be above 0")):
+        outcome = cutset(*command, "--time-limit", limit)
+        assert outcome.code == 2
+        assert words in " ".join(outcome.err.replace("│", " ").split())
 
 
 def test_nodes_time_stages_for_a_plan_of_a_cluster_only(

@@ -103,6 +103,7 @@ def plan(
     objective: Annotated[str, typer.Option(metavar="throughput|latency|pareto")] = "throughput",
     max_latency: options.MaxLatency = None,
     min_throughput: options.MinThroughput = None,
+    time_limit: options.TimeLimit = "60 s",  # type: ignore[assignment]  # as if typed
     serial: options.Serial = False,
     fixed_order: options.FixedOrder = False,
     granularity: Annotated[
@@ -141,7 +142,7 @@ def plan(
     is_front = objective == "pareto"
     request = _request(
         stages, cluster, cut, "throughput" if is_front else objective, serial, fixed_order,
-        max_latency, min_throughput,
+        max_latency, min_throughput, time_limit,
     )  # fmt: skip
     gain = None
     with progress() as say:
@@ -194,6 +195,7 @@ def split(
     objective: Annotated[str, typer.Option(metavar="throughput|latency")] = "throughput",
     max_latency: options.MaxLatency = None,
     min_throughput: options.MinThroughput = None,
+    time_limit: options.TimeLimit = "60 s",  # type: ignore[assignment]  # as if typed
     serial: options.Serial = False,
     fixed_order: options.FixedOrder = False,
     cost: options.Cost = "measured",
@@ -218,8 +220,9 @@ def split(
     if address is not None and cluster is None:
         usage_error("--address is for a plan with --cluster")
     request = _request(
-        stages, cluster, cut, objective, serial, fixed_order, max_latency, min_throughput
-    )
+        stages, cluster, cut, objective, serial, fixed_order, max_latency, min_throughput,
+        time_limit,
+    )  # fmt: skip
     check_target(output.absolute(), replace=force)
     with progress() as say:
         prepared = _prepare(model, weights, keep, divide, max_tensors, part, say)
@@ -298,13 +301,19 @@ def _request(
     fixed_order: bool,
     max_latency: float | None,
     min_throughput: float | None,
+    time_limit: float,
 ) -> PlanRequest:
     """What is wanted, after a check that the options say something and one thing only."""
     if objective not in ("throughput", "latency"):
         usage_error(f"--objective {objective!r} is unknown here")
     if cluster is None and stages is None and not cut:
         usage_error("say how to divide the model: --stages N, --cluster FILE.toml or --cut AFTER")
-    for name, value in (("--max-latency", max_latency), ("--min-throughput", min_throughput)):
+    limits = {
+        "--max-latency": max_latency,
+        "--min-throughput": min_throughput,
+        "--time-limit": time_limit,
+    }
+    for name, value in limits.items():
         if value is not None and value <= 0:
             usage_error(f"{name} must be above 0, got {value}")
     from cutset.devices import load_cluster
@@ -319,6 +328,7 @@ def _request(
         fixed_order=fixed_order,
         max_latency_s=max_latency,
         min_rows_per_s=min_throughput,
+        time_limit_s=time_limit,
     )
 
 

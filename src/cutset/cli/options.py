@@ -101,6 +101,14 @@ MaxLatency: TypeAlias = Annotated[
         metavar="S", parser=seconds, help="most time for one micro-batch alone; 0.05 or '50 ms'"
     ),
 ]
+TimeLimit: TypeAlias = Annotated[
+    float,
+    typer.Option(
+        metavar="S",
+        parser=seconds,
+        help="most time for planning, after which the best plan so far is taken; 20 or '20 s'",
+    ),
+]
 MinThroughput: TypeAlias = Annotated[
     float | None,
     typer.Option(metavar="ROWS/S", parser=rows_per_s, help="least rows per second; 20 or '20/s'"),

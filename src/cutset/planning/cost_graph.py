@@ -31,9 +31,9 @@ import numpy as np
 
 from cutset.devices import Cluster, Device
 from cutset.errors import InfeasiblePlan, PlanError
+from cutset.planning.deadline import OverBudget
 from cutset.planning.downset_search import solve_downsets
 from cutset.planning.downsets import DagProblem, DagSolution, Tensor
-from cutset.planning.lattice import OverBudget
 from cutset.planning.plan import PLAN_FORMAT, Certificate, Plan, StagePlan
 
 COST_GRAPH_FORMAT = "cutset-cost-graph/1"

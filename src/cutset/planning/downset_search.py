@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
+from cutset.planning.deadline import OverBudget
 from cutset.planning.downsets import (
     MAX_DOWNSETS,
     DagProblem,
@@ -17,8 +18,8 @@ from cutset.planning.downsets import (
     contract,
     list_downsets,
 )
-from cutset.planning.lattice import OverBudget
-from cutset.planning.problem import Floats, Ints, with_slack
+from cutset.planning.problem import with_slack
+from cutset.planning.totals import Floats, Ints
 
 MAX_TABLE = 40_000_000
 

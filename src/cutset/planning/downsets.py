@@ -24,7 +24,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-from cutset.planning.problem import Floats, Ints
+from cutset.planning.totals import Floats, Ints
 
 MAX_DOWNSETS = 100_000
 

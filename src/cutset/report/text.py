@@ -144,10 +144,7 @@ def print_plan(console: Console, plan: Plan) -> None:
                 f"as processes of this machine: {period}, "
                 f"its stages measured as wholes, messages and the caller's part included"
             )
-    proof = (
-        "proven the best" if plan.is_proven else f"at most {plan.gap:.2%} above the best possible"
-    )
-    console.print(f"bound: {format_seconds(plan.bound_s)} ({plan.bound_by}); {proof}")
+    console.print(f"bound: {format_seconds(plan.bound_s)} ({plan.bound_by}); {plan.claim}")
     for alternative in plan.alternatives:
         console.print(_alternative(alternative))
     if plan.unused_devices:
