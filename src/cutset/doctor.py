@@ -23,9 +23,9 @@ import psutil
 from packaging.requirements import Requirement
 
 import cutset
+from cutset import host
 from cutset.errors import CutsetError
 
-_CGROUP = Path("/sys/fs/cgroup")
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # only its size is looked at
 _TRIAL_BYTES = 1 << 20
 _TRIAL_ROWS = 3
@@ -53,7 +53,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
         num_usable_cores: cores' worth of time that this process may use; a container may limit it
             to a fraction.
         memory_bytes: memory that this process may use, a container's limit included.
-        free_memory_bytes: what of the machine's memory is available now.
+        free_memory_bytes: what this process may still take of it.
         shared_memory_bytes: size of /dev/shm, or None where there is none.
         gpus: names of the GPUs that torch sees.
     """
@@ -188,19 +188,16 @@ def _gib(num_bytes: int) -> str:
 
 
 def _machine() -> Machine:
-    memory = psutil.virtual_memory()
-    limit = _cgroup_number("memory.max")
-    num_cores = psutil.cpu_count() or 1
     return Machine(
         python=f"{platform.python_implementation()} {platform.python_version()}",
         system=" ".join(
             (platform.system(), platform.release(), platform.machine(), *platform.libc_ver())
         ).strip(),
         processor=_processor(),
-        num_cores=num_cores,
-        num_usable_cores=_usable_cores(num_cores),
-        memory_bytes=memory.total if limit is None else min(memory.total, int(limit)),
-        free_memory_bytes=memory.available,
+        num_cores=host.num_cores(),
+        num_usable_cores=host.usable_cores(),
+        memory_bytes=host.memory_bytes(),
+        free_memory_bytes=host.free_memory_bytes(),
         shared_memory_bytes=(
             psutil.disk_usage(str(_SHARED_MEMORY)).total if _SHARED_MEMORY.is_dir() else None
         ),
@@ -218,24 +215,6 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def _usable_cores(num_cores: int) -> float:
-    """Cores by affinity, less where a container's share of processor time is smaller."""
-    usable: float = num_cores
-    if hasattr(os, "sched_getaffinity"):
-        usable = len(os.sched_getaffinity(0))
-    quota, period = _cgroup_number("cpu.max"), _cgroup_number("cpu.max", 1)
-    return min(usable, quota / period) if quota and period else usable
-
-
-def _cgroup_number(name: str, field: int = 0) -> float | None:
-    """A number of the control group (version 2) that this process sees as its root; or None."""
-    try:
-        words = (_CGROUP / name).read_text(encoding="ascii").split()
-        return float(words[field])
-    except (OSError, ValueError, IndexError):  # no such limit, or "max"
-        return None
 
 
 def _gpus() -> tuple[str, ...]:
@@ -363,8 +342,8 @@ def _local_engine() -> str:
     """Opens what a worker needs: a control connection, and a port on this host for its links."""
     ours, theirs = socket.socketpair()
     with ours, theirs, socket.create_server(("127.0.0.1", 0)):
-        cores = _usable_cores(psutil.cpu_count() or 1)
-    return f"{cores:g} cores: that many compute at full speed at once"
+        pass
+    return f"{host.usable_cores():g} cores: that many compute at full speed at once"
 
 
 def _shared_memory() -> str:

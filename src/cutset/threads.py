@@ -1,9 +1,8 @@
-"""How many threads torch computes with, and how many cores there are for them."""
+"""How many threads torch computes with."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 
 import torch
@@ -18,10 +17,3 @@ def compute_threads(num_threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def num_usable_cores() -> int:
-    """Cores that this process may use, at least 1."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -51,7 +51,7 @@ from cutset.preparation import (
     say_nothing,
 )
 from cutset.shards.export import export_bundle, replace_plan
-from cutset.shards.load import Bundle, open_bundle
+from cutset.shards.load import Bundle, open_bundle, read_manifest
 from cutset.shards.verification import VerificationReport
 from cutset.shards.verify import verify_bundle
 
@@ -476,7 +476,7 @@ def verify_against(
     if model is None:
         return verify_bundle(bundle, progress=say)
     try:
-        part = open_bundle(Path(bundle)).manifest.part
+        part = read_manifest(Path(bundle)).part
     except BundleError:
         return verify_bundle(bundle, progress=say)  # which says what is wrong with it
     # What a bundle holds of a model is compared with just that.

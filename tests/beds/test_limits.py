@@ -65,6 +65,11 @@ def test_a_node_has_its_share_of_the_processor(testbed: State) -> None:
     assert float(run_on(testbed, "pi-1", SPIN).stdout) < 0.6
 
 
+def test_a_node_knows_its_share(testbed: State) -> None:
+    program = "from cutset import host; print(host.usable_cores(), host.memory_bytes() >> 20)"
+    assert run_on(testbed, "pi-1", program).stdout.split() == ["0.5", "576"]
+
+
 def test_a_node_has_its_memory(testbed: State) -> None:
     assert run_on(testbed, "pi-1", "print(len(bytearray(300 << 20)))").returncode == 0
     assert run_on(testbed, "pi-1", "print(len(b'x' * (700 << 20)))").returncode == -9

@@ -9,10 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-import psutil
-
 from cutset.engines.stage_host import StageHost
 from cutset.errors import EngineError
+from cutset.host import free_memory_bytes, num_usable_cores
 
 PROGRAMS = {
     "alone": ("-m", "cutset.runtime.alone"),
@@ -33,8 +32,8 @@ class ProbeHost(StageHost):
         self._folder = tempfile.TemporaryDirectory(prefix="cutset-probe-")
 
     def facts(self) -> dict[str, int]:
-        """Free memory in bytes, and the number of cores, as this process may use them."""
-        return {"memory_bytes": free_memory_bytes(), "num_cores": len(os.sched_getaffinity(0))}
+        """Free memory in bytes, and how many threads may compute at once."""
+        return {"memory_bytes": free_memory_bytes(), "num_cores": num_usable_cores()}
 
     def keep_model(self, sha256: str, suffix: str) -> str:
         """The path of a model's file, which was received before, with the suffix it needs.
@@ -87,33 +86,3 @@ class ProbeHost(StageHost):
         with contextlib.suppress(OSError):
             self._folder.cleanup()
         super()._leave()
-
-
-def free_memory_bytes() -> int:
-    """Memory that programs may still take here: the machine's, or less where a group limits it."""
-    free = psutil.virtual_memory().available
-    for limit, use in _group_memory():
-        free = min(free, max(0, limit - use))
-    return free
-
-
-def _group_memory() -> list[tuple[int, int]]:
-    """Limit and use, in bytes, of the control groups that this process is in, outer ones too."""
-    found = []
-    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-        _, controllers, inside = line.split(":", 2)
-        if controllers == "":
-            root, limit_name, use_name = "/sys/fs/cgroup", "memory.max", "memory.current"
-        elif "memory" in controllers.split(","):
-            root = "/sys/fs/cgroup/memory"
-            limit_name, use_name = "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        group = Path(root) / inside.lstrip("/")
-        for folder in (group, *group.parents):
-            if not folder.is_relative_to(root):
-                break
-            with contextlib.suppress(OSError, ValueError):  # "max": no limit; or not mounted here
-                limit = int((folder / limit_name).read_text(encoding="ascii"))
-                found.append((limit, int((folder / use_name).read_text(encoding="ascii"))))
-    return found

@@ -52,7 +52,10 @@ def find_model(
             - ``DEFAULT`` or another name that torchvision or timm know for this model, read
               from their cache or downloaded by them;
             - ``FILE.pth`` (also ``.pt``, ``.bin``, ``.ckpt``; read with ``weights_only=True``)
-              or ``FILE.safetensors``: a state dict whose names and shapes are the model's.
+              or ``FILE.safetensors``: a state dict whose names and shapes are the model's. It may
+              lie under keys of the file; where several do and not one alone fits the model,
+              ``FILE.pth:KEY`` (or ``:KEY:KEY``) says which. A prefix before all names is taken
+              off. Both are said in a log warning and in `FoundModel.weights`.
               With ``:by-order`` after the file's name, entries are matched by their order
               instead of their names, and only where every shape agrees;
             - ``random:SEED``: reproducible random weights, batch-norm statistics included.

@@ -9,6 +9,7 @@ are wanted, they take the place of the download.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 import re
@@ -26,6 +27,7 @@ from torchvision.transforms import InterpolationMode, _presets
 
 from cutset.errors import ModelError, WeightsMismatch
 from cutset.images import Preprocessing
+from cutset.models.checkpoint import StateDict, pick_state, read_checkpoint
 from cutset.models.found import FoundModel, random_rows
 from cutset.models.randomise import randomise
 from cutset.models.request import (
@@ -37,14 +39,13 @@ from cutset.models.request import (
     near_names,
 )
 from cutset.models.weights import (
-    StateDict,
     check_state,
     describe_file,
     file_sha256,
     first_line,
     has_versions,
     in_order_of,
-    read_state_dict,
+    with_casts,
     with_versions_of,
 )
 
@@ -173,21 +174,24 @@ def _random(name: str, entry: Any, seed: int) -> FoundModel:
 
 
 def _from_file(name: str, entries: Any, request: WeightsFile) -> FoundModel:
-    state = read_state_dict(request.path)
+    sets = read_checkpoint(request.path)
     sha256 = file_sha256(request.path)
-    words = describe_file(request, sha256)
     known = _entry_of_file(entries, request.path.name, sha256)
     others = [entry for entry in entries if entry is not entries.DEFAULT]
     mismatch: WeightsMismatch | None = None
     for entry in [known] if known is not None else [entries.DEFAULT, *others]:
         try:
-            named: StateDict = state
+            expected = functools.cache(lambda entry=entry: _skeleton(name, entry).state_dict())
+            picked = pick_state(sets, request, expected)
+            named = picked.state
             if request.by_order:
-                named = in_order_of(_skeleton(name, entry).state_dict(), state, request.path)
+                named = in_order_of(expected(), named, request.path)
             model = _load(name, entry, named, request)
         except WeightsMismatch as error:
             mismatch = mismatch or error
             continue
+        remark = with_casts(picked.remark, model.state_dict(), named, request.path)
+        words = describe_file(request, sha256, remark)
         if known is not None:
             words += f", torchvision {entry!r}"
         else:

@@ -34,10 +34,13 @@ class WeightsFile:
     Attributes:
         path: an existing file.
         by_order: match entries by order and shape instead of by name and shape.
+        keys: lead to the named tensors in a file that holds several sets of them; none: the only
+            set, or the only one that fits the model.
     """
 
     path: Path
     by_order: bool
+    keys: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,8 @@ def parse_weights(text: str | None) -> WeightsRequest | None:
             )
         return RandomWeights(seed=int(seed))
     by_order = text.endswith(_BY_ORDER)
-    path = Path(text.removesuffix(_BY_ORDER))
+    text, *keys = _at_keys(text.removesuffix(_BY_ORDER))
+    path = Path(text)
     if by_order or path.suffix in WEIGHT_SUFFIXES or path.is_file():
         if not path.is_file():
             raise ModelError(f"weights file {path} does not exist; {HOW_TO_GIVE_WEIGHTS}")
@@ -76,8 +80,18 @@ def parse_weights(text: str | None) -> WeightsRequest | None:
                 f"weights file {path}: expected a name that ends in one of "
                 f"{', '.join(WEIGHT_SUFFIXES)}, found {path.suffix or 'no suffix'!r}"
             )
-        return WeightsFile(path=path, by_order=by_order)
+        return WeightsFile(path=path, by_order=by_order, keys=tuple(keys))
     return NamedWeights(name=text)
+
+
+def _at_keys(text: str) -> list[str]:
+    """``FILE:KEY:KEY`` at its colons after the file's name, where there is such a file."""
+    parts = text.split(":")
+    for count in range(len(parts), 0, -1):
+        path = Path(":".join(parts[:count]))
+        if path.suffix in WEIGHT_SUFFIXES and path.is_file():
+            return [str(path), *parts[count:]]
+    return [text]
 
 
 def near_names(name: str, known: Iterable[str]) -> str:

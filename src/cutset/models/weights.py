@@ -1,23 +1,20 @@
-"""Reading files of weights without running their code, and putting them into a model."""
+"""Putting the weights of a file into a model, and saying where they came from."""
 
 from __future__ import annotations
 
 import hashlib
-import zipfile
+import logging
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError  # what torch.load raises with weights_only=True
-from typing import TypeAlias
 
 import torch
 
 from cutset.errors import ModelError, WeightsMismatch
+from cutset.models.checkpoint import StateDict, VersionedState, pick_state, read_checkpoint
 from cutset.models.request import WeightsFile
 
-StateDict: TypeAlias = "Mapping[str, torch.Tensor]"
+_LOG = logging.getLogger(__name__)
 
-_NESTED_UNDER = ("state_dict", "model")
-_WRAPPER_PREFIX = "module."
 _SHOWN = 3
 _BLOCK_BYTES = 1 << 20
 
@@ -38,65 +35,12 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def describe_file(request: WeightsFile, sha256: str) -> str:
-    """Where weights from a file came from, in words."""
+def describe_file(request: WeightsFile, sha256: str, remark: str = "") -> str:
+    """Where weights from a file came from, in words; a remark is said to the user as well."""
+    if remark:
+        _LOG.warning("weights file %s: %s", request.path, remark)
     order = ", matched by order" if request.by_order else ""
-    return f"file {request.path.name}, sha256 {sha256}{order}"
-
-
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Reads a state dict; a pickled one with ``weights_only=True``, mapped where it can be.
-
-    A state dict nested under ``state_dict`` or ``model`` is found; the prefix ``module.`` that
-    `torch.nn.DataParallel` puts before every name is taken off where every name has it.
-
-    Raises:
-        ModelError: the file is damaged, holds code or holds anything but named tensors.
-    """
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    try:
-        found = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except UnpicklingError as error:
-        raise ModelError(
-            f"weights file {path} holds more than tensors, or is damaged; reading it could run "
-            "code, so it is not read. Save model.state_dict() instead of the model, or a "
-            ".safetensors file"
-        ) from error
-    except Exception as error:  # damaged files make torch's readers raise nearly anything
-        raise ModelError(f"weights file {path} cannot be read: {first_line(error)}") from error
-    state = found
-    for key in _NESTED_UNDER:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            state = found[key]
-            break
-    if not isinstance(state, Mapping) or not state:
-        raise ModelError(
-            f"weights file {path}: expected named tensors (a state dict), "
-            f"found {type(state).__name__}{'' if state else ' without entries'}"
-        )
-    for name, value in state.items():
-        if not (isinstance(name, str) and isinstance(value, torch.Tensor)):
-            raise ModelError(
-                f"weights file {path}: expected named tensors (a state dict), "
-                f"found {name!r}: {type(value).__name__}"
-            )
-    if all(name.startswith(_WRAPPER_PREFIX) for name in state):
-        state = {name.removeprefix(_WRAPPER_PREFIX): value for name, value in state.items()}
-    plain = _VersionedState(state)
-    plain._metadata = getattr(state, "_metadata", None)
-    return plain
-
-
-class _VersionedState(dict[str, torch.Tensor]):
-    """A state dict with torch's ``_metadata``: the version of each module that wrote it.
-
-    Some modules need it to load what an older version of them wrote.
-    """
-
-    _metadata: object = None
+    return f"file {request.path.name}, sha256 {sha256}{f', {remark}' if remark else ''}{order}"
 
 
 def has_versions(state: StateDict) -> bool:
@@ -109,19 +53,9 @@ def with_versions_of(expected: StateDict, found: StateDict) -> dict[str, torch.T
 
     A file of plain tensors carries no versions, and some modules refuse to guess.
     """
-    versioned = _VersionedState(found)
+    versioned = VersionedState(found)
     versioned._metadata = getattr(expected, "_metadata", None)
     return versioned
-
-
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"weights file {path} cannot be read: {first_line(error)}") from error
 
 
 def in_order_of(expected: StateDict, found: StateDict, path: Path) -> dict[str, torch.Tensor]:
@@ -181,11 +115,13 @@ def load_weights_file(model: torch.nn.Module, request: WeightsFile) -> str:
         ModelError: the file cannot be read.
         WeightsMismatch: it belongs to another model; the model is then unchanged.
     """
-    found: StateDict = read_state_dict(request.path)
     expected = model.state_dict()
+    picked = pick_state(read_checkpoint(request.path), request, lambda: expected)
+    found = picked.state
     if request.by_order:
         found = in_order_of(expected, found, request.path)
     check_state(expected, found, request.path)
+    remark = with_casts(picked.remark, expected, found, request.path)
     try:
         try:
             model.load_state_dict(found, strict=True)
@@ -197,7 +133,32 @@ def load_weights_file(model: torch.nn.Module, request: WeightsFile) -> str:
         raise ModelError(
             f"weights file {request.path} does not load into the model: {first_line(error)}"
         ) from error
-    return describe_file(request, file_sha256(request.path))
+    return describe_file(request, file_sha256(request.path), remark)
+
+
+def with_casts(remark: str, expected: StateDict, found: StateDict, path: Path) -> str:
+    """A remark, and what else happens to the numbers: ``"float16 becomes float32"``.
+
+    Raises:
+        ModelError: the model's tensors cannot hold numbers of that kind.
+    """
+    casts: dict[str, None] = {}
+    for name, want in _tensors_of(expected).items():
+        have = found.get(name)
+        if have is None or have.dtype == want.dtype:
+            continue
+        words = f"{_dtype(have)} becomes {_dtype(want)}"
+        if have.is_quantized != want.is_quantized or not torch.can_cast(have.dtype, want.dtype):
+            raise ModelError(
+                f"weights file {path}: {name!r} is {_dtype(have)}, and the model's is "
+                f"{_dtype(want)}, which cannot hold such numbers"
+            )
+        casts[words] = None
+    return ", ".join([*([remark] if remark else []), *casts])
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _mismatch(

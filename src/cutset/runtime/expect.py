@@ -11,9 +11,9 @@ from cutset.costs.model import Profile, with_stages
 from cutset.costs.profile import PieceBackend, time_stages
 from cutset.errors import PlanError
 from cutset.graph.captured import Captured
+from cutset.host import num_usable_cores
 from cutset.planning.plan import Expected, Plan
 from cutset.runtime.hop import measure_hop
-from cutset.threads import num_usable_cores
 
 _MOST_PLANS = 5
 

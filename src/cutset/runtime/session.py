@@ -9,37 +9,31 @@ once. For asyncio wrap the future: ``await asyncio.wrap_future(session.submit(im
 
 from __future__ import annotations
 
+import atexit
 import collections
 import concurrent.futures
 import logging
 import os
-import secrets
-import socket
+import threading
 import types
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch._C._distributed_c10d import TCPStore
 from typing_extensions import Self
 
 from cutset.backends.base import check_backend_name
-from cutset.engines.base import Connect, Engine, LinkLost, Load
+from cutset.engines.base import Engine, Load
 from cutset.engines.local import LocalEngine, cores_of
 from cutset.engines.ray import RayCluster
-from cutset.errors import ContractViolation, CutsetError, EngineError
-from cutset.runtime.arena import MAX_SLOTS, Arena, create_file
-from cutset.runtime.channel import LinkContract, Parcel, StoreAddress, serve_store
-from cutset.runtime.circuit import Circuit, HostEnd
-from cutset.runtime.contract import (
-    boundary_into,
-    boundary_out_of,
-    check_tensors,
-    count_rows,
-    links_of,
-)
+from cutset.errors import CutsetError, EngineError
+from cutset.runtime.arena import MAX_SLOTS
+from cutset.runtime.callerend import CallerEnd
+from cutset.runtime.contract import boundary_into, check_tensors, count_rows, links_of
 from cutset.runtime.ledger import Ledger, Request
 from cutset.runtime.recovery import Supervisor
 from cutset.runtime.rows import Answer, Array, cut_rows, present, to_tensor
@@ -54,8 +48,23 @@ _SPANS_TIMEOUT_S = 10.0
 _REMOTE_START_TIMEOUT_S = 900.0
 
 
+_OPEN: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Closes what is open when Python ends: a thread that is still at work then is torn away."""
+    for session in list(_OPEN):
+        session.close()
+
+
 class Session:
-    """A running pipeline; made by `open_session`."""
+    """A running pipeline; made by `open_session`.
+
+    Close it, best by ``with``: one that is dropped ends its workers too, with a `ResourceWarning`,
+    once nothing waits for its answers. It stays in the process that opened it: in a forked child
+    every call raises an `EngineError`, and `close` does nothing.
+    """
 
     def __init__(
         self,
@@ -73,51 +82,48 @@ class Session:
         self.bundle = bundle
         self.micro_batch = micro_batch
         self.window = window
+        self._process_id = os.getpid()
         self._engine = engine
         self._limits = limits
         self._manifest = bundle.manifest
-        self._links = links_of(self._manifest, micro_batch)
+        links = links_of(self._manifest, micro_batch)
         self._ledger = Ledger(window=window, max_deaths=limits.max_deaths)
-        self._store: TCPStore | None = serve_store(engine.host)
-        self._store_port = self._store.port
-        self._name = secrets.token_hex(8)
         self._caller_timeline = CallerTimeline(num_spans)
         # Two more than can be in flight: a slot is given back a moment after its answer is out.
         num_slots = min(window + 2, MAX_SLOTS) if engine.shares_memory else 0
-        self._link_files = tuple(
-            create_file(link.slot_bytes, num_slots) for link in self._links if num_slots
+        self._caller_end = CallerEnd(
+            manifest=self._manifest,
+            links=links,
+            host=engine.host,
+            num_slots=num_slots,
+            ledger=self._ledger,
+            limits=limits,
+            timeline=self._caller_timeline,
         )
-        self._arenas = self._map_links(num_slots)
         self._supervisor = Supervisor(
             engine=engine,
             loads=tuple(
                 Load(
-                    bundle=str(Path(bundle.directory).resolve()),
+                    bundle=os.fsencode(Path(bundle.directory).resolve()),
                     stage=index,
                     backend=backend,
                     micro_batch=micro_batch,
                     num_threads=num_threads,
-                    cpus=cores_of(index, len(self._links) - 1, num_threads) if pin else (),
+                    cpus=cores_of(index, len(links) - 1, num_threads) if pin else (),
                     heartbeat_s=limits.heartbeat_s,
                     num_spans=num_spans,
                     num_slots=num_slots,
                 )
-                for index in range(len(self._links) - 1)
+                for index in range(len(links) - 1)
             ),
-            connect=Connect(
-                epoch=0,
-                session=self._name,
-                store_host=engine.host,
-                store_port=self._store_port,
-                connect_timeout_s=limits.connect_timeout_s,
-                link_timeout_s=limits.link_timeout_s,
-                on_host=engine.shares_memory,
-            ),
-            make_circuit=self._make_circuit,
+            caller_end=self._caller_end,
             ledger=self._ledger,
             limits=limits,
-            link_files=self._link_files,
         )
+        self._closing = threading.Lock()
+        self._closer: int | None = None
+        self._closed = threading.Event()
+        _OPEN.add(self)
 
     # --- what callers use
 
@@ -136,6 +142,7 @@ class Session:
         Raises:
             EngineError: the session is over; says why.
         """
+        self._require_own_process()
         try:
             tensors = tuple(to_tensor(array) for array in inputs)
             specs = self._manifest.stages[0].inputs
@@ -197,6 +204,12 @@ class Session:
         Yields:
             What `run` would return for each item.
         """
+        self._require_own_process()
+        return self._stream(items, ordered=ordered, return_errors=return_errors)
+
+    def _stream(
+        self, items: Iterable[Array | tuple[Array, ...]], *, ordered: bool, return_errors: bool
+    ) -> Iterator[Answer | CutsetError]:
         # Enough items to fill the window even if each is a single micro-batch, and one more so
         # that the pipeline has work while the consumer looks at an answer.
         most_rows_ahead = (self.window + 2) * self.micro_batch
@@ -209,10 +222,12 @@ class Session:
                 pending.append((self.submit(*arrays), num_rows))
                 rows_ahead += num_rows
                 while rows_ahead >= most_rows_ahead:
+                    self._require_own_process()
                     future, num_rows = _take_next(pending, ordered=ordered)
                     rows_ahead -= num_rows
                     yield _outcome(future, return_errors=return_errors)
             while pending:
+                self._require_own_process()
                 future, _ = _take_next(pending, ordered=ordered)
                 yield _outcome(future, return_errors=return_errors)
         finally:
@@ -221,11 +236,13 @@ class Session:
 
     def stats(self) -> SessionStatus:
         """What the workers did so far, asked of them now; the last known where one is silent."""
+        self._require_own_process()
         self._supervisor.collect(spans=False, timeout_s=_STATS_TIMEOUT_S)
         return self._status()
 
     def timeline(self) -> tuple[ProcessTimeline, ...]:
         """What each process did when, the caller first; empty unless it was opened for that."""
+        self._require_own_process()
         self._supervisor.collect(spans=True, timeout_s=_SPANS_TIMEOUT_S)
         stages = [
             ProcessTimeline(name=f"stage {index}", spans=tuple(stage.spans))
@@ -236,22 +253,55 @@ class Session:
     @property
     def worker_pids(self) -> tuple[int, ...]:
         """Process ids of the workers, 0 for one that is being replaced."""
+        self._require_own_process()
         return tuple(stage.pid for stage in self._supervisor.stages)
 
     @property
     def epoch(self) -> int:
         """How often the links were made; above 1 once something was recovered."""
+        self._require_own_process()
         return self._supervisor.epoch
 
     def close(self) -> None:
-        """Ends the workers. What is not answered fails. Safe to call twice."""
-        self._supervisor.stop()
-        self._store = None
-        self._arenas = ()
-        while self._link_files:
-            os.close(self._link_files[-1])
-            self._link_files = self._link_files[:-1]
-        self._ledger.end(EngineError("the session was closed"))
+        """Ends the workers. What is not answered fails.
+
+        Safe from any thread and again: whoever comes second waits for the first. In a process that
+        was forked from the session's own it does nothing.
+        """
+        if os.getpid() != self._process_id:
+            return
+        me = threading.get_ident()
+        with self._closing:
+            closer = self._closer
+            if closer is None:
+                self._closer = me
+        if closer is not None:
+            # A callback of what fails below may close too; it runs on the thread that closes.
+            if closer != me and not self._supervisor.is_here():
+                self._closed.wait(self._supervisor.stop_limit_s)
+            return
+        try:
+            self._supervisor.stop()
+            self._caller_end.close()
+            self._ledger.end(EngineError("the session was closed"))
+        except BaseException:
+            self._closer = None  # Ctrl-C: whoever comes next goes on
+            raise
+        self._closed.set()
+
+    def __del__(self) -> None:
+        """Ends the workers of a session that nobody closed, without waiting for them."""
+        supervisor = getattr(self, "_supervisor", None)
+        if supervisor is None or os.getpid() != self._process_id or self._closer is not None:
+            return
+        warnings.warn(
+            f"a session of {self.bundle.directory} was dropped without close(); its workers are"
+            " ended now",
+            ResourceWarning,
+            source=self,
+            stacklevel=2,
+        )
+        supervisor.drop()
 
     def __enter__(self) -> Self:
         return self
@@ -283,15 +333,16 @@ class Session:
         if not came_up:
             raise EngineError(f"the pipeline did not come up within {limit_s:.0f} s")
 
-    def _map_links(self, num_slots: int) -> tuple[Arena, ...]:
-        """The memory shared with the last stage and with the first, or nothing."""
-        if not num_slots:
-            return ()
-        # Made in a caller's inference mode, the memory could not be written outside of it.
-        with torch.inference_mode(mode=False):
-            return tuple(
-                Arena(self._link_files[index], self._links[index].slot_bytes, num_slots)
-                for index in (-1, 0)
+    def _require_own_process(self) -> None:
+        """A session's threads and links stay in the process that opened it.
+
+        Raises:
+            EngineError: this is a fork of it.
+        """
+        if os.getpid() != self._process_id:
+            raise EngineError(
+                f"this session belongs to process {self._process_id} and does not cross a fork;"
+                f" open one in this process ({os.getpid()}), or start processes by 'spawn'"
             )
 
     def _rows_for_window(self, arrays: tuple[Array, ...]) -> int:
@@ -299,49 +350,6 @@ class Session:
         first = arrays[0] if arrays else None
         num_rows = len(first) if isinstance(first, torch.Tensor | np.ndarray) and first.ndim else 1
         return max(1, -(-num_rows // self.micro_batch)) * self.micro_batch
-
-    def _make_circuit(
-        self,
-        epoch: int,
-        on_connected: Callable[[int], None],
-        on_lost: Callable[[LinkLost], None],
-        connections: tuple[socket.socket, ...],
-    ) -> Circuit:
-        ends = [
-            HostEnd(connection=connection, arena=arena)
-            for connection, arena in zip(connections, self._arenas, strict=True)
-        ]
-        receive_end, send_end = ends or (None, None)
-        return Circuit(
-            epoch=epoch,
-            address=StoreAddress(
-                host=self._engine.host,
-                port=self._store_port,
-                prefix=f"{self._name}/epoch/{epoch}",
-                listen_host=self._engine.host,
-            ),
-            receive_link=self._links[-1],
-            send_link=self._links[0],
-            connect_timeout_s=self._limits.connect_timeout_s,
-            link_timeout_s=self._limits.link_timeout_s,
-            receive_end=receive_end,
-            send_end=send_end,
-            reuse=False,  # the memory becomes the caller's
-            on_parcel=lambda parcel: self._take(epoch, self._links[-1], parcel),
-            on_connected=on_connected,
-            on_lost=on_lost,
-            on_sent=self._caller_timeline.sent,
-        )
-
-    def _take(self, epoch: int, link: LinkContract, parcel: Parcel) -> None:
-        self._caller_timeline.received(parcel)
-        boundary = boundary_out_of(self._manifest, len(self._links) - 2)
-        try:
-            check_tensors(parcel.tensors, link.specs, parcel.num_rows, boundary)
-        except ContractViolation as error:
-            self._ledger.fail(epoch, parcel.sequence, error)
-            return
-        self._ledger.answer(epoch, parcel.sequence, parcel.tensors)
 
     def _status(self) -> SessionStatus:
         return SessionStatus(

@@ -84,6 +84,7 @@ class StageRecord:
         self.loaded = False
         self.connected_epoch = 0
         self.heard_s = 0.0
+        self.gone_s: float | None = None
         self.stats = StageStats()
         self.stats_s = 0.0
         self.past = StageStats()
@@ -97,6 +98,7 @@ class StageRecord:
         self.past = added_stats(self.past, self.stats)
         self.stats = StageStats()
         self.worker = None
+        self.gone_s = None
         self.pid = 0
         self.loaded = False
 

@@ -7,23 +7,23 @@ shared memory and only headers move, the main thread receives and sends too: see
 `cutset.runtime.circuit`.
 
 The process never outlives its session: when the control connection closes, for whatever reason,
-it leaves at once, without waiting for anything. Where the system can (Linux), it is also killed
-with the thread that started it, which ends even a stopped process.
+it leaves at once, without waiting for anything. See `cutset.launch` for what ends it before it
+has imported all this, or while it is stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
-import ctypes
+import contextlib
 import gc
 import os
 import queue
-import signal
 import socket
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import psutil
@@ -63,7 +63,6 @@ from cutset.runtime.contract import (
 from cutset.runtime.hostlink import can_hold_headers
 from cutset.shards.load import Bundle, open_bundle
 
-_PR_SET_PDEATHSIG = 1
 _HEARTBEATS_PER_LIMIT = 10
 _SPANS_PER_MESSAGE = 2000
 _SWITCH_INTERVAL_S = 0.0005
@@ -100,6 +99,7 @@ class StageWorker:
         self._received_bytes = self._sent_bytes = 0
         self._spans: collections.deque[Span] = collections.deque(maxlen=0)
         self._process = psutil.Process()
+        self._rss_bytes = 0
 
     def run(self) -> None:
         """Serves until the session ends; does not return."""
@@ -117,6 +117,7 @@ class StageWorker:
     # --- the thread that reads commands
 
     def _obey(self) -> None:
+        status = 1
         try:
             for command in self._control.messages():
                 if isinstance(command, Load):
@@ -130,9 +131,12 @@ class StageWorker:
                     self._report(spans=command.spans)
                 elif isinstance(command, Stop):
                     break
+            status = 0
+        except Exception:  # noqa: BLE001  # its last words, which the session repeats
+            traceback.print_exc()
         finally:
             # Not sys.exit: a computation or a link that hangs must not keep the process.
-            os._exit(0)
+            os._exit(status)
 
     def _beat(self, heartbeat_s: float) -> None:
         pause = threading.Event()
@@ -151,10 +155,15 @@ class StageWorker:
             sending_s=self._sending_s,
             received_bytes=self._received_bytes,
             sent_bytes=self._sent_bytes,
-            rss_bytes=self._process.memory_info().rss,
+            rss_bytes=self._resident_bytes(),
         )
         computing_s = time.monotonic() - since_s if since_s else 0.0
         self._control.send(Heartbeat(stats=stats, computing_s=computing_s, epoch=self._epoch))
+
+    def _resident_bytes(self) -> int:
+        with contextlib.suppress(OSError, psutil.Error):  # no descriptor free to read it with
+            self._rss_bytes = self._process.memory_info().rss
+        return self._rss_bytes
 
     def _report(self, *, spans: bool) -> None:
         self._send_heartbeat()
@@ -240,7 +249,7 @@ class StageWorker:
             os.sched_setaffinity(0, command.cpus)
         torch.set_num_threads(command.num_threads)
         try:
-            self._bundle = open_bundle(Path(command.bundle), stages=(command.stage,))
+            self._bundle = open_bundle(Path(os.fsdecode(command.bundle)), stages=(command.stage,))
             self._program = load_stage(
                 self._bundle,
                 command.stage,
@@ -340,20 +349,13 @@ class StageWorker:
         )
 
 
-def die_with_parent() -> None:
-    """Asks Linux to kill this process when the thread that started it ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
 def main() -> None:
-    """Runs a worker of the local engine; called as ``python -m cutset.runtime.worker``."""
+    """Runs a worker of the local engine; called by `cutset.launch`."""
     parser = argparse.ArgumentParser(description="A worker of cutset's local engine.")
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--listen-host", default="127.0.0.1")
     parser.add_argument("--link-fds", type=int, nargs="*", default=())
     arguments = parser.parse_args()
-    die_with_parent()
     map_large_blocks()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     connection = socket.socket(fileno=arguments.control_fd)

@@ -1,49 +1,86 @@
-"""The checks on an opened bundle, which load its programs and run them."""
+"""The checks on a bundle, which load its programs and run them.
+
+They belong into a process of their own, with limits: `cutset.shards.checking` starts one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 
 from cutset.errors import BundleError, ManifestError
 from cutset.shards import running_checks
-from cutset.shards.load import Bundle, StageFunction, StageProgram, load_onnx_model, load_program
+from cutset.shards.load import (
+    Bundle,
+    StageFunction,
+    StageProgram,
+    load_onnx_model,
+    load_program,
+    open_bundle,
+)
 from cutset.shards.onnx_checks import OnnxStage, onnx_faults
-from cutset.shards.reference import Reference, read_reference
+from cutset.shards.reference import Reference
 from cutset.shards.static_checks import completeness_faults, summary, unit_faults
-from cutset.shards.verification import CheckResult, VerificationReport
+from cutset.shards.verification import BACKENDS, CHECKS, CheckResult, VerificationReport
+from cutset.shards.whole_model import count, opened_reference, rows_in_words
 from cutset.threads import compute_threads
 
 ROW_COUNTS = (1, 2, 5)
 
-_RUN_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
+_RUN_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, MemoryError)
 
 
-@dataclass(frozen=True)
-class WholeModel:
-    """The model that was cut, and how it is called."""
+def check_bundle(
+    directory: str | os.PathLike[str],
+    *,
+    stages: Iterable[int] | None = None,
+    backends: Collection[str] = BACKENDS,
+    on_step: Callable[[str, str], None] = lambda _check, _words: None,
+    on_check: Callable[[CheckResult], None] = lambda _result: None,
+) -> VerificationReport:
+    """Opens a bundle, loads its programs and runs them, all in this process.
 
-    model: torch.nn.Module
-    call: Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], Any]
+    Args:
+        directory: its folder.
+        stages: indices of the stages to look at; None for all.
+        backends: which of `BACKENDS` to run; what made the reference always is.
+        on_step: told of every step: the check that it belongs to, and a few words.
+        on_check: told of every check as it ends.
+    """
+    on_step("integrity", "checking files")
+    try:
+        bundle = open_bundle(directory, stages=stages)
+    except BundleError as error:
+        return unopened(error)
+    return _Checking(bundle, backends, on_step, on_check).run()
 
 
-class Verification:
-    """One verification of an opened bundle; a class only to hold what the checks share."""
+def unopened(error: BundleError) -> VerificationReport:
+    """The report on a bundle that cannot be opened: only the last check has an answer."""
+    later = "not checked: the bundle cannot be opened, see integrity"
+    checks = [CheckResult(name=name, ok=False, detail=later) for name in CHECKS[:-1]]
+    checks.append(CheckResult(name=CHECKS[-1], ok=False, detail=str(error)))
+    return VerificationReport(
+        checks=tuple(checks), max_abs_error=None, bit_exact=False, error=error
+    )
+
+
+class _Checking:
+    """The checks on one opened bundle; a class only to hold what they share."""
 
     def __init__(
         self,
         bundle: Bundle,
-        model: WholeModel | None,
         backends: Collection[str],
-        report: Callable[[str], None],
+        on_step: Callable[[str, str], None],
+        on_check: Callable[[CheckResult], None],
     ) -> None:
         self._bundle = bundle
-        self._model = model
         self._backends = backends
-        self._report = report
+        self._on_step = on_step
+        self._on_check = on_check
         self._maker = "torch" if bundle.manifest.has_programs else "onnxruntime"
         self._stages: dict[int, StageFunction] = {}
         self._programs: dict[int, StageProgram] = {}
@@ -70,17 +107,18 @@ class Verification:
             ),
             comparisons=self._comparisons,
             error=self._error,
-            part=self._bundle.manifest.part,
         )
 
     def _result(self, name: str, faults: tuple[str, ...], otherwise: str) -> CheckResult:
-        return CheckResult(name=name, ok=not faults, detail=summary(faults, otherwise))
+        result = CheckResult(name=name, ok=not faults, detail=summary(faults, otherwise))
+        self._on_check(result)
+        return result
 
     def _integrity(self) -> CheckResult:
         bundle = self._bundle
         faults: list[str] = []
         for index in bundle.stages:
-            self._report(f"loading stage {index}")
+            self._on_step("integrity", f"loading stage {index}")
             try:
                 self._load(index)
             except BundleError as error:
@@ -103,20 +141,12 @@ class Verification:
             load_onnx_model(bundle, index)
 
     def _read_reference(self) -> tuple[str, ...]:
-        relative = self._bundle.manifest.reference
-        file = self._bundle.path(relative)
-        faults: tuple[str, ...]
-        if not file.exists():
-            faults = (f"{relative} is missing; without it no number can be checked",)
-        else:
-            specs = running_checks.expected_tensors(self._bundle)
-            inputs = self._bundle.manifest.graph.inputs
-            self._references, faults = read_reference(file, specs, inputs)
-        if faults:
-            self._error = self._error or ManifestError(
-                f"{self._bundle.directory}: {faults[0]}", path="$.reference"
-            )
-        return faults
+        try:
+            self._references = opened_reference(self._bundle)
+        except ManifestError as error:
+            self._error = self._error or error
+            return (str(error),)
+        return ()
 
     @property
     def _reference(self) -> Mapping[str, torch.Tensor]:
@@ -134,40 +164,40 @@ class Verification:
         return ()
 
     def _contracts(self) -> CheckResult:
-        self._report("checking contracts")
+        self._on_step("contracts", "checking contracts")
         faults = self._obstacle or running_checks.contract_faults(
             self._bundle, self._stages, self._reference, ROW_COUNTS
         )
         num_boundaries = len(self._bundle.manifest.stages) - 1
         rows = ", ".join(map(str, ROW_COUNTS))
         return self._result(
-            "contracts", faults, f"{_count(num_boundaries, 'boundary')} met with {rows} rows"
+            "contracts", faults, f"{count(num_boundaries, 'boundary')} met with {rows} rows"
         )
 
     def _completeness(self) -> CheckResult:
-        self._report("checking completeness")
+        self._on_step("completeness", "checking completeness")
         manifest = self._bundle.manifest
         programs = {index: stage.program for index, stage in self._programs.items()}
         faults = completeness_faults(manifest, programs) + onnx_faults(manifest, self._models)
         if len(self._stages) < len(self._bundle.stages):
             faults += ("not checked against every stage's program, see integrity",)
         detail = (
-            f"{_count(len(manifest.graph.operations), 'operation')} and "
-            f"{_count(len(manifest.graph.parameters), 'parameter')} accounted for, "
+            f"{count(len(manifest.graph.operations), 'operation')} and "
+            f"{count(len(manifest.graph.parameters), 'parameter')} accounted for, "
             f"{len(manifest.shared_parameters)} shared, {len(manifest.unused_parameters)} unused"
         )
         return self._result("completeness", faults, detail)
 
     def _units(self) -> CheckResult:
-        self._report("checking units")
+        self._on_step("units", "checking units")
         manifest = self._bundle.manifest
         cuts = len(manifest.stages) - 1
         return self._result(
-            "units", unit_faults(manifest), f"no unit is divided by {_count(cuts, 'cut')}"
+            "units", unit_faults(manifest), f"no unit is divided by {count(cuts, 'cut')}"
         )
 
     def _numerics(self) -> CheckResult:
-        self._report("comparing numbers")
+        self._on_step("numerics", "comparing numbers")
         if self._obstacle:
             return self._result("numerics", self._obstacle, "")
         num_rows = 0
@@ -182,7 +212,7 @@ class Verification:
                     num_rows=num_rows,
                 )
         except _RUN_ERRORS as error:
-            fault = f"the stages do not run with {_count(num_rows, 'row')}: {error}"
+            fault = f"the stages do not run with {count(num_rows, 'row')}: {error}"
             return self._result("numerics", (fault,), "")
         self._max_abs_error = max((d.max_abs_error for d in self._comparisons), default=0.0)
         faults = [self._sentence(d) for d in self._comparisons if d.is_too_large][:1]
@@ -191,17 +221,13 @@ class Verification:
             onnx_faults, detail = self._onnx()
             faults += onnx_faults
             details.append(detail)
-        if self._model is not None:
-            faults += self._whole_model(self._model)
-            part = self._bundle.manifest.part
-            whole = f"part {part.path}, whole," if part else "the whole model"
-            details.append(f"{whole} gives the same with {self._rows_in_words()}")
         return self._result("numerics", tuple(faults), ", ".join(details))
 
     def _equality(self) -> str:
         """How the backend that made the reference compares with it, where nothing is wrong."""
         if not self._max_abs_error:
-            return f"{self._maker} equals the reference bit for bit with {self._rows_in_words()}"
+            rows = rows_in_words(self._references)
+            return f"{self._maker} equals the reference bit for bit with {rows}"
         largest = max(
             running_checks.relative_difference(
                 [d for d in self._comparisons if d.num_rows == num_rows], reference
@@ -209,11 +235,6 @@ class Verification:
             for num_rows, reference in self._references.items()
         )
         return f"{self._maker} within tolerance ({largest:.1e} of a tensor's magnitude)"
-
-    def _rows_in_words(self) -> str:
-        counts = sorted(self._references)
-        named = ", ".join(map(str, counts[:-1])) + " and " if len(counts) > 1 else ""
-        return f"{named}{_count(counts[-1], 'row')}"
 
     def _onnx(self) -> tuple[list[str], str]:
         try:
@@ -233,24 +254,6 @@ class Verification:
             detail += f"; stage {stage.index} has no ONNX model ({stage.model_missing})"
         return [*faults, *failures], detail
 
-    def _whole_model(self, whole: WholeModel) -> list[str]:
-        for num_rows, reference in self._references.items():
-            try:
-                found = running_checks.model_differences(
-                    self._bundle, whole.model, reference, whole.call
-                )
-            except _RUN_ERRORS as error:
-                return [f"the given model does not run on the reference's inputs: {error}"]
-            if found:
-                first = found[0]
-                fault = (
-                    f"the given model differs from the reference at output {first.tensor!r} with "
-                    f"{_count(num_rows, 'row')} by {first.max_abs_error:.6g}: other weights, or "
-                    "another model"
-                )
-                return [fault]
-        return []
-
     def _sentence(self, difference: running_checks.Difference) -> str:
         last = len(self._bundle.manifest.stages) - 1
         boundary = (
@@ -260,15 +263,10 @@ class Verification:
         )
         where = (
             f"with {difference.backend} stage {difference.stage} is the first that differs: "
-            f"{difference.tensor!r} at {boundary}, with {_count(difference.num_rows, 'row')},"
+            f"{difference.tensor!r} at {boundary}, with {count(difference.num_rows, 'row')},"
         )
         if difference.max_abs_error <= difference.tolerance:
             return f"{where} lies in memory otherwise than in the whole model"
         return (
             f"{where} is off by {difference.max_abs_error:.6g}, allowed {difference.tolerance:.3g}"
         )
-
-
-def _count(number: int, noun: str) -> str:
-    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{number} {noun if number == 1 else plural}"

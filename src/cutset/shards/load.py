@@ -120,13 +120,7 @@ def open_bundle(path: str | os.PathLike[str], *, stages: Iterable[int] | None = 
         BundleError: there is no such folder, or a stage in `stages` does not exist.
     """
     directory = Path(path)
-    if not directory.is_dir():
-        found = "a file, not a folder" if directory.exists() else "no such folder"
-        raise BundleError(
-            f"{directory}: {found}; expected a bundle, as `cutset split` writes it",
-            path=str(directory),
-        )
-    manifest = _read_manifest(directory)
+    manifest = read_manifest(directory)
     wanted = tuple(range(len(manifest.stages))) if stages is None else tuple(sorted(set(stages)))
     for index in wanted:
         if not 0 <= index < len(manifest.stages):
@@ -147,6 +141,33 @@ def open_bundle(path: str | os.PathLike[str], *, stages: Iterable[int] | None = 
         for check in checks:
             check.result()
     return Bundle(directory=directory, manifest=manifest, stages=wanted)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Reads and checks a bundle's manifest; its other files are not looked at.
+
+    Raises:
+        UnsupportedVersion, ManifestError, UnsafeBundle: as for `open_bundle`.
+        BundleError: there is no such folder, or the manifest cannot be read.
+    """
+    if not directory.is_dir():
+        found = "a file, not a folder" if directory.exists() else "no such folder"
+        raise BundleError(
+            f"{directory}: {found}; expected a bundle, as `cutset split` writes it",
+            path=str(directory),
+        )
+    file = directory / MANIFEST_NAME
+    if file.is_symlink() or not file.is_file():
+        raise ManifestError(
+            f"{directory}: no {MANIFEST_NAME} in it; this is no bundle, or was copied in part",
+            path="$",
+        )
+    try:
+        with file.open("rb") as source:
+            data = source.read(MAX_MANIFEST_BYTES + 1)
+    except OSError as error:
+        raise BundleError(f"{file} cannot be read: {error.strerror}", path=str(file)) from error
+    return decode_manifest(data)
 
 
 def load_program(bundle: Bundle, stage_index: int, *, device: str = "cpu") -> StageProgram:
@@ -230,17 +251,6 @@ def _stage_entry(bundle: Bundle, stage_index: int) -> StageEntry:
             path=str(bundle.directory),
         )
     return bundle.manifest.stages[stage_index]
-
-
-def _read_manifest(directory: Path) -> Manifest:
-    file = directory / MANIFEST_NAME
-    if file.is_symlink() or not file.is_file():
-        raise ManifestError(
-            f"{directory}: no {MANIFEST_NAME} in it; this is no bundle, or was copied in part",
-            path="$",
-        )
-    with file.open("rb") as source:
-        return decode_manifest(source.read(MAX_MANIFEST_BYTES + 1))
 
 
 def _stage_of(relative: str) -> int | None:

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from cutset.errors import CutsetError
 from cutset.shards.load import Bundle, StageFunction, load_onnx_model
-from cutset.shards.manifest import StageEntry
+from cutset.shards.manifest import Manifest, StageEntry
 from cutset.shards.reference import as_sent, describe, fits, with_rows
 from cutset.tensors import TensorSpec
 
@@ -58,9 +58,8 @@ class Difference:
         return self.max_abs_error > self.tolerance or self.lies_otherwise
 
 
-def expected_tensors(bundle: Bundle) -> tuple[TensorSpec, ...]:
+def expected_tensors(manifest: Manifest) -> tuple[TensorSpec, ...]:
     """Every tensor that the reference must hold, once, inputs first."""
-    manifest = bundle.manifest
     specs = {spec.name: spec for spec in manifest.graph.inputs}
     for stage in manifest.stages:
         specs |= {spec.name: spec for spec in (*stage.inputs, *stage.outputs)}

@@ -17,21 +17,33 @@ Five checks, always all reported, in this order:
     its stages are run in ONNX Runtime, which also made the reference.
 `integrity`
     sizes and hashes agree, and no file could run code when it is loaded.
+
+The programs are loaded and run in a process of its own with limits on memory and time, never in the
+caller's: what is proven does not hang on what the caller's process has set in torch, and a
+program that brings its process down fails a check.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from cutset.errors import BundleError
-from cutset.shards import running_checks
-from cutset.shards.checks import Verification, WholeModel
-from cutset.shards.load import Bundle, open_bundle
-from cutset.shards.verification import BACKENDS, CHECKS, CheckResult, VerificationReport
+from cutset.errors import BundleError, ManifestError
+from cutset.shards.allowance import allowance_of
+from cutset.shards.checking import check_in_child
+from cutset.shards.checks import ROW_COUNTS, unopened
+from cutset.shards.load import Bundle, read_manifest
+from cutset.shards.reference import reference_rows
+from cutset.shards.running_checks import call_with_positional, expected_tensors
+from cutset.shards.static_checks import summary
+from cutset.shards.verification import BACKENDS, CheckResult, VerificationReport
+from cutset.shards.whole_model import model_faults, opened_reference, rows_in_words
+from cutset.threads import compute_threads
 
 
 def verify_bundle(
@@ -48,7 +60,8 @@ def verify_bundle(
         bundle: its folder, or an opened bundle; of one that was opened for some stages only,
             these stages are verified, each on the reference tensors that it should receive. Its
             files are hashed again.
-        model: the whole model, if it is at hand; it is run too and compared.
+        model: the whole model, if it is at hand; it is run too and compared; this happens in the
+            caller's process, as the model is the caller's.
         call_model: how the model is called on the bundle's inputs, for one that takes keyword
             arguments or more inputs (`CapturedModel.call`); one positional argument each if None.
         backends: which of ``"torch"`` and ``"onnxruntime"`` to run; what made the reference
@@ -57,31 +70,69 @@ def verify_bundle(
 
     Raises:
         ValueError: there is no such backend.
+        BundleError: no process can be started to check it.
     """
     for name in backends:
         if name not in BACKENDS:
             raise ValueError(f"backend {name!r} cannot be verified; choose among {BACKENDS}")
-    report = progress or (lambda _text: None)
-    report("checking files")
+    say = progress or (lambda _text: None)
     try:
         if isinstance(bundle, Bundle):
-            is_whole = len(bundle.stages) == len(bundle.manifest.stages)
-            wanted = None if is_whole else bundle.stages
-            opened = open_bundle(bundle.directory, stages=wanted)
+            directory, manifest, stages = bundle.directory, bundle.manifest, bundle.stages
         else:
-            opened = open_bundle(bundle)
+            directory = Path(bundle)
+            manifest = read_manifest(directory)
+            stages = tuple(range(len(manifest.stages)))
     except BundleError as error:
-        return _unopened(error)
-    call = call_model or running_checks.call_with_positional
-    whole = None if model is None else WholeModel(model, call)
-    return Verification(opened, whole, backends, report).run()
-
-
-def _unopened(error: BundleError) -> VerificationReport:
-    """The report on a bundle that cannot be opened: only the last check has an answer."""
-    later = "not checked: the bundle cannot be opened, see integrity"
-    checks = [CheckResult(name=name, ok=False, detail=later) for name in CHECKS[:-1]]
-    checks.append(CheckResult(name=CHECKS[-1], ok=False, detail=str(error)))
-    return VerificationReport(
-        checks=tuple(checks), max_abs_error=None, bit_exact=False, error=error
+        return unopened(error)
+    specs = expected_tensors(manifest)
+    rows = reference_rows(specs, manifest.plan.micro_batch, manifest.micro_batch_only)
+    report = check_in_child(
+        directory,
+        stages=None if len(stages) == len(manifest.stages) else stages,
+        backends=backends,
+        allowance=allowance_of(manifest, (*ROW_COUNTS, *rows, *rows), stages),
+        progress=say,
     )
+    report = dataclasses.replace(report, part=manifest.part)
+    if model is None or report.error is not None:
+        return report
+    say("comparing with the whole model")
+    opened = Bundle(directory=directory, manifest=manifest, stages=stages)
+    return compare_model(report, opened, model, call_model or call_with_positional)
+
+
+def compare_model(
+    report: VerificationReport,
+    bundle: Bundle,
+    model: torch.nn.Module,
+    call: Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], Any],
+) -> VerificationReport:
+    """The report with what the whole model, run in this process, gives on the reference's inputs.
+
+    Args:
+        report: on the bundle, whose files are as they should be.
+        bundle: opened.
+        model: the whole model.
+        call: how it is called on the bundle's inputs.
+    """
+    try:
+        references = opened_reference(bundle)
+        with compute_threads(bundle.manifest.num_threads):
+            faults = model_faults(bundle, references, model, call)
+    except ManifestError as error:
+        references, faults = {}, (str(error),)
+    before = report.check("numerics")
+    if faults:
+        said = () if before.ok else (before.detail,)
+        after = CheckResult(name=before.name, ok=False, detail=summary((*said, *faults), ""))
+    elif before.ok:
+        rows = rows_in_words(references)
+        part = bundle.manifest.part
+        whole = f"part {part.path}, whole," if part else "the whole model"
+        detail = f"{before.detail}, {whole} gives the same with {rows}"
+        after = dataclasses.replace(before, detail=detail)
+    else:
+        after = before
+    checks = tuple(after if check.name == before.name else check for check in report.checks)
+    return dataclasses.replace(report, checks=checks)

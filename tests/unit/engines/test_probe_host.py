@@ -1,24 +1,12 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
-import psutil
 import pytest
 
 from cutset.engines import probe_host
-
-
-def test_free_memory_is_no_more_than_the_machine_has() -> None:
-    assert 0 < probe_host.free_memory_bytes() <= psutil.virtual_memory().total
-
-
-def test_a_group_that_limits_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe_host, "_group_memory", lambda: [(1000, 400), (10**15, 0)])
-    assert probe_host.free_memory_bytes() == 600
-    monkeypatch.setattr(probe_host, "_group_memory", lambda: [(1000, 1400)])
-    assert probe_host.free_memory_bytes() == 0
+from cutset.host import memory_bytes, num_usable_cores
 
 
 def test_a_program_says_what_it_printed_or_why_it_failed(
@@ -35,7 +23,8 @@ def test_a_program_says_what_it_printed_or_why_it_failed(
     host.start_program("fail", [], 1)
     with pytest.raises(probe_host.EngineError, match="the measurement failed: no such model"):
         host.program_result()
-    assert host.facts()["num_cores"] == len(os.sched_getaffinity(0))
+    assert host.facts()["num_cores"] == num_usable_cores()
+    assert 0 < host.facts()["memory_bytes"] <= memory_bytes()
     with pytest.raises(probe_host.EngineError, match="is no model's file"):
         host.keep_model("0" * 64, ".sh")
 

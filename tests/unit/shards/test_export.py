@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from checked_here import check_here
 from cutset.costs.model import costs_from_flops
 from cutset.devices import equal_cluster
 from cutset.errors import BundleError, ChecksumMismatch
@@ -21,7 +22,6 @@ from cutset.planning import Plan, make_plan
 from cutset.shards import onnx_export
 from cutset.shards.export import export_bundle, replace_plan
 from cutset.shards.load import load_program, open_bundle
-from cutset.shards.verify import verify_bundle
 from models_of_trouble import ManyInsAndOuts, TiedWeights, residual_net
 
 
@@ -46,7 +46,7 @@ EXAMPLE = torch.randn(2, 3, 8, 8)
 def test_a_bundle_is_whole_proven_and_speaks_of_no_file(tmp_path: Path) -> None:
     model = residual_net()
     path = export_bundle(model, _plan(model, EXAMPLE, 2), tmp_path / "b", example_inputs=EXAMPLE)
-    report = verify_bundle(path, model=model)
+    report = check_here(path, model=model)
     assert report.ok
     assert report.bit_exact
     content = b"".join(file.read_bytes() for file in path.rglob("*") if file.is_file())
@@ -61,7 +61,7 @@ def test_a_plan_that_says_more_takes_the_place_of_the_first(tmp_path: Path) -> N
     plan = msgspec.structs.replace(bundle.manifest.plan, notes=("measured",))
     replace_plan(bundle, plan)
     assert open_bundle(path).manifest.plan == plan
-    assert verify_bundle(path, model=model).ok
+    assert check_here(path, model=model).ok
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -90,7 +90,7 @@ def test_shared_weights_are_listed(tmp_path: Path) -> None:
     model, example = TiedWeights(), torch.randn(2, 6)
     path = export_bundle(model, _plan(model, example, 2), tmp_path / "b", example_inputs=example)
     assert open_bundle(path).manifest.shared_parameters == ("encode.weight",)
-    assert verify_bundle(path, model=model).ok
+    assert check_here(path, model=model).ok
 
 
 def test_names_of_several_outputs(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_what_onnx_cannot_express_is_said(tmp_path: Path) -> None:
     (stage,) = open_bundle(path).manifest.stages
     assert stage.model is None
     assert "i1" in stage.model_missing
-    assert verify_bundle(path, model=model).ok
+    assert check_here(path, model=model).ok
 
 
 def test_large_weights_lie_beside_the_onnx_model(
@@ -181,7 +181,7 @@ def test_large_weights_lie_beside_the_onnx_model(
     assert "stage-0/model.onnx.data" in names  # 66 kB of weights
     assert "stage-1/model.onnx.data" not in names  # 4 kB
     assert (path / "stage-0/model.onnx").stat().st_size < 1 << 14
-    report = verify_bundle(path, model=model)
+    report = check_here(path, model=model)
     assert report.ok, report.as_json()
     (path / "stage-0/model.onnx.data").unlink()
     with pytest.raises(ChecksumMismatch, match=r"stage-0/model\.onnx\.data is missing"):
@@ -228,7 +228,7 @@ def test_what_onnx_runtime_cannot_run_is_left_out_and_said(
     assert all(re.search(reason, stage.model_missing) for stage in stages)
     assert str(tmp_path) not in (path / "manifest.json").read_text()
     assert not list(path.glob("*/model.onnx*"))
-    report = verify_bundle(path, model=model)
+    report = check_here(path, model=model)
     assert report.ok
     assert report.bit_exact
     assert "no stage has an ONNX model" in report.check("numerics").detail
@@ -255,7 +255,7 @@ def test_an_onnx_model_with_other_numbers_is_left_out_and_said(tmp_path: Path) -
     assert first.model is not None
     assert second.model is None
     assert re.fullmatch(r"ONNX Runtime's results are off by \S+, allowed \S+", second.model_missing)
-    report = verify_bundle(path, model=model)
+    report = check_here(path, model=model)
     assert report.ok
     assert report.bit_exact
     assert "stage 1 has no ONNX model (ONNX Runtime's results" in report.check("numerics").detail

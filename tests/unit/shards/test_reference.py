@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from checked_here import check_here
 from cutset.graph.capture import capture_model
 from cutset.shards.load import open_bundle
 from cutset.shards.reference import (
@@ -17,7 +18,6 @@ from cutset.shards.reference import (
     reference_rows,
     with_rows,
 )
-from cutset.shards.verify import verify_bundle
 from cutset.tensors import TensorSpec
 from distributed.bundles import write_bundle
 
@@ -142,9 +142,9 @@ def test_every_bit_at_every_number_of_rows_of_a_bundle(
     graph = capture_model(model, rows).graph
     relu = next(i for i, op in enumerate(graph.operations) if op.modules[-1].path == "1")
     bundle = write_bundle(model, (rows,), (relu + 1,), tmp_path / "b.cutset", micro_batch=5)
-    report = verify_bundle(bundle, model=model, backends=())
+    report = check_here(bundle, model=model, backends=())
     assert report.ok, report.checks
     assert {d.num_rows for d in report.comparisons} == {1, 2, 5}
     assert "with 1, 2 and 5 rows" in report.check("numerics").detail
-    alone = verify_bundle(open_bundle(bundle, stages=(1,)), backends=())
+    alone = check_here(open_bundle(bundle, stages=(1,)), backends=())
     assert alone.ok, alone.checks

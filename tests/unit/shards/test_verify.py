@@ -11,6 +11,7 @@ from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from checked_here import check_here
 from cutset.errors import ChecksumMismatch, UnsafeBundle
 from cutset.shards.load import open_bundle
 from cutset.shards.running_checks import max_abs_difference, tolerance_of
@@ -46,7 +47,7 @@ def whole_model() -> nn.Module:
 
 
 def test_good_bundle_passes_everything(good_bundle: Path) -> None:
-    report = verify_bundle(good_bundle)
+    report = check_here(good_bundle)
     assert failed(report) == {}
     assert report.ok
     assert report.bit_exact
@@ -56,7 +57,7 @@ def test_good_bundle_passes_everything(good_bundle: Path) -> None:
 
 
 def test_as_json_has_the_keys_that_scripts_rely_on(good_bundle: Path) -> None:
-    document = json.loads(json.dumps(verify_bundle(good_bundle, backends=["torch"]).as_json()))
+    document = json.loads(json.dumps(check_here(good_bundle, backends=["torch"]).as_json()))
     assert list(document) == ["ok", "checks", "max_abs_error", "bit_exact"]
     assert [check["name"] for check in document["checks"]] == [
         *("contracts", "completeness", "units", "numerics", "integrity")
@@ -76,7 +77,7 @@ def test_takes_an_opened_bundle_and_the_whole_model(good_bundle: Path) -> None:
 
 def test_whole_model_keeps_its_mode(good_bundle: Path) -> None:
     model = whole_model().train()
-    assert verify_bundle(good_bundle, model=model, backends=()).ok
+    assert check_here(good_bundle, model=model, backends=()).ok
     assert model.training
 
 
@@ -84,13 +85,13 @@ def test_model_with_other_weights(good_bundle: Path) -> None:
     model = whole_model()
     with torch.no_grad():
         next(model.parameters()).add_(1.0)
-    report = verify_bundle(good_bundle, model=model, backends=())
+    report = check_here(good_bundle, model=model, backends=())
     assert list(failed(report)) == ["numerics"]
     assert "other weights, or another model" in failed(report)["numerics"]
 
 
 def test_model_of_another_kind(good_bundle: Path) -> None:
-    report = verify_bundle(good_bundle, model=nn.Linear(3, 5), backends=())
+    report = check_here(good_bundle, model=nn.Linear(3, 5), backends=())
     assert "does not run on the reference's inputs" in failed(report)["numerics"]
 
 
@@ -103,8 +104,8 @@ def test_model_that_is_called_in_its_own_way(good_bundle: Path) -> None:
         def forward(self, *, image: Tensor) -> Tensor:
             return self.inner(image)
 
-    assert not verify_bundle(good_bundle, model=ByName(), backends=()).ok
-    assert verify_bundle(
+    assert not check_here(good_bundle, model=ByName(), backends=()).ok
+    assert check_here(
         good_bundle,
         model=ByName(),
         call_model=lambda model, inputs: model(image=inputs[0]),
@@ -128,7 +129,7 @@ def test_progress_is_told(good_bundle: Path) -> None:
 
 def test_threads_are_restored(good_bundle: Path) -> None:
     torch.set_num_threads(2)
-    verify_bundle(good_bundle, backends=())
+    check_here(good_bundle, backends=())
     assert torch.get_num_threads() == 2
 
 
@@ -137,7 +138,7 @@ class TestIntegrity:
         data = bytearray((bundle / PROGRAM).read_bytes())
         data[-100] ^= 1
         (bundle / PROGRAM).write_bytes(bytes(data))
-        report = verify_bundle(bundle)
+        report = check_here(bundle)
         assert list(failed(report)) == list(CHECKS)
         assert isinstance(report.error, ChecksumMismatch)
         assert "stage-1/program.pt2" in failed(report)["integrity"]
@@ -150,7 +151,7 @@ class TestIntegrity:
             bundle,
             lambda members, root: members.update({f"{root}/data/weights/x.pt": bomb(marker)}),
         )
-        report = verify_bundle(bundle)
+        report = check_here(bundle)
         assert isinstance(report.error, UnsafeBundle)
         assert "x.pt" in failed(report)["integrity"]
         assert "stage 1 was not loaded" in failed(report)["numerics"]
@@ -159,12 +160,12 @@ class TestIntegrity:
 
     def test_hostile_onnx_model(self, bundle: Path) -> None:
         edit_onnx(bundle, lambda model: model.opset_import.add(domain="my.ops", version=1))
-        assert "my.ops" in failed(verify_bundle(bundle))["integrity"]
+        assert "my.ops" in failed(check_here(bundle))["integrity"]
 
     def test_reference_of_another_format(self, bundle: Path) -> None:
         (bundle / "reference.safetensors").write_bytes(b"\x80\x04nonsense")
         relist(bundle)
-        details = failed(verify_bundle(bundle))
+        details = failed(check_here(bundle))
         assert "not in the safetensors format" in details["integrity"]
         assert "no reference tensors" in details["contracts"]
 
@@ -175,14 +176,14 @@ class TestIntegrity:
         del tensors[name]
         save_file(tensors, file)
         relist(bundle)
-        assert f"lacks {name!r}" in failed(verify_bundle(bundle))["integrity"]
+        assert f"lacks {name!r}" in failed(check_here(bundle))["integrity"]
 
     def test_reference_of_another_shape(self, bundle: Path) -> None:
         file = bundle / "reference.safetensors"
         tensors = load_file(file)
         save_file({name: t[:, :2].contiguous() for name, t in tensors.items()}, file)
         relist(bundle)
-        assert "expected float32[batch" in failed(verify_bundle(bundle))["integrity"]
+        assert "expected float32[batch" in failed(check_here(bundle))["integrity"]
 
 
 class TestUnits:
@@ -191,7 +192,7 @@ class TestUnits:
         directory = write_bundle(
             residual_net(), (torch.randn(3, 3, 8, 8),), (6,), tmp_path / "cut.cutset"
         )
-        report = verify_bundle(directory, backends=())
+        report = check_here(directory, backends=())
         assert failed(report) == {
             "units": "the cut between stages 0 and 1, after 4.act, is refused: "
             "inside 4 (ResidualBlock): 2 tensors live"
@@ -208,7 +209,7 @@ class TestUnits:
             second["operations"] = second["operations"][5:]
 
         edit_manifest(bundle, change)
-        details = failed(verify_bundle(bundle, backends=()))
+        details = failed(check_here(bundle, backends=()))
         assert "stage-0/program.pt2 lacks the operation" in details["completeness"]
 
     def test_manifest_that_hides_a_skip(self, bundle: Path) -> None:
@@ -220,7 +221,7 @@ class TestUnits:
                     operation["inputs"] = operation["inputs"][:1]
 
         edit_manifest(bundle, change)
-        details = failed(verify_bundle(bundle, backends=()))
+        details = failed(check_here(bundle, backends=()))
         assert "stage-1/program.pt2 computes 'add' from" in details["completeness"]
 
     def test_manifest_that_names_another_operation(self, bundle: Path) -> None:
@@ -228,12 +229,12 @@ class TestUnits:
             document["graph"]["operations"][5]["target"] = "aten.tanh.default"
 
         edit_manifest(bundle, change)
-        details = failed(verify_bundle(bundle, backends=()))
+        details = failed(check_here(bundle, backends=()))
         assert "(aten.tanh.default)" in details["completeness"]
 
     def test_unit_that_is_elsewhere(self, bundle: Path) -> None:
         edit_manifest(bundle, lambda document: document["stages"][0].update(units=["4"]))
-        assert "stage 0 lists the unit '4'" in failed(verify_bundle(bundle, backends=()))["units"]
+        assert "stage 0 lists the unit '4'" in failed(check_here(bundle, backends=()))["units"]
 
     def test_stage_that_is_no_contiguous_part(self, bundle: Path) -> None:
         def change(document: dict[str, Any]) -> None:
@@ -241,17 +242,17 @@ class TestUnits:
             operations[0], operations[1] = operations[1], operations[0]
 
         edit_manifest(bundle, change)
-        assert "no contiguous part" in failed(verify_bundle(bundle, backends=()))["units"]
+        assert "no contiguous part" in failed(check_here(bundle, backends=()))["units"]
 
     def test_class_that_the_model_lacks(self, bundle: Path) -> None:
         edit_manifest(bundle, lambda document: document.update(keep=["Nonsense"]))
-        assert "Nonsense" in failed(verify_bundle(bundle, backends=()))["units"]
+        assert "Nonsense" in failed(check_here(bundle, backends=()))["units"]
 
 
 class TestCompleteness:
     def test_operation_in_no_stage(self, bundle: Path) -> None:
         edit_manifest(bundle, lambda document: document["stages"][1]["operations"].pop(0))
-        details = failed(verify_bundle(bundle, backends=()))
+        details = failed(check_here(bundle, backends=()))
         assert "is in no stage" in details["completeness"]
 
     def test_operation_in_two_stages(self, bundle: Path) -> None:
@@ -260,19 +261,19 @@ class TestCompleteness:
             second["operations"].insert(0, first["operations"][-1])
 
         edit_manifest(bundle, change)
-        assert "is in stages 0, 1" in failed(verify_bundle(bundle, backends=()))["completeness"]
+        assert "is in stages 0, 1" in failed(check_here(bundle, backends=()))["completeness"]
 
     def test_parameter_that_is_held_by_no_stage(self, bundle: Path) -> None:
         edit_manifest(
             bundle, lambda document: document["stages"][1]["parameters"].remove("14.bias")
         )
-        detail = failed(verify_bundle(bundle, backends=()))["completeness"]
+        detail = failed(check_here(bundle, backends=()))["completeness"]
         assert "stage 1 lacks '14.bias'" in detail
         assert "'14.bias' is unused, but not listed as unused" in detail
 
     def test_parameter_that_is_listed_as_shared(self, bundle: Path) -> None:
         edit_manifest(bundle, lambda document: document.update(shared_parameters=["14.bias"]))
-        detail = failed(verify_bundle(bundle, backends=()))["completeness"]
+        detail = failed(check_here(bundle, backends=()))["completeness"]
         assert detail == "'14.bias' is listed as shared, but is not"
 
     def test_parameter_of_another_size(self, bundle: Path) -> None:
@@ -282,14 +283,14 @@ class TestCompleteness:
                     parameter["num_elements"] = 6
 
         edit_manifest(bundle, change)
-        detail = failed(verify_bundle(bundle, backends=()))["completeness"]
+        detail = failed(check_here(bundle, backends=()))["completeness"]
         assert detail == (
             "stage-1/program.pt2: '14.bias' has 5 elements in 20 bytes, the graph says 6 in 20"
         )
 
     def test_weight_bytes(self, bundle: Path) -> None:
         edit_manifest(bundle, lambda document: document["stages"][0].update(weight_bytes=1))
-        detail = failed(verify_bundle(bundle, backends=()))["completeness"]
+        detail = failed(check_here(bundle, backends=()))["completeness"]
         assert detail.startswith("stage 0 claims 1 weight bytes")
 
     def test_bytes_that_no_weight_uses(self, bundle: Path) -> None:
@@ -297,7 +298,7 @@ class TestCompleteness:
             bundle,
             lambda members, root: members.update({f"{root}/data/weights/weight_999": bytes(4096)}),
         )
-        detail = failed(verify_bundle(bundle, backends=()))["completeness"]
+        detail = failed(check_here(bundle, backends=()))["completeness"]
         listed = open_bundle(bundle).manifest.stages[1].weight_bytes
         assert detail == (
             f"stage-1/program.pt2 stores {listed + 4096} bytes of weights, its stage lists {listed}"
@@ -305,7 +306,7 @@ class TestCompleteness:
 
     def test_many_faults_are_cut_short(self, bundle: Path) -> None:
         edit_manifest(bundle, lambda document: document["stages"][1].update(parameters=[]))
-        detail = failed(verify_bundle(bundle, backends=()))["completeness"]
+        detail = failed(check_here(bundle, backends=()))["completeness"]
         assert detail.count(";") == 5
         assert detail.endswith(" more")
 
@@ -316,7 +317,7 @@ class TestContracts:
             document["stages"][1]["outputs"][0]["dtype"] = "float64"
 
         edit_manifest(bundle, change)
-        detail = failed(verify_bundle(bundle, backends=()))["contracts"]
+        detail = failed(check_here(bundle, backends=()))["contracts"]
         assert "stage 1 returns" in detail
 
     def test_program_that_works_for_one_number_of_rows_only(self, bundle: Path) -> None:
@@ -330,7 +331,7 @@ class TestContracts:
             ]
 
         edit_model_json(bundle, change)
-        details = failed(verify_bundle(bundle, backends=()))
+        details = failed(check_here(bundle, backends=()))
         assert details["contracts"].startswith("stage 1 with 1 row fails: shape '[2, 12]'")
         assert "aten.reshape.default" in details["completeness"]
         assert details["numerics"].startswith("the stages do not run with 1 row: shape '[2, 12]'")
@@ -351,7 +352,7 @@ class TestNumerics:
     @pytest.mark.parametrize("stage", [0, 1])
     def test_first_stage_and_boundary_that_differ_are_named(self, bundle: Path, stage: int) -> None:
         self.change_weight(bundle, f"stage-{stage}/program.pt2")
-        report = verify_bundle(bundle, backends=())
+        report = check_here(bundle, backends=())
         assert list(failed(report)) == ["numerics"]
         tensor = open_bundle(bundle).manifest.stages[stage].outputs[0].name
         assert (report.differences[0].stage, report.differences[0].tensor) == (stage, tensor)
@@ -370,14 +371,14 @@ class TestNumerics:
                     tensor.CopyFrom(numpy_helper.from_array(values + 1, tensor.name))
 
         edit_onnx(bundle, change)
-        report = verify_bundle(bundle)
+        report = check_here(bundle)
         assert "with onnxruntime stage 1 is the first" in failed(report)["numerics"]
         assert report.bit_exact
-        assert verify_bundle(bundle, backends=("torch",)).ok
+        assert check_here(bundle, backends=("torch",)).ok
 
     def test_onnx_model_that_cannot_be_run(self, bundle: Path) -> None:
         edit_onnx(bundle, lambda model: setattr(model.graph.node[0], "op_type", "Nonsense"))
-        assert "fails in onnxruntime" in failed(verify_bundle(bundle))["numerics"]
+        assert "fails in onnxruntime" in failed(check_here(bundle))["numerics"]
 
     def test_missing_onnx_model_is_said(self, bundle: Path) -> None:
         def change(document: dict[str, Any]) -> None:
@@ -387,7 +388,7 @@ class TestNumerics:
 
         edit_manifest(bundle, change)
         (bundle / MODEL).unlink()
-        report = verify_bundle(bundle)
+        report = check_here(bundle)
         assert report.ok
         assert "stage 1 has no ONNX model (no such operator)" in report.check("numerics").detail
 
@@ -396,19 +397,19 @@ class TestOneStageOnly:
     def test_verifies_its_own_shard(self, bundle: Path) -> None:
         for file in (bundle / "stage-0").iterdir():
             file.unlink()
-        report = verify_bundle(open_bundle(bundle, stages=(1,)))
+        report = check_here(open_bundle(bundle, stages=(1,)))
         assert failed(report) == {}
 
     def test_names_its_own_fault(self, bundle: Path) -> None:
         TestNumerics().change_weight(bundle, PROGRAM)
         for file in (bundle / "stage-0").iterdir():
             file.unlink()
-        report = verify_bundle(open_bundle(bundle, stages=(1,)), backends=())
+        report = check_here(open_bundle(bundle, stages=(1,)), backends=())
         assert report.differences[0].stage == 1
 
     def test_without_reference(self, bundle: Path) -> None:
         (bundle / "reference.safetensors").unlink()
-        report = verify_bundle(open_bundle(bundle, stages=(1,)))
+        report = check_here(open_bundle(bundle, stages=(1,)))
         assert "reference.safetensors is missing" in failed(report)["integrity"]
 
 
@@ -448,7 +449,7 @@ def test_models_of_trouble(
         tmp_path / "b.cutset",
         max_tensors=max_tensors,
     )
-    report = verify_bundle(directory)
+    report = check_here(directory)
     assert {k: v for k, v in failed(report).items() if k != "units"} == {}
     assert report.bit_exact
 

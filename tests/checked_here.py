@@ -1,0 +1,39 @@
+"""`verify_bundle` without a process of its own, for bundles that a test made and means no harm by.
+
+A process a call would cost seconds; that the real one runs none of a bundle's programs here, and
+what it does with those that end their process, is tested in ``unit/shards/test_checking.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cutset.shards.checks import check_bundle
+from cutset.shards.load import Bundle, open_bundle
+from cutset.shards.running_checks import call_with_positional
+from cutset.shards.verification import BACKENDS, VerificationReport
+from cutset.shards.verify import compare_model
+
+
+def check_here(
+    bundle: Bundle | Path,
+    *,
+    model: torch.nn.Module | None = None,
+    call_model: Callable[..., Any] = call_with_positional,
+    backends: Collection[str] = BACKENDS,
+) -> VerificationReport:
+    """What `verify_bundle` reports."""
+    stages = None
+    if isinstance(bundle, Bundle):
+        directory = bundle.directory
+        stages = bundle.stages if len(bundle.stages) < len(bundle.manifest.stages) else None
+    else:
+        directory = bundle
+    report = check_bundle(directory, stages=stages, backends=backends)
+    if model is None or report.error is not None:
+        return report
+    return compare_model(report, open_bundle(directory, stages=stages), model, call_model)
