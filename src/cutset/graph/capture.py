@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch._dynamo.exc import UserError
+from torch._dynamo.exc import UserError, UserErrorType
 from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
@@ -28,8 +28,10 @@ from cutset.graph.arguments import ExampleInputs, split_inputs
 from cutset.graph.captured import check_computes
 from cutset.graph.diagnosis import check_conditions, check_program, export_error
 from cutset.graph.functionalise import replace_inplace_operations
+from cutset.graph.input_rows import check_input_rows, name_input_without_rows
 from cutset.graph.ir import Graph
 from cutset.graph.lowering import CapturedModel, lower_program
+from cutset.graph.number_of_rows import fixed_rows_error
 from cutset.graph.regions import inline_regions
 from cutset.tensors import BATCH, TensorSpec
 
@@ -56,13 +58,7 @@ def capture_model(model: torch.nn.Module, example_inputs: ExampleInputs) -> Capt
     """
     model.eval()
     args, kwargs = split_inputs(example_inputs)
-    flat = tuple(t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor))
-    for tensor in flat:
-        if tensor.dim() == 0 or tensor.shape[0] < 2:
-            raise CaptureError(
-                f"example input of shape {list(tensor.shape)}: every input needs at least two "
-                "rows along its first dimension, so that the number of rows stays free"
-            )
+    check_input_rows(model, args, kwargs)
     exported = _export(model, args, kwargs)
     inline_regions(exported)
     check_program(exported)
@@ -119,13 +115,26 @@ def _export(
         # is right to be strict, and yet most such conditions do hold. They are tried instead.
         refusal = error
     except Exception as error:
-        raise export_error(model, error) from error
+        raise _rows_error(model, args, kwargs, error) from error
     try:
         exported = _export_with(model, args, kwargs, ExportDim.AUTO)
     except Exception as error:
         raise export_error(model, error) from error
-    check_conditions(exported, export_error(model, refusal), refusal)
+    check_conditions(exported, _rows_error(model, args, kwargs, refusal), refusal)
     return exported
+
+
+def _rows_error(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], cause: Exception
+) -> CaptureError:
+    """Why the number of rows is not free: the input or the line to blame, if it is found."""
+    kind = cause.error_type if isinstance(cause, UserError) else None
+    if kind is not UserErrorType.CONSTRAINT_VIOLATION and f" for {BATCH} " not in str(cause):
+        return export_error(model, cause)
+    plain = export_error(model, cause)
+    finding = str(plain).partition(": ")[2].partition(". ")[0]
+    elsewhere = name_input_without_rows(model, args, kwargs)
+    return elsewhere or fixed_rows_error(model, args, kwargs, finding) or plain
 
 
 def _export_with(

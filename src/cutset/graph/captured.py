@@ -9,7 +9,7 @@ import torch
 
 from cutset.errors import CaptureError
 from cutset.graph.ir import Graph
-from cutset.tensors import TensorSpec
+from cutset.tensors import TensorSpec, dim_factor
 
 
 class Captured(Protocol):
@@ -66,3 +66,12 @@ def boundary_specs(captured: Captured, position: int) -> tuple[TensorSpec, ...]:
     needed = {name for op in graph.operations[position:] for name in op.inputs}
     needed |= set(graph.outputs)
     return tuple(graph.spec_of(name) for name in made if name in needed)
+
+
+def with_rows(tensor: torch.Tensor, spec: TensorSpec, num_rows: int) -> torch.Tensor:
+    """The tensor with its rows repeated, or cut off, to `num_rows`."""
+    for dim, length in enumerate(spec.shape):
+        factor = dim_factor(length)
+        if factor is not None and tensor.shape[dim] != factor * num_rows:
+            tensor = tensor.index_select(dim, torch.arange(factor * num_rows) % tensor.shape[dim])
+    return tensor

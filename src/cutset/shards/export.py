@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from cutset.errors import BundleError
 from cutset.graph.arguments import ExampleInputs
 from cutset.graph.capture import capture_model
-from cutset.graph.captured import Captured, boundary_specs
+from cutset.graph.captured import Captured, boundary_specs, with_rows
 from cutset.graph.lowering import CapturedModel
 from cutset.graph.onnx_capture import CapturedOnnx
 from cutset.images import Preprocessing
@@ -45,7 +45,6 @@ from cutset.shards.reference import (
     Reference,
     encode_reference,
     reference_rows,
-    with_rows,
 )
 from cutset.shards.stage_writers import (
     OnnxStageWriter,
