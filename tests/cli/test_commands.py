@@ -205,6 +205,34 @@ def test_a_cost_graph_is_planned(cutset: Cutset) -> None:
     assert sum(stage["compute_s"] for stage in document["stages"]) == pytest.approx(0.080)
 
 
+def test_limits_and_objectives_of_a_cost_graph_are_kept(cutset: Cutset) -> None:
+    asked = ("plan", "--cost-graph", CLUSTER.with_name("cost-graph.json"), "--stages", 2)
+    front = cutset(*asked, "--objective", "pareto", "--json").document
+    assert {len(each["stages"]) for each in front["plans"]} == {2}
+    outcome = cutset(*asked, "--objective", "pareto", "--max-latency", "1 us")
+    assert outcome.code == 3
+    assert "no plan takes at most 1e-06 s for one micro-batch" in outcome.err
+    assert cutset(*asked, "--max-tensors", 1, "--json").document["period_s"] >= 0.04
+    assert cutset(*asked, "--objective", "latency", "--json").document["objective"] == "latency"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--cut", "conv1"), ("--backend", "torch"), ("--backend", "auto"), ("--batch-size", 1),
+        ("--threads", 1), ("--profile", "p.json"), ("--weights", "random:0"), ("--keep", "Block"),
+        ("--divide", "Block"), ("--cost", "measured"), ("--granularity", "unit"),
+    ],
+)  # fmt: skip
+def test_what_a_cost_graph_has_no_use_for_is_refused(
+    cutset: Cutset, option: tuple[object, ...]
+) -> None:
+    graph = CLUSTER.with_name("cost-graph.json")
+    outcome = cutset("plan", "--cost-graph", graph, "--stages", 2, *option)
+    assert outcome.code == 2
+    assert f"{option[0]} is not for a --cost-graph: it" in outcome.err.replace("│", " ")
+
+
 def test_what_cuts_inside_units_would_gain(cutset: Cutset, small_model: str) -> None:
     document = cutset(
         "plan", small_model, "--stages", 2, "--cost", "flops", "--granularity", "op", "--json"

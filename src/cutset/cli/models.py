@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -96,6 +96,7 @@ def profile(
 
 
 def plan(
+    context: typer.Context,
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="as for inspect")] = None,
     stages: options.Stages = None,
     cluster: options.Cluster = None,
@@ -132,14 +133,22 @@ def plan(
         usage_error(f"--granularity is 'unit' or 'op', got {granularity!r}")
     if (model is None) == (cost_graph is None):
         usage_error("name either a MODEL or a --cost-graph")
+    is_front = objective == "pareto"
     if cost_graph is not None:
-        result = _plan_cost_graph(cost_graph, stages, cluster, serial)
-        print_json(plan_document(result)) if as_json else print_plan(stdout(), result)
+        plans = _plan_cost_graph(
+            context, cost_graph, cluster, objective=objective, serial=serial, num_stages=stages,
+            max_tensors=max_tensors if options.is_given(context, "max_tensors") else None,
+            fixed_order=fixed_order, max_latency_s=max_latency, min_rows_per_s=min_throughput,
+            time_limit_s=time_limit,
+        )  # fmt: skip
+        if is_front:
+            print_json(front_document(plans)) if as_json else print_front(stdout(), plans)
+        else:
+            print_json(plan_document(plans[0])) if as_json else print_plan(stdout(), plans[0])
         return
     from cutset.workflow import plan_front, plan_stages
 
     assert model is not None
-    is_front = objective == "pareto"
     request = _request(
         stages, cluster, cut, "throughput" if is_front else objective, serial, fixed_order,
         max_latency, min_throughput, time_limit,
@@ -308,14 +317,7 @@ def _request(
         usage_error(f"--objective {objective!r} is unknown here")
     if cluster is None and stages is None and not cut:
         usage_error("say how to divide the model: --stages N, --cluster FILE.toml or --cut AFTER")
-    limits = {
-        "--max-latency": max_latency,
-        "--min-throughput": min_throughput,
-        "--time-limit": time_limit,
-    }
-    for name, value in limits.items():
-        if value is not None and value <= 0:
-            usage_error(f"{name} must be above 0, got {value}")
+    _check_limits(max_latency, min_throughput, time_limit)
     from cutset.devices import load_cluster
     from cutset.workflow import PlanRequest
 
@@ -332,16 +334,70 @@ def _request(
     )
 
 
-def _plan_cost_graph(
-    cost_graph: Path, stages: int | None, cluster: Path | None, serial: bool
-) -> Plan:
-    from cutset.devices import equal_cluster, load_cluster
-    from cutset.planning import plan_cost_graph
+def _check_limits(
+    max_latency: float | None, min_throughput: float | None, time_limit: float
+) -> None:
+    limits = {
+        "--max-latency": max_latency,
+        "--min-throughput": min_throughput,
+        "--time-limit": time_limit,
+    }
+    for name, value in limits.items():
+        if value is not None and value <= 0:
+            usage_error(f"{name} must be above 0, got {value}")
 
-    if cluster is None and stages is None:
+
+_NOT_FOR_COST_GRAPHS = {
+    "cut": "its stages are sets of nodes, not parts of one order: hold nodes together by 'group'",
+    "granularity": "it has no units: its nodes are what is placed",
+    "cost": "it holds its own seconds",
+    "backend": "it holds its own seconds, of whatever computes",
+    "profile_file": "it holds its own seconds",
+    "weights": "it has no model",
+    "part": "it has no model",
+    "batch_size": "its seconds are for one micro-batch, whatever its rows",
+    "threads": "it holds its own seconds, and nothing is measured",
+    "keep": "it has no modules: hold nodes together by 'group'",
+    "divide": "it has no modules: its nodes are what is placed",
+}
+"""Options of `plan` that a cost graph has no use for, and why."""
+
+
+def _plan_cost_graph(
+    context: typer.Context,
+    cost_graph: Path,
+    cluster: Path | None,
+    *,
+    objective: str,
+    max_latency_s: float | None,
+    min_rows_per_s: float | None,
+    time_limit_s: float,
+    num_stages: int | None,
+    **wanted: Any,
+) -> Sequence[Plan]:
+    """The plan, or the plans of the front, for a cost graph."""
+    from cutset.devices import equal_cluster, load_cluster
+    from cutset.planning import pareto_cost_graph, plan_cost_graph
+
+    if objective not in ("throughput", "latency", "pareto"):
+        usage_error(f"--objective {objective!r} is unknown here")
+    for name, reason in _NOT_FOR_COST_GRAPHS.items():
+        if options.is_given(context, name):
+            option = "--profile" if name == "profile_file" else f"--{name.replace('_', '-')}"
+            usage_error(f"{option} is not for a --cost-graph: {reason}")
+    _check_limits(max_latency_s, min_rows_per_s, time_limit_s)
+    if cluster is None and num_stages is None:
         usage_error("say on what to place the graph: --stages N or --cluster FILE.toml")
-    found = load_cluster(cluster) if cluster is not None else equal_cluster(stages or 1)
-    return plan_cost_graph(cost_graph, found, serial=serial, num_stages=stages)
+    found = load_cluster(cluster) if cluster is not None else equal_cluster(num_stages or 1)
+    wanted |= {
+        "max_latency_s": max_latency_s,
+        "min_rows_per_s": min_rows_per_s,
+        "time_limit_s": time_limit_s,
+        "num_stages": num_stages,
+    }
+    if objective == "pareto":
+        return pareto_cost_graph(cost_graph, found, **wanted)
+    return [plan_cost_graph(cost_graph, found, objective=objective, **wanted)]
 
 
 def _costs(
