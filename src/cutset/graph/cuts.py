@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
+from cutset.graph.calls import PLAIN_CONTAINERS, call_label, call_regions
 from cutset.graph.ir import Graph, Operation
 from cutset.graph.roles import (
     ACTIVATIONS,
@@ -15,13 +16,7 @@ from cutset.graph.roles import (
     POOLINGS,
     POOLINGS_BY_WINDOW,
 )
-from cutset.graph.units import (
-    PLAIN_CONTAINERS,
-    Unit,
-    call_label,
-    call_regions,
-    find_units,
-)
+from cutset.graph.units import Unit, find_units
 from cutset.tensors import Dim, TensorSpec
 
 

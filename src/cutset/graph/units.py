@@ -16,19 +16,8 @@ from itertools import pairwise
 import msgspec
 
 from cutset.errors import PlanError
-from cutset.graph.ir import Graph, ModuleCall, Operation
-
-SEQUENTIAL = "torch.nn.modules.container.Sequential"
-"""The container that calls its children one after the other."""
-
-PLAIN_CONTAINERS = frozenset(
-    {
-        SEQUENTIAL,
-        "torch.nn.modules.container.ModuleList",
-        "torch.nn.modules.container.ModuleDict",
-    }
-)
-"""Classes that do nothing but hold children. Exactly these: a subclass has a meaning of its own."""
+from cutset.graph.calls import PLAIN_CONTAINERS, CallRegion, call_label, call_regions, child_of
+from cutset.graph.ir import Graph, Operation
 
 
 class Unit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,42 +34,6 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     class_name: str
     start: int
     stop: int
-
-
-class CallRegion(msgspec.Struct, frozen=True, kw_only=True):
-    """The operations of one call of one module, its children's included.
-
-    Attributes:
-        call: which call of which module.
-        depth: how many modules enclose it; 0 for the root.
-        start: index of its first operation.
-        stop: index after its last operation.
-    """
-
-    call: ModuleCall
-    depth: int
-    start: int
-    stop: int
-
-
-def call_label(call: ModuleCall) -> str:
-    """The module's path, with ``#2``, ``#3`` ... for its second, third call."""
-    return call.path if call.call == 0 else f"{call.path}#{call.call + 1}"
-
-
-def call_regions(operations: Sequence[Operation]) -> tuple[CallRegion, ...]:
-    """Every module call of the graph with the operations it spans, in order of first operation."""
-    spans: dict[tuple[str, int], list[int]] = {}
-    found: dict[tuple[str, int], tuple[ModuleCall, int]] = {}
-    for index, operation in enumerate(operations):
-        for depth, call in enumerate(operation.modules):
-            key = (call.path, call.call)
-            spans.setdefault(key, [index, index])[1] = index
-            found.setdefault(key, (call, depth))
-    return tuple(
-        CallRegion(call=call, depth=depth, start=spans[key][0], stop=spans[key][1] + 1)
-        for key, (call, depth) in found.items()
-    )
 
 
 def class_matches(class_name: str, wanted: Collection[str]) -> bool:
@@ -167,9 +120,8 @@ def _child_boundaries(operations: Sequence[Operation], region: CallRegion) -> tu
     """Positions right after each call of a child but the last, looking through containers."""
     ends: dict[tuple[str, int], int] = {}
     for index in range(region.start, region.stop):
-        for call in operations[index].modules[region.depth + 1 :]:
-            if call.class_name not in PLAIN_CONTAINERS:
-                ends[call.path, call.call] = index + 1
-                break
+        child = child_of(operations[index], region)
+        if child is not None:
+            ends[child.path, child.call] = index + 1
     ordered = sorted(ends.values())
     return tuple(end for end, _ in pairwise(ordered))
