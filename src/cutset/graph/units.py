@@ -2,7 +2,8 @@
 
 A module is a unit when it forks and joins: take the boundaries between the calls of its
 children; where more than one activation that the module itself still needs is alive at *every*
-one of them, there is no clean place inside (a skip connection, parallel branches). One such
+one of them, there is no clean place inside (a skip connection, parallel branches). What it only
+hands on from child to child beside them (`side_inputs`) does not count. One such
 instance makes its whole class a unit: an inverted residual of stride 2 has no skip, and is still
 one block. The outermost unit wins. Nothing here looks at what a module or a class is called,
 apart from the three plain containers, which only hold their children.
@@ -11,13 +12,14 @@ apart from the three plain containers, which only hold their children.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import msgspec
 
 from cutset.errors import PlanError
 from cutset.graph.calls import PLAIN_CONTAINERS, CallRegion, call_label, call_regions, child_of
 from cutset.graph.ir import Graph, Operation
+from cutset.graph.side_inputs import side_inputs_of
 
 
 class Unit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,17 +105,29 @@ def _forks_and_joins(operations: Sequence[Operation], region: CallRegion) -> boo
     boundaries = _child_boundaries(operations, region)
     if not boundaries:
         return False
+    needed = needed_inside(operations, region)
+    return all(needed[boundary - region.start] > 1 for boundary in boundaries)
+
+
+def needed_inside(operations: Sequence[Operation], region: CallRegion) -> tuple[int, ...]:
+    """How many values a module call itself still needs before each of its operations.
+
+    A value counts where it is made before (outside of the module: before all) and the module reads
+    it there or later; its side inputs do not count.
+
+    Args:
+        operations: the graph's.
+        region: the call.
+    """
+    sides = side_inputs_of(operations, region)
     made = {operations[i].name: i for i in range(region.start, region.stop)}
-    last_use: dict[str, int] = {}
-    for i in range(region.start, region.stop):
-        for name in operations[i].inputs:
-            last_use[name] = i
-    # A value is alive at boundary b when it is made before b (outside the module: before all)
-    # and the module reads it at b or later.
-    return all(
-        sum(made.get(name, -1) < boundary <= use for name, use in last_use.items()) > 1
-        for boundary in boundaries
-    )
+    last_use = {name: i for i in range(region.start, region.stop) for name in operations[i].inputs}
+    changes = [0] * (region.stop - region.start + 1)
+    for name, use in last_use.items():
+        if name not in sides:
+            changes[made.get(name, region.start - 1) + 1 - region.start] += 1
+            changes[use + 1 - region.start] -= 1
+    return tuple(accumulate(changes[:-1]))
 
 
 def _child_boundaries(operations: Sequence[Operation], region: CallRegion) -> tuple[int, ...]:
