@@ -44,9 +44,8 @@ def chain_problem(
     weights = np.concatenate([[0.0], np.cumsum(memory)])
     variants = []
     for k in range(num_classes):
-        prefix = np.concatenate([[0.0], np.cumsum(seconds[k])])
         reach = np.searchsorted(weights, weights[:-1] + limits[k] * (1 + 1e-12), side="right") - 1
-        variants.append(Variant(device_class=k, backend="", prefix_s=prefix, furthest=reach))
+        variants.append(Variant(device_class=k, backend="", seconds=seconds[k], furthest=reach))
     fields: dict[str, object] = {
         "num_pieces": num,
         "counts": counts or (1,) * num_classes,

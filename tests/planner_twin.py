@@ -14,8 +14,7 @@ def stage_seconds(problem, start, stop, device_class):
     best = math.inf
     for variant in problem.variants:
         if variant.device_class == device_class and stop <= variant.furthest[start]:
-            pieces = [variant.prefix_s[k + 1] - variant.prefix_s[k] for k in range(start, stop)]
-            best = min(best, sum(pieces))
+            best = min(best, math.fsum(variant.seconds[start:stop]))
     return best
 
 
@@ -47,14 +46,28 @@ def _cost(problem, edges, order):
             + problem.cut_bytes[edges[k]] * problem.link_s_per_byte[a, b]
         )
     moves.append(float(problem.sink_s[order[-1]]))
-    busy = [seconds + problem.overhead_s[c] for seconds, c in zip(work, order, strict=True)]
+    busy = [[work[k], problem.overhead_s[order[k]]] for k in range(size)]
     if problem.serial:
-        period = max(moves[k] + busy[k] + moves[k + 1] for k in range(size))
-    else:
-        period = max(busy + moves)
+        for k in range(size):
+            busy[k] += [moves[k], moves[k + 1]]
+    costs = problem.byte_costs
+    if costs is not None:
+        for k, c in enumerate(order):
+            if k == 0:
+                busy[k].append(costs.first_s[c])
+            else:
+                taken = problem.cut_bytes[edges[k]] * costs.receive_s_per_byte[order[k - 1], c]
+                busy[k] += [taken, costs.not_first_s[c]]
+            if k == size - 1:
+                busy[k].append(costs.last_s[c])
+            else:
+                taken = problem.cut_bytes[edges[k + 1]] * costs.send_s_per_byte[c, order[k + 1]]
+                busy[k] += [taken, costs.not_last_s[c]]
+    loads = [math.fsum(parts) for parts in busy]
+    period = max(loads if problem.serial else loads + moves)
     stages = tuple((edges[k], edges[k + 1], order[k]) for k in range(size))
     ties = sum(problem.tie_cost[e] for e in edges[1:-1])
-    return stages, period, sum(work) + sum(moves), ties
+    return stages, period, math.fsum(work + moves), ties
 
 
 def best_period(problem, max_latency_s=math.inf):

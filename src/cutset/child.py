@@ -1,25 +1,17 @@
 """What a process of Cutset does that another one started: end with it, and stay within its memory.
 
+What Linux does for the first is in `cutset.launch`.
+
 Imports nothing heavy: a process calls this before all else.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 import threading
 from pathlib import Path
 from typing import BinaryIO
-
-_PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent() -> None:
-    """Asks Linux to kill this process when the thread that started it ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def end_with(stream: BinaryIO) -> None:

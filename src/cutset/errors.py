@@ -72,6 +72,8 @@ class CaptureError(ModelError):
         module_path: dotted path of the module in whose forward the capture stopped, or None.
         source: ``file:line`` of the user's code there, or None.
         operation: the operation that stopped it, or None.
+        parts: modules of the model that could be split in its place, if they were named: path and
+            share of the whole model's work, 0 to 1, the largest first.
     """
 
     def __init__(
@@ -81,11 +83,13 @@ class CaptureError(ModelError):
         module_path: str | None = None,
         source: str | None = None,
         operation: str | None = None,
+        parts: tuple[tuple[str, float], ...] = (),
     ) -> None:
         super().__init__(message)
         self.module_path = module_path
         self.source = source
         self.operation = operation
+        self.parts = parts
 
 
 class PlanError(CutsetError):

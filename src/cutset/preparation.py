@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from cutset.errors import CaptureError, ModelError
+from cutset.graph.arguments import ExampleInputs, untouched
 from cutset.graph.capture import capture_model
-from cutset.graph.captured import Captured
+from cutset.graph.captured import Captured, check_computes
 from cutset.graph.cuts import CutPoints, find_cut_points
 from cutset.graph.independence import check_rows
 from cutset.graph.onnx_capture import capture_onnx
 from cutset.graph.onnx_model import OnnxModule
-from cutset.graph.parts import CapturedPart, capture_largest_part
+from cutset.graph.parts import CapturedPart, capture_part, find_parts
 from cutset.models import FoundModel, find_model
 from cutset.notebooks import drawn
-from cutset.runtime.arrays import to_tensor
+from cutset.runtime.rows import to_tensor
+from cutset.shards.manifest import PartEntry
 
 if TYPE_CHECKING:
     from cutset.runtime.session import Session
@@ -41,8 +43,7 @@ class PreparedModel:
         cuts: where it may be cut.
         keep: classes that were made units.
         divide: classes that were allowed to be cut between their children.
-        part: what is split of a model that cannot be captured whole; None where all of it is.
-        refusal: why the whole cannot be captured, in words, or ``""``.
+        part: what is split of the model, since the caller named it; None where all of it is.
     """
 
     found: FoundModel
@@ -51,7 +52,6 @@ class PreparedModel:
     keep: tuple[str, ...]
     divide: tuple[str, ...]
     part: CapturedPart | None = None
-    refusal: str = ""
 
     @property
     def module(self) -> torch.nn.Module:
@@ -60,8 +60,15 @@ class PreparedModel:
 
     @property
     def name(self) -> str:
-        """The model's name, and its part's where a part is captured."""
-        return f"{self.found.name}, part {self.part.path}" if self.part else self.found.name
+        """The model's name, and where a part is captured also that and its share of the work."""
+        return f"{self.found.name}, part {self.part}" if self.part else self.found.name
+
+    @property
+    def part_entry(self) -> PartEntry | None:
+        """The part as bundles and documents name it; None where the whole model is captured."""
+        if self.part is None:
+            return None
+        return PartEntry(path=self.part.path, work_share=self.part.work_share)
 
     def _repr_html_(self) -> str | None:
         return drawn("model_html", self.name, self.captured.graph, self.cuts)
@@ -107,33 +114,41 @@ class PreparedModel:
 
 
 def prepare_model(
-    spec: str,
+    model: str | torch.nn.Module,
+    example_inputs: ExampleInputs | None = None,
     *,
     weights: str | None = None,
     keep: Collection[str] = (),
     divide: Collection[str] = (),
     max_tensors: int = 1,
+    part: str | None = None,
     say: Say | None = None,
 ) -> PreparedModel:
     """Finds a model, captures it and judges its positions.
 
     Args:
-        spec: ``torchvision:NAME``, ``timm:NAME``, ``FILE.py:FACTORY``, ``FILE.pt2`` or
-            ``FILE.onnx``.
+        model: ``torchvision:NAME``, ``timm:NAME``, ``FILE.py:FACTORY``, ``FILE.pt2``,
+            ``FILE.onnx``, or a module, which is put into evaluation mode.
+        example_inputs: what a module is called with, two rows or more: a tensor, a tuple of
+            positional or a dict of keyword arguments, or `cutset.models.Arguments`.
         weights: as `find_model` takes them.
-        keep: as `prepare_found` takes it, like the next three.
+        keep: as `prepare_found` takes it, like the next four.
         divide: likewise.
         max_tensors: likewise.
+        part: likewise.
         say: likewise.
 
     Raises:
-        ModelError: the model or its weights cannot be found, or the model cannot be captured.
+        ModelError: the model, its weights or the part cannot be found.
+        CaptureError: as for `prepare_found`.
         PlanError: `keep` or `divide` names a class that the model does not call.
     """
     say = say or say_nothing
-    say(f"building {spec}")
-    found = find_model(spec, weights=weights)
-    return prepare_found(found, keep=keep, divide=divide, max_tensors=max_tensors, say=say)
+    say(f"building {model}" if isinstance(model, str) else "looking at the module")
+    found = find_model(model, example_inputs, weights=weights)
+    return prepare_found(
+        found, keep=keep, divide=divide, max_tensors=max_tensors, part=part, say=say
+    )
 
 
 def prepare_found(
@@ -142,50 +157,43 @@ def prepare_found(
     keep: Collection[str] = (),
     divide: Collection[str] = (),
     max_tensors: int = 1,
+    part: str | None = None,
     say: Say | None = None,
 ) -> PreparedModel:
     """Captures a model that is at hand and judges its positions.
 
     A model that cannot be captured, because it decides on values, may have a part that does not
-    and can be cut: the backbone of a detector. Then that part is what is prepared.
+    and can be cut: the backbone of a detector. Such a part gives other results than the model, so
+    it is prepared only where `part` names it.
 
     Args:
         found: the model with its example inputs.
         keep: classes to make units.
         divide: classes that may be cut between their children.
         max_tensors: how many tensors may cross a cut.
+        part: dotted path of the module to prepare instead of the whole model.
         say: told of every step.
 
     Raises:
-        CaptureError: neither the model nor a part of it that has a cut point can be captured, or
+        ModelError: the model has no such part.
+        CaptureError: the model cannot be captured (its `parts` could be, if they were named), or
             a row's result depends on the rows beside it.
         PlanError: `keep` or `divide` names a class that the model does not call.
     """
     say = say or say_nothing
     say(f"capturing {found.name}")
-    part: CapturedPart | None = None
-    refused = ""
+    chosen: CapturedPart | None = None
     captured: Captured
-    try:
+    with untouched(found.model):
         if isinstance(found.model, OnnxModule):
-            onnx = capture_onnx(found.model)
-            for note in onnx.notes:
-                logger.warning("%s: %s", found.name, note)
-            # What is compared from here on is the model with a free number of rows.
-            found = dataclasses.replace(
-                found, model=onnx.module, example_inputs=onnx.example_inputs
-            )
-            captured = onnx
+            found, captured = _capture_onnx(found, part)
+        elif part is not None:
+            chosen = capture_part(found.model, found.example_inputs, part)
+            captured = chosen.captured
         else:
-            captured = capture_model(found.model, found.example_inputs)
-    except CaptureError as refusal:
-        if isinstance(found.model, OnnxModule):
-            raise
-        say("looking for a part that can be captured")
-        part = _part_with_cuts(found, max_tensors, refusal)
-        captured, refused = part.captured, str(refusal)
-    say("trying whether rows are independent of each other")
-    check_rows(captured, found.model.get_submodule(part.path) if part else found.model)
+            captured = _capture_whole(found, max_tensors, say)
+        say("trying whether rows are independent of each other")
+        check_rows(captured, found.model.get_submodule(part or ""))
     cuts = find_cut_points(captured.graph, keep=keep, divide=divide, max_tensors=max_tensors)
     return PreparedModel(
         found=found,
@@ -193,26 +201,55 @@ def prepare_found(
         cuts=cuts,
         keep=tuple(keep),
         divide=tuple(divide),
-        part=part,
-        refusal=refused,
+        part=chosen,
     )
 
 
-def _part_with_cuts(found: FoundModel, max_tensors: int, refusal: CaptureError) -> CapturedPart:
-    """The largest part that can be captured and cut.
+def _capture_onnx(found: FoundModel, part: str | None) -> tuple[FoundModel, Captured]:
+    """An ONNX file's model, with what is compared from here on: it with a free number of rows.
 
     Raises:
-        CaptureError: there is none; says why the whole cannot be captured.
+        ModelError: a part is named.
+        CaptureError: the model cannot be captured.
+    """
+    assert isinstance(found.model, OnnxModule)
+    if part is not None:
+        raise ModelError(
+            f"part {part!r}: an ONNX file has no modules, of which one could be split alone; "
+            "extract the part with onnx.utils.extract_model"
+        )
+    onnx = capture_onnx(found.model)
+    for note in onnx.notes:
+        logger.warning("%s: %s", found.name, note)
+    check_computes(onnx.graph)
+    found = dataclasses.replace(found, model=onnx.module, example_inputs=onnx.example_inputs)
+    return found, onnx
+
+
+def _capture_whole(found: FoundModel, max_tensors: int, say: Say) -> Captured:
+    """The whole model.
+
+    Raises:
+        CaptureError: it cannot be captured; names the parts of it that could be.
     """
     try:
-        part = capture_largest_part(found.model, found.example_inputs, max_tensors=max_tensors)
-    except Exception as error:  # noqa: BLE001 - a model may fail on its example in any way
-        logger.debug("no part of %s can be captured: %s", found.name, error)
-        raise refusal from None
-    if not find_cut_points(part.captured.graph, max_tensors=max_tensors).points:
-        raise refusal
-    logger.info("%s cannot be captured (%s); its part %s can", found.name, refusal, part.path)
-    return part
+        return capture_model(found.model, found.example_inputs)
+    except CaptureError as refusal:
+        say("looking for parts that can be captured")
+        try:
+            parts = find_parts(found.model, found.example_inputs, max_tensors=max_tensors)
+        except Exception as error:  # noqa: BLE001 - a model may fail on its example in any way
+            logger.debug("no part of %s can be captured: %s", found.name, error)
+            parts = ()
+        if parts:
+            refusal.parts = tuple((offer.path, offer.work_share) for offer in parts)
+            text = (
+                f"{str(refusal).rstrip('.')}. A part of it can be split alone if you name it "
+                f"(--part {parts[0].path}): {', '.join(map(str, parts))}. Its results are not the "
+                "model's; the rest stays with you: see PreparedModel.part_in"
+            )
+            refusal.args = (text,)
+        raise
 
 
 def say_nothing(_text: str) -> None:

@@ -30,18 +30,6 @@ DTYPE_BYTES: dict[str, int] = {
 }
 """Bytes of one element of each dtype that may cross a boundary, under torch's own names."""
 
-MAX_RANK = 64
-"""Most dimensions of a tensor, as in torch's and NumPy's own operations."""
-
-MAX_TENSORS = 65_535
-"""Most tensors that may cross one boundary."""
-
-MAX_ROWS = 2**32 - 1
-"""Most rows of a micro-batch."""
-
-MAX_LENGTH = 2**63 - 1
-"""Greatest length of a dimension, and most bytes of one row of a tensor."""
-
 
 def dim_factor(dim: Dim) -> int | None:
     """How many entries of `dim` belong to one row, or None where `dim` is a fixed length.
@@ -74,28 +62,14 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """Checks the values.
 
         Raises:
-            ValueError: a length is negative or a symbol unknown, the dtype is unknown, or a limit
-                is passed: `MAX_RANK` dimensions, `MAX_LENGTH` bytes a row.
+            ValueError: a length is negative or a symbol unknown, or the dtype is unknown.
         """
-        if len(self.shape) > MAX_RANK:
-            raise ValueError(
-                f"tensor {self.name!r} has {len(self.shape)} dimensions, at most {MAX_RANK} are"
-                " possible"
-            )
         for dim in self.shape:
             if dim_factor(dim) is None and int(dim) < 0:
                 raise ValueError(f"tensor {self.name!r} has a negative length in {self.shape}")
         if self.dtype not in DTYPE_BYTES:
             raise ValueError(
                 f"tensor {self.name!r} has dtype {self.dtype!r}; known: {', '.join(DTYPE_BYTES)}"
-            )
-        lengths = [dim if isinstance(dim, int) else dim_factor(dim) or 1 for dim in self.shape]
-        # An empty tensor's lengths have their limit too.
-        row_bytes = math.prod(max(length, 1) for length in lengths) * DTYPE_BYTES[self.dtype]
-        if row_bytes > MAX_LENGTH:
-            raise ValueError(
-                f"tensor {self.name!r} of shape {self.shape} has {row_bytes} bytes a row, at most"
-                f" {MAX_LENGTH} are possible"
             )
 
     def concrete_shape(self, num_rows: int) -> tuple[int, ...]:

@@ -32,9 +32,10 @@ from cutset.costs.model import (
 )
 from cutset.costs.profile import PieceBackend, profile_costs
 from cutset.devices import Cluster, equal_cluster
-from cutset.errors import PlanError, VerificationError
+from cutset.errors import BundleError, PlanError, VerificationError
 from cutset.graph.cuts import CutPoints
 from cutset.planning import (
+    TIME_LIMIT_S,
     MoreTensors,
     Plan,
     expect_on_cluster,
@@ -50,7 +51,7 @@ from cutset.preparation import (
     say_nothing,
 )
 from cutset.shards.export import export_bundle, replace_plan
-from cutset.shards.load import Bundle, open_bundle
+from cutset.shards.load import Bundle, open_bundle, read_manifest
 from cutset.shards.verification import VerificationReport
 from cutset.shards.verify import verify_bundle
 
@@ -190,6 +191,8 @@ class PlanRequest:
         fixed_order: whether stages keep the cluster's order of devices.
         max_latency_s: the most that one micro-batch may take alone, or None.
         min_rows_per_s: the least rows per second, or None.
+        time_limit_s: seconds after which planning ends with the best plan so far; None for no
+            limit.
     """
 
     num_stages: int | None = None
@@ -200,6 +203,7 @@ class PlanRequest:
     fixed_order: bool = False
     max_latency_s: float | None = None
     min_rows_per_s: float | None = None
+    time_limit_s: float | None = TIME_LIMIT_S
 
     def limits(self) -> dict[str, Any]:
         """What `make_plan` and `pareto_plans` both take, under their names for it."""
@@ -210,6 +214,7 @@ class PlanRequest:
             "max_latency_s": self.max_latency_s,
             "min_rows_per_s": self.min_rows_per_s,
             "cut_names": self.cut_names or None,
+            "time_limit_s": self.time_limit_s,
         }
 
     def resolved(self) -> PlanRequest:
@@ -280,8 +285,6 @@ def plan_stages(
     if granularity == "unit":
         more = _more_tensors(prepared, wanted, plan, costs_at)
         plan = msgspec.structs.replace(plan, more_tensors=more)
-    inputs = prepared.captured.graph.inputs
-    plan = expect_on_cluster(plan, wanted.cluster, sum(spec.bytes_per_sample for spec in inputs))
     if profile is not None:
         return plan
     note = "times stand for work: 1e9 multiply-adds a second at speed 1; nothing was measured"
@@ -355,7 +358,8 @@ def split_model(
 ) -> tuple[Path, VerificationReport]:
     """Writes the bundle of a plan and proves it against the whole model.
 
-    A bundle that fails a check is not left behind.
+    A bundle that fails a check is not left behind. Of a model that was prepared by a part the
+    bundle holds that part, and says so.
 
     Args:
         prepared: the model.
@@ -384,6 +388,7 @@ def split_model(
         directory,
         captured=prepared.captured,
         model_name=prepared.name,
+        part=prepared.part_entry,
         weights=prepared.found.weights,
         preprocessing=prepared.found.preprocessing,
         labels=prepared.found.labels,
@@ -470,7 +475,12 @@ def verify_against(
     say = say or say_nothing
     if model is None:
         return verify_bundle(bundle, progress=say)
-    prepared = prepare_model(model, weights=weights, say=say)
+    try:
+        part = read_manifest(Path(bundle)).part
+    except BundleError:
+        return verify_bundle(bundle, progress=say)  # which says what is wrong with it
+    # What a bundle holds of a model is compared with just that.
+    prepared = prepare_model(model, weights=weights, part=part.path if part else None, say=say)
     return verify_bundle(
         bundle, model=prepared.module, call_model=prepared.captured.call, progress=say
     )

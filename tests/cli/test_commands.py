@@ -162,12 +162,28 @@ def test_what_messages_take_from_computing_is_shown_and_counted(
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
     assert "overhead" in lines[0].split()
-    assert any("50 ms" in line for line in lines[1:])
-    assert any(line.startswith("on the cluster: ") for line in lines)
     assert max(map(len, lines)) <= 80
     document = cutset(*command, "--json").document
-    assert document["period_s"] == pytest.approx(plain["period_s"] + 0.050)
-    assert document["expected"]["period_s"] > document["period_s"]
+    bytes_out = [stage["output_bytes_per_sample"] for stage in document["stages"][:-1]]
+    expected = [
+        0.050 + 100e-9 * sent + 200e-9 * received
+        for sent, received in zip([*bytes_out, 0], [0, *bytes_out], strict=True)
+    ]
+    assert [stage["overhead_s"] for stage in document["stages"]] == pytest.approx(expected)
+    assert document["period_s"] >= plain["period_s"] + 0.050
+    assert document["expected"] is None
+
+
+def test_planning_takes_a_time_limit(cutset: Cutset) -> None:
+    command = ("plan", "resnet50", "--stages", 2, "--cost", "flops", "--json")
+    found = [
+        cutset(*command, "--time-limit", limit).document["period_s"] for limit in ("20 s", "30", 9)
+    ]
+    assert len(set(found)) == 1
+    for limit, words in (("20 x", "unknown unit 'x'"), ("0", "must be above 0")):
+        outcome = cutset(*command, "--time-limit", limit)
+        assert outcome.code == 2
+        assert words in " ".join(outcome.err.replace("│", " ").split())
 
 
 def test_nodes_time_stages_for_a_plan_of_a_cluster_only(
@@ -187,6 +203,34 @@ def test_a_cost_graph_is_planned(cutset: Cutset) -> None:
     assert len(document["stages"]) == 2
     # 80 ms of work in all, the largest node takes 30: halves of 50 and 30 and some transfers.
     assert sum(stage["compute_s"] for stage in document["stages"]) == pytest.approx(0.080)
+
+
+def test_limits_and_objectives_of_a_cost_graph_are_kept(cutset: Cutset) -> None:
+    asked = ("plan", "--cost-graph", CLUSTER.with_name("cost-graph.json"), "--stages", 2)
+    front = cutset(*asked, "--objective", "pareto", "--json").document
+    assert {len(each["stages"]) for each in front["plans"]} == {2}
+    outcome = cutset(*asked, "--objective", "pareto", "--max-latency", "1 us")
+    assert outcome.code == 3
+    assert "no plan takes at most 1e-06 s for one micro-batch" in outcome.err
+    assert cutset(*asked, "--max-tensors", 1, "--json").document["period_s"] >= 0.04
+    assert cutset(*asked, "--objective", "latency", "--json").document["objective"] == "latency"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--cut", "conv1"), ("--backend", "torch"), ("--backend", "auto"), ("--batch-size", 1),
+        ("--threads", 1), ("--profile", "p.json"), ("--weights", "random:0"), ("--keep", "Block"),
+        ("--divide", "Block"), ("--cost", "measured"), ("--granularity", "unit"),
+    ],
+)  # fmt: skip
+def test_what_a_cost_graph_has_no_use_for_is_refused(
+    cutset: Cutset, option: tuple[object, ...]
+) -> None:
+    graph = CLUSTER.with_name("cost-graph.json")
+    outcome = cutset("plan", "--cost-graph", graph, "--stages", 2, *option)
+    assert outcome.code == 2
+    assert f"{option[0]} is not for a --cost-graph: it" in outcome.err.replace("│", " ")
 
 
 def test_what_cuts_inside_units_would_gain(cutset: Cutset, small_model: str) -> None:

@@ -144,10 +144,10 @@ def _one_class_each(costs, cluster, problem, fixed_order):
                         break
                     stop += 1
                 reach.append(stop)
-            prefix = np.concatenate([[0.0], np.cumsum([s or 0.0 for s in scaled])])
+            seconds = np.array([math.inf if s is None else s for s in scaled])
             variants.append(
                 dataclasses.replace(
-                    problem.variants[0], device_class=k, prefix_s=prefix, furthest=np.array(reach)
+                    problem.variants[0], device_class=k, seconds=seconds, furthest=np.array(reach)
                 )
             )
     rows = costs.micro_batch

@@ -1,5 +1,6 @@
 """Downsets, cost graphs and the simulation against twins that try or walk through everything."""
 
+import dataclasses
 import itertools
 import math
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cutset.planning.downset_goals import Goals, OutOfReach
 from cutset.planning.downset_search import solve_downsets
 from cutset.planning.downsets import DagProblem, Tensor, contract, list_downsets
 from cutset.planning.simulate import simulate
@@ -29,7 +31,10 @@ def dags(draw):
         targets = draw(st.lists(st.integers(source + 1, num - 1), unique=True, max_size=3))
         if targets:
             seconds = draw(SECONDS) / 4
-            tensors.append(Tensor(source=source, targets=tuple(targets), transfer_s=seconds))
+            size = float(draw(st.integers(0, 3)))
+            tensors.append(
+                Tensor(source=source, targets=tuple(targets), transfer_s=seconds, num_bytes=size)
+            )
     num_classes = draw(st.integers(1, 2))
     counts = tuple(draw(st.integers(1, 2)) for _ in range(num_classes))
     seconds = np.array([[draw(SECONDS) for _ in range(num)] for _ in range(num_classes)])
@@ -37,6 +42,7 @@ def dags(draw):
         seconds[0, draw(st.integers(0, num - 1))] = math.inf
     limits = [draw(st.sampled_from([math.inf, 4.0, 8.0])) for _ in range(num_classes)]
     through_host = draw(st.booleans())
+    costly = draw(st.booleans())
     return DagProblem(
         seconds=seconds,
         weight_bytes=np.array([draw(st.integers(0, 4)) for _ in range(num)], dtype=float),
@@ -51,6 +57,10 @@ def dags(draw):
         serial=draw(st.booleans()),
         num_stages=draw(st.one_of(st.none(), st.integers(1, 3))),
         max_tensors=draw(st.one_of(st.none(), st.integers(1, 2))),
+        overhead_s=tuple(draw(SECONDS) / 2 for _ in range(num_classes)) if costly else (),
+        send_s_per_byte=draw(SECONDS) / 8 if costly else 0.0,
+        receive_s_per_byte=draw(SECONDS) / 8 if costly else 0.0,
+        fixed_order=set(counts) == {1} and draw(st.booleans()),
     )  # fmt: skip
 
 
@@ -70,7 +80,7 @@ def alive(problem, inside):
     return [t for t in problem.tensors if t.source in inside and not set(t.targets) <= inside]
 
 
-def load(problem, before, after, c):
+def load(problem, before, after, c, *, alone=False):
     stage = after - before
     groups = {problem.groups[k] for k in stage}
     if {problem.groups[k] for k in before} & groups or not stage:
@@ -78,12 +88,23 @@ def load(problem, before, after, c):
     if sum(problem.weight_bytes[k] for k in stage) > problem.limit_bytes[c]:
         return math.inf
     work = sum(problem.seconds[c, k] for k in stage)
+    send, receive = problem.send_s_per_byte, problem.receive_s_per_byte
+    if alone:
+        send = receive = 0.0
+    elif problem.overhead_s:
+        work += problem.overhead_s[c]
     if problem.through_host:
         if problem.pays[c]:
             for t in problem.tensors:
-                enters = t.source in before and set(t.targets) & stage
-                leaves = t.source in stage and set(t.targets) - after
-                work += t.transfer_s * (bool(enters) + bool(leaves))
+                if t.source in before and set(t.targets) & stage:
+                    work += t.transfer_s + receive * t.num_bytes
+                if t.source in stage and set(t.targets) - after:
+                    work += t.transfer_s + send * t.num_bytes
+        return work
+    work += receive * sum(t.num_bytes for t in alive(problem, before))
+    work += send * sum(t.num_bytes for t in alive(problem, after))
+    if alone:
+        work += cut(problem, before)
     elif problem.serial:
         work += cut(problem, before) + cut(problem, after)
     return work
@@ -95,8 +116,8 @@ def cut(problem, inside):
     return problem.link_latency_s + sum(t.transfer_s for t in alive(problem, inside))
 
 
-def best_twin(problem):
-    """Grows plans stage by stage over every chain of downsets and every choice of devices."""
+def plans_twin(problem):
+    """Period and latency of every plan: every chain of downsets, every choice of devices."""
     parts, _ = contract(problem)
     together = [set(part) for part in parts]
     downs = [
@@ -105,27 +126,29 @@ def best_twin(problem):
         and (problem.max_tensors is None or distinct(problem, d, together) <= problem.max_tensors)
     ]  # fmt: skip
     full = frozenset(range(problem.seconds.shape[1]))
-    best = math.inf
 
-    def grow(before, counts, value, stages):
-        nonlocal best
-        if value >= best:
+    def grow(before, counts, value, latency, stages, last):
+        if math.isinf(value):
             return
         if before == full:
             if problem.num_stages in (None, stages):
-                best = value
+                yield value, latency
             return
         for after in downs:
             if before < after:
                 for c, left in enumerate(counts):
-                    if left:
+                    if left and (c > last or not problem.fixed_order):
                         less = tuple(n - (k == c) for k, n in enumerate(counts))
                         moved = 0.0 if problem.serial else cut(problem, after)
                         here = max(value, load(problem, before, after, c), moved)
-                        grow(after, less, here, stages + 1)
+                        then = latency + load(problem, before, after, c, alone=True)
+                        yield from grow(after, less, here, then, stages + 1, c)
 
-    grow(frozenset(), problem.counts, 0.0, 0)
-    return best
+    return list(grow(frozenset(), problem.counts, 0.0, 0.0, 0, -1))
+
+
+def best_twin(problem):
+    return min((period for period, _ in plans_twin(problem)), default=math.inf)
 
 
 def distinct(problem, inside, together):
@@ -205,3 +228,71 @@ def test_the_simulation_never_does_two_things_at_once(data, num, window, serial)
         starts[m] = min(starts.get(m, math.inf), slot.start_s)
         stops[m] = max(stops.get(m, 0.0), slot.stop_s)
     assert all(starts[m] >= stops[m - window] - 1e-9 for m in starts if m >= window)
+
+
+@quick
+@given(dags(), st.sampled_from([0.3, 0.6, 1.0, 1.5, 3.0]), st.sampled_from([0.5, 1.0, 1.7]))
+def test_goals_over_downsets_are_reached_as_far_as_they_can_be(problem, share, slack):
+    plans = plans_twin(problem)
+    goals = Goals(problem)
+    if not plans:
+        for ask in (
+            lambda: goals.best(by_latency=False, max_latency_s=9.0, max_period_s=math.inf),
+            lambda: goals.front(max_latency_s=math.inf, max_period_s=9.0),
+        ):
+            with pytest.raises(LookupError):
+                ask()
+        return
+    least_period, least_latency = (min(each) for each in zip(*plans, strict=True))
+    max_latency_s = least_latency * slack or 1.0
+    max_period_s = least_period * slack / share or 1.0
+    kept = [
+        (period, latency) for period, latency in plans
+        if period <= max_period_s * (1 + 1e-12) and latency <= max_latency_s * (1 + 1e-12)
+    ]  # fmt: skip
+    limits = {"max_latency_s": max_latency_s, "max_period_s": max_period_s}
+    if not kept:
+        with pytest.raises(OutOfReach) as caught:
+            goals.best(by_latency=False, **limits)
+        if caught.value.limit == "period":
+            expected = least_period
+        elif caught.value.limit == "latency":
+            expected = least_latency
+        else:
+            expected = min(b for a, b in plans if a <= max_period_s * (1 + 1e-12))
+        assert caught.value.best_s == pytest.approx(expected, rel=1e-9)
+        return
+    for by_latency in (False, True):
+        reached = goals.best(by_latency=by_latency, **limits)
+        solution = reached.solution
+        assert solution.period_s <= max_period_s * (1 + 1e-9)
+        assert solution.latency_s <= max_latency_s * (1 + 1e-9)
+        value = solution.latency_s if by_latency else solution.period_s
+        assert value == pytest.approx(min(each[by_latency] for each in kept), rel=1e-9)
+        assert reached.bound_s == pytest.approx(value, rel=2e-10)
+    expected = []
+    for period, latency in sorted(kept):
+        if not expected or latency < expected[-1][1] * (1 - 1e-9):
+            expected.append((period, latency))
+    found = goals.front(**limits)
+    assert [(each.period_s, each.latency_s) for each in reversed(found)] == [
+        pytest.approx(pair, rel=1e-9) for pair in expected
+    ]
+
+
+@quick
+@given(dags())
+def test_the_least_memory_that_would_do(problem):
+    class_, everywhere = 0, tuple(range(len(problem.counts)))
+    for raised in ((class_,), everywhere):
+        needed = Goals(problem).least_memory(raised)
+        limits = problem.limit_bytes.copy()
+        if needed is None:
+            limits[list(raised)] = math.inf
+            assert not plans_twin(dataclasses.replace(problem, limit_bytes=limits))
+            continue
+        limits[list(raised)] = needed
+        assert plans_twin(dataclasses.replace(problem, limit_bytes=limits))
+        if needed:
+            limits[list(raised)] = needed - 1
+            assert not plans_twin(dataclasses.replace(problem, limit_bytes=limits))

@@ -33,7 +33,7 @@ def verify(
 ) -> None:
     """Check a bundle: contracts, completeness, units, numbers, hashes."""
     from cutset.report.documents import verification_document
-    from cutset.report.text import print_checks
+    from cutset.report.text import print_checks, print_part
     from cutset.workflow import raise_if_failed, verify_against
 
     with progress() as say:
@@ -46,10 +46,12 @@ def verify(
                 report.max_abs_error,
                 bit_exact=report.bit_exact,
                 comparisons=report.comparisons,
+                part=report.part,
             )
         )
     else:
         print_checks(stdout(), checks)
+        print_part(stdout(), report.part)
     raise_if_failed(report)
 
 
@@ -77,7 +79,7 @@ def run(
     from cutset.inputs import write_outputs
     from cutset.predict import predict_files
     from cutset.report.documents import run_document
-    from cutset.report.text import print_answers
+    from cutset.report.text import print_answers, print_part
     from cutset.runtime.session import open_session
 
     suffix = output.suffix if output is not None else ""
@@ -89,6 +91,7 @@ def run(
         with open_session(
             bundle, engine=where, backend=backend, micro_batch=batch_size, num_threads=threads
         ) as session:
+            part = session.bundle.manifest.part
             result = predict_files(
                 session,
                 inputs,
@@ -96,7 +99,7 @@ def run(
                 keep_outputs=suffix == ".safetensors",
                 progress=lambda num_rows: say(f"{num_rows} rows answered"),
             )
-    document = run_document(result.names, result.tops, result.seconds, result.failed)
+    document = run_document(result.names, result.tops, result.seconds, result.failed, part=part)
     if output is not None and suffix == ".jsonl":
         rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in document["rows"])
         write_text(output, "".join(rows))
@@ -110,6 +113,7 @@ def run(
             f"{len(result.names)} rows in {result.seconds:.2f} s, "
             f"{document['rows_per_s']:.1f} rows/s"
         )
+        print_part(stdout(), part)
     if result.failed:
         name, reason = result.failed[0]
         others = f" (and {len(result.failed) - 1} more)" if len(result.failed) > 1 else ""
@@ -142,7 +146,7 @@ def bench(
     """Measure throughput and latency against the prediction and the whole model."""
     import msgspec
 
-    from cutset.report.text import print_bench
+    from cutset.report.text import print_bench, print_part
     from cutset.runtime.bench import bench_bundle
 
     if seconds < _MIN_BENCH_S:
@@ -163,4 +167,8 @@ def bench(
     if trace is not None:
         write_text(trace, json.dumps(timeline))
     document = msgspec.to_builtins(report)
-    print_json(document) if as_json else print_bench(stdout(), document)
+    if as_json:
+        print_json(document)
+    else:
+        print_bench(stdout(), document)
+        print_part(stdout(), report.part)

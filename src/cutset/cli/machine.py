@@ -45,6 +45,7 @@ def probe(
     keep: options.Keep = None,
     divide: options.Divide = None,
     max_tensors: options.MaxTensors = 1,
+    part: options.Part = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure the nodes of a Ray cluster and their links; write a cluster file and profiles."""
@@ -59,6 +60,7 @@ def probe(
     chosen = [("--keep", name) for name in keep or ()]
     chosen += [("--divide", name) for name in divide or ()]
     chosen += [("--max-tensors", str(max_tensors))]
+    chosen += [("--part", part)] if part is not None else []
     request = ProbeRequest(
         model=model,
         address=address or "auto",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,21 +34,23 @@ def inspect(
     keep: options.Keep = None,
     divide: options.Divide = None,
     max_tensors: options.MaxTensors = 1,
+    part: options.Part = None,
     as_json: options.Json = False,
 ) -> None:
     """Show where a model may be cut: units, cut points, bytes, work; and why not elsewhere."""
     from cutset.report.documents import inspection_document
-    from cutset.report.text import print_inspection
+    from cutset.report.text import print_inspection, print_part
 
     with progress() as say:
-        prepared = _prepare(model, _any_weights(model, weights), keep, divide, max_tensors, say)
-    graph, part = prepared.captured.graph, prepared.part
+        prepared = _prepare(
+            model, _any_weights(model, weights), keep, divide, max_tensors, part, say
+        )
+    graph, entry = prepared.captured.graph, prepared.part_entry
     if as_json:
-        path = part.path if part else None
-        print_json(inspection_document(prepared.found.name, graph, prepared.cuts, part=path))
+        print_json(inspection_document(prepared.found.name, graph, prepared.cuts, part=entry))
     else:
         print_inspection(stdout(), prepared.name, graph, prepared.cuts, refused=refused)
-        _print_rest(prepared)
+        print_part(stdout(), entry)
 
 
 def profile(
@@ -67,17 +69,20 @@ def profile(
     keep: options.Keep = None,
     divide: options.Divide = None,
     max_tensors: options.MaxTensors = 1,
+    part: options.Part = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure on this device what every piece of a model costs."""
     from cutset.costs.model import profile_to_json
-    from cutset.report.text import print_profile
+    from cutset.report.text import print_part, print_profile
     from cutset.workflow import stage_backends
 
     if device == "":
         usage_error("--device is empty; leave it out for the host's name")
     with progress() as say:
-        prepared = _prepare(model, _any_weights(model, weights), keep, divide, max_tensors, say)
+        prepared = _prepare(
+            model, _any_weights(model, weights), keep, divide, max_tensors, part, say
+        )
         backends = stage_backends(prepared, num_threads=threads, compiled=compiled)
         measured = _measure(prepared, backends, batch_size, threads, runs, device or "", say)
     text = profile_to_json(measured)
@@ -87,9 +92,11 @@ def profile(
         typer.echo(text)
     else:
         print_profile(stdout(), measured)
+        print_part(stdout(), prepared.part_entry)
 
 
 def plan(
+    context: typer.Context,
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="as for inspect")] = None,
     stages: options.Stages = None,
     cluster: options.Cluster = None,
@@ -97,6 +104,7 @@ def plan(
     objective: Annotated[str, typer.Option(metavar="throughput|latency|pareto")] = "throughput",
     max_latency: options.MaxLatency = None,
     min_throughput: options.MinThroughput = None,
+    time_limit: options.TimeLimit = "60 s",  # type: ignore[assignment]  # as if typed
     serial: options.Serial = False,
     fixed_order: options.FixedOrder = False,
     granularity: Annotated[
@@ -114,31 +122,42 @@ def plan(
     keep: options.Keep = None,
     divide: options.Divide = None,
     max_tensors: options.MaxTensors = 1,
+    part: options.Part = None,
     as_json: options.Json = False,
 ) -> None:
     """Find the best stages for equal devices or for a cluster, with the bound that judges them."""
     from cutset.report.documents import front_document, plan_document
-    from cutset.report.text import print_front, print_plan
+    from cutset.report.text import print_front, print_part, print_plan
 
     if granularity not in ("unit", "op"):
         usage_error(f"--granularity is 'unit' or 'op', got {granularity!r}")
     if (model is None) == (cost_graph is None):
         usage_error("name either a MODEL or a --cost-graph")
+    is_front = objective == "pareto"
     if cost_graph is not None:
-        result = _plan_cost_graph(cost_graph, stages, cluster, serial)
-        print_json(plan_document(result)) if as_json else print_plan(stdout(), result)
+        plans = _plan_cost_graph(
+            context, cost_graph, cluster, objective=objective, serial=serial, num_stages=stages,
+            max_tensors=max_tensors if options.is_given(context, "max_tensors") else None,
+            fixed_order=fixed_order, max_latency_s=max_latency, min_rows_per_s=min_throughput,
+            time_limit_s=time_limit,
+        )  # fmt: skip
+        if is_front:
+            print_json(front_document(plans)) if as_json else print_front(stdout(), plans)
+        else:
+            print_json(plan_document(plans[0])) if as_json else print_plan(stdout(), plans[0])
         return
     from cutset.workflow import plan_front, plan_stages
 
     assert model is not None
-    is_front = objective == "pareto"
     request = _request(
         stages, cluster, cut, "throughput" if is_front else objective, serial, fixed_order,
-        max_latency, min_throughput,
+        max_latency, min_throughput, time_limit,
     )  # fmt: skip
     gain = None
     with progress() as say:
-        prepared = _prepare(model, _any_weights(model, weights), keep, divide, max_tensors, say)
+        prepared = _prepare(
+            model, _any_weights(model, weights), keep, divide, max_tensors, part, say
+        )
         costs, backends = _costs(
             prepared, request, cluster, cost, backend, profile_file, batch_size, threads, say
         )
@@ -157,14 +176,16 @@ def plan(
                     for each in ("unit", "op")
                 )
                 gain = gain_inside_units(coarse, finer)
-    if is_front:
-        print_json(front_document(front)) if as_json else print_front(stdout(), front)
+    entry = prepared.part_entry
+    if as_json and is_front:
+        print_json(front_document(front, part=entry))
     elif as_json:
-        print_json(plan_document(result, gain_inside_units=gain))
+        print_json(plan_document(result, part=entry, gain_inside_units=gain))
     else:
-        print_plan(stdout(), result)
+        print_front(stdout(), front) if is_front else print_plan(stdout(), result)
         if gain is not None:
             stdout().print(f"cuts inside units would gain {gain:.1%}")
+        print_part(stdout(), entry)
 
 
 def split(
@@ -183,6 +204,7 @@ def split(
     objective: Annotated[str, typer.Option(metavar="throughput|latency")] = "throughput",
     max_latency: options.MaxLatency = None,
     min_throughput: options.MinThroughput = None,
+    time_limit: options.TimeLimit = "60 s",  # type: ignore[assignment]  # as if typed
     serial: options.Serial = False,
     fixed_order: options.FixedOrder = False,
     cost: options.Cost = "measured",
@@ -194,23 +216,25 @@ def split(
     keep: options.Keep = None,
     divide: options.Divide = None,
     max_tensors: options.MaxTensors = 1,
+    part: options.Part = None,
     force: Annotated[bool, typer.Option(help="replace a bundle that is there")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Capture, profile, plan, export and verify: from a model to a proven bundle."""
     from cutset.report.documents import plan_document
-    from cutset.report.text import print_checks, print_plan
+    from cutset.report.text import print_checks, print_part, print_plan
     from cutset.shards.export import check_target
     from cutset.workflow import split_model
 
     if address is not None and cluster is None:
         usage_error("--address is for a plan with --cluster")
     request = _request(
-        stages, cluster, cut, objective, serial, fixed_order, max_latency, min_throughput
-    )
+        stages, cluster, cut, objective, serial, fixed_order, max_latency, min_throughput,
+        time_limit,
+    )  # fmt: skip
     check_target(output.absolute(), replace=force)
     with progress() as say:
-        prepared = _prepare(model, weights, keep, divide, max_tensors, say)
+        prepared = _prepare(model, weights, keep, divide, max_tensors, part, say)
         costs, backends = _costs(
             prepared, request, cluster, cost, backend, profile_file, batch_size, threads, say
         )
@@ -222,12 +246,12 @@ def split(
         if address is not None:
             result = _time_on_cluster(path, address, request, threads, say)
     if as_json:
-        print_json(plan_document(result, bundle=str(path)))
+        print_json(plan_document(result, part=prepared.part_entry, bundle=str(path)))
     else:
         print_plan(stdout(), result)
         print_checks(stdout(), [(check.name, check.ok, check.detail) for check in report.checks])
         stdout().print(f"wrote {path}", soft_wrap=True)
-        _print_rest(prepared)
+        print_part(stdout(), prepared.part_entry)
 
 
 def _time_on_cluster(
@@ -261,6 +285,7 @@ def _prepare(
     keep: list[str] | None,
     divide: list[str] | None,
     max_tensors: int,
+    part: str | None,
     say: Say,
 ) -> PreparedModel:
     from cutset.workflow import prepare_model
@@ -271,21 +296,9 @@ def _prepare(
         keep=keep or (),
         divide=divide or (),
         max_tensors=max_tensors,
+        part=part,
         say=say,
     )
-
-
-def _print_rest(prepared: PreparedModel) -> None:
-    """Says what stays with the caller where a part of the model is split."""
-    if prepared.part is not None:
-        stdout().print(
-            f"the whole of {prepared.found.name} cannot be captured ({prepared.refusal}); its part "
-            f"{prepared.part.path} is what is split, the rest stays with the caller: see "
-            "PreparedModel.part_in",
-            soft_wrap=True,
-            markup=False,
-            highlight=False,
-        )
 
 
 def _request(
@@ -297,15 +310,14 @@ def _request(
     fixed_order: bool,
     max_latency: float | None,
     min_throughput: float | None,
+    time_limit: float,
 ) -> PlanRequest:
     """What is wanted, after a check that the options say something and one thing only."""
     if objective not in ("throughput", "latency"):
         usage_error(f"--objective {objective!r} is unknown here")
     if cluster is None and stages is None and not cut:
         usage_error("say how to divide the model: --stages N, --cluster FILE.toml or --cut AFTER")
-    for name, value in (("--max-latency", max_latency), ("--min-throughput", min_throughput)):
-        if value is not None and value <= 0:
-            usage_error(f"{name} must be above 0, got {value}")
+    _check_limits(max_latency, min_throughput, time_limit)
     from cutset.devices import load_cluster
     from cutset.workflow import PlanRequest
 
@@ -318,19 +330,74 @@ def _request(
         fixed_order=fixed_order,
         max_latency_s=max_latency,
         min_rows_per_s=min_throughput,
+        time_limit_s=time_limit,
     )
 
 
-def _plan_cost_graph(
-    cost_graph: Path, stages: int | None, cluster: Path | None, serial: bool
-) -> Plan:
-    from cutset.devices import equal_cluster, load_cluster
-    from cutset.planning import plan_cost_graph
+def _check_limits(
+    max_latency: float | None, min_throughput: float | None, time_limit: float
+) -> None:
+    limits = {
+        "--max-latency": max_latency,
+        "--min-throughput": min_throughput,
+        "--time-limit": time_limit,
+    }
+    for name, value in limits.items():
+        if value is not None and value <= 0:
+            usage_error(f"{name} must be above 0, got {value}")
 
-    if cluster is None and stages is None:
+
+_NOT_FOR_COST_GRAPHS = {
+    "cut": "its stages are sets of nodes, not parts of one order: hold nodes together by 'group'",
+    "granularity": "it has no units: its nodes are what is placed",
+    "cost": "it holds its own seconds",
+    "backend": "it holds its own seconds, of whatever computes",
+    "profile_file": "it holds its own seconds",
+    "weights": "it has no model",
+    "part": "it has no model",
+    "batch_size": "its seconds are for one micro-batch, whatever its rows",
+    "threads": "it holds its own seconds, and nothing is measured",
+    "keep": "it has no modules: hold nodes together by 'group'",
+    "divide": "it has no modules: its nodes are what is placed",
+}
+"""Options of `plan` that a cost graph has no use for, and why."""
+
+
+def _plan_cost_graph(
+    context: typer.Context,
+    cost_graph: Path,
+    cluster: Path | None,
+    *,
+    objective: str,
+    max_latency_s: float | None,
+    min_rows_per_s: float | None,
+    time_limit_s: float,
+    num_stages: int | None,
+    **wanted: Any,
+) -> Sequence[Plan]:
+    """The plan, or the plans of the front, for a cost graph."""
+    from cutset.devices import equal_cluster, load_cluster
+    from cutset.planning import pareto_cost_graph, plan_cost_graph
+
+    if objective not in ("throughput", "latency", "pareto"):
+        usage_error(f"--objective {objective!r} is unknown here")
+    for name, reason in _NOT_FOR_COST_GRAPHS.items():
+        if options.is_given(context, name):
+            option = "--profile" if name == "profile_file" else f"--{name.replace('_', '-')}"
+            usage_error(f"{option} is not for a --cost-graph: {reason}")
+    _check_limits(max_latency_s, min_rows_per_s, time_limit_s)
+    if cluster is None and num_stages is None:
         usage_error("say on what to place the graph: --stages N or --cluster FILE.toml")
-    found = load_cluster(cluster) if cluster is not None else equal_cluster(stages or 1)
-    return plan_cost_graph(cost_graph, found, serial=serial, num_stages=stages)
+    found = load_cluster(cluster) if cluster is not None else equal_cluster(num_stages or 1)
+    wanted |= {
+        "max_latency_s": max_latency_s,
+        "min_rows_per_s": min_rows_per_s,
+        "time_limit_s": time_limit_s,
+        "num_stages": num_stages,
+    }
+    if objective == "pareto":
+        return pareto_cost_graph(cost_graph, found, **wanted)
+    return [plan_cost_graph(cost_graph, found, objective=objective, **wanted)]
 
 
 def _costs(

@@ -69,6 +69,10 @@ Divide: TypeAlias = Annotated[
 MaxTensors: TypeAlias = Annotated[
     int, typer.Option(min=1, help="most tensors that may cross a cut")
 ]
+Part: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="PATH", help="only this module of the model"),
+]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 BatchSize: TypeAlias = Annotated[int, typer.Option(min=1, help="rows of a micro-batch")]
 Threads: TypeAlias = Annotated[int, typer.Option(min=1, help="threads of each stage")]
@@ -95,6 +99,14 @@ MaxLatency: TypeAlias = Annotated[
     float | None,
     typer.Option(
         metavar="S", parser=seconds, help="most time for one micro-batch alone; 0.05 or '50 ms'"
+    ),
+]
+TimeLimit: TypeAlias = Annotated[
+    float,
+    typer.Option(
+        metavar="S",
+        parser=seconds,
+        help="most time for planning, after which the best plan so far is taken; 20 or '20 s'",
     ),
 ]
 MinThroughput: TypeAlias = Annotated[

@@ -38,7 +38,8 @@ class Load(_Message, frozen=True, kw_only=True):
     """Load one stage of a bundle.
 
     Attributes:
-        bundle: folder of the bundle, as the worker sees it.
+        bundle: folder of the bundle, as the worker sees it, in the system's own bytes: a name need
+            not be text.
         stage: index of the stage.
         backend: name of the backend, or ``"auto"``.
         micro_batch: most rows that a micro-batch may have.
@@ -49,7 +50,7 @@ class Load(_Message, frozen=True, kw_only=True):
         num_slots: slots of the memory shared with each neighbour; 0 where none is shared.
     """
 
-    bundle: str
+    bundle: bytes
     stage: int
     backend: str
     micro_batch: int
@@ -65,9 +66,9 @@ class Connect(_Message, frozen=True, kw_only=True):
 
     Attributes:
         epoch: counts up from 1 within a session.
-        session: random name of the session; part of every link's name in the store.
-        store_host: where the session's TCPStore listens.
-        store_port: its port.
+        session: random name of the epoch; part of every link's name in the store.
+        store_host: where the session's TCPStore listens; empty with `on_host`.
+        store_port: its port; 0 with `on_host`.
         connect_timeout_s: how long to wait for a neighbour to connect.
         link_timeout_s: how long a neighbour may be silent or refuse to take a tensor.
         on_host: both neighbours are on this host; with the command come the receiving and the
@@ -264,6 +265,9 @@ class WorkerHandle(Protocol):
             files: descriptors that go with it, of which the worker gets copies; none where the
                 engine does not share memory.
         """
+
+    def is_running(self) -> bool:
+        """Whether it is there, asked of the system and not of what it said."""
 
     def kill(self) -> None:
         """Ends the worker at once, also a frozen one; harmless when it is gone."""

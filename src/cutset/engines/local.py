@@ -1,21 +1,19 @@
 """The default engine: one process of this machine per stage, nothing to install or start.
 
-A worker is ``python -m cutset.runtime.worker --control-fd N`` in a session of its own, so that
+A worker is `cutset.runtime.worker`, begun by `cutset.launch` in a session of its own, so that
 Ctrl-C at a terminal reaches the caller only, who then closes the workers in order. It holds one
 end of a socket pair; when the caller dies in whatever way, the system closes the other end and
-the worker leaves (see `cutset.runtime.worker`).
+the worker leaves. Nothing listens.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import logging
 import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 
@@ -24,10 +22,11 @@ from cutset.engines.base import Command, Event, Exited, WorkerHandle
 from cutset.engines.control import ControlSocket
 from cutset.errors import EngineError
 from cutset.host import core_numbers, num_usable_cores
+from cutset.processes import LastWords, command_of, made_environment
 
 _LOG = logging.getLogger(__name__)
 
-_LAST_WORDS_LINES = 20
+_LEAVE_TIMEOUT_S = 0.5
 _REAP_TIMEOUT_S = 5.0
 
 
@@ -36,6 +35,9 @@ class LocalWorker:
 
     It begins as a spare: its events wait until `adopt` says which stage it is for. Two threads
     belong to it: one reads its control messages, one its standard error.
+
+    Raises:
+        RuntimeError: the system has no thread left for them.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], connection: socket.socket) -> None:
@@ -45,16 +47,12 @@ class LocalWorker:
         self._on_event: Callable[[WorkerHandle, Event], None] | None = None
         self._early: list[Event] = []
         self._lock = threading.Lock()
-        self._last_words: collections.deque[str] = collections.deque(maxlen=_LAST_WORDS_LINES)
         self._gone = threading.Event()
-        self._stderr_reader = threading.Thread(
-            target=self._read_stderr, name=f"cutset-stderr-{process.pid}", daemon=True
-        )
-        self._event_reader = threading.Thread(
+        assert process.stderr is not None
+        self._last_words = LastWords(process.stderr, str(process.pid))
+        threading.Thread(
             target=self._read_events, name=f"cutset-control-{process.pid}", daemon=True
-        )
-        self._stderr_reader.start()
-        self._event_reader.start()
+        ).start()
 
     @property
     def stage(self) -> int:
@@ -88,6 +86,10 @@ class LocalWorker:
         with contextlib.suppress(OSError):  # its Exited event says why
             self._control.send(command, files)
 
+    def is_running(self) -> bool:
+        """Whether the process is there, asked of the system."""
+        return self._process.poll() is None
+
     def kill(self) -> None:
         """Sends SIGKILL, which also ends a stopped process."""
         self._process.kill()
@@ -97,40 +99,53 @@ class LocalWorker:
         return self._gone.wait(timeout_s)
 
     def _read_events(self) -> None:
+        reason = ""
         try:
-            for event in self._control.messages():
-                self._emit(event)
-        except EngineError as error:
-            self._last_words.append(str(error))
-        # No control connection, no worker: one that closed it but lives on is ended.
+            try:
+                for event in self._control.messages():
+                    self._emit(event)
+            except (EngineError, OSError) as error:
+                self._last_words.add(str(error))
+            self._reap()
+            reason = self._describe_exit()
+        finally:
+            # Whatever failed above: a worker that is gone is always said to be.
+            with contextlib.suppress(OSError):
+                self._control.close()
+            self._gone.set()
+            self._emit(Exited(reason=reason or f"process {self.pid} is given up"))
+
+    def _reap(self) -> None:
+        """Has the process end: no control connection, no worker."""
         try:
-            self._process.wait(0.5)
+            self._process.wait(_LEAVE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(_REAP_TIMEOUT_S)
-        self._stderr_reader.join(1.0)
-        self._control.close()
-        self._gone.set()
-        self._emit(Exited(reason=self._describe_exit()))
-
-    def _read_stderr(self) -> None:
-        assert self._process.stderr is not None
-        with self._process.stderr as stream:
-            for line in stream:
-                text = line.decode(errors="replace").rstrip()
-                self._last_words.append(text)
-                _LOG.debug("stage %d (pid %d): %s", self._stage, self.pid, text)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_REAP_TIMEOUT_S)
 
     def _describe_exit(self) -> str:
         code = self._process.returncode
-        if code is not None and code < 0:
-            status = f"was ended by {signal.Signals(-code).name}"
+        if code is None:
+            status = f"was killed and did not end within {_REAP_TIMEOUT_S:.0f} s"
+        elif code < 0:
+            status = f"was ended by {signal_name(-code)}"
             if -code == signal.SIGKILL:
                 status += " (by hand, for want of memory, or because it no longer answered)"
         else:
             status = f"left with exit status {code}"
-        words = next((line for line in reversed(self._last_words) if line.strip()), "")
+        words = self._last_words.last()
         return f"process {self.pid} {status}" + (f"; its last words: {words}" if words else "")
+
+
+def signal_name(number: int) -> str:
+    """``"SIGKILL"``; a real-time signal has no name of its own: ``"SIGRTMIN+3"``."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        first = getattr(signal, "SIGRTMIN", 0)
+        last = getattr(signal, "SIGRTMAX", 0)
+        return f"SIGRTMIN+{number - first}" if first < number < last else f"signal {number}"
 
 
 class LocalEngine:
@@ -142,7 +157,9 @@ class LocalEngine:
         keep_spare: once a worker was lost, keep a process ready that has imported its libraries
             (most of what a start takes) to stand in for the next one. Costs the memory of an idle
             process, and nothing as long as no worker is lost.
-        worker_command: the command line that starts a worker, without its options.
+        worker_command: the command line that starts a worker, without its options; where None, of
+            `cutset.runtime.worker`.
+        listen_host: the address on which a worker listens for its neighbours, where it does.
         shares_memory: whether neighbours share memory; otherwise they talk as they would on
             different hosts.
     """
@@ -156,12 +173,14 @@ class LocalEngine:
         *,
         num_threads: int,
         keep_spare: bool = True,
-        worker_command: tuple[str, ...] = (sys.executable, "-m", "cutset.runtime.worker"),
+        worker_command: tuple[str, ...] | None = None,
+        listen_host: str = "127.0.0.1",
         shares_memory: bool = True,
     ) -> None:
         self.shares_memory = shares_memory
         self._devices = devices
         self._worker_command = worker_command
+        self._listen_host = listen_host
         self._num_threads = num_threads
         self._keep_spare = keep_spare
         self._workers: list[LocalWorker] = []
@@ -198,31 +217,47 @@ class LocalEngine:
     def standing(self) -> None:
         """Starts a spare process if a worker was lost and there is none."""
         if self._keep_spare and self._num_lost and self._spare is None:
-            self._spare = self._spawn()
+            try:
+                self._spare = self._spawn()
+            except EngineError as error:
+                _LOG.info("no spare: %s", error)  # it is asked for again after the next loss
 
     def _spawn(self) -> LocalWorker:
-        ours, theirs = socket.socketpair()
         try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise EngineError(f"a worker process cannot be started: {error}") from error
+        process: subprocess.Popen[bytes] | None = None
+        try:
+            control = theirs.fileno()
+            command = self._worker_command or command_of(
+                "cutset.runtime.worker", caller=os.getpid(), control=control
+            )
             # The arguments are ours alone, so nothing a bundle says reaches this command line.
             process = subprocess.Popen(  # noqa: S603
                 [
-                    *self._worker_command,
-                    *("--control-fd", str(theirs.fileno())),
+                    *command,
+                    *("--control-fd", str(control), "--listen-host", self._listen_host),
                     *("--link-fds", *(str(file) for file in self._link_files)),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                pass_fds=(theirs.fileno(), *self._link_files),
+                pass_fds=(control, *self._link_files),
                 start_new_session=True,
-                env=self._environment(),
+                env={**made_environment(self._num_threads), **malloc_environment()},
             )
-        except OSError as error:
+            worker = LocalWorker(process, ours)
+        except (OSError, RuntimeError, MemoryError) as error:
             ours.close()
+            if process is not None:
+                process.kill()
+                process.wait()
+                assert process.stderr is not None
+                process.stderr.close()
             raise EngineError(f"a worker process cannot be started: {error}") from error
         finally:
             theirs.close()
-        worker = LocalWorker(process, ours)
         self._workers = [other for other in self._workers if not other.join(0)]
         self._workers.append(worker)
         return worker
@@ -234,20 +269,6 @@ class LocalEngine:
         for worker in self._workers:
             worker.join(_REAP_TIMEOUT_S)
         self._workers.clear()
-
-    def _environment(self) -> dict[str, str]:
-        # OpenMP reads its number of threads once, when it is loaded; torch.set_num_threads alone
-        # does not reach threads that other libraries make.
-        return {
-            # Its warnings (of addresses without a name, say) would pass for last words.
-            "TORCH_CPP_LOG_LEVEL": "ERROR",
-            **os.environ,
-            **malloc_environment(),
-            "OMP_NUM_THREADS": str(self._num_threads),
-            "MKL_NUM_THREADS": str(self._num_threads),
-            # A file torch.py in the caller's working directory must not shadow the real one.
-            "PYTHONSAFEPATH": "1",
-        }
 
 
 def cores_of(stage: int, num_stages: int, num_threads: int) -> tuple[int, ...]:

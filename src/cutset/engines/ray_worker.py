@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -63,8 +64,13 @@ class RayWorker:
         if host is None or self._ended.is_set():
             return
         if isinstance(command, Load):
-            command = msgspec.structs.replace(command, bundle=self._folder, cpus=(), num_slots=0)
+            folder = os.fsencode(self._folder)
+            command = msgspec.structs.replace(command, bundle=folder, cpus=(), num_slots=0)
         host.tell("command", msgspec.json.encode(command))
+
+    def is_running(self) -> bool:
+        """Whether it has not ended; its node says when its process does."""
+        return not self._gone.is_set()
 
     def kill(self) -> None:
         """Ends the worker; a node that cannot be reached ends it by itself, see `StageHost`."""

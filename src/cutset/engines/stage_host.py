@@ -16,7 +16,6 @@ import importlib.metadata
 import os
 import platform
 import queue
-import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -179,6 +178,8 @@ class StageHost:
                 self._start(num_threads, listen_host)
             except EngineError as error:
                 done.set_exception(error)
+            except Exception as error:  # noqa: BLE001  # this thread must stay, for the next one
+                done.set_exception(EngineError(f"a worker cannot be started: {error!r}"))
             else:
                 done.set_result(None)
 
@@ -198,10 +199,7 @@ class StageHost:
             ("",),
             num_threads=num_threads,
             keep_spare=False,
-            worker_command=(
-                *(sys.executable, "-m", "cutset.runtime.worker"),
-                *("--listen-host", listen_host),
-            ),
+            listen_host=listen_host,
         )
         self._worker = self._engine.start(0, note, ())
 

@@ -14,29 +14,29 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-from torch._dynamo.exc import UserError
+from torch._dynamo.exc import UserError, UserErrorType
 from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from cutset.errors import CaptureError
+from cutset.graph.arguments import ExampleInputs, split_inputs
+from cutset.graph.captured import check_computes
 from cutset.graph.diagnosis import check_conditions, check_program, export_error
 from cutset.graph.functionalise import replace_inplace_operations
+from cutset.graph.input_rows import check_input_rows, name_input_without_rows
 from cutset.graph.ir import Graph
 from cutset.graph.lowering import CapturedModel, lower_program
+from cutset.graph.number_of_rows import fixed_rows_error
 from cutset.graph.regions import inline_regions
 from cutset.tensors import BATCH, TensorSpec
 
 MAX_ROWS = 1 << 24
 """Upper end of the range of rows that a captured model is asked to hold for."""
-
-ExampleInputs: TypeAlias = "torch.Tensor | Sequence[Any] | Mapping[str, Any]"
-"""A tensor, positional arguments, or keyword arguments; each tensor with rows along its first
-dimension, two rows or more."""
 
 
 def capture_graph(model: torch.nn.Module, example_inputs: ExampleInputs) -> Graph:
@@ -57,19 +57,15 @@ def capture_model(model: torch.nn.Module, example_inputs: ExampleInputs) -> Capt
             result does not grow with the rows.
     """
     model.eval()
-    args, kwargs = _split_inputs(example_inputs)
-    flat = tuple(t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor))
-    for tensor in flat:
-        if tensor.dim() == 0 or tensor.shape[0] < 2:
-            raise CaptureError(
-                f"example input of shape {list(tensor.shape)}: every input needs at least two "
-                "rows along its first dimension, so that the number of rows stays free"
-            )
+    args, kwargs = split_inputs(example_inputs)
+    check_input_rows(model, args, kwargs)
     exported = _export(model, args, kwargs)
     inline_regions(exported)
     check_program(exported)
     exported = replace_inplace_operations(exported)
-    return lower_program(model, exported, (args, kwargs))
+    captured = lower_program(model, exported, (args, kwargs))
+    check_computes(captured.graph)
+    return captured
 
 
 def export_piece(piece: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> ExportedProgram:
@@ -109,14 +105,6 @@ def export_piece(piece: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Expo
     return exported
 
 
-def _split_inputs(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example_inputs, torch.Tensor):
-        return (example_inputs,), {}
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    return tuple(example_inputs), {}
-
-
 def _export(
     model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> ExportedProgram:
@@ -127,13 +115,26 @@ def _export(
         # is right to be strict, and yet most such conditions do hold. They are tried instead.
         refusal = error
     except Exception as error:
-        raise export_error(model, error) from error
+        raise _rows_error(model, args, kwargs, error) from error
     try:
         exported = _export_with(model, args, kwargs, ExportDim.AUTO)
     except Exception as error:
         raise export_error(model, error) from error
-    check_conditions(exported, export_error(model, refusal), refusal)
+    check_conditions(exported, _rows_error(model, args, kwargs, refusal), refusal)
     return exported
+
+
+def _rows_error(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], cause: Exception
+) -> CaptureError:
+    """Why the number of rows is not free: the input or the line to blame, if it is found."""
+    kind = cause.error_type if isinstance(cause, UserError) else None
+    if kind is not UserErrorType.CONSTRAINT_VIOLATION and f" for {BATCH} " not in str(cause):
+        return export_error(model, cause)
+    plain = export_error(model, cause)
+    finding = str(plain).partition(": ")[2].partition(". ")[0]
+    elsewhere = name_input_without_rows(model, args, kwargs)
+    return elsewhere or fixed_rows_error(model, args, kwargs, finding) or plain
 
 
 def _export_with(

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 import torch
 
+from cutset.errors import CaptureError
 from cutset.graph.ir import Graph
-from cutset.tensors import TensorSpec
+from cutset.tensors import TensorSpec, dim_factor
 
 
 class Captured(Protocol):
@@ -30,6 +31,25 @@ class Captured(Protocol):
         """Calls the whole model with the graph's flat inputs."""
 
 
+def check_computes(graph: Graph) -> None:
+    """Refuses a model of which there is nothing to split.
+
+    Raises:
+        CaptureError: it returns no tensor, or no operation lies between its inputs and results.
+    """
+    if not graph.outputs:
+        raise CaptureError(
+            "there is nothing to split: the model returns no tensor. Return from its forward what "
+            "the pipeline is to answer"
+        )
+    if not graph.operations:
+        given = {spec.name for spec in graph.inputs}
+        what = "inputs" if given.issuperset(graph.outputs) else "inputs and weights"
+        raise CaptureError(
+            f"there is nothing to split: the model computes nothing, what it returns are its {what}"
+        )
+
+
 def boundary_specs(captured: Captured, position: int) -> tuple[TensorSpec, ...]:
     """What crosses a cut at `position`: made before it, used after it, each tensor once.
 
@@ -46,3 +66,12 @@ def boundary_specs(captured: Captured, position: int) -> tuple[TensorSpec, ...]:
     needed = {name for op in graph.operations[position:] for name in op.inputs}
     needed |= set(graph.outputs)
     return tuple(graph.spec_of(name) for name in made if name in needed)
+
+
+def with_rows(tensor: torch.Tensor, spec: TensorSpec, num_rows: int) -> torch.Tensor:
+    """The tensor with its rows repeated, or cut off, to `num_rows`."""
+    for dim, length in enumerate(spec.shape):
+        factor = dim_factor(length)
+        if factor is not None and tensor.shape[dim] != factor * num_rows:
+            tensor = tensor.index_select(dim, torch.arange(factor * num_rows) % tensor.shape[dim])
+    return tensor

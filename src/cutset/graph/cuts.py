@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
+from cutset.graph.calls import PLAIN_CONTAINERS, call_label, call_regions
 from cutset.graph.ir import Graph, Operation
 from cutset.graph.roles import (
     ACTIVATIONS,
@@ -15,13 +16,8 @@ from cutset.graph.roles import (
     POOLINGS,
     POOLINGS_BY_WINDOW,
 )
-from cutset.graph.units import (
-    PLAIN_CONTAINERS,
-    Unit,
-    call_label,
-    call_regions,
-    find_units,
-)
+from cutset.graph.side_inputs import side_inputs
+from cutset.graph.units import Unit, class_matches, find_units, needed_inside
 from cutset.tensors import Dim, TensorSpec
 
 
@@ -82,7 +78,8 @@ def find_cut_points(
         graph: the captured model.
         keep: classes whose every call is made a unit (qualified name, or its last part).
         divide: classes whose calls may be cut between their children.
-        max_tensors: how many tensors may cross a cut, at least 1.
+        max_tensors: how many tensors may cross a cut, at least 1; side inputs, which travel along,
+            do not count.
 
     Raises:
         ValueError: `max_tensors` is below 1.
@@ -92,7 +89,9 @@ def find_cut_points(
         raise ValueError(f"max_tensors is {max_tensors}; at least one tensor must cross a cut")
     units = find_units(graph, keep=keep, divide=divide)
     live_sets = _live_sets(graph)
+    sides = side_inputs(graph)
     dressing = _dressing_reasons(graph)
+    forked = _fork_reasons(graph, divide)
     unit_at = {p: unit for unit in units for p in range(unit.start + 1, unit.stop)}
     names = _position_names(graph.operations, units)
     kinds = _Kinds(graph, units)
@@ -108,7 +107,8 @@ def find_cut_points(
         num_parameters += sum(parameter_sizes.get(name, 0) for name in new)
         read |= new
         tensors, unsendable = live_sets[position]
-        reason = _refusal(len(tensors) + len(unsendable), unsendable, max_tensors)
+        num_counted = sum(spec.name not in sides for spec in tensors) + len(unsendable)
+        reason = _refusal(num_counted, unsendable, max_tensors)
         if position in unit_at:
             unit = unit_at[position]
             reason = (
@@ -117,6 +117,8 @@ def find_cut_points(
             )
         elif position in dressing:
             reason = dressing[position]
+        elif position in forked:
+            reason = forked[position]
         elif not read and not flops:
             reason = "what comes before only prepares the input; it stays with the first layer"
         point = CutPoint(
@@ -148,6 +150,31 @@ def _refusal(num_live: int, unsendable: Sequence[str], max_tensors: int) -> str:
             f"(max_tensors={num_live} would allow it)"
         )
     return ""
+
+
+def _fork_reasons(graph: Graph, divide: Collection[str]) -> dict[int, str]:
+    """Positions between a fork and its join inside of a module, with the reason.
+
+    However many tensors may cross: what such a module has begun in parallel stays together. The
+    root and plain containers stand for nothing that would be divided.
+    """
+    reasons: dict[int, str] = {}
+    for region in call_regions(graph.operations):
+        name = region.call.class_name
+        if region.depth == 0 or name in PLAIN_CONTAINERS or class_matches(name, divide):
+            continue
+        needed = needed_inside(graph.operations, region)
+        for position in range(region.start + 1, region.stop):
+            num_needed = needed[position - region.start]
+            if num_needed > 1:
+                short = name.rpartition(".")[2]
+                reasons.setdefault(
+                    position,
+                    f"between a fork and its join inside {call_label(region.call)} ({short}): "
+                    f"{_count(num_needed)} live (divide={short} with max_tensors={num_needed} "
+                    "would allow it)",
+                )
+    return reasons
 
 
 def _live_sets(graph: Graph) -> list[tuple[tuple[TensorSpec, ...], tuple[str, ...]]]:

@@ -17,6 +17,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from cutset.errors import CaptureError
+from cutset.graph.captured import with_rows
 from cutset.graph.diagnosis import rows_symbols
 from cutset.graph.flops import count_flops
 from cutset.graph.ir import Graph, ModuleCall, Operation, Parameter
@@ -60,7 +61,7 @@ class CapturedModel:
         """
         leaves, spec = list(self.arguments[0]), self.arguments[1]
         num_rows = inputs[0].shape[0]
-        leaves = [leaf[:num_rows] if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        leaves = [_with_rows(leaf, num_rows) for leaf in leaves]
         for position, tensor in zip(self.leaf_of_input, inputs, strict=True):
             leaves[position] = tensor
         args, kwargs = pytree.tree_unflatten(leaves, spec)
@@ -273,8 +274,11 @@ class _Lowering:
         ):
             if spec.kind is OutputKind.BUFFER_MUTATION:
                 raise CaptureError(
-                    f"the model changes its buffer {spec.target!r} in forward; the stages of a "
-                    "pipeline keep no state. Put the model into evaluation mode"
+                    f"the model changes its buffer {spec.target!r} in forward, in evaluation mode "
+                    "as well, so that an answer depends on the calls before it; the stages of a "
+                    "pipeline keep no state. Leave the buffer as it is, or hand its value in as an "
+                    "input and out as a result",
+                    module_path=(spec.target or "").rpartition(".")[0] or None,
                 )
             if spec.kind is OutputKind.USER_OUTPUT and node is not None:
                 if not isinstance(node, Node):
@@ -316,6 +320,13 @@ class _Lowering:
                     f"result {name!r} ({spec or 'no describable tensor'}) has no row per sample "
                     "in its first dimension, so batches cannot be cut into micro-batches"
                 )
+
+
+def _with_rows(leaf: Any, num_rows: int) -> Any:
+    """An argument with so many rows, its own repeated where it has fewer."""
+    if not isinstance(leaf, torch.Tensor):
+        return leaf
+    return with_rows(leaf, TensorSpec(name="", shape=(BATCH,), dtype="bool"), num_rows)
 
 
 def _key_name(key: Any) -> str:

@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeAlias
 
+from cutset.graph.calls import SEQUENTIAL
 from cutset.graph.ir import ModuleCall, Operation
-from cutset.graph.units import SEQUENTIAL
 
 Path: TypeAlias = tuple[str, ...]
 """Dotted paths of the modules around a node, outermost first, without the root."""

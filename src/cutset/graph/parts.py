@@ -1,9 +1,10 @@
-"""The part of a model that can be captured, where the whole cannot.
+"""The parts of a model that can be captured, where the whole cannot.
 
 Some models decide on values: a detector keeps the boxes that score well, and how many that are
 no graph can say. Most of their work still lies in one module that decides nothing (a backbone
-with its pyramid). That module is captured and split like any model; the rest stays with the
-caller, who runs it from the model's own object with the module's forward exchanged.
+with its pyramid). Where the user names that module it is captured and split like any model; the
+rest stays with the caller, who runs it from the model's own object with the module's forward
+exchanged. A part's results are not the model's, so none is ever taken that was not named.
 """
 
 from __future__ import annotations
@@ -11,14 +12,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
 
-from cutset.errors import CaptureError
-from cutset.graph.capture import ExampleInputs, capture_model
+from cutset.errors import CaptureError, ModelError
+from cutset.graph.arguments import (
+    Arguments,
+    ExampleInputs,
+    call_model,
+    split_inputs,
+    untouched,
+)
+from cutset.graph.capture import capture_model
 from cutset.graph.cuts import find_cut_points
 from cutset.graph.lowering import CapturedModel
 
@@ -27,6 +37,15 @@ logger = logging.getLogger(__name__)
 Run = Callable[[tuple[torch.Tensor, ...]], Sequence[torch.Tensor]]
 """Takes a part's flat inputs and gives its flat outputs, in the order of its graph."""
 
+MOST_OFFERS = 5
+_LEAST_SHARE = 0.01
+"""Modules that do less of the work are not tried; there may be thousands."""
+
+
+def part_in_words(path: str, work_share: float) -> str:
+    """``"backbone (98.2% of the work)"``."""
+    return f"{path} ({work_share:.1%} of the work)"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CapturedPart:
@@ -34,13 +53,19 @@ class CapturedPart:
 
     Attributes:
         path: dotted path of the module in the model.
+        work_share: the share of the whole model's multiply-adds that it does, above 0, at most 1;
+            of its time, where the model has no multiply-adds that torch counts.
         captured: the module as a captured model.
-        example_inputs: what reached it, as positional or as keyword arguments.
+        example_inputs: what reached it.
     """
 
     path: str
+    work_share: float
     captured: CapturedModel
-    example_inputs: tuple[Any, ...] | dict[str, Any]
+    example_inputs: Arguments
+
+    def __str__(self) -> str:
+        return part_in_words(self.path, self.work_share)
 
     @contextlib.contextmanager
     def run_elsewhere(self, model: torch.nn.Module, run: Run) -> Iterator[torch.nn.Module]:
@@ -68,94 +93,229 @@ class CapturedPart:
                 module.forward = before
 
 
-def capture_largest_part(
-    model: torch.nn.Module,
-    example_inputs: ExampleInputs,
-    *,
-    path: str | None = None,
-    max_tensors: int = 1,
-) -> CapturedPart:
-    """Captures the module within a model that does the most work and can be cut.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PartOffer:
+    """A module that could be split in the place of a model that cannot be captured.
 
-    The modules that are called once, with tensors alone, are tried from the outside inwards: of
-    a module that can be captured the inner ones are not looked at. One that has a cut point comes
-    before one that has none.
+    Attributes:
+        path: dotted path of the module in the model.
+        work_share: as in `CapturedPart`.
+    """
+
+    path: str
+    work_share: float
+
+    def __str__(self) -> str:
+        return part_in_words(self.path, self.work_share)
+
+
+def capture_part(model: torch.nn.Module, example_inputs: ExampleInputs, path: str) -> CapturedPart:
+    """Captures the module at `path` on what reaches it when the model is run on an example.
 
     Args:
         model: a model that can be run on the example, whether or not it can be captured.
         example_inputs: as for `capture_model`.
-        path: the dotted path of a module; no other is tried.
-        max_tensors: how many tensors may cross a cut.
+        path: dotted path of the module in the model.
 
     Raises:
-        CaptureError: there is no such module; the message has the reason of the outermost ones.
+        ModelError: the model has no such module, or does not call it exactly once.
+        CaptureError: the module cannot be captured.
     """
     model.eval()
-    seen = _arguments_of_modules(model, example_inputs)
-    if path is not None:
-        seen = {path: seen[path]} if path in seen else {}
-    best: CapturedPart | None = None
-    most = (False, -1)
-    reasons: list[str] = []
-    captured_paths: list[str] = []
-    for name, calls in seen.items():
-        inside = any(name.startswith(f"{outer}.") for outer in captured_paths)
-        if len(calls) != 1 or inside:
-            continue
-        args, kwargs = calls[0]
-        if (args and kwargs) or not (args or kwargs):
-            continue
-        example = kwargs or args
-        try:
-            captured = capture_model(model.get_submodule(name), example)
-        except CaptureError as error:
-            logger.debug("%s cannot be captured: %s", name, error)
-            reasons.append(f"{name}: {error}")
-            continue
-        captured_paths.append(name)
-        cuts = find_cut_points(captured.graph, max_tensors=max_tensors)
-        work = (bool(cuts.points), captured.graph.flops)
-        if work > most:
-            most = work
-            best = CapturedPart(path=name, captured=captured, example_inputs=example)
-    if best is None:
-        raise CaptureError(
-            "neither the model nor a module in it can be captured; the outermost say: "
-            f"{'; '.join(reasons[:3]) or 'no module is called once and with tensors alone'}"
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if not path or path not in modules:
+        outermost = ", ".join(name for name, _ in model.named_children())
+        raise ModelError(
+            f"the model has no module {path!r} that could be a part; its outermost are "
+            f"{outermost or 'none'}"
         )
-    return best
+    module = modules[path]
+    seen = _run_and_watch(model, example_inputs, keep=module)
+    calls = seen.get(module, ())
+    if len(calls) != 1:
+        number = f"{len(calls)} times" if calls else "not at all"
+        raise ModelError(
+            f"part {path!r} cannot be split: on the example the model calls it {number}. A part "
+            "is a module that every run calls once"
+        )
+    (call,) = calls
+    assert call.arguments is not None
+    share = call.work_share(seen[model][0])
+    if share == 0.0:
+        raise ModelError(f"part {path!r} cannot be split: it does none of the model's work")
+    if why := _why_none(module, seen, _other_runs(model, example_inputs)):
+        logger.warning("part %s: %s", path, why)
+    return CapturedPart(
+        path=path,
+        work_share=share,
+        captured=capture_model(module, call.arguments),
+        example_inputs=call.arguments,
+    )
 
 
-def _arguments_of_modules(
+def find_parts(
+    model: torch.nn.Module, example_inputs: ExampleInputs, *, max_tensors: int = 1
+) -> tuple[PartOffer, ...]:
+    """The modules within a model that could be split, those with the most work first.
+
+    Such a module is called once by every run and with all rows, whatever their values, and can be
+    captured and cut. They are tried from the outside inwards: of a module that is offered the
+    inner ones are not looked at.
+
+    Args:
+        model: a model that can be run on the example, whether or not it can be captured.
+        example_inputs: as for `capture_model`.
+        max_tensors: how many tensors may cross a cut.
+
+    Returns:
+        At most five; none where the model cannot be run with one row or with other values.
+    """
+    model.eval()
+    seen = _run_and_watch(model, example_inputs)
+    others = _other_runs(model, example_inputs)
+    whole = seen[model][0]
+    offers: list[PartOffer] = []
+    modules = sorted(model.named_modules(), key=lambda item: item[0].count("."))
+    for path, module in modules:
+        inside = any(path.startswith(f"{offer.path}.") for offer in offers)
+        if not path or inside or _why_none(module, seen, others):
+            continue
+        share = seen[module][0].work_share(whole)
+        if share < _LEAST_SHARE:
+            continue
+        (call,) = _run_and_watch(model, example_inputs, keep=module)[module]
+        assert call.arguments is not None
+        try:
+            captured = capture_model(module, call.arguments)
+        except CaptureError as error:
+            logger.debug("%s cannot be captured: %s", path, error)
+            continue
+        if find_cut_points(captured.graph, max_tensors=max_tensors).points:
+            offers.append(PartOffer(path=path, work_share=share))
+    return tuple(sorted(offers, key=lambda offer: -offer.work_share)[:MOST_OFFERS])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Call:
+    """What a module was called with, and what it did.
+
+    Attributes:
+        first_lengths: the first length of every tensor that it was called with.
+        arguments: copies of what it was called with, if they are wanted.
+        flops: multiply-adds, as torch counts them.
+        seconds: it took.
+    """
+
+    first_lengths: tuple[int, ...]
+    arguments: Arguments | None
+    flops: int
+    seconds: float
+
+    def work_share(self, whole: _Call) -> float:
+        """Its share of the whole model's call."""
+        if whole.flops:
+            return min(1.0, self.flops / whole.flops)
+        return min(1.0, self.seconds / whole.seconds) if whole.seconds else 0.0
+
+
+_Calls: TypeAlias = dict[torch.nn.Module, list[_Call]]
+
+
+def _run_and_watch(
+    model: torch.nn.Module, example_inputs: ExampleInputs, keep: torch.nn.Module | None = None
+) -> _Calls:
+    """Runs a model and notes the calls of each module; the arguments of `keep` are copied."""
+    calls: _Calls = {model: []}
+    begun: list[tuple[Arguments | None, int, float]] = []
+    # The counter follows the gradients of parameters, and then never lets go of them.
+    trained = [tensor for tensor in model.parameters() if tensor.requires_grad]
+
+    def enter(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        copied = None
+        if module is keep:
+            args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
+            copied = Arguments(args=args, kwargs=kwargs)
+        begun.append((copied, counter.get_total_flops(), time.perf_counter()))
+
+    def leave(module: torch.nn.Module, args: Any, kwargs: Any, _result: Any) -> None:
+        copied, flops, started = begun.pop()
+        tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        call = _Call(
+            first_lengths=tuple(tensor.shape[0] for tensor in tensors if tensor.dim()),
+            arguments=copied,
+            flops=counter.get_total_flops() - flops,
+            seconds=time.perf_counter() - started,
+        )
+        calls.setdefault(module, []).append(call)
+
+    hooks = []
+    with untouched(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        try:
+            for tensor in trained:
+                tensor.requires_grad_(False)
+            for module in model.modules():
+                hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+                hooks.append(module.register_forward_hook(leave, with_kwargs=True))
+            call_model(model, example_inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for tensor in trained:
+                tensor.requires_grad_(True)
+    return calls
+
+
+def _other_runs(
     model: torch.nn.Module, example_inputs: ExampleInputs
-) -> dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """What each module but the root is called with, by path, outer modules first."""
-    calls: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+) -> tuple[tuple[float, _Calls | None], ...]:
+    """Runs with the example's first row alone, and with other values in as many rows.
 
-    def recorder(path: str) -> Callable[..., None]:
-        def record(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.setdefault(path, []).append((args, dict(kwargs)))
+    Returns:
+        For each the rows in it over those of the example, and its calls; None where it fails.
+    """
+    leaves, spec = pytree.tree_flatten(split_inputs(example_inputs))
+    places = [i for i, t in enumerate(leaves) if isinstance(t, torch.Tensor) and t.dim()]
+    num_rows = leaves[places[0]].shape[0] if places else 1
 
-        return record
+    def first(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[:1].clone()
 
-    hooks = [
-        module.register_forward_pre_hook(recorder(path), with_kwargs=True)
-        for path, module in model.named_modules()
-        if path
-    ]
-    try:
-        with torch.no_grad():
-            _call(model, example_inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return dict(sorted(calls.items(), key=lambda item: item[0].count(".")))
+    def other(tensor: torch.Tensor) -> torch.Tensor:
+        return -tensor.flip(0) if tensor.is_floating_point() else tensor.flip(0)
+
+    found: list[tuple[float, _Calls | None]] = []
+    for change, factor in ((first, 1 / max(1, num_rows)), (other, 1.0)):
+        changed = [change(leaf) if i in places else leaf for i, leaf in enumerate(leaves)]
+        args, kwargs = pytree.tree_unflatten(changed, spec)
+        try:
+            calls = _run_and_watch(model, Arguments(args=args, kwargs=kwargs))
+        except Exception as error:  # noqa: BLE001 - a model may fail in any way
+            logger.debug("the model fails with other rows than its example's: %s", error)
+            found.append((factor, None))
+        else:
+            found.append((factor, calls))
+    return tuple(found)
 
 
-def _call(model: torch.nn.Module, example_inputs: ExampleInputs) -> None:
-    if isinstance(example_inputs, torch.Tensor):
-        model(example_inputs)
-    elif isinstance(example_inputs, Mapping):
-        model(**example_inputs)
-    else:
-        model(*example_inputs)
+def _why_none(
+    module: torch.nn.Module, seen: _Calls, others: Sequence[tuple[float, _Calls | None]]
+) -> str:
+    """Why a module is no step that every run takes once and with all rows, or ``""``."""
+    calls = seen.get(module, ())
+    if len(calls) != 1:
+        return "the model does not call it exactly once"
+    for factor, run in others:
+        if run is None:
+            return "the model does not run with one row alone, or with other values"
+        found = run.get(module, ())
+        if len(found) != 1:
+            return "whether the model calls it depends on the values, or on the number of rows"
+        (call,) = found
+        expected = [length * factor for length in calls[0].first_lengths]
+        if [float(length) for length in call.first_lengths] != [round(e, 6) for e in expected]:
+            lengths = ", ".join(map(str, calls[0].first_lengths))
+            return (
+                "its rows are not the model's: how many reach it depends on the values (on the "
+                f"example {lengths})"
+            )
+    return ""

@@ -14,7 +14,7 @@ _TORCH_FOLDER = Path(torch.__file__).parent
 def is_library_file(filename: str) -> bool:
     """Whether a file belongs to torch itself or to this package, or is code made at run time."""
     path = Path(filename)
-    own = Path(__file__).parent
+    own = Path(__file__).parent.parent
     return (
         path.is_relative_to(_TORCH_FOLDER) or path.is_relative_to(own) or filename.startswith("<")
     )

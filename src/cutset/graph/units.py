@@ -2,7 +2,8 @@
 
 A module is a unit when it forks and joins: take the boundaries between the calls of its
 children; where more than one activation that the module itself still needs is alive at *every*
-one of them, there is no clean place inside (a skip connection, parallel branches). One such
+one of them, there is no clean place inside (a skip connection, parallel branches). What it only
+hands on from child to child beside them (`side_inputs`) does not count. One such
 instance makes its whole class a unit: an inverted residual of stride 2 has no skip, and is still
 one block. The outermost unit wins. Nothing here looks at what a module or a class is called,
 apart from the three plain containers, which only hold their children.
@@ -11,24 +12,14 @@ apart from the three plain containers, which only hold their children.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import msgspec
 
 from cutset.errors import PlanError
-from cutset.graph.ir import Graph, ModuleCall, Operation
-
-SEQUENTIAL = "torch.nn.modules.container.Sequential"
-"""The container that calls its children one after the other."""
-
-PLAIN_CONTAINERS = frozenset(
-    {
-        SEQUENTIAL,
-        "torch.nn.modules.container.ModuleList",
-        "torch.nn.modules.container.ModuleDict",
-    }
-)
-"""Classes that do nothing but hold children. Exactly these: a subclass has a meaning of its own."""
+from cutset.graph.calls import PLAIN_CONTAINERS, CallRegion, call_label, call_regions, child_of
+from cutset.graph.ir import Graph, Operation
+from cutset.graph.side_inputs import side_inputs_of
 
 
 class Unit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,42 +36,6 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     class_name: str
     start: int
     stop: int
-
-
-class CallRegion(msgspec.Struct, frozen=True, kw_only=True):
-    """The operations of one call of one module, its children's included.
-
-    Attributes:
-        call: which call of which module.
-        depth: how many modules enclose it; 0 for the root.
-        start: index of its first operation.
-        stop: index after its last operation.
-    """
-
-    call: ModuleCall
-    depth: int
-    start: int
-    stop: int
-
-
-def call_label(call: ModuleCall) -> str:
-    """The module's path, with ``#2``, ``#3`` ... for its second, third call."""
-    return call.path if call.call == 0 else f"{call.path}#{call.call + 1}"
-
-
-def call_regions(operations: Sequence[Operation]) -> tuple[CallRegion, ...]:
-    """Every module call of the graph with the operations it spans, in order of first operation."""
-    spans: dict[tuple[str, int], list[int]] = {}
-    found: dict[tuple[str, int], tuple[ModuleCall, int]] = {}
-    for index, operation in enumerate(operations):
-        for depth, call in enumerate(operation.modules):
-            key = (call.path, call.call)
-            spans.setdefault(key, [index, index])[1] = index
-            found.setdefault(key, (call, depth))
-    return tuple(
-        CallRegion(call=call, depth=depth, start=spans[key][0], stop=spans[key][1] + 1)
-        for key, (call, depth) in found.items()
-    )
 
 
 def class_matches(class_name: str, wanted: Collection[str]) -> bool:
@@ -150,26 +105,37 @@ def _forks_and_joins(operations: Sequence[Operation], region: CallRegion) -> boo
     boundaries = _child_boundaries(operations, region)
     if not boundaries:
         return False
+    needed = needed_inside(operations, region)
+    return all(needed[boundary - region.start] > 1 for boundary in boundaries)
+
+
+def needed_inside(operations: Sequence[Operation], region: CallRegion) -> tuple[int, ...]:
+    """How many values a module call itself still needs before each of its operations.
+
+    A value counts where it is made before (outside of the module: before all) and the module reads
+    it there or later; its side inputs do not count.
+
+    Args:
+        operations: the graph's.
+        region: the call.
+    """
+    sides = side_inputs_of(operations, region)
     made = {operations[i].name: i for i in range(region.start, region.stop)}
-    last_use: dict[str, int] = {}
-    for i in range(region.start, region.stop):
-        for name in operations[i].inputs:
-            last_use[name] = i
-    # A value is alive at boundary b when it is made before b (outside the module: before all)
-    # and the module reads it at b or later.
-    return all(
-        sum(made.get(name, -1) < boundary <= use for name, use in last_use.items()) > 1
-        for boundary in boundaries
-    )
+    last_use = {name: i for i in range(region.start, region.stop) for name in operations[i].inputs}
+    changes = [0] * (region.stop - region.start + 1)
+    for name, use in last_use.items():
+        if name not in sides:
+            changes[made.get(name, region.start - 1) + 1 - region.start] += 1
+            changes[use + 1 - region.start] -= 1
+    return tuple(accumulate(changes[:-1]))
 
 
 def _child_boundaries(operations: Sequence[Operation], region: CallRegion) -> tuple[int, ...]:
     """Positions right after each call of a child but the last, looking through containers."""
     ends: dict[tuple[str, int], int] = {}
     for index in range(region.start, region.stop):
-        for call in operations[index].modules[region.depth + 1 :]:
-            if call.class_name not in PLAIN_CONTAINERS:
-                ends[call.path, call.call] = index + 1
-                break
+        child = child_of(operations[index], region)
+        if child is not None:
+            ends[child.path, child.call] = index + 1
     ordered = sorted(ends.values())
     return tuple(end for end, _ in pairwise(ordered))

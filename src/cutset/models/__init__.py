@@ -6,17 +6,27 @@ Importing this package does not import torch; finding a model does.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cutset.errors import ModelError
-from cutset.models.found import ExampleInputs, FoundModel
-from cutset.models.request import parse_weights
+from cutset.graph.arguments import Arguments, ExampleInputs
+from cutset.models.found import FoundModel
+from cutset.models.request import WeightsRequest, parse_weights
 
-__all__ = ["ExampleInputs", "FoundModel", "find_model"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Arguments", "ExampleInputs", "FoundModel", "find_model"]
 
 _FORMS = "torchvision:NAME, NAME, timm:NAME, FILE.py:FACTORY, FILE.pt2 or FILE.onnx"
 
 
-def find_model(spec: str, *, weights: str | None = None) -> FoundModel:
+def find_model(
+    model: str | torch.nn.Module,
+    example_inputs: ExampleInputs | None = None,
+    *,
+    weights: str | None = None,
+) -> FoundModel:
     """Finds a model and its weights.
 
     A ``FILE.py`` and a ``FILE.pt2`` are the caller's own: the first is imported, which runs it;
@@ -24,16 +34,17 @@ def find_model(spec: str, *, weights: str | None = None) -> FoundModel:
     would run. Programs inside a bundle never come this way.
 
     Args:
-        spec: one of
+        model: a module, which `example_inputs` come with, or one of
 
             - ``torchvision:NAME`` or a bare ``NAME``: any builder registered with torchvision;
             - ``timm:NAME``: any model of timm, with or without a tag (needs the extra ``timm``);
             - ``FILE.py:FACTORY``: a function or class of the file, called without arguments, or
-              a module object. It gives a module, a pair ``(module, example_inputs)`` or a whole
-              `FoundModel`. Where it gives no example inputs, the file's function
-              ``example_inputs()`` is asked;
+              a module object. It gives a module, a pair ``(module, example_inputs)``, a triple
+              ``(module, args, kwargs)`` or a whole `FoundModel`. Where it gives no example inputs,
+              the file's function ``example_inputs()`` is asked;
             - ``FILE.pt2``: a program saved by `torch.export.save`;
             - ``FILE.onnx``: an ONNX model, read as data and run in ONNX Runtime alone.
+        example_inputs: what a module is called with, two rows or more of each tensor.
         weights: one of
 
             - None: the library's default weights for torchvision and timm (never random ones),
@@ -53,11 +64,19 @@ def find_model(spec: str, *, weights: str | None = None) -> FoundModel:
         the model in evaluation mode with everything that belongs to it.
 
     Raises:
-        ModelError: nothing has this name (near names are given), a file is missing or cannot be
-            read, the weights cannot be had here, or the extra ``timm`` is not installed.
+        ModelError: nothing has this name (near names are given), a module comes without example
+            inputs or a name with some, a file is missing or cannot be read, the weights
+            cannot be had here, or the extra ``timm`` is not installed.
         WeightsMismatch: the weights belong to another model.
     """
     request = parse_weights(weights)
+    if not isinstance(model, str):
+        return _found_object(model, example_inputs, request)
+    if example_inputs is not None:
+        raise ModelError(
+            f"{model!r} comes with its own example inputs; give example_inputs with a module only"
+        )
+    spec = model
     path, colon, factory = spec.rpartition(":")
     if colon and Path(path).suffix == ".py":
         from cutset.models.from_file import find_in_python_file
@@ -86,3 +105,25 @@ def find_model(spec: str, *, weights: str | None = None) -> FoundModel:
 
         return find_in_torchvision(name if colon else spec, request)
     raise ModelError(f"{spec!r} names no model; write {_FORMS}")
+
+
+def _found_object(
+    model: object, example_inputs: ExampleInputs | None, request: WeightsRequest | None
+) -> FoundModel:
+    """A module that is at hand.
+
+    Raises:
+        ModelError: it is no module, or comes without example inputs.
+    """
+    import torch
+
+    from cutset.models.from_file import found_module
+
+    if isinstance(model, torch.nn.Module):
+        return found_module(model, example_inputs, request)
+    if isinstance(model, FoundModel):
+        raise ModelError("a FoundModel is found already: give it to prepare_found")
+    raise ModelError(
+        f"{type(model).__name__} is no model: expected a torch.nn.Module with example inputs, or "
+        f"a name ({_FORMS})"
+    )

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
+from cutset.graph.arguments import ExampleInputs
 from cutset.images import Preprocessing
 
 if TYPE_CHECKING:
     import torch
-
-ExampleInputs: TypeAlias = "torch.Tensor | Sequence[Any] | Mapping[str, Any]"
-"""A tensor, positional arguments, or keyword arguments; each tensor with rows along its first
-dimension, two rows or more."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import logging
@@ -16,6 +17,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from cutset.errors import ModelError
+from cutset.graph.arguments import Arguments, ExampleInputs, split_inputs
 from cutset.models.found import FoundModel
 from cutset.models.randomise import randomise
 from cutset.models.request import NamedWeights, RandomWeights, WeightsRequest, near_names
@@ -44,37 +46,75 @@ def find_in_python_file(file: str, factory: str, request: WeightsRequest | None)
     if isinstance(made, FoundModel):
         found = made
     else:
-        model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-        if not isinstance(model, nn.Module):
-            raise ModelError(
-                f"{name} gave {_kind(made)}; expected a torch.nn.Module, a pair (module, "
-                "example_inputs) or a cutset.models.FoundModel"
-            )
+        model, inputs = _module_and_inputs(made, name)
         if inputs is None:
             inputs = _file_inputs(module, name)
         found = FoundModel(
             model=model, name=name, weights=f"as {name} made them", example_inputs=inputs
         )
+    return with_weights(dataclasses.replace(found, name=name), request)
+
+
+def found_module(
+    model: nn.Module, example_inputs: ExampleInputs | None, request: WeightsRequest | None
+) -> FoundModel:
+    """The caller's own module as a found model; its name is its class's.
+
+    Raises:
+        ModelError: no example inputs are given, or they are no such thing; the weights have a name
+            or cannot be read.
+        WeightsMismatch: a file of weights is for another model.
+    """
+    name = type(model).__qualname__
+    if example_inputs is None:
+        raise ModelError(
+            f"a module alone ({name}) does not tell what it takes; give example inputs with two "
+            "rows or more as well: prepare_model(module, example_inputs)"
+        )
+    words = "as they were in the module"
+    found = FoundModel(model=model, name=name, weights=words, example_inputs=example_inputs)
+    return with_weights(found, request)
+
+
+def with_weights(found: FoundModel, request: WeightsRequest | None) -> FoundModel:
+    """A model in evaluation mode, with the weights that are asked for or with its own.
+
+    Raises:
+        ModelError: its example inputs are none, or the weights have a name or cannot be read.
+        WeightsMismatch: a file of weights is for another model.
+    """
+    name, words = found.name, found.weights
     _check_inputs(found.example_inputs, name)
     found.model.eval()
-    words = found.weights
     if isinstance(request, NamedWeights):
         raise ModelError(
-            f"{name} has no weights called {request.name!r}; leave --weights out to keep the "
-            "factory's own, or pass --weights FILE.pth|FILE.safetensors|random:SEED"
+            f"{name} has no weights called {request.name!r}; leave --weights out to keep its own, "
+            "or pass --weights FILE.pth|FILE.safetensors|random:SEED"
         )
     if isinstance(request, RandomWeights):
         randomise(found.model, found.example_inputs, request.seed)
         words = f"random, seed {request.seed}"
     elif request is not None:
         words = load_weights_file(found.model, request)
-    return FoundModel(
-        model=found.model,
-        name=name,
-        weights=words,
-        example_inputs=found.example_inputs,
-        preprocessing=found.preprocessing,
-        labels=found.labels,
+    return dataclasses.replace(found, weights=words)
+
+
+def _module_and_inputs(made: Any, name: str) -> tuple[nn.Module, Any]:
+    """What a factory gave: a module, and its example inputs or None.
+
+    Raises:
+        ModelError: it gave something else.
+    """
+    parts = made if isinstance(made, tuple) else (made,)
+    if isinstance(parts[0] if parts else None, nn.Module):
+        if len(parts) < 3:
+            return parts[0], parts[1] if len(parts) == 2 else None
+        if len(parts) == 3 and isinstance(parts[1], tuple | list) and isinstance(parts[2], Mapping):
+            return parts[0], Arguments(args=tuple(parts[1]), kwargs=parts[2])
+    raise ModelError(
+        f"{name} gave {_kind(made)}; expected a torch.nn.Module, a pair (module, example_inputs) "
+        "with a tensor, a tuple of positional or a dict of keyword arguments, a triple (module, "
+        "args, kwargs), or a cutset.models.FoundModel"
     )
 
 
@@ -148,10 +188,11 @@ def _file_inputs(module: ModuleType, name: str) -> Any:
 
 
 def _check_inputs(inputs: Any, name: str) -> None:
-    right_kind = isinstance(inputs, torch.Tensor | Mapping) or (
+    right_kind = isinstance(inputs, torch.Tensor | Mapping | Arguments) or (
         isinstance(inputs, Sequence) and not isinstance(inputs, str)
     )
-    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
+    leaves = pytree.tree_leaves(split_inputs(inputs)) if right_kind else []
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     if not right_kind or not tensors:
         raise ModelError(
             f"example inputs of {name} are {_kind(inputs)}; expected a tensor, a sequence of "
@@ -160,7 +201,11 @@ def _check_inputs(inputs: Any, name: str) -> None:
 
 
 def _kind(value: Any) -> str:
-    return type(value).__name__
+    """The value's class; of a tuple also what it holds."""
+    name = type(value).__name__
+    if not isinstance(value, tuple):
+        return name
+    return f"{name} of {', '.join(type(item).__name__ for item in value) or 'nothing'}"
 
 
 def find_in_program_file(file: str, request: WeightsRequest | None) -> FoundModel:
@@ -195,16 +240,39 @@ def find_in_program_file(file: str, request: WeightsRequest | None) -> FoundMode
     if program.example_inputs is None:
         raise ModelError(f"program {file} holds no example inputs; export it again with them")
     args, kwargs = program.example_inputs
-    if args and kwargs:
-        raise ModelError(
-            f"program {file} takes both positional and keyword arguments; export it with one kind"
+    model = _callable_program(program, file)
+    for name, lengths in _other_free_lengths(program).items():
+        logger.warning(
+            "%s: input %r was exported with other free lengths than the number of rows; the "
+            "pieces take the example's alone: %s",
+            file,
+            name,
+            ", ".join(f"dimension {dim} of {length}" for dim, length in lengths),
         )
+    args, kwargs = _two_rows((args, kwargs))
     return FoundModel(
-        model=_callable_program(program, file),
+        model=model,
         name=file,
         weights=f"held in {path.name}, sha256 {file_sha256(path)}",
-        example_inputs=_two_rows(kwargs or args),
+        example_inputs=Arguments(args=args, kwargs=kwargs),
     )
+
+
+def _other_free_lengths(
+    program: torch.export.ExportedProgram,
+) -> dict[str, tuple[tuple[int, int], ...]]:
+    """By input: dimensions but the first that may have any length, and the example's lengths."""
+    assert program.example_inputs is not None
+    leaves = pytree.tree_leaves(program.example_inputs)
+    found = {}
+    for name, leaf in zip(program.graph_signature.user_inputs, leaves, strict=True):
+        value = next(node for node in program.graph.nodes if node.name == name).meta.get("val")
+        if isinstance(value, torch.Tensor):
+            free = [dim for dim, length in enumerate(value.shape) if not isinstance(length, int)]
+            lengths = tuple((dim, leaf.shape[dim]) for dim in free if dim > 0)
+            if lengths:
+                found[name] = lengths
+    return found
 
 
 def _callable_program(program: torch.export.ExportedProgram, file: str) -> nn.Module:
@@ -227,7 +295,8 @@ def _callable_program(program: torch.export.ExportedProgram, file: str) -> nn.Mo
     # Guards would be traced with the program, and bind every capture to the range of rows that
     # was written down at export; without them torch checks the range where the program is run.
     model = program.module(check_guards=False)
-    # A program is what it was exported as; torch refuses to switch its mode.
+    # A program is what it was exported as; torch refuses to switch its mode, even to the same one.
+    model.train = lambda mode=True: model  # type: ignore[method-assign] # noqa: ARG005
     model.eval = lambda: model  # type: ignore[method-assign]
     return model
 

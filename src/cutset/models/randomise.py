@@ -12,14 +12,13 @@ because then the last bits of the run, which differ between machines, do not sho
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from cutset.errors import ModelError
-from cutset.models.found import ExampleInputs
+from cutset.graph.arguments import ExampleInputs, call_model, untouched
 
 _SCALE_RANGE = (0.5, 1.5)
 _SHIFT_RANGE = (-0.25, 0.25)
@@ -104,7 +103,8 @@ def _fit_running_statistics(model: nn.Module, example_inputs: ExampleInputs) -> 
     if not hooks:
         return
     try:
-        _call(model, example_inputs)
+        with untouched(model, with_buffers=False):
+            call_model(model, example_inputs)
     except Exception as error:
         raise ModelError(
             f"the model cannot be run on its example inputs, so its batch-norm statistics cannot "
@@ -113,12 +113,3 @@ def _fit_running_statistics(model: nn.Module, example_inputs: ExampleInputs) -> 
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _call(model: Callable[..., Any], example_inputs: ExampleInputs) -> None:
-    if isinstance(example_inputs, torch.Tensor):
-        model(example_inputs)
-    elif isinstance(example_inputs, Mapping):
-        model(**example_inputs)
-    else:
-        model(*example_inputs)

@@ -1,9 +1,14 @@
 """Placement: which stages, on which devices, in which order, and the proof that none is better."""
 
 from cutset.planning.assemble import gain_inside_units
-from cutset.planning.cost_graph import CostGraph, load_cost_graph, plan_cost_graph
+from cutset.planning.cost_graph import (
+    CostGraph,
+    load_cost_graph,
+    pareto_cost_graph,
+    plan_cost_graph,
+)
 from cutset.planning.expect import expect_on_cluster
-from cutset.planning.make import make_plan, pareto_plans
+from cutset.planning.make import TIME_LIMIT_S, make_plan, pareto_plans
 from cutset.planning.plan import (
     Alternative,
     Certificate,
@@ -18,6 +23,7 @@ from cutset.planning.simulate import Slot, Timeline, simulate, simulate_plan
 from cutset.planning.wider import try_more_tensors
 
 __all__ = [
+    "TIME_LIMIT_S",
     "Alternative",
     "Certificate",
     "CostGraph",
@@ -31,6 +37,7 @@ __all__ = [
     "load_cost_graph",
     "load_plan",
     "make_plan",
+    "pareto_cost_graph",
     "pareto_plans",
     "plan_cost_graph",
     "plan_from_json",

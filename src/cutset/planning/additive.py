@@ -4,8 +4,9 @@ Dynamic programming over (devices in use, device of the open stage, boundary whe
 The value is the cost up to the moment that the stage's input has arrived. This covers what the
 faster methods cannot: costs that add up along the plan while every stage stays within a limit.
 
-Where a stage is serial its load depends on the links on both sides. If all links cost the same,
-both transfers follow from the boundaries; if not, the state also names the device before it.
+Where a stage is serial, or bytes take from its computing, its load depends on the links on both
+sides. If all links cost the same, both shares follow from the boundaries; if not, the state also
+names the device before it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ import math
 
 import numpy as np
 
-from cutset.planning.lattice import Lattice, OverBudget
-from cutset.planning.problem import ChainProblem, Floats, Ints, Placed, with_slack
+from cutset.planning.deadline import OverBudget
+from cutset.planning.lattice import Lattice
+from cutset.planning.problem import ChainProblem, Placed, with_slack
+from cutset.planning.totals import Floats, Ints
 
 MAX_STORED = 40_000_000
 """Numbers that one search may keep (8 bytes each)."""
+
+MAX_WORST = 4
+"""A search is not begun where it could come to keep this many times as much."""
 
 _SOURCE = -1
 
@@ -48,17 +54,15 @@ class _Search:
         self.lattice = Lattice(problem)
         self.size = problem.num_pieces + 1
         classes = range(problem.num_classes)
-        needs_pairs = problem.serial and not problem.has_uniform_links and not self.by_load
+        needs_pairs = problem.is_coupled and not problem.has_uniform_links and not self.by_load
         self.in_pairs = needs_pairs and math.isfinite(limit_s)
         before = (_SOURCE, *classes) if self.in_pairs else (_SOURCE,)
-        self.lasts = [(d, e) for e in classes for d in before if d != e or problem.counts[e] > 1]
+        self.lasts = [(d, e) for e in classes for d in before if problem.can_follow(d, e)]
         self.index = {last: k for k, last in enumerate(self.lasts)}
-        self.links = {
-            (a, b): problem.link_row_s(a, b)
-            for a in classes
-            for b in classes
-            if a != b or problem.counts[a] > 1
-        }
+        self.links = {pair: problem.link_row_s(*pair) for pair in problem.pairs}
+        if problem.is_coupled:
+            self.sent = {pair: problem.sender_row_s(*pair) for pair in problem.pairs}
+            self.received = {pair: problem.receiver_row_s(*pair) for pair in problem.pairs}
         self.rows: dict[tuple[int, int, int, int], tuple[int, Floats]] = {}
         self.least_left: Floats = np.zeros(self.size)
         if self.by_latency:
@@ -84,12 +88,12 @@ class _Search:
         best = np.full(problem.num_pieces - start, math.inf)
         for variant in problem.of_class(here):
             stop = int(variant.furthest[start])
-            seconds = variant.prefix_s[start + 1 : stop + 1] - variant.prefix_s[start]
+            seconds = variant.totals.between(start, slice(start + 1, stop + 1))
             best[: stop - start] = np.minimum(best[: stop - start], seconds)
         load = best + problem.overhead_s[here]
         if self.by_load:
             best = load
-        elif problem.serial and math.isfinite(self.limit_s):
+        elif problem.is_coupled and math.isfinite(self.limit_s):
             load = load + self._moves_s(last, start, following)
         best[load > self.limit_s] = math.inf
         allowed = np.flatnonzero(np.isfinite(best))
@@ -100,33 +104,32 @@ class _Search:
         return stop, np.where(np.isfinite(best), 0.0, math.inf)
 
     def _moves_s(self, last: tuple[int, int], start: int, following: int) -> Floats:
-        """Seconds to receive and to send, for each stop of a serial stage from `start`."""
+        """What receiving and sending add to the load of a stage, for each stop from `start`."""
         problem, here = self.problem, last[1]
-        any_link = next(iter(self.links.values()), np.zeros(self.size))
         if start == 0:
-            received = float(problem.source_s[here])
+            received = problem.first_load_s(here)
         else:
-            received = float((self.links[last] if self.in_pairs else any_link)[start])
-        if self.in_pairs:
-            ends = np.full(self.size, math.inf)
-            sent = self.links[here, following].copy() if following >= 0 else ends
-        else:
-            sent = any_link.copy()
-        sent[-1] = problem.sink_s[here] if following < 0 or not self.in_pairs else math.inf
+            before = last[0] if self.in_pairs else problem.any_source(here)
+            received = math.inf if before is None else float(self.received[before, here][start])
+        after = following if self.in_pairs else problem.any_target(here)
+        sent = np.full(self.size, math.inf)
+        if after is not None and after >= 0:
+            sent = self.sent[here, after].copy()
+        ends_here = following < 0 or not self.in_pairs
+        sent[-1] = problem.last_load_s(here) if ends_here else math.inf
         moves: Floats = received + sent[start + 1 :]
         return moves
 
     def first_level(self) -> _Level:
         problem, lattice = self.problem, self.lattice
-        states = np.unique(lattice.strides) if not problem.fixed_order else np.ones(1, np.int64)
+        states = np.unique(lattice.strides)
         values = np.full((len(self.lasts), self.size, len(states)), math.inf)
         for e in range(problem.num_classes):
             source_s = float(problem.source_s[e])
             if problem.serial or source_s <= self.limit_s:
                 at = int(np.searchsorted(states, lattice.strides[e]))
-                values[self.index[(_SOURCE, e)], 0, at] = (
-                    source_s if self.by_latency or self.by_load else 0.0
-                )
+                begun_s = problem.first_load_s(e) if self.by_load else 0.0
+                values[self.index[(_SOURCE, e)], 0, at] = source_s if self.by_latency else begun_s
         return _Level(states, values)
 
     def closed(self, level: _Level, last: tuple[int, int], following: int) -> Floats:
@@ -144,22 +147,24 @@ class _Search:
     def end_cost(self, closed: Floats, device_class: int) -> Floats:
         """Cost of a plan that ends with this stage, shape (M,)."""
         sink_s = float(self.problem.sink_s[device_class])
-        if self.by_load:
-            fits = np.isfinite(closed[-1]) & (closed[-1] + sink_s <= self.limit_s)
-            return np.where(fits, 0.0, math.inf)
         if not self.problem.serial and sink_s > self.limit_s:
             return np.full(closed.shape[1], math.inf)
+        if self.by_load:
+            load = closed[-1] + self.problem.last_load_s(device_class)
+            return np.where(np.isfinite(closed[-1]) & (load <= self.limit_s), 0.0, math.inf)
         total: Floats = closed[-1] + (sink_s if self.by_latency else 0.0)
         return total
 
     def crossed(self, done: Floats, device_class: int, next_class: int) -> Floats:
         """Cost after a cut at each boundary, from `done` of shape (n + 1,) or (n + 1, M)."""
         if self.by_load:
-            link = self.links[device_class, next_class].copy()
-            link[0] = link[-1] = math.inf
-            link = link.reshape(-1, *([1] * (done.ndim - 1)))
-            fits = np.isfinite(done) & (done + link <= self.limit_s)
-            return np.where(fits, link, math.inf)
+            pair, shape = (device_class, next_class), (-1, *([1] * (done.ndim - 1)))
+            sent, received = self.sent[pair].reshape(shape), self.received[pair].copy()
+            received[0] = received[-1] = math.inf
+            if not self.problem.serial:
+                received[self.links[pair] > self.limit_s] = math.inf
+            fits = np.isfinite(done) & (done + sent <= self.limit_s)
+            return np.where(fits, received.reshape(shape), math.inf)
         added = self.crossing(device_class, next_class)
         total: Floats = done + added.reshape(-1, *([1] * (done.ndim - 1)))
         return total
@@ -183,6 +188,7 @@ class _Search:
             return None
         values = np.full((len(self.lasts), self.size, len(states)), math.inf)
         for last in self.lasts:
+            self.problem.deadline.check()
             if not np.isfinite(level.values[self.index[last]]).any():
                 continue
             closed = None if self.in_pairs else self.closed(level, last, _SOURCE)
@@ -260,14 +266,17 @@ def cheapest(
     Args:
         problem: any.
         limit_s: seconds; infinity for no limit.
-        cost: ``"latency"``; ``"ties"``; or ``"load"``: any plan that keeps a *serial* period (the
-            value is then the least load so far of the open stage, so links may differ freely).
+        cost: ``"latency"``; ``"ties"``; or, where the problem is coupled, ``"load"``: any plan
+            that keeps the period (the value is then the least load so far of the open stage, so
+            links may differ freely).
         stop_at_first: return the first plan found, with the fewest stages, whatever it costs.
 
     Raises:
-        OverBudget: the search would keep more than `MAX_STORED` numbers.
+        OverBudget: the search would keep more than `MAX_STORED` numbers, or its time is over.
     """
     search = _Search(problem, with_slack(limit_s), cost)
+    if search.lattice.num_states * len(search.lasts) * search.size > MAX_WORST * MAX_STORED:
+        raise OverBudget(f"{search.lattice.num_states} states of {search.size} boundaries")
     levels = [search.first_level()]
     best, place, stored = math.inf, (-1, -1, -1), 0
     for depth in range(search.lattice.num_levels):

@@ -9,7 +9,7 @@ from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
 from cutset.planning.bounds import latency_certificates, period_certificates
 from cutset.planning.build import BuiltProblem
-from cutset.planning.plan import PLAN_FORMAT, Alternative, Plan, StagePlan
+from cutset.planning.plan import PLAN_FORMAT, Alternative, Plan, StagePlan, gap_of, proven_among
 from cutset.planning.problem import ChainProblem, Placed
 from cutset.planning.solve import Solution
 
@@ -39,6 +39,7 @@ def assemble_plan(
     bound_s = min(best.bound_s, value_s)
     stages = _stages(graph, cuts, costs, built, placed)
     used = {stage.device for stage in stages}
+    has_links = any(problem.link_row_s(*pair).any() for pair in problem.pairs)
     return Plan(
         format=PLAN_FORMAT,
         objective=objective,
@@ -48,12 +49,13 @@ def assemble_plan(
         latency_s=latency_s,
         bound_s=bound_s,
         bound_by=best.name,
-        gap=0.0 if bound_s >= value_s * (1 - 1e-9) else value_s / bound_s - 1,
+        gap=gap_of(value_s, bound_s),
         serial=problem.serial,
         fixed_order=problem.fixed_order,
         max_latency_s=max_latency_s,
         min_rows_per_s=min_rows_per_s,
         family=family,
+        proven_among=proven_among(family, has_links=has_links),
         certificates=certificates,
         alternatives=alternatives,
         unused_devices=tuple(d.name for g in built.classes for d in g if d.name not in used),
@@ -69,7 +71,7 @@ def _stages(
     placed: tuple[Placed, ...],
 ) -> tuple[StagePlan, ...]:
     problem = built.problem
-    moves = problem.transfers_s(placed)
+    moves, lost_s = problem.transfers_s(placed), problem.lost_s(placed)
     free = [list(group) for group in built.classes]
     stages = []
     for index, stage in enumerate(placed):
@@ -96,7 +98,7 @@ def _stages(
                 memory_limit_bytes=device.memory_bytes,
                 flops=sum(costs.flops_per_row[first:last]),
                 cut_kind=costs.kinds[last],
-                overhead_s=float(problem.overhead_s[stage.device_class]),
+                overhead_s=lost_s[index],
             )
         )
     return tuple(stages)

@@ -4,26 +4,35 @@
   its fastest device needs; a device counts the most such work that it can do in a second.
 - *largest node*: some stage must hold the largest piece, at best on the device that is fastest
   for it.
+- *sharing*: all work once more, every piece divided among the devices at will, each device as slow
+  for each piece as it is. Any weights of the devices give such a bound (the dual of a linear
+  program); weights are sought that give a large one.
 - *cover*: stages as long as a limit allows, each on whatever device reaches furthest and a device
   as often as one likes, still need more stages than there may be. Greedy from the left is exact
   for this relaxation, because a later start never reaches less far.
 - *cut count*: a limit that forces k stages needs k - 1 cuts that some link can carry within it.
 - *exhaustion*: the exact search has ruled out every smaller value that a period can take.
-- *relaxation*: unequal devices were merged into groups, each as good as the best of its members
-  in every respect, and this easier problem was solved exactly.
+- *search*: the exact search was ended by its time limit; it had ruled out all below this.
+- *relaxation*: an easier problem was solved exactly: unequal devices merged into groups, each as
+  good as the best of its members in every respect, or devices that may serve several stages.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from cutset.planning.plan import Certificate
-from cutset.planning.problem import ROUNDING, ChainProblem, Floats
+from cutset.planning.problem import ROUNDING, ChainProblem
+from cutset.planning.totals import Floats
 
 MAX_COVER_SIZE = 50_000
+
+MAX_SHARING_SIZE = 200_000
+SHARING_STEPS = 60
+MAX_RATIOS = 2_000
 
 
 def volume_bound(problem: ChainProblem) -> float:
@@ -33,6 +42,51 @@ def volume_bound(problem: ChainProblem) -> float:
     total = float(every.sum())
     spread_s = float(work.sum()) / total if math.isfinite(total) and total > 0 else 0.0
     return spread_s + float(problem.overhead_s.min())
+
+
+def sharing_bound(seconds: Floats, counts: Sequence[int]) -> float:
+    """Seconds of all pieces, divided at will among all devices; 0 where some piece cannot run.
+
+    Where a device of class c works for T seconds at most, ``sum_c w_c * counts_c * T`` is at least
+    the sum over pieces of ``min_c w_c * seconds[c]``, for any weights w from 0. For two classes the
+    best weights are found exactly, for more by exponentiated gradient.
+
+    Args:
+        seconds: of each piece on each class, shape (C, n); infinity where impossible.
+        counts: devices of each class.
+    """
+    number = np.asarray(counts, dtype=np.float64)
+    least = seconds.min(axis=0)
+    if not np.isfinite(least).all() or float(least.sum()) <= 0:
+        return 0.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weights = np.where(least > 0, least / seconds, 0.0).max(axis=1)
+    best = 0.0
+    for _ in range(SHARING_STEPS):
+        weights = weights / float(number @ weights)
+        if not (weights > 0).all():
+            weights = np.maximum(weights, 1e-12)
+            weights = weights / float(number @ weights)
+        weighted = weights[:, None] * seconds
+        chosen = weighted.argmin(axis=0)
+        best = max(best, float(weighted.min(axis=0).sum()))
+        given = np.bincount(chosen, seconds[chosen, np.arange(len(chosen))], len(counts)) / number
+        weights = weights * np.exp(0.5 * (given / given.max() - 1.0))
+    if len(counts) == 2:
+        best = max(best, _best_of_two(seconds, number))
+    return best
+
+
+def _best_of_two(seconds: Floats, number: Floats) -> float:
+    """The largest sharing bound of two classes: its weights make some piece cost both the same."""
+    first, second = seconds
+    both = np.isfinite(first) & np.isfinite(second) & (first > 0) & (second > 0)
+    best = 0.0
+    for ratio in np.unique(second[both] / first[both])[:MAX_RATIOS]:
+        weights = np.array([ratio, 1.0])
+        weights = weights / float(number @ weights)
+        best = max(best, float((weights[:, None] * seconds).min(axis=0).sum()))
+    return best
 
 
 def largest_node_bound(problem: ChainProblem) -> float:
@@ -60,10 +114,8 @@ def least_stages(problem: ChainProblem, limit_s: float) -> int | None:
 def fastest_links_s(problem: ChainProblem) -> Floats:
     """For each inner boundary the seconds on the fastest link there is, shape (n - 1,)."""
     best = np.full(problem.num_pieces + 1, math.inf)
-    for a in range(problem.num_classes):
-        for b in range(problem.num_classes):
-            if a != b or problem.counts[a] > 1:
-                np.minimum(best, problem.link_row_s(a, b), out=best)
+    for pair in problem.pairs:
+        np.minimum(best, problem.link_row_s(*pair), out=best)
     return best[1:-1]
 
 
@@ -112,6 +164,13 @@ def quick_bound(problem: ChainProblem) -> float:
     return max(volume_bound(problem), largest_node_bound(problem))
 
 
+def shared_work_bound(problem: ChainProblem) -> float:
+    """Seconds of all work, divided at will among the devices, and the least overhead."""
+    if problem.num_classes == 1 or problem.num_pieces * problem.num_classes > MAX_SHARING_SIZE:
+        return 0.0
+    return sharing_bound(problem.piece_seconds(), problem.counts) + float(problem.overhead_s.min())
+
+
 def period_certificates(
     problem: ChainProblem, period_s: float, proven_s: float, proven_by: str
 ) -> tuple[Certificate, ...]:
@@ -121,7 +180,7 @@ def period_certificates(
         problem: what was solved.
         period_s: the period of the plan found.
         proven_s: the bound that the search itself proved.
-        proven_by: how: ``"exhaustion"`` or ``"relaxation"``.
+        proven_by: how: ``"exhaustion"``, ``"search"`` or ``"relaxation"``.
     """
     volume_s, largest_s = volume_bound(problem), largest_node_bound(problem)
     found = [
@@ -136,6 +195,15 @@ def period_certificates(
             detail="the largest piece on the device that is fastest for it",
         ),
     ]
+    shared_s = shared_work_bound(problem)
+    if shared_s > volume_s:
+        found.append(
+            Certificate(
+                name="sharing",
+                bound_s=min(shared_s, period_s),
+                detail="all work, every piece divided among the devices at will",
+            )
+        )
     if problem.num_pieces * len(problem.variants) <= MAX_COVER_SIZE:
         found.append(
             Certificate(
@@ -153,7 +221,9 @@ def period_certificates(
         )
     detail = {
         "exhaustion": "the search ruled out every smaller period",
-        "relaxation": "the best that groups of devices as good as their best members could do",
+        "search": "the search ruled out every period below this before its time was over",
+        "relaxation": "the best that groups of devices as good as their best members could do, or "
+        "devices that could serve several stages",
     }[proven_by]
     found.append(Certificate(name=proven_by, bound_s=proven_s, detail=detail))
     return _by_tightness(found, period_s)
@@ -178,7 +248,7 @@ def latency_certificates(
             bound_s=proven_s,
             detail="the search ruled out every smaller latency"
             if proven_by == "exhaustion"
-            else "every piece where it is fastest",
+            else "the least latency if devices could serve several stages",
         ),
     ]
     return _by_tightness(found, latency_s)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from cutset.costs.model import CostModel, PieceSeconds
-from cutset.devices import Cluster, Device
-from cutset.planning.problem import ChainProblem, Floats, Ints, Variant
+from cutset.devices import Cluster, Device, Link
+from cutset.errors import PlanError
+from cutset.planning.deadline import NEVER, Deadline
+from cutset.planning.problem import ByteCosts, ChainProblem, Variant
+from cutset.planning.totals import Floats, Ints
 
 KIND_PREFERENCE = ("block", "pool", "activation", "", "head")
 """Kinds of cuts, the preferred first; "" is an operation inside a unit."""
@@ -94,6 +98,7 @@ def build_problem(
     serial: bool = False,
     fixed_order: bool = False,
     num_stages: int | None = None,
+    deadline: Deadline = NEVER,
 ) -> BuiltProblem:
     """The plain problem of placing a model on a cluster.
 
@@ -105,45 +110,60 @@ def build_problem(
         serial: whether a stage receives, computes and sends one after the other.
         fixed_order: whether stages must keep the cluster's order of devices.
         num_stages: exactly this many, or None for any number.
+        deadline: when searches end.
 
     Raises:
-        PlanError: a device has no costs.
+        PlanError: a device has no costs, or negative ones.
     """
     devices = cluster.devices
-    seconds = [costs.seconds_on(device) for device in devices]
-    latency, per_byte = _link_tables(cluster)
+    seconds = [_checked(costs.seconds_on(device)) for device in devices]
+    tables = _link_tables(cluster)
     edges = np.asarray(boundaries, dtype=np.int64)
     crossing = np.asarray(costs.cut_bytes_per_row, dtype=np.float64) * costs.micro_batch
     source = [cluster.caller_transfer_s(d, crossing[0], back=False) for d in devices]
     sink = [cluster.caller_transfer_s(d, crossing[-1], back=True) for d in devices]
     overhead = [cluster.overhead_on(d) for d in devices]
+    outer = _outer_bytes_s(cluster, crossing[0], crossing[-1])
     keys = [
-        (tuple((s.backend, s.seconds) for s in own), d.memory_bytes, a, b, o)
-        for d, own, a, b, o in zip(devices, seconds, source, sink, overhead, strict=True)
+        (tuple((s.backend, s.seconds) for s in own), d.memory_bytes, a, b, o, *outer[:, k])
+        for k, (d, own, a, b, o) in enumerate(
+            zip(devices, seconds, source, sink, overhead, strict=True)
+        )
     ]
-    members = _classes(keys, latency, per_byte)
+    members = _classes(keys, tables)
     if fixed_order and len(members) > 1:
         members = [[index] for index in range(len(devices))]
     memory = MemoryTable(costs, boundaries)
     firsts = np.asarray([group[0] for group in members])
-    seconds_of = [group[min(1, len(group) - 1)] for group in members]  # a second member, if any
-    link_latency, link_per_byte = latency[np.ix_(firsts, firsts)], per_byte[np.ix_(firsts, firsts)]
-    for k, (first, second) in enumerate(zip(firsts, seconds_of, strict=True)):
-        link_latency[k, k], link_per_byte[k, k] = latency[first, second], per_byte[first, second]
+    merged = [table[np.ix_(firsts, firsts)] for table in tables]
+    for k, group in enumerate(members):
+        second = group[min(1, len(group) - 1)]  # a second member, if any
+        for table, whole in zip(merged, tables, strict=True):
+            table[k, k] = whole[group[0], second]
+    byte_costs = ByteCosts(
+        send_s_per_byte=merged[2],
+        receive_s_per_byte=merged[3],
+        first_s=outer[0, firsts],
+        last_s=outer[1, firsts],
+        not_first_s=outer[2, firsts],
+        not_last_s=outer[3, firsts],
+    )
     problem = ChainProblem(
         num_pieces=len(boundaries) - 1,
         counts=tuple(len(group) for group in members),
         variants=_variants(devices, seconds, members, edges, memory),
         cut_bytes=crossing[edges],
-        link_latency_s=link_latency,
-        link_s_per_byte=link_per_byte,
+        link_latency_s=merged[0],
+        link_s_per_byte=merged[1],
         source_s=np.asarray(source, dtype=np.float64)[firsts],
         sink_s=np.asarray(sink, dtype=np.float64)[firsts],
         overhead_s=np.asarray(overhead, dtype=np.float64)[firsts],
+        byte_costs=byte_costs if any(table.any() for table in (*merged[2:], outer)) else None,
         tie_cost=_tie_costs(costs, edges),
         serial=serial,
         fixed_order=fixed_order and len(members) > 1,
         num_stages=num_stages,
+        deadline=deadline,
     )
     classes = tuple(tuple(devices[index] for index in group) for group in members)
     return BuiltProblem(
@@ -151,22 +171,65 @@ def build_problem(
     )
 
 
-def _link_tables(cluster: Cluster) -> tuple[Floats, Floats]:
-    """Latency and seconds per byte between any two devices, shape (p, p) each."""
+def _checked(entries: tuple[PieceSeconds, ...]) -> tuple[PieceSeconds, ...]:
+    """The same; seconds are from 0, infinity or None where a piece may not run."""
+    for entry in entries:
+        for k, value in enumerate(entry.seconds):
+            if value is not None and not value >= 0:
+                raise PlanError(
+                    f"piece {k} takes {value} s on {entry.device or 'the reference'!r}: seconds are"
+                    " 0 or more; None or infinity says that a piece may not run there"
+                )
+    return entries
+
+
+def _link_tables(cluster: Cluster) -> list[Floats]:
+    """Latency, and seconds per byte of the link, its sender, its receiver: shape (p, p) each."""
     index = {device.name: k for k, device in enumerate(cluster.devices)}
-    num = len(index)
-    latency = np.full((num, num), cluster.link.latency_s)
-    per_byte = np.full((num, num), 1 / cluster.link.bandwidth_bytes_per_s)
+
+    def numbers(link: Link) -> tuple[float, float, float, float]:
+        return (
+            link.latency_s,
+            1 / link.bandwidth_bytes_per_s,
+            link.send_s_per_byte,
+            link.receive_s_per_byte,
+        )
+
+    tables = [np.full((len(index), len(index)), value) for value in numbers(cluster.link)]
     for override in cluster.overrides:
         pair = index[override.source], index[override.target]
-        latency[pair] = override.link.latency_s
-        per_byte[pair] = 1 / override.link.bandwidth_bytes_per_s
-    np.fill_diagonal(latency, 0.0)
-    np.fill_diagonal(per_byte, 0.0)
-    return latency, per_byte
+        for table, value in zip(tables, numbers(override.link), strict=True):
+            table[pair] = value
+    for table in tables:
+        np.fill_diagonal(table, 0.0)
+    return tables
 
 
-def _classes(keys: Sequence[object], latency: Floats, per_byte: Floats) -> list[list[int]]:
+def _outer_bytes_s(cluster: Cluster, input_bytes: float, output_bytes: float) -> Floats:
+    """What the model's inputs and outputs take from computing, shape (4, p).
+
+    By device as `ByteCosts` wants it: of a first and of a last stage there, and of one there that
+    is not the first, or not the last: that the caller on its device sends to, or receives from,
+    another one. Where the caller's links differ this counts as the dearest of them does.
+    """
+    rows = np.zeros((4, len(cluster.devices)))
+    if cluster.caller is None:
+        return rows
+    others = [d.name for d in cluster.devices if d.name != cluster.caller]
+    there = [cluster.link_between(cluster.caller, name) for name in others]
+    back = [cluster.link_between(name, cluster.caller) for name in others]
+    for k, device in enumerate(cluster.devices):
+        if device.name == cluster.caller:
+            rows[2, k] = input_bytes * max((link.send_s_per_byte for link in there), default=0.0)
+            rows[3, k] = output_bytes * max((link.receive_s_per_byte for link in back), default=0.0)
+        else:
+            at = others.index(device.name)
+            rows[0, k] = input_bytes * there[at].receive_s_per_byte
+            rows[1, k] = output_bytes * back[at].send_s_per_byte
+    return rows
+
+
+def _classes(keys: Sequence[object], tables: Sequence[Floats]) -> list[list[int]]:
     """Groups devices that can be exchanged for one another without changing any cost.
 
     That two can be exchanged carries over (if a and b, and b and c, then a and c), so it is
@@ -176,7 +239,7 @@ def _classes(keys: Sequence[object], latency: Floats, per_byte: Floats) -> list[
     for index, key in enumerate(keys):
         for group in groups:
             first = group[0]
-            if keys[first] == key and all(_alike(t, first, index) for t in (latency, per_byte)):
+            if keys[first] == key and all(_alike(table, first, index) for table in tables):
                 group.append(index)
                 break
         else:
@@ -207,16 +270,15 @@ def _variants(
         if limit not in reach_of:
             reach_of[limit] = memory.furthest(UNLIMITED_BYTES if limit is None else limit)
         for entry in seconds[group[0]]:
-            values = np.asarray([math.nan if s is None else s for s in entry.seconds])
-            missing = np.isnan(values)
-            prefix = np.concatenate([[0.0], np.cumsum(np.where(missing, 0.0, values))])[edges]
-            reach = reach_of[limit]
-            if missing.any():
-                gaps = np.concatenate([[0], np.cumsum(missing)])[edges]
-                clear = np.searchsorted(gaps, gaps[:-1], side="right") - 1
-                reach = np.minimum(reach, clear)
+            own = [math.inf if s is None else s for s in entry.seconds]
+            merged = [math.fsum(own[a:b]) for a, b in itertools.pairwise(edges.tolist())]
             variants.append(
-                Variant(device_class=k, backend=entry.backend, prefix_s=prefix, furthest=reach)
+                Variant(
+                    device_class=k,
+                    backend=entry.backend,
+                    seconds=np.asarray(merged),
+                    furthest=reach_of[limit],
+                )
             )
     return tuple(variants)
 

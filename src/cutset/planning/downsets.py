@@ -24,7 +24,8 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-from cutset.planning.problem import Floats, Ints
+from cutset.planning.deadline import NEVER, Deadline
+from cutset.planning.totals import Floats, Ints
 
 MAX_DOWNSETS = 100_000
 
@@ -36,6 +37,7 @@ class Tensor:
     source: int
     targets: tuple[int, ...]
     transfer_s: float
+    num_bytes: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,6 +60,12 @@ class DagProblem:
         serial: whether computing and sending add up; always so through the host.
         num_stages: exactly this many, or None for any number.
         max_tensors: the most tensors that may be alive at a cut, or None.
+        overhead_s: seconds that a stage on each class is busy besides computing, shape (C,); none
+            where empty. They count in a period, and not in a latency, and so do the costs of bytes.
+        send_s_per_byte: seconds of computing that a byte takes from the stage that sends it.
+        receive_s_per_byte: the same from the stage that receives it.
+        fixed_order: whether stages use the classes (of one device each) in rising order.
+        deadline: when searches end.
     """
 
     seconds: Floats
@@ -72,6 +80,11 @@ class DagProblem:
     serial: bool = False
     num_stages: int | None = None
     max_tensors: int | None = None
+    overhead_s: tuple[float, ...] = ()
+    send_s_per_byte: float = 0.0
+    receive_s_per_byte: float = 0.0
+    fixed_order: bool = False
+    deadline: Deadline = NEVER
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,6 +97,7 @@ class DagSolution:
         loads_s: seconds of each stage under the problem's rule, cuts not included.
         cuts_s: seconds to send across each cut; zeros through the host.
         period_s: the largest load or cut.
+        latency_s: seconds for one micro-batch alone.
         num_downsets: how many were searched.
         family: ``"downset"``, or ``"prefix"`` where there were too many downsets.
     """
@@ -93,6 +107,7 @@ class DagSolution:
     loads_s: tuple[float, ...]
     cuts_s: tuple[float, ...]
     period_s: float
+    latency_s: float
     num_downsets: int
     family: str
 
@@ -222,6 +237,7 @@ class Space:
     def _read_tensors(self, problem: DagProblem, parts: list[list[int]]) -> None:
         part_of = {node: k for k, part in enumerate(parts) for node in part}
         self.costs: list[float] = []
+        self.num_bytes: list[float] = []
         self.sources: list[int] = []
         self.targets: list[tuple[int, ...]] = []
         alive = []
@@ -230,6 +246,7 @@ class Space:
             targets = tuple(sorted({part_of[t] for t in tensor.targets} - {source}))
             if targets:
                 self.costs.append(tensor.transfer_s)
+                self.num_bytes.append(tensor.num_bytes)
                 self.sources.append(source)
                 self.targets.append(targets)
                 done = np.logical_and.reduce(self.member[list(targets)], axis=0)
@@ -237,10 +254,20 @@ class Space:
         count = self.member.shape[1]
         self.alive: npt.NDArray[np.bool_] = np.array(alive, dtype=bool).reshape(-1, count)
         self.cut_s: Floats = np.asarray(self.costs, dtype=np.float64) @ self.alive
+        self.cut_bytes: Floats = np.asarray(self.num_bytes, dtype=np.float64) @ self.alive
         self.num_alive: Ints = self.alive.sum(axis=0)
 
     def keep(self, chosen: npt.NDArray[np.bool_]) -> None:
         """Drops the downsets that are not chosen."""
-        for name in ("member", "work", "seconds", "impossible", "size", "alive", "cut_s"):
+        for name in (
+            "member",
+            "work",
+            "seconds",
+            "impossible",
+            "size",
+            "alive",
+            "cut_s",
+            "cut_bytes",
+        ):
             setattr(self, name, np.ascontiguousarray(getattr(self, name)[..., chosen]))
         self.num_alive = self.num_alive[chosen]

@@ -1,9 +1,6 @@
-"""What a plan takes on its cluster with more than the planner's sums.
+"""What a plan takes on its cluster where its stages were measured there as wholes.
 
-The planner adds up compute, transfers and a constant overhead for each stage. What a byte takes
-from the processors at both ends of a link depends on who the neighbours are, and changes which plan
-is the best by little; so it is added once the plan is made. And the compute of a stage is more or
-less than the sum of its pieces, once it was measured as a whole.
+The planner adds up the pieces of a stage; the stage takes more or less than that.
 """
 
 from __future__ import annotations
@@ -21,10 +18,10 @@ def expect_on_cluster(
     plan: Plan,
     cluster: Cluster,
     input_bytes_per_sample: int,
-    compute_s: Sequence[float] | None = None,
+    compute_s: Sequence[float],
     rested_s: Sequence[float] | None = None,
 ) -> Plan:
-    """The plan with `Plan.expected`; unchanged where there is nothing to add.
+    """The plan with `Plan.expected`.
 
     A stage is busy with computing, its overhead, and the bytes that it receives and sends; one on
     the caller's device also with those that the caller does. The period is the largest of these and
@@ -35,16 +32,13 @@ def expect_on_cluster(
         cluster: the devices and links.
         input_bytes_per_sample: of the model's inputs, for one row.
         compute_s: seconds that each stage takes for one micro-batch, measured as a whole on its
-            device; the planner's sums where None.
+            device.
         rested_s: the same for one that has rested before, which counts for the latency;
             `compute_s` where None.
     """
-    links = (cluster.link, *(override.link for override in cluster.overrides))
-    costs_bytes = any(link.send_s_per_byte or link.receive_s_per_byte for link in links)
-    if not costs_bytes and compute_s is None:
-        return plan
+    devices = {device.name: device for device in cluster.devices}
     planned_s = [stage.compute_s for stage in plan.stages]
-    stages_s = planned_s if compute_s is None else list(compute_s)
+    stages_s = list(compute_s)
     stages = plan.stages
     places = [cluster.caller, *(stage.device for stage in stages), cluster.caller]
     row_bytes = [
@@ -64,7 +58,7 @@ def expect_on_cluster(
         message_s.append(sum(ends.values()) * num_bytes * plan.micro_batch)
     moves_s = [stages[0].receive_s, *(stage.send_s for stage in stages)]
     busy_s = [
-        seconds + stage.overhead_s + lost_s[stage.device]
+        seconds + cluster.overhead_on(devices[stage.device]) + lost_s[stage.device]
         for stage, seconds in zip(stages, stages_s, strict=True)
     ]
     if plan.serial:

@@ -15,7 +15,8 @@ import math
 
 import numpy as np
 
-from cutset.planning.problem import ChainProblem, Floats, Ints, Placed, Variant, with_slack
+from cutset.planning.problem import ROUNDING, ChainProblem, Placed, Variant, with_slack
+from cutset.planning.totals import Floats, Ints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ def _nodes(problem: ChainProblem) -> list[_Node]:
 def feasible_fixed(problem: ChainProblem, limit_s: float) -> tuple[Placed, ...] | None:
     """Some plan with a period of at most `limit_s`, or None where there is none.
 
-    Stages and links overlap (`ChainProblem.serial` is not looked at).
+    For problems that are not coupled (`ChainProblem.is_coupled` is not looked at).
     """
     limit_s = with_slack(limit_s)
     num = problem.num_pieces
@@ -62,6 +63,7 @@ def feasible_fixed(problem: ChainProblem, limit_s: float) -> tuple[Placed, ...] 
     ends = np.arange(1, num + 1)
     reached: list[np.ndarray] = []
     for node in nodes:
+        problem.deadline.check()
         starts = _open_starts(problem, nodes, reached, node, limit_s)
         row = np.zeros(num + 1, dtype=bool)
         for variant, reach in zip(problem.variants, stops, strict=True):
@@ -137,19 +139,24 @@ def cheapest_fixed(
     Args:
         problem: devices in order, or all equal.
         limit_s: seconds; infinity for no limit.
-        cost: ``"latency"``; ``"ties"``; or ``"load"``: any plan that keeps a *serial* period (the
-            value of a node is then the least load so far of its unfinished last stage).
+        cost: ``"latency"``; ``"ties"``; or, where the problem is coupled, ``"load"``: any plan
+            that keeps the period (the value of a node is then the least load so far of its
+            unfinished last stage). The other two look at the links' ends in no other way than
+            `feasible_fixed`, so for a coupled problem their limit has to be infinite.
     """
     limit_s = with_slack(limit_s)
     nodes = _nodes(problem)
     windows = [_first_starts(problem, v, limit_s) for v in problem.variants]
     values: list[Floats] = []
+    precision = "rounded" if _is_benign(problem, limit_s, cost) else "exact"
     for node in nodes:
+        problem.deadline.check()
         entry = _entry_values(problem, nodes, values, node, limit_s, cost)
         row = np.full(problem.num_pieces + 1, math.inf)
         for variant, first in zip(problem.variants, windows, strict=True):
             if variant.device_class == node.device_class:
-                row[1:] = np.minimum(row[1:], _best_ends(entry, variant, first, cost))
+                ends = _best_ends(entry, variant, first, "ties" if cost == "ties" else precision)
+                row[1:] = np.minimum(row[1:], ends)
         if cost == "load":
             row += problem.overhead_s[node.device_class]
             row[row > limit_s] = math.inf
@@ -157,11 +164,11 @@ def cheapest_fixed(
     best, index = math.inf, -1
     for k, node in enumerate(nodes):
         value, sink_s = float(values[k][-1]), float(problem.sink_s[node.device_class])
-        if cost == "load":
-            fits = math.isfinite(value) and value + sink_s <= limit_s
-            value = 0.0 if fits else math.inf
-        elif not problem.serial and sink_s > limit_s:
+        if not problem.serial and sink_s > limit_s:
             value = math.inf
+        elif cost == "load":
+            fits = value + problem.last_load_s(node.device_class) <= limit_s
+            value = 0.0 if fits and math.isfinite(value) else math.inf
         elif cost == "latency":
             value += sink_s
         if node.may_end and value < best:
@@ -176,6 +183,15 @@ def _first_starts(problem: ChainProblem, variant: Variant, limit_s: float) -> In
     return np.minimum(first, ends)
 
 
+def _is_benign(problem: ChainProblem, limit_s: float, cost: str) -> bool:
+    """Whether rounded totals are exact enough: their error is small beside what is looked for."""
+    largest = max(float(v.totals.rounded[-1]) for v in problem.variants)
+    if cost == "load":
+        return largest * 2.0**-48 <= limit_s * ROUNDING
+    work, _ = problem.volume()
+    return largest * problem.max_stages * 2.0**-50 <= float(work.sum()) * 1e-11
+
+
 def _entry_values(
     problem: ChainProblem,
     nodes: list[_Node],
@@ -188,42 +204,58 @@ def _entry_values(
     entry = np.full(problem.num_pieces + 1, math.inf)
     here = node.device_class
     for p in node.predecessors:
-        link = problem.link_row_s(nodes[p].device_class, here)
-        np.minimum(entry, _arrived(problem, values[p], link, slice(None), limit_s, cost), out=entry)
+        pair = nodes[p].device_class, here
+        np.minimum(entry, _arrived(problem, values[p], pair, slice(None), limit_s, cost), out=entry)
     entry[0] = math.inf
     source_s = float(problem.source_s[here])
     if node.may_start and (problem.serial or source_s <= limit_s):
-        entry[0] = 0.0 if cost == "ties" else source_s
+        begun_s = problem.first_load_s(here) if cost == "load" else 0.0
+        entry[0] = source_s if cost == "latency" else begun_s
     return entry
-
-
-def _link(problem: ChainProblem, node: _Node, following: _Node) -> Floats:
-    return problem.link_row_s(node.device_class, following.device_class)
 
 
 def _arrived(
     problem: ChainProblem,
     value: Floats,
-    link: Floats,
+    pair: tuple[int, int],
     at: slice | int,
     limit_s: float,
     cost: str,
 ) -> Floats:
     """Cost once the data has crossed a link, for the boundaries `at`."""
-    left, link = value[at], link[at]
+    left, link = value[at], problem.link_row_s(*pair)[at]
     if cost == "load":
-        return np.where(np.isfinite(left) & (left + link <= limit_s), link, math.inf)
+        fits = np.isfinite(left) & (left + problem.sender_row_s(*pair)[at] <= limit_s)
+        if not problem.serial:
+            fits &= link <= limit_s
+        return np.where(fits, problem.receiver_row_s(*pair)[at], math.inf)
     added = left + (link if cost == "latency" else problem.tie_cost[at])
     return added if problem.serial else np.where(link <= limit_s, added, math.inf)
 
 
-def _best_ends(entry: Floats, variant: Variant, first: Ints, cost: str) -> Floats:
-    """Least cost of a stage that ends at 1 .. n, over the window of its starts."""
-    prefix = np.zeros_like(variant.prefix_s) if cost == "ties" else variant.prefix_s
+def _best_ends(entry: Floats, variant: Variant, first: Ints, precision: str) -> Floats:
+    """Least cost of a stage that ends at 1 .. n, over the window of its starts.
+
+    Args:
+        entry: cost to stand at each boundary.
+        variant: gives the stage's seconds.
+        first: for each end the first start.
+        precision: ``"ties"`` where stages cost nothing; ``"rounded"`` to look for the least
+            difference with a total; ``"exact"`` to sum every stage, in as many steps as there are.
+    """
     num = len(first)
-    table = [entry[:-1] - prefix[:-1]]
     ends = np.arange(1, num + 1)
     width = ends - first
+    if precision == "exact":
+        best = np.full(num, math.inf)
+        for start in np.flatnonzero(np.isfinite(entry[:-1])):
+            stop = int(np.searchsorted(first, start, side="right"))  # first never falls
+            seconds = variant.totals.between(int(start), slice(int(start) + 1, stop + 1))
+            part = best[start:stop]
+            np.minimum(part, entry[start] + seconds, out=part)
+        return best
+    prefix = np.zeros(num + 1) if precision == "ties" else variant.totals.rounded
+    table = [entry[:-1] - prefix[:-1]]
     longest = int(width.max(initial=0))
     while 2 ** len(table) <= longest:
         half = 2 ** (len(table) - 1)
@@ -255,14 +287,17 @@ def _trace(
         candidates = np.full(stop, math.inf)
         for variant in problem.of_class(node.device_class):
             first = int(_first_starts(problem, variant, limit_s)[stop - 1])
-            spent = 0.0 if cost == "ties" else variant.prefix_s[stop] - variant.prefix_s[first:stop]
+            starts = np.arange(first, stop)
+            spent = 0.0 if cost == "ties" else variant.totals.between(starts, stop)
             candidates[first:] = np.minimum(candidates[first:], entry[first:stop] + spent)
         start = int(np.argmin(candidates))
         stages.append(Placed(start, stop, node.device_class))
         if start == 0:
             return tuple(reversed(stages))
         arrivals = [
-            _arrived(problem, values[p], _link(problem, nodes[p], node), start, limit_s, cost)
+            _arrived(
+                problem, values[p], (nodes[p].device_class, node.device_class), start, limit_s, cost
+            )
             for p in node.predecessors
         ]
         index, stop = node.predecessors[int(np.argmin(arrivals))], start

@@ -10,18 +10,16 @@ import math
 
 import numpy as np
 
-from cutset.planning.problem import ChainProblem, Floats, Ints
-
-
-class OverBudget(Exception):
-    """A search would need more memory than it may have; another method has to be used."""
+from cutset.planning.problem import ChainProblem
+from cutset.planning.totals import Floats, Ints
 
 
 class Lattice:
     """States in levels: level k holds the states in which k devices are in use.
 
     A state is a number whose mixed-radix digits are the counts in use. With a fixed order there
-    is one state a level, and the last device used tells which may follow.
+    is one state a level, and the last device used tells which may follow; likewise where devices
+    may be used again.
 
     Attributes:
         num_levels: the most devices that a plan can use.
@@ -31,9 +29,10 @@ class Lattice:
 
     def __init__(self, problem: ChainProblem) -> None:
         self._fixed = problem.fixed_order
+        self._one_a_level = problem.fixed_order or problem.reuse
         self._caps = np.asarray(problem.counts, dtype=np.int64)
         self.num_levels = problem.max_stages
-        if self._fixed:
+        if self._one_a_level:
             self.num_states = self.num_levels + 1
             self.strides: Ints = np.ones(problem.num_classes, dtype=np.int64)
         else:
@@ -54,7 +53,7 @@ class Lattice:
 
     def has_room(self, states: Ints, device_class: int) -> np.ndarray:
         """Which states have a device of a class left."""
-        if self._fixed:
+        if self._one_a_level:
             return np.ones(len(states), dtype=bool)
         room: np.ndarray = self.in_use(states, device_class) < self._caps[device_class]
         return room
@@ -64,7 +63,7 @@ class Lattice:
 
         Volume: what remains must fit into `limit_s` on all of them at once.
         """
-        if math.isinf(limit_s) or np.isinf(self._rates).any() or self._fixed:
+        if math.isinf(limit_s) or self._one_a_level:
             return np.zeros(len(states), dtype=np.int64)
         left = np.full(len(states), float(self._caps @ self._rates))
         for device_class, rate in enumerate(self._rates):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import NoReturn, TypeAlias
@@ -17,7 +18,7 @@ from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
 from cutset.planning.assemble import assemble_plan
 from cutset.planning.build import BuiltProblem, build_problem
-from cutset.planning.lattice import OverBudget
+from cutset.planning.deadline import Deadline, OverBudget, within
 from cutset.planning.memory import explain_infeasible
 from cutset.planning.orders import prefixes_are_all_cuts
 from cutset.planning.plan import Alternative, Plan
@@ -32,6 +33,9 @@ from cutset.planning.solve import (
 )
 
 logger = logging.getLogger(__name__)
+
+TIME_LIMIT_S = 60.0
+"""Seconds that planning takes at most, where nothing else is said."""
 
 HEAD_GAIN = 1.05
 """A cut inside the classifier is used where the plan without it is worse by more than this."""
@@ -55,6 +59,7 @@ class _Request:
     min_rows_per_s: float | None
     boundaries: tuple[int, ...]
     are_given: bool
+    deadline: Deadline
 
     @property
     def max_period_s(self) -> float | None:
@@ -70,6 +75,7 @@ class _Request:
             serial=self.serial,
             fixed_order=self.fixed_order,
             num_stages=self.num_stages,
+            deadline=self.deadline,
         )
 
     def without_heads(self) -> tuple[int, ...]:
@@ -90,6 +96,7 @@ def make_plan(
     fixed_order: bool = False,
     cut_names: Sequence[str] | None = None,
     with_alternatives: bool = True,
+    time_limit_s: float | None = TIME_LIMIT_S,
 ) -> Plan:
     """The best plan for a model on a cluster, with its proof.
 
@@ -109,16 +116,18 @@ def make_plan(
         cut_names: cut exactly after these (`CutPoint.after`) and nowhere else.
         with_alternatives: also plan for one stage ("do not split") and for one stage more and
             fewer.
+        time_limit_s: seconds after which searches end and the best plan so far is taken, with
+            the gap that is known; None for no limit.
 
     Raises:
-        PlanError: a cut that is refused or unknown, more stages than pieces or devices, or a limit
-            that no plan keeps.
+        PlanError: a cut that is refused or unknown, more stages than pieces or devices, a limit
+            that no plan keeps, or nothing was found (within the time limit).
         InfeasiblePlan: no placement fits the devices' memory.
         ValueError: an unknown objective, or a limit out of its range.
     """
     request = _check(
         graph, cuts, costs, cluster, objective, num_stages, serial, max_latency_s, min_rows_per_s,
-        fixed_order, cut_names,
+        fixed_order, cut_names, within(time_limit_s),
     )  # fmt: skip
     built, solution, notes = _solve_by_rules(request)
     alternatives = _alternatives(request, solution, built) if with_alternatives else ()
@@ -137,18 +146,21 @@ def pareto_plans(
     min_rows_per_s: float | None = None,
     fixed_order: bool = False,
     cut_names: Sequence[str] | None = None,
+    time_limit_s: float | None = TIME_LIMIT_S,
 ) -> tuple[Plan, ...]:
     """Every plan that no other beats in both period and latency, of rising period.
 
     The front is exact, and each point a full plan. Arguments and errors are `make_plan`'s;
-    cuts inside the classifier are allowed where they would be for the least period.
+    cuts inside the classifier are allowed where they would be for the least period. Where the time
+    limit ends the search, the plans found are on the front, and each has a note that there may be
+    more of a smaller period.
 
     Raises:
         PlanError: also where there are too many devices to search exhaustively.
     """
     request = _check(
         graph, cuts, costs, cluster, "throughput", num_stages, serial, max_latency_s,
-        min_rows_per_s, fixed_order, cut_names,
+        min_rows_per_s, fixed_order, cut_names, within(time_limit_s),
     )  # fmt: skip
     built, _, notes = _solve_by_rules(request)
     try:
@@ -160,8 +172,10 @@ def pareto_plans(
             f"the front over {len(cluster.devices)} unequal devices is out of reach ({reason}); "
             "fix the order of devices, or plan for one objective"
         ) from reason
+    if not front.is_complete:
+        notes = (*notes, f"{_time_is_over(request)}: plans of a smaller period may be missing")
     plans = []
-    for stages in front:
+    for stages in front.plans:
         solution = Solution(
             stages=stages, bound_s=built.problem.period_s(stages), proven_by="exhaustion"
         )
@@ -185,6 +199,7 @@ def _check(
     min_rows_per_s: float | None,
     fixed_order: bool,
     cut_names: Sequence[str] | None,
+    deadline: Deadline,
 ) -> _Request:
     if objective not in ("throughput", "latency"):
         raise ValueError(f"objective is 'throughput' or 'latency', got {objective!r}")
@@ -226,6 +241,7 @@ def _check(
         min_rows_per_s=min_rows_per_s,
         boundaries=boundaries,
         are_given=cut_names is not None,
+        deadline=deadline,
     )
 
 
@@ -261,7 +277,10 @@ def _solve_by_rules(request: _Request) -> tuple[BuiltProblem, Solution, tuple[st
     except Infeasible:
         note = "a cut inside the classifier is used, because without one nothing keeps the limits"
         return everywhere, _solve(request, everywhere), (note,)
-    other = _solve_or_raise(request, everywhere)
+    try:
+        other = _solve_or_raise(request, everywhere)
+    except Infeasible:  # only where not everything was searched: what was found counts
+        return built, solution, ()
     value_s = _value(request, built, solution.stages)
     other_s = _value(request, everywhere, other.stages)
     if value_s > other_s * HEAD_GAIN:
@@ -288,16 +307,20 @@ def _value(request: _Request, built: BuiltProblem, stages: tuple[Placed, ...]) -
 def _solve_or_raise(request: _Request, built: BuiltProblem) -> Solution:
     """Solves for the objective under the limits; raises the solver's own `Infeasible`."""
     problem = built.problem
-    if request.objective == "latency":
+    by_latency = request.objective == "latency"
+    if by_latency:
         solution = solve_latency(problem, max_period_s=request.max_period_s)
         value_s, limit_s = problem.latency_s(solution.stages), request.max_latency_s
-        if limit_s is not None and value_s > limit_s * (1 + 1e-9):
-            raise Infeasible("latency", best_s=value_s)
-        return solution
-    solution = solve_period(problem, max_latency_s=request.max_latency_s)
-    value_s, limit_s = problem.period_s(solution.stages), request.max_period_s
+    else:
+        solution = solve_period(problem, max_latency_s=request.max_latency_s)
+        value_s, limit_s = problem.period_s(solution.stages), request.max_period_s
     if limit_s is not None and value_s > limit_s * (1 + 1e-9):
-        raise Infeasible("period", best_s=value_s)
+        raise Infeasible(
+            "latency" if by_latency else "period",
+            best_s=value_s,
+            is_proven=solution.bound_s > limit_s * (1 + 1e-9),
+            bound_s=solution.bound_s,
+        )
     return solution
 
 
@@ -305,20 +328,48 @@ def _solve(request: _Request, built: BuiltProblem) -> Solution:
     """Solves, and tells the user what stands in the way where there is no plan."""
     try:
         return _solve_or_raise(request, built)
-    except Infeasible as reason:
-        kind, best_s = str(reason), reason.best_s
-    if kind == "latency" and best_s is not None:
+    except Infeasible as caught:
+        reason = caught
+    if reason.best_s is not None:
+        raise PlanError(_limit_words(request, str(reason), reason.best_s, reason))
+    if not reason.is_proven and request.deadline.is_past:
         raise PlanError(
-            f"no plan takes at most {request.max_latency_s:g} s for one micro-batch: the least is "
-            f"{best_s:g} s{_and_limit(request.min_rows_per_s, 'rows/s')}"
-        )
-    if kind == "period" and best_s is not None:
-        rows_per_s = request.costs.micro_batch / best_s
-        raise PlanError(
-            f"no plan gives {request.min_rows_per_s:g} rows/s: the most is {rows_per_s:g} rows/s"
-            f"{_and_limit(request.max_latency_s, 's latency')}"
+            f"{_time_is_over(request)} and no plan was found; that does not say that there is none:"
+            " give more time (time_limit_s, --time-limit), or fix the order of devices"
         )
     raise explain_infeasible(request.cluster, built)
+
+
+def _limit_words(request: _Request, kind: str, best_s: float, reason: Infeasible) -> str:
+    """What a limit that is not kept is told with: what exists, or what was found, and no more."""
+    rows = request.costs.micro_batch
+    if kind == "latency":
+        wanted = f"takes at most {request.max_latency_s:g} s for one micro-batch"
+        best, bound = f"{best_s:g} s", f"none can take less than {reason.bound_s:g} s"
+        least = "the least is"
+        other = _and_limit(request.min_rows_per_s, "rows/s")
+    else:
+        wanted = f"gives {request.min_rows_per_s:g} rows/s"
+        best = f"{rows / best_s:g} rows/s"
+        most = rows / reason.bound_s if reason.bound_s > 0 else math.inf
+        bound, least = f"none can give more than {most:g} rows/s", "the most is"
+        other = _and_limit(request.max_latency_s, "s latency")
+    is_best = reason.bound_s >= best_s * (1 - 1e-9)
+    if reason.is_proven:
+        found = f"{least} {best}" if is_best else f"the best found is {best}, and {bound}"
+        return f"no plan {wanted}: {found}{other}"
+    known = f", and {bound}" if reason.bound_s > 0 else ""
+    why = _time_is_over(request) if request.deadline.is_past else (
+        f"{len(request.cluster.devices)} devices that differ are too many to try every order"
+    )  # fmt: skip
+    return (
+        f"no plan was found that {wanted}: the best found is {best}{known}{other}. One may exist: "
+        f"{why}"
+    )
+
+
+def _time_is_over(request: _Request) -> str:
+    return f"the time limit of {request.deadline.limit_s:g} s was reached"
 
 
 def _and_limit(limit: float | None, unit: str) -> str:
@@ -335,6 +386,9 @@ def _alternatives(
     )  # fmt: skip
     found = []
     for count in sorted({1, used - 1, used + 1} - {0, used}):
+        if request.deadline.is_past:
+            found.append(Alternative(num_stages=count, reason=_time_is_over(request)))
+            continue
         if count > request.costs.num_pieces:
             found.append(Alternative(num_stages=count, reason="there are not enough cut points"))
             continue
@@ -367,7 +421,7 @@ def _with_devices(cluster: Cluster, count: int, chosen: BuiltProblem) -> Cluster
 def _alternative(request: _Request, count: int) -> Alternative:
     try:
         built, solution, _ = _solve_by_rules(request)
-    except (PlanError, Infeasible) as reason:
+    except PlanError as reason:
         return Alternative(num_stages=count, reason=str(reason))
     plan = _assemble(request, built, solution, (), ())
     return Alternative(
@@ -386,6 +440,8 @@ def _assemble(
     notes: tuple[str, ...],
     alternatives: tuple[Alternative, ...],
 ) -> Plan:
+    if solution.proven_by == "search":
+        notes = (*notes, f"{_time_is_over(request)}: more time may give a better plan or bound")
     all_cuts = prefixes_are_all_cuts(request.graph, request.costs, request.cuts.max_tensors)
     family = "downset" if all_cuts else "prefix"
     return assemble_plan(

@@ -9,8 +9,9 @@ import numpy as np
 from cutset.devices import Cluster
 from cutset.errors import InfeasiblePlan, PlanError
 from cutset.planning.build import BuiltProblem
-from cutset.planning.problem import ChainProblem, Ints, Variant
+from cutset.planning.problem import ChainProblem, Variant
 from cutset.planning.solve import is_exact, period_oracle
+from cutset.planning.totals import Ints
 
 MAX_LISTED_PIECES = 600
 
@@ -113,20 +114,11 @@ def _fits(built: BuiltProblem, size: int, raised: tuple[int, ...], *, whole: boo
 def _split_off(problem: ChainProblem, device_class: int, variants: list[Variant]) -> ChainProblem:
     """The problem with one device of a class made a class of its own."""
     num = problem.num_classes
-    index = np.asarray([*range(num), device_class])
-    counts = list(problem.counts)
-    counts[device_class] -= 1
+    counts = [count - (k == device_class) for k, count in enumerate(problem.counts)]
+    split = problem.of_classes([*range(num), device_class], [*counts, 1])
     own = tuple(dataclasses.replace(v, device_class=num) for v in variants)
-    return dataclasses.replace(
-        problem,
-        counts=(*counts, 1),
-        variants=(*problem.variants, *own),
-        link_latency_s=problem.link_latency_s[np.ix_(index, index)],
-        link_s_per_byte=problem.link_s_per_byte[np.ix_(index, index)],
-        source_s=problem.source_s[index],
-        sink_s=problem.sink_s[index],
-        overhead_s=problem.overhead_s[index],
-    )
+    kept = tuple(v for v in split.variants if v.device_class < num)
+    return dataclasses.replace(split, variants=(*kept, *own))
 
 
 def _amount(num_bytes: int) -> str:

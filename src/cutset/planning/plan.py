@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import msgspec
@@ -36,7 +37,7 @@ class StagePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         flops: multiply-adds for one row.
         cut_kind: kind of the cut that ends it, ``""`` for the last stage.
         overhead_s: predicted seconds that it cannot compute, for each micro-batch, because of its
-            messages and of a caller on its device; of no part of the latency.
+            messages, their bytes, and a caller on its device; of no part of the latency.
     """
 
     index: int
@@ -68,8 +69,9 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """A proof that no plan has an objective below `bound_s`.
 
     Attributes:
-        name: ``"volume"``, ``"largest node"``, ``"cover"``, ``"cut count"``, ``"exhaustion"`` or
-            ``"relaxation"``; `cutset.planning.bounds` says what each proves.
+        name: ``"volume"``, ``"sharing"``, ``"largest node"``, ``"cover"``, ``"cut count"``,
+            ``"exhaustion"``, ``"search"`` or ``"relaxation"``; `cutset.planning.bounds` says what
+            each proves.
         bound_s: seconds.
         detail: the numbers behind it, in words.
     """
@@ -157,13 +159,17 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         latency_s: predicted seconds for one micro-batch alone.
         bound_s: no plan under the same rules can have an objective below this.
         bound_by: which certificate gives `bound_s` (``"exhaustion"``, ``"volume"``, ...).
-        gap: objective / bound_s - 1; 0 when the plan is proven the best.
+        gap: objective / bound_s - 1; 0 when the plan is proven the best, None where nothing is
+            known (`bound_s` is 0 and the objective is not).
         serial: whether a stage computes, receives and sends one after the other.
         fixed_order: whether the devices had to come in the cluster's order.
         max_latency_s: the limit that was asked for, or None.
         min_rows_per_s: the throughput that was asked for, or None.
-        family: the cuts among which the proof holds: ``"prefix"`` (of one topological order),
-            ``"downset"`` (of every order), or ``"given"`` (the caller named them).
+        family: the cuts that were searched: ``"prefix"`` (of the order of execution),
+            ``"downset"`` (all there are), ``"orders"`` (of some orders, as there are too many), or
+            ``"given"`` (the caller named them).
+        proven_among: the plans for which `bound_s` holds, in words that `claim` ends with; for
+            ``"orders"`` these are more than were searched.
         certificates: every bound that was worked out, the tightest first.
         alternatives: the best plan for other numbers of stages, "do not split" first.
         unused_devices: devices of the cluster that get no stage.
@@ -180,12 +186,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     latency_s: float
     bound_s: float
     bound_by: str
-    gap: float
+    gap: float | None
     serial: bool = False
     fixed_order: bool = False
     max_latency_s: float | None = None
     min_rows_per_s: float | None = None
     family: str = "prefix"
+    proven_among: str = ""
     certificates: tuple[Certificate, ...] = ()
     alternatives: tuple[Alternative, ...] = ()
     unused_devices: tuple[str, ...] = ()
@@ -211,10 +218,47 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     @property
     def is_proven(self) -> bool:
         """Whether the bound meets the objective, to rounding."""
-        return self.gap <= 1e-9
+        return self.gap is not None and self.gap <= 1e-9
+
+    @property
+    def claim(self) -> str:
+        """How good the plan is known to be, and among which plans, in words."""
+        if self.gap is None:
+            words = "how far above the best possible is not known"
+        elif self.is_proven:
+            words = "proven the best"
+        else:
+            words = f"at most {self.gap:.2%} above the best possible"
+        return f"{words} {self.proven_among}".rstrip()
 
     def _repr_html_(self) -> str | None:
         return drawn("plan_html", self)
+
+
+def gap_of(value_s: float, bound_s: float) -> float | None:
+    """How far an objective lies above its bound; None where the bound says nothing."""
+    if bound_s >= value_s * (1 - 1e-9):
+        return 0.0
+    gap = value_s / bound_s - 1 if bound_s > 0 else math.inf
+    return gap if math.isfinite(gap) else None
+
+
+_AMONG = {
+    "prefix": "with cuts in order of execution, one device a stage",
+    "downset": "with one device a stage",
+    "orders": "with one device a stage",
+    "given": "with these cuts, one device a stage",
+}
+
+
+def proven_among(family: str, *, has_links: bool) -> str:
+    """`Plan.proven_among` for a family of cuts.
+
+    Args:
+        family: as `Plan.family`.
+        has_links: whether a link costs anything; then it is said that each is by itself.
+    """
+    return _AMONG[family] + (" and no shared wire" if has_links else "")
 
 
 def plan_to_json(plan: Plan) -> str:

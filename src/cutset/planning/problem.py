@@ -7,15 +7,16 @@ A chain of n pieces is covered by stages; stage [i, j) runs pieces i .. j-1. Dev
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
-from typing import NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Floats: TypeAlias = npt.NDArray[np.float64]
-Ints: TypeAlias = npt.NDArray[np.int64]
+from cutset.planning.deadline import NEVER, Deadline
+from cutset.planning.totals import Floats, Ints, Totals
 
 ROUNDING = 1e-12
 """Relative slack of every comparison of seconds: sums of up to 10^4 float64 agree far better."""
@@ -33,29 +34,70 @@ class Variant:
     Attributes:
         device_class: index of the class.
         backend: its name, for the report.
-        prefix_s: seconds of the first k pieces, shape (n + 1,), never falling.
+        seconds: of each piece, shape (n,); infinity where the piece may not run here.
         furthest: for each start i the largest stop j that memory and backend allow, shape (n,),
             never falling; i itself where not even piece i is possible.
     """
 
     device_class: int
     backend: str
-    prefix_s: Floats
+    seconds: Floats
     furthest: Ints
+
+    def __post_init__(self) -> None:
+        """No stage goes beyond a piece that may not run here."""
+        num = len(self.seconds)
+        blocked = np.flatnonzero(np.isinf(self.seconds))
+        if len(blocked):
+            clear = np.append(blocked, num)[np.searchsorted(blocked, np.arange(num))]
+            object.__setattr__(self, "furthest", np.minimum(self.furthest, clear))
+
+    @functools.cached_property
+    def totals(self) -> Totals:
+        """Sums of runs of pieces; what may not run counts nothing, as no stage holds it."""
+        return Totals(np.where(np.isinf(self.seconds), 0.0, self.seconds))
 
     def cost_s(self, start: int, stop: int) -> float:
         """Seconds of a stage, infinity where it is not possible."""
         if stop > self.furthest[start]:
             return math.inf
-        return float(self.prefix_s[stop] - self.prefix_s[start])
+        return float(self.totals.between(start, stop))
 
     def stops_within(self, limit_s: float) -> Ints:
         """For each start the largest stop that takes at most `limit_s`, shape (n,).
 
-        Where there is none it is the start or, below 0, less.
+        Where there is none it is the start.
         """
-        reach = np.searchsorted(self.prefix_s, self.prefix_s[:-1] + limit_s, side="right") - 1
-        return np.minimum(reach, self.furthest)
+        stops: Ints = np.minimum(self.last_within(limit_s), self.furthest)
+        return stops
+
+    def last_within(self, limit_s: float) -> Ints:
+        """The same by seconds alone, as if memory allowed every stage."""
+        num = len(self.seconds)
+        starts = np.arange(num)
+        if limit_s < 0:
+            return starts
+        rounded = self.totals.rounded
+        last = np.searchsorted(rounded, rounded[:-1] + limit_s, side="right") - 1
+        last = np.clip(last, starts, num)
+        # Rounded totals may be off; few are, so they are only the first guess.
+        wrong = self.totals.between(starts, last) > limit_s
+        after = np.minimum(last + 1, num)
+        wrong |= (last < num) & (self.totals.between(starts, after) <= limit_s)
+        chosen = np.flatnonzero(wrong)
+        if len(chosen):
+            last[chosen] = self._search_last(chosen, limit_s)
+        return last
+
+    def _search_last(self, starts: Ints, limit_s: float) -> Ints:
+        low, high = starts.copy(), np.full(len(starts), len(self.seconds))
+        while (low < high).any():
+            middle = (low + high + 1) // 2
+            fits = self.totals.between(starts, middle) <= limit_s
+            low = np.where(fits, middle, low)
+            high = np.where(fits, high, middle - 1)
+        last: Ints = low
+        return last
 
 
 class Placed(NamedTuple):
@@ -64,6 +106,39 @@ class Placed(NamedTuple):
     start: int
     stop: int
     device_class: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ByteCosts:
+    """Seconds of computing that bytes take from stages, for each micro-batch; all from 0.
+
+    Attributes:
+        send_s_per_byte: from a sender of class a, for a byte to class b, shape (C, C).
+        receive_s_per_byte: from a receiver of class b, for a byte from class a, shape (C, C).
+        first_s: from the first stage, by the model's inputs, shape (C,).
+        last_s: from the last stage, by the model's outputs, shape (C,).
+        not_first_s: from any other stage than the first: what the caller on its device loses by
+            sending the inputs to another one, shape (C,).
+        not_last_s: from any other stage than the last, shape (C,).
+    """
+
+    send_s_per_byte: Floats
+    receive_s_per_byte: Floats
+    first_s: Floats
+    last_s: Floats
+    not_first_s: Floats
+    not_last_s: Floats
+
+    def of(self, index: Ints) -> ByteCosts:
+        """The same for classes in another order, or for some of them only."""
+        return ByteCosts(
+            **{
+                field.name: getattr(self, field.name)[
+                    np.ix_(index, index) if field.name.endswith("per_byte") else index
+                ]
+                for field in dataclasses.fields(self)
+            }
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,9 +157,13 @@ class ChainProblem:
         overhead_s: seconds that a stage on each class is busy besides computing, shape (C,); they
             count in a period, and not in a latency.
         tie_cost: what a cut at each boundary costs among plans of equal objective, shape (n + 1,).
+        byte_costs: what bytes take from computing, None for nothing; they count as `overhead_s`.
         serial: whether a stage receives, computes and sends one after the other.
         fixed_order: whether stages must use the classes (of one device each) in rising order.
         num_stages: exactly this many, or None for any number.
+        reuse: an easier problem: a device may have several stages, but no two neighbours, and
+            there are as many stages as devices at most.
+        deadline: when searches end.
     """
 
     num_pieces: int
@@ -97,9 +176,12 @@ class ChainProblem:
     sink_s: Floats
     overhead_s: Floats
     tie_cost: Floats
+    byte_costs: ByteCosts | None = None
     serial: bool = False
     fixed_order: bool = False
     num_stages: int | None = None
+    reuse: bool = False
+    deadline: Deadline = NEVER
 
     @property
     def num_classes(self) -> int:
@@ -110,6 +192,21 @@ class ChainProblem:
     def max_stages(self) -> int:
         """The most stages that there can be."""
         return min(sum(self.counts), self.num_pieces, self.num_stages or self.num_pieces)
+
+    @property
+    def is_coupled(self) -> bool:
+        """Whether the load of a stage depends on what it receives and sends, and whence."""
+        return self.serial or self.byte_costs is not None
+
+    def can_follow(self, source: int, target: int) -> bool:
+        """Whether a stage on class `target` can come right after one on class `source`."""
+        return source != target or self.counts[source] > 1
+
+    @functools.cached_property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Classes of every two stages that can be neighbours."""
+        every = range(self.num_classes)
+        return tuple((a, b) for a in every for b in every if self.can_follow(a, b))
 
     def of_class(self, device_class: int) -> tuple[Variant, ...]:
         """The variants of one class."""
@@ -123,10 +220,6 @@ class ChainProblem:
         """For each start the largest stop of a stage that is busy for at most `limit_s`."""
         return variant.stops_within(limit_s - float(self.overhead_s[variant.device_class]))
 
-    def busy_s(self, stage: Placed) -> float:
-        """Seconds for which a stage occupies its device, transfers aside."""
-        return self.compute_s(stage) + float(self.overhead_s[stage.device_class])
-
     def link_row_s(self, source: int, target: int) -> Floats:
         """Seconds to send across each boundary from class to class, shape (n + 1,)."""
         latency_s, per_byte = (
@@ -136,25 +229,76 @@ class ChainProblem:
         row: Floats = latency_s + self.cut_bytes * per_byte
         return row
 
+    def sender_row_s(self, source: int, target: int) -> Floats:
+        """Seconds for which a transfer keeps its sender from computing, shape (n + 1,)."""
+        row = self.link_row_s(source, target) if self.serial else np.zeros(self.num_pieces + 1)
+        if self.byte_costs is not None:
+            per_byte = self.byte_costs.send_s_per_byte[source, target]
+            row = row + self.cut_bytes * per_byte + self.byte_costs.not_last_s[source]
+        return row
+
+    def receiver_row_s(self, source: int, target: int) -> Floats:
+        """Seconds for which a transfer keeps its receiver from computing, shape (n + 1,)."""
+        row = self.link_row_s(source, target) if self.serial else np.zeros(self.num_pieces + 1)
+        if self.byte_costs is not None:
+            per_byte = self.byte_costs.receive_s_per_byte[source, target]
+            row = row + self.cut_bytes * per_byte + self.byte_costs.not_first_s[target]
+        return row
+
+    def first_load_s(self, device_class: int) -> float:
+        """Seconds for which the model's inputs keep a first stage from computing."""
+        own_s = float(self.source_s[device_class]) if self.serial else 0.0
+        bytes_s = 0.0 if self.byte_costs is None else float(self.byte_costs.first_s[device_class])
+        return own_s + bytes_s
+
+    def last_load_s(self, device_class: int) -> float:
+        """Seconds for which the model's outputs keep a last stage from computing."""
+        own_s = float(self.sink_s[device_class]) if self.serial else 0.0
+        bytes_s = 0.0 if self.byte_costs is None else float(self.byte_costs.last_s[device_class])
+        return own_s + bytes_s
+
     def transfers_s(self, stages: tuple[Placed, ...]) -> tuple[float, ...]:
         """Seconds into the first stage, between neighbours, and out of the last one."""
         inner = (
-            float(
-                self.link_latency_s[a.device_class, b.device_class]
-                + self.cut_bytes[a.stop] * self.link_s_per_byte[a.device_class, b.device_class]
-            )
+            float(self.link_row_s(a.device_class, b.device_class)[a.stop])
             for a, b in itertools.pairwise(stages)
         )
         first, last = stages[0].device_class, stages[-1].device_class
         return (float(self.source_s[first]), *inner, float(self.sink_s[last]))
 
+    def moves_s(self, stages: tuple[Placed, ...]) -> tuple[tuple[float, float], ...]:
+        """Seconds that receiving and sending keep each stage from computing."""
+        inner = [(a.device_class, b.device_class, a.stop) for a, b in itertools.pairwise(stages)]
+        received = (float(self.receiver_row_s(a, b)[k]) for a, b, k in inner)
+        sent = (float(self.sender_row_s(a, b)[k]) for a, b, k in inner)
+        first, last = stages[0].device_class, stages[-1].device_class
+        return tuple(
+            zip(
+                (self.first_load_s(first), *received),
+                (*sent, self.last_load_s(last)),
+                strict=True,
+            )
+        )
+
+    def loads_s(self, stages: tuple[Placed, ...]) -> tuple[float, ...]:
+        """Seconds for which each stage occupies its device, with transfers where it is serial."""
+        return tuple(
+            math.fsum((self.compute_s(stage), float(self.overhead_s[stage.device_class]), *moves))
+            for stage, moves in zip(stages, self.moves_s(stages), strict=True)
+        )
+
+    def lost_s(self, stages: tuple[Placed, ...]) -> tuple[float, ...]:
+        """Seconds that each stage is busy besides computing and transfers: overhead and bytes."""
+        apart = dataclasses.replace(self, serial=False)
+        return tuple(
+            math.fsum((float(self.overhead_s[stage.device_class]), *moves))
+            for stage, moves in zip(stages, apart.moves_s(stages), strict=True)
+        )
+
     def period_s(self, stages: tuple[Placed, ...]) -> float:
         """Seconds per micro-batch: the largest load of a stage or, unless serial, a link."""
-        moves = self.transfers_s(stages)
-        work = [self.busy_s(stage) for stage in stages]
-        if self.serial:
-            return max(moves[k] + work[k] + moves[k + 1] for k in range(len(stages)))
-        return max(*work, *moves)
+        loads = self.loads_s(stages)
+        return max(loads) if self.serial else max(*loads, *self.transfers_s(stages))
 
     def latency_s(self, stages: tuple[Placed, ...]) -> float:
         """Seconds for one micro-batch alone: all compute and all transfers."""
@@ -166,20 +310,45 @@ class ChainProblem:
         """What decides among plans of equal objective; smaller is better."""
         return float(sum(self.tie_cost[stage.stop] for stage in stages[:-1]))
 
-    @property
+    @functools.cached_property
     def has_uniform_links(self) -> bool:
-        """Whether every link that a plan could use costs the same."""
-        pairs = [
-            (a, b)
-            for a in range(self.num_classes)
-            for b in range(self.num_classes)
-            if a != b or self.counts[a] > 1
-        ]
-        if not pairs:
-            return True
-        latency = {float(self.link_latency_s[pair]) for pair in pairs}
-        per_byte = {float(self.link_s_per_byte[pair]) for pair in pairs}
-        return len(latency) == 1 and len(per_byte) == 1
+        """Whether every link that a plan could use costs the same, bytes at its ends included."""
+        tables = [self.link_latency_s, self.link_s_per_byte]
+        if self.byte_costs is not None:
+            tables += [self.byte_costs.send_s_per_byte, self.byte_costs.receive_s_per_byte]
+        return all(len({float(table[pair]) for pair in self.pairs}) <= 1 for table in tables)
+
+    def any_source(self, target: int) -> int | None:
+        """Some class from which a stage on `target` can receive; None where there is none."""
+        return next((a for a, b in self.pairs if b == target), None)
+
+    def any_target(self, source: int) -> int | None:
+        """Some class to which a stage on `source` can send; None where there is none."""
+        return next((b for a, b in self.pairs if a == source), None)
+
+    def of_classes(self, index: Sequence[int], counts: Sequence[int]) -> ChainProblem:
+        """The problem over other classes: class k is what class ``index[k]`` is here.
+
+        Args:
+            index: classes of this problem; one may come several times.
+            counts: how many devices each of the new classes has.
+        """
+        at = np.asarray(index, dtype=np.int64)
+        return dataclasses.replace(
+            self,
+            counts=tuple(counts),
+            variants=tuple(
+                dataclasses.replace(v, device_class=k)
+                for k, c in enumerate(index)
+                for v in self.of_class(c)
+            ),
+            link_latency_s=self.link_latency_s[np.ix_(at, at)],
+            link_s_per_byte=self.link_s_per_byte[np.ix_(at, at)],
+            source_s=self.source_s[at],
+            sink_s=self.sink_s[at],
+            overhead_s=self.overhead_s[at],
+            byte_costs=None if self.byte_costs is None else self.byte_costs.of(at),
+        )
 
     def volume(self) -> tuple[Floats, Floats]:
         """Work of each piece, and how much of it a device of each class does in a second.
@@ -189,15 +358,20 @@ class ChainProblem:
         factor alone this is exact.
 
         Returns:
-            Work, shape (n,), and rates, shape (C,), infinity where a class is free.
+            Work, shape (n,), and rates, shape (C,), from 0 to 1.
         """
-        pieces = np.full((self.num_classes, self.num_pieces), math.inf)
-        possible = np.arange(self.num_pieces)
-        for v in self.variants:
-            seconds = np.where(v.furthest > possible, np.diff(v.prefix_s), math.inf)
-            pieces[v.device_class] = np.minimum(pieces[v.device_class], seconds)
+        pieces = self.piece_seconds()
         work = pieces.min(axis=0)
         work[np.isinf(work)] = 0.0
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where(work > 0, work / pieces, 0.0)
         return work, ratio.max(axis=1)
+
+    def piece_seconds(self) -> Floats:
+        """Seconds of each piece alone on each class, shape (C, n); infinity where impossible."""
+        pieces = np.full((self.num_classes, self.num_pieces), math.inf)
+        possible = np.arange(self.num_pieces)
+        for v in self.variants:
+            seconds = np.where(v.furthest > possible, v.seconds, math.inf)
+            pieces[v.device_class] = np.minimum(pieces[v.device_class], seconds)
+        return pieces

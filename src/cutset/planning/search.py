@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from cutset.planning.problem import ROUNDING, ChainProblem, Floats, Placed
+from cutset.planning.deadline import OverBudget
+from cutset.planning.problem import ROUNDING, ChainProblem, Placed
+from cutset.planning.totals import Floats
 
 Oracle: TypeAlias = Callable[[float], "tuple[Placed, ...] | None"]
+
+logger = logging.getLogger(__name__)
 
 MAX_CANDIDATES = 1_000_000
 
 
-def least_period(
-    problem: ChainProblem, oracle: Oracle, lower_s: float
-) -> tuple[tuple[Placed, ...], float] | None:
+class Found(NamedTuple):
+    """What a search for the least period ended with.
+
+    Attributes:
+        stages: the best plan.
+        period_s: its period in seconds.
+        bound_s: no plan that the oracle could find has a period below this.
+        is_complete: whether the two meet; False where time or memory ended the search before.
+    """
+
+    stages: tuple[Placed, ...]
+    period_s: float
+    bound_s: float
+    is_complete: bool
+
+
+def least_period(problem: ChainProblem, oracle: Oracle, lower_s: float) -> Found | None:
     """The plan of least period that `oracle` can find.
 
     The oracle need not be monotone in anything but its limit. First the limit rises from the
@@ -32,75 +51,104 @@ def least_period(
         lower_s: a proven lower bound.
 
     Returns:
-        The plan and its period in seconds, or None where there is no plan at all.
+        What was found, or None where there is no plan at all.
+
+    Raises:
+        OverBudget: the oracle was out of reach before it gave any plan.
     """
     best = oracle(math.inf)
     if best is None:
         return None
-    period_s = problem.period_s(best)
-    failed_s, step = lower_s * (1 - 4 * ROUNDING), 1e-3
-    limit_s = lower_s
-    while limit_s < period_s * (1 - ROUNDING):
-        found = oracle(limit_s)
-        if found is not None:
-            best, period_s = found, min(period_s, problem.period_s(found))
-            break
-        failed_s = limit_s
-        if lower_s <= 0:
-            break
-        limit_s, step = limit_s * (1 + step), step * 3
-    return _bisect(problem, oracle, best, period_s, failed_s)
+    search = _Bisection(problem, oracle, best, lower_s)
+    try:
+        search.rise(lower_s)
+        search.bisect()
+    except OverBudget as reason:
+        logger.info("the search for the least period was ended: %s", reason)
+        bound_s = min(search.failed_s, search.period_s)
+        return Found(search.best, search.period_s, bound_s, is_complete=False)
+    return Found(search.best, search.period_s, search.period_s, is_complete=True)
 
 
-def _bisect(
-    problem: ChainProblem,
-    oracle: Oracle,
-    best: tuple[Placed, ...],
-    period_s: float,
-    failed_s: float,
-) -> tuple[tuple[Placed, ...], float]:
-    values: Floats | None = None
-    while period_s > failed_s * (1 + ROUNDING) and period_s > 0:
-        if values is None:
-            values = candidate_periods(problem, failed_s, period_s)
-        if values is None:
-            # Geometric steps get to a small optimum as fast as to a large one.
-            limit_s = math.sqrt(failed_s * period_s) if failed_s > 0 else period_s / 2
-            if not failed_s * (1 + ROUNDING) < limit_s < period_s * (1 - ROUNDING):
-                limit_s = (failed_s + period_s) / 2
-            if period_s <= failed_s * (1 + 4 * ROUNDING):
-                break
-        else:
-            keep = (values > failed_s * (1 + ROUNDING)) & (values < period_s * (1 - ROUNDING))
-            values = values[keep]
-            if len(values) == 0:
-                break
-            limit_s = float(values[len(values) // 2])
-        found = oracle(limit_s)
+class _Bisection:
+    """The best plan so far, and the largest limit that has none."""
+
+    def __init__(
+        self, problem: ChainProblem, oracle: Oracle, best: tuple[Placed, ...], lower_s: float
+    ) -> None:
+        self.problem = problem
+        self.oracle = oracle
+        self.best = best
+        self.period_s = problem.period_s(best)
+        self.failed_s = lower_s * (1 - 4 * ROUNDING)
+
+    def ask(self, limit_s: float) -> bool:
+        """Asks for a plan within a limit; either way what is left to search gets smaller."""
+        found = self.oracle(limit_s)
         if found is None:
-            failed_s = limit_s
-        else:
-            best, period_s = found, min(limit_s, problem.period_s(found))
-    return best, problem.period_s(best)
+            self.failed_s = limit_s
+            return False
+        period_s = self.problem.period_s(found)
+        if period_s < self.period_s:
+            self.best, self.period_s = found, period_s
+        self.upper_s = min(limit_s, period_s)
+        return True
+
+    def rise(self, lower_s: float) -> None:
+        """Raises the limit from the lower bound until there is a plan."""
+        self.upper_s, limit_s, step = self.period_s, lower_s, 1e-3
+        while limit_s < self.upper_s * (1 - ROUNDING):
+            if self.ask(limit_s) or lower_s <= 0:
+                break
+            limit_s, step = limit_s * (1 + step), step * 3
+
+    def bisect(self) -> None:
+        """Narrows down what lies between the last failure and the best plan."""
+        values: Floats | None = None
+        while self.upper_s > self.failed_s * (1 + ROUNDING) and self.upper_s > 0:
+            if values is None:
+                values = candidate_periods(self.problem, self.failed_s, self.upper_s)
+            if values is None:
+                limit_s = self._middle()
+                if limit_s is None:
+                    break
+            else:
+                low_s, high_s = self.failed_s * (1 + ROUNDING), self.upper_s * (1 - ROUNDING)
+                values = values[(values > low_s) & (values < high_s)]
+                if len(values) == 0:
+                    break
+                limit_s = float(values[len(values) // 2])
+            self.ask(limit_s)
+
+    def _middle(self) -> float | None:
+        """A number between, None where rounding leaves none.
+
+        Geometric steps get to a small optimum as fast as to a large one.
+        """
+        low_s, high_s = self.failed_s, self.upper_s
+        if high_s <= low_s * (1 + 4 * ROUNDING):
+            return None
+        middle_s = math.sqrt(low_s) * math.sqrt(high_s) if low_s > 0 else high_s / 1024
+        if not low_s * (1 + ROUNDING) < middle_s < high_s * (1 - ROUNDING):
+            middle_s = (low_s + high_s) / 2
+        return middle_s if low_s < middle_s < high_s else None
 
 
 def candidate_periods(problem: ChainProblem, above_s: float, below_s: float) -> Floats | None:
     """Every value strictly between two limits that a period can take, rising; None if too many.
 
-    A period is the seconds of one stage or of one transfer. Not known for serial plans with
-    several kinds of links, where it is a sum of three.
+    A period is the seconds of one stage or of one transfer. Not known for coupled problems, where
+    it is a sum of three.
     """
-    if problem.serial:
+    if problem.is_coupled:
         return None
     parts: list[Floats] = [problem.source_s, problem.sink_s]
     total = 0
     for variant in problem.variants:
-        prefix, overhead_s = variant.prefix_s, float(problem.overhead_s[variant.device_class])
-        starts_s = prefix[:-1] - overhead_s
-        first = np.searchsorted(prefix, starts_s + above_s, side="right")
-        first = np.maximum(first, np.arange(1, problem.num_pieces + 1))
-        last = np.searchsorted(prefix, starts_s + below_s, side="left")
-        last = np.minimum(last, variant.furthest + 1)
+        overhead_s = float(problem.overhead_s[variant.device_class])
+        first = variant.last_within(above_s - overhead_s) + 1
+        last = variant.last_within(math.nextafter(below_s - overhead_s, -math.inf))
+        last = np.minimum(last, variant.furthest) + 1
         widths = np.maximum(last - first, 0)
         total += int(widths.sum())
         if total > MAX_CANDIDATES:
@@ -108,17 +156,16 @@ def candidate_periods(problem: ChainProblem, above_s: float, below_s: float) -> 
         starts = np.repeat(np.arange(problem.num_pieces), widths)
         offsets = np.arange(len(starts)) - np.repeat(np.cumsum(widths) - widths, widths)
         stops = np.repeat(first, widths) + offsets
-        parts.append(prefix[stops] - prefix[starts] + overhead_s)
+        parts.append(variant.totals.between(starts, stops) + overhead_s)
     seen: set[tuple[float, float]] = set()
-    for a in range(problem.num_classes):
-        for b in range(problem.num_classes):
-            key = float(problem.link_latency_s[a, b]), float(problem.link_s_per_byte[a, b])
-            if (a != b or problem.counts[a] > 1) and key not in seen:
-                seen.add(key)
-                row = problem.link_row_s(a, b)
-                parts.append(row[(row > above_s) & (row < below_s)])
-                total += len(parts[-1])
-                if total > MAX_CANDIDATES:
-                    return None
+    for pair in problem.pairs:
+        key = float(problem.link_latency_s[pair]), float(problem.link_s_per_byte[pair])
+        if key not in seen:
+            seen.add(key)
+            row = problem.link_row_s(*pair)
+            parts.append(row[(row > above_s) & (row < below_s)])
+            total += len(parts[-1])
+            if total > MAX_CANDIDATES:
+                return None
     values = np.unique(np.concatenate(parts))
     return values[(values > above_s) & (values < below_s)]

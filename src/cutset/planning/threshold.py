@@ -17,8 +17,10 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from cutset.planning.lattice import Lattice, OverBudget
-from cutset.planning.problem import ChainProblem, Ints, Placed, with_slack
+from cutset.planning.deadline import OverBudget
+from cutset.planning.lattice import Lattice
+from cutset.planning.problem import ChainProblem, Placed, with_slack
+from cutset.planning.totals import Ints
 
 MAX_TABLE_BYTES = 256 * 2**20
 MAX_STATE_BYTES = 512 * 2**20
@@ -74,8 +76,8 @@ class _Pass:
 class ThresholdSearch:
     """Answers the question for one problem and many limits.
 
-    Overlapped periods, or serial ones where all links cost the same (then the load of a stage
-    follows from its two boundaries).
+    Problems that are not coupled, or coupled ones where all links cost the same (then the load of
+    a stage follows from its two boundaries).
 
     Raises:
         OverBudget: the look-up tables or the states would take too much memory.
@@ -157,6 +159,7 @@ class ThresholdSearch:
                     break
             if depth + 1 == self.lattice.num_levels:
                 break
+            problem.deadline.check()
             level = self._next(level, tables, pass_.links, limit_s)
         return pass_
 
@@ -165,19 +168,14 @@ class ThresholdSearch:
         problem = self.problem
         stops = np.arange(self.size)
         allowed = np.zeros((problem.num_pieces, self.size), dtype=bool)
-        moves = np.zeros((problem.num_pieces, self.size))
         overhead_s = float(problem.overhead_s[device_class])
-        if problem.serial:
-            link = self._any_link()
-            received = link[:-1].copy()
-            received[0] = problem.source_s[device_class]
-            sent = link.copy()
-            sent[-1] = problem.sink_s[device_class]
-            moves = received[:, None] + sent
+        if problem.is_coupled:
+            moves = self._moves_s(device_class)
+            starts = np.arange(problem.num_pieces)[:, None]
         for variant in problem.of_class(device_class):
-            if problem.serial:
-                prefix = variant.prefix_s
-                fits = prefix - prefix[:-1, None] + moves <= limit_s - overhead_s
+            if problem.is_coupled:
+                seconds = variant.totals.between(starts, stops[None, :])
+                fits = seconds + moves <= limit_s - overhead_s
                 reach = variant.furthest
             else:
                 fits, reach = np.ones(1, dtype=bool), problem.stops_within(variant, limit_s)
@@ -185,13 +183,17 @@ class ThresholdSearch:
         allowed &= stops > np.arange(problem.num_pieces)[:, None]
         return allowed
 
-    def _any_link(self) -> npt.NDArray[np.float64]:
+    def _moves_s(self, here: int) -> npt.NDArray[np.float64]:
+        """What receiving and sending add to the load of every stage, shape (n, n + 1)."""
         problem = self.problem
-        for a in range(problem.num_classes):
-            for b in range(problem.num_classes):
-                if a != b or problem.counts[a] > 1:
-                    return problem.link_row_s(a, b)
-        return np.zeros(self.size)
+        none = np.full(self.size, np.inf)
+        before, after = problem.any_source(here), problem.any_target(here)
+        received = none[:-1] if before is None else problem.receiver_row_s(before, here)[:-1].copy()
+        received[0] = problem.first_load_s(here)
+        sent = none if after is None else problem.sender_row_s(here, after).copy()
+        sent[-1] = problem.last_load_s(here)
+        moves: npt.NDArray[np.float64] = received[:, None] + sent
+        return moves
 
     def _links(self, limit_s: float) -> Words:
         """Boundaries where a cut between two classes is fast enough: shape (C, C, words)."""
@@ -200,7 +202,7 @@ class ThresholdSearch:
         allowed = np.zeros((num, num, self.size), dtype=bool)
         for a in range(num):
             for b in range(num):
-                if (a != b or problem.counts[a] > 1) and self.lattice.can_follow(a, b):
+                if problem.can_follow(a, b) and self.lattice.can_follow(a, b):
                     row = problem.link_row_s(a, b)
                     allowed[a, b] = True if problem.serial else row <= limit_s
         allowed[:, :, [0, -1]] = False

@@ -12,7 +12,8 @@ from cutset.devices import Cluster
 from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoints, find_cut_points
 from cutset.graph.ir import Graph
-from cutset.planning.make import make_plan
+from cutset.planning.deadline import within
+from cutset.planning.make import TIME_LIMIT_S, make_plan
 from cutset.planning.plan import MoreTensors, Plan
 
 TRIED_TENSORS = (2, 3, 4, 6, 8, 12)
@@ -38,6 +39,7 @@ def try_more_tensors(
     objective: str = "throughput",
     keep: Collection[str] = (),
     divide: Collection[str] = (),
+    time_limit_s: float | None = TIME_LIMIT_S,
     **limits: Any,
 ) -> MoreTensors | None:
     """The number of tensors across a cut that gives a plan better by a twentieth or more.
@@ -55,6 +57,7 @@ def try_more_tensors(
         objective: ``"throughput"`` or ``"latency"``.
         keep: as given to `find_cut_points`.
         divide: likewise.
+        time_limit_s: seconds after which no other number is tried; None for no limit.
         limits: as `make_plan` takes them.
 
     Returns:
@@ -63,12 +66,15 @@ def try_more_tensors(
     """
     if len(graph.operations) > MAX_OPERATIONS or _is_hard(cluster):
         return None
+    deadline = within(time_limit_s)
     best = None if plan is None else _value_s(plan, objective)
     num_points = len(cuts.points)
     found: MoreTensors | None = None
     for max_tensors in TRIED_TENSORS:
         if max_tensors <= cuts.max_tensors:
             continue
+        if deadline.is_past:
+            break
         wider = find_cut_points(graph, keep=keep, divide=divide, max_tensors=max_tensors)
         if len(wider.points) == num_points:
             continue
@@ -81,6 +87,7 @@ def try_more_tensors(
                 cluster,
                 objective=objective,
                 with_alternatives=False,
+                time_limit_s=None if time_limit_s is None else max(deadline.left_s, 1e-3),
                 **limits,
             )
         except PlanError:
@@ -112,5 +119,5 @@ def _is_hard(cluster: Cluster) -> bool:
     """Whether planning anew may take long: many devices that cannot stand in for one another."""
     if len(cluster.devices) <= MAX_UNEQUAL_DEVICES:
         return False
-    kinds = {msgspec.structs.replace(device, name="") for device in cluster.devices}
+    kinds = {msgspec.structs.replace(device, name="any") for device in cluster.devices}
     return len(kinds) > 1 or bool(cluster.overrides) or cluster.caller is not None

@@ -82,15 +82,10 @@ def _why(plan: Plan, strip: Strip, basis: Basis | None) -> tuple[str, ...]:
             f"There {aim}: {format_seconds(value_s)} per micro-batch."
             + (_neighbours(plan, strip, basis) if basis is not None else "")
         )
-    proof = (
-        "so this plan is proven the best"
-        if plan.is_proven
-        else f"so this plan is at most {plan.gap:.1%} above the best"
-    )
     why = _CERTIFICATES.get(plan.bound_by, plan.bound_by)
     sentences.append(
         f"No plan under the same rules can take less than {format_seconds(plan.bound_s)} "
-        f"({plan.bound_by}: {why}), {proof}."
+        f"({plan.bound_by}: {why}), so this plan is {plan.claim}."
     )
     sentences += [f"Note: {note}." for note in plan.notes]
     return tuple(sentences)

@@ -20,8 +20,25 @@ from cutset.tensors import TensorSpec
 Document: TypeAlias = dict[str, Any]
 
 
+class Part(Protocol):
+    """A part of the user's model that was split in its place."""
+
+    @property
+    def path(self) -> str:
+        """Of the module in the model."""
+
+    @property
+    def work_share(self) -> float:
+        """The share of the whole model's work that it does, 0 to 1."""
+
+
+def part_document(part: Part | None) -> Document | None:
+    """The part that a document speaks of; null where it is the whole model."""
+    return None if part is None else {"path": part.path, "work_share": part.work_share}
+
+
 def inspection_document(
-    model: str, graph: Graph, cuts: CutPoints, *, part: str | None = None
+    model: str, graph: Graph, cuts: CutPoints, *, part: Part | None = None
 ) -> Document:
     """``cutset inspect --json``: units, cut points, refused positions with their reasons.
 
@@ -29,11 +46,11 @@ def inspection_document(
         model: its name.
         graph: of the model, or of its part.
         cuts: of the same.
-        part: path of the part that is captured where the whole model cannot be.
+        part: what is captured of the model, where it is not the whole.
     """
     return {
         "model": model,
-        "part": part,
+        "part": part_document(part),
         "flops": graph.flops,
         "parameters": graph.num_parameters,
         "units": [{"path": unit.path, "class": unit.class_name} for unit in cuts.units],
@@ -58,16 +75,22 @@ def _tensor(spec: TensorSpec) -> Document:
 
 
 def plan_document(
-    plan: Plan, *, bundle: str | None = None, gain_inside_units: float | None = None
+    plan: Plan,
+    *,
+    part: Part | None = None,
+    bundle: str | None = None,
+    gain_inside_units: float | None = None,
 ) -> Document:
     """``cutset plan --json`` and ``cutset split --json``: the whole plan.
 
     Args:
         plan: the plan.
+        part: what was planned of the model, where it is not the whole.
         bundle: the folder that `split` wrote, or None.
         gain_inside_units: what cuts inside units would gain, as a fraction, if it was asked for.
     """
     document: Document = msgspec.to_builtins(plan)
+    document["part"] = part_document(part)
     if bundle is not None:
         document["bundle"] = bundle
     if gain_inside_units is not None:
@@ -75,9 +98,9 @@ def plan_document(
     return document
 
 
-def front_document(plans: Sequence[Plan]) -> Document:
+def front_document(plans: Sequence[Plan], *, part: Part | None = None) -> Document:
     """``cutset plan --objective pareto --json``: the plans of the front, of rising period."""
-    return {"plans": [plan_document(plan) for plan in plans]}
+    return {"plans": [plan_document(plan, part=part) for plan in plans]}
 
 
 class Comparison(Protocol):
@@ -110,6 +133,7 @@ def verification_document(
     *,
     bit_exact: bool,
     comparisons: Sequence[Comparison] = (),
+    part: Part | None = None,
 ) -> Document:
     """``cutset verify --json``: every check, and how far the numbers are apart.
 
@@ -117,6 +141,7 @@ def verification_document(
     """
     return {
         "ok": all(ok for _, ok, _ in checks),
+        "part": part_document(part),
         "checks": [{"name": name, "ok": ok, "detail": detail} for name, ok, detail in checks],
         "max_abs_error": _finite(max_abs_error),
         "bit_exact": bit_exact,
@@ -142,6 +167,8 @@ def run_document(
     tops: Sequence[Sequence[tuple[str, float]]],
     seconds: float,
     failed: Sequence[tuple[str, str]],
+    *,
+    part: Part | None = None,
 ) -> Document:
     """``cutset run --json``: a row's input and its most likely labels.
 
@@ -150,8 +177,10 @@ def run_document(
         tops: for each row the labels and their scores, the most likely first.
         seconds: from the first row in to the last one out.
         failed: inputs that could not be read, each with the reason.
+        part: what the bundle holds of the model, where it is not the whole.
     """
     return {
+        "part": part_document(part),
         "num_rows": len(names),
         "rows": [
             {"input": name, "top": [{"label": label, "score": score} for label, score in top]}

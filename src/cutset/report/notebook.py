@@ -48,12 +48,11 @@ def plan_html(
     """A plan: its stages, their load, the first micro-batches; with its model also the parts."""
     report = build_report(ReportSources(plan=plan, model=name, graph=graph, cuts=cuts))
     drawings = make_drawings(report)
-    proof = "proven the best" if plan.is_proven else f"at most {plan.gap:.1%} above the best"
     return _render(
         title=f"{name or 'Plan'}: {len(plan.stages)} stage{'s' if len(plan.stages) > 1 else ''}",
         words=(
             f"{format_seconds(plan.period_s)} per micro-batch in steady state, "
-            f"{format_seconds(plan.latency_s)} for one alone; {proof}"
+            f"{format_seconds(plan.latency_s)} for one alone; {plan.claim}"
         ),
         drawings=[svg_of(drawings[each]) for each in _PLAN_DRAWINGS],
         stages=plan.stages,

@@ -278,6 +278,7 @@ def load_plan_document(path: str | Path) -> tuple[Plan, float | None]:
     if not isinstance(document, dict):
         raise PlanError(f"{path}: no valid plan: expected an object")
     document.pop("bundle", None)
+    document.pop("part", None)
     gain = document.pop("gain_inside_units", None)
     if gain is not None and not isinstance(gain, (int, float)):
         raise PlanError(f"{path}: gain_inside_units is {gain!r}, expected a number")

@@ -13,6 +13,7 @@ from cutset.costs.model import Profile, Timing
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
 from cutset.planning.plan import Alternative, MoreTensors, Plan
+from cutset.report.documents import Part
 
 BAR_WIDTH = 20
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -143,10 +144,7 @@ def print_plan(console: Console, plan: Plan) -> None:
                 f"as processes of this machine: {period}, "
                 f"its stages measured as wholes, messages and the caller's part included"
             )
-    proof = (
-        "proven the best" if plan.is_proven else f"at most {plan.gap:.2%} above the best possible"
-    )
-    console.print(f"bound: {format_seconds(plan.bound_s)} ({plan.bound_by}); {proof}")
+    console.print(f"bound: {format_seconds(plan.bound_s)} ({plan.bound_by}); {plan.claim}")
     for alternative in plan.alternatives:
         console.print(_alternative(alternative))
     if plan.unused_devices:
@@ -273,6 +271,18 @@ def print_bench(console: Console, document: Mapping[str, Any]) -> None:
             f"{stage['sending']:.0%}",
         )
     console.print(table)
+
+
+def print_part(console: Console, part: Part | None) -> None:
+    """Says whose results these are, where a part of a model was split; else nothing."""
+    if part is not None:
+        console.print(
+            f"only a part of the model: {part.path}, {part.work_share:.1%} of its work; the "
+            "results are the part's, the rest of the model stays with you (PreparedModel.part_in)",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )
 
 
 def print_checks(console: Console, checks: Sequence[tuple[str, bool, str]]) -> None:

@@ -23,6 +23,7 @@ from cutset.runtime.session import Session, open_session
 from cutset.runtime.status import SessionStatus
 from cutset.runtime.timeline import chrome_trace
 from cutset.shards.load import Bundle, open_bundle
+from cutset.shards.manifest import PartEntry
 
 _NUM_WARM_UP = 10
 _MIN_MICRO_BATCHES = 20
@@ -72,6 +73,7 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         whole_model_period_s: mean seconds per micro-batch of all stages in one process, with as
             many threads as the pipeline has in all.
         stages: one for each stage.
+        part: what the bundle holds of the model, or None where it is the whole.
     """
 
     period_s: float
@@ -81,6 +83,7 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     slowest_stage_alone_s: float
     whole_model_period_s: float
     stages: tuple[StageShare, ...]
+    part: PartEntry | None = None
 
 
 def bench_bundle(
@@ -164,6 +167,7 @@ def bench_bundle(
         slowest_stage_alone_s=max(result.mean_s for result in alone),
         whole_model_period_s=whole.mean_s,
         stages=_shares(before, after, stats_s),
+        part=manifest.part,
     )
     return report, document
 

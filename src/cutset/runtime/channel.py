@@ -22,12 +22,10 @@ from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, TCPStore
 
 from cutset.errors import LinkTimeout
 from cutset.runtime.arena import padded
-from cutset.runtime.arrays import readable
 from cutset.runtime.wire import (
     DATA,
     KEEP_ALIVE,
     Header,
-    Layout,
     WireError,
     as_bytes,
     from_bytes,
@@ -66,16 +64,6 @@ class LinkContract:
     name: str
     specs: tuple[TensorSpec, ...]
     max_rows: int
-
-    @property
-    def max_rank(self) -> int:
-        """Most dimensions of one of its tensors."""
-        return max((len(spec.shape) for spec in self.specs), default=0)
-
-    @property
-    def header_bytes(self) -> int:
-        """Bytes of the header before a micro-batch's tensors."""
-        return header_bytes(len(self.specs), self.max_rank)
 
     @property
     def max_bytes(self) -> int:
@@ -117,10 +105,6 @@ class Parcel:
 
 class LinkClosedError(Exception):
     """The neighbour closed the link, or died, or what it sent makes no sense."""
-
-
-class UnsendableError(Exception):
-    """A micro-batch is of a kind that cannot be sent: its own fault, never the link's."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,7 +205,7 @@ class Sender:
         self._timeout = dt.timedelta(seconds=timeout_s)
         self._link = link
         self._epoch = epoch
-        self._buffer = bytearray(link.header_bytes)
+        self._buffer = bytearray(header_bytes(len(link.specs)))
         self._header = torch.frombuffer(self._buffer, dtype=torch.uint8)
 
     def send(self, parcel: Parcel) -> None:
@@ -230,15 +214,15 @@ class Sender:
         Raises:
             LinkClosedError: the neighbour is gone.
             LinkTimeout: the neighbour did not take it in time.
-            UnsendableError: a tensor is of a kind that cannot be sent. Nothing was sent.
+            WireError: a tensor is of a kind that cannot be sent.
         """
-        tensors, layouts = sendable(parcel, self._link)
+        tensors = [dense(tensor) for tensor in parcel.tensors]
         header = Header(
             kind=DATA,
             epoch=self._epoch,
             sequence=parcel.sequence,
             num_rows=parcel.num_rows,
-            layouts=layouts,
+            layouts=tuple(layout_of(tensor) for tensor in tensors),
         )
         self._send(header, [as_bytes(tensor) for tensor in tensors if tensor.numel()])
 
@@ -256,7 +240,7 @@ class Sender:
         self._group = None
 
     def _send(self, header: Header, payloads: list[torch.Tensor]) -> None:
-        pack_header(header, self._buffer, self._link.max_rank)
+        pack_header(header, self._buffer)
         with _translated(self._link):
             works = [self._group.send([self._header], _RECEIVER_RANK, _HEADER_TAG)]
             works += [self._group.send([data], _RECEIVER_RANK, _TENSOR_TAG) for data in payloads]
@@ -289,7 +273,7 @@ class Receiver:
         # one that must announce itself first.
         self._posted: collections.deque[tuple[Any, bytearray, torch.Tensor]] = collections.deque()
         for _ in range(_HEADERS_AHEAD):
-            buffer = bytearray(link.header_bytes)
+            buffer = bytearray(header_bytes(len(link.specs)))
             self._post(buffer, torch.frombuffer(buffer, dtype=torch.uint8))
 
     def receive(self) -> tuple[Header, Parcel]:
@@ -310,7 +294,6 @@ class Receiver:
             header = unpack_header(
                 buffer,
                 epoch=self._epoch,
-                max_rank=self._link.max_rank,
                 max_rows=self._link.max_rows,
                 max_bytes=self._link.max_bytes,
                 num_slots=0,
@@ -365,45 +348,11 @@ class Receiver:
             return torch.empty(max(self._link.slot_bytes, num_bytes), dtype=torch.uint8)
 
 
-def sendable(parcel: Parcel, link: LinkContract) -> tuple[list[torch.Tensor], tuple[Layout, ...]]:
-    """A parcel's tensors as they are sent: dense, their numbers in memory as they are.
-
-    Args:
-        parcel: what to send.
-        link: over which link.
-
-    Raises:
-        UnsendableError: a tensor cannot be sent, or they are more than the link carries.
-    """
-    try:
-        tensors = [dense(tensor) for tensor in parcel.tensors]
-        layouts = tuple(layout_of(tensor) for tensor in tensors)
-    except Exception as error:
-        # Whatever keeps a tensor from being read, want of memory included, is not the link's fault.
-        raise UnsendableError(str(error) or type(error).__name__) from error
-    num_bytes = sum(padded(layout.num_bytes) for layout in layouts)
-    ranks = [len(layout.shape) for layout in layouts]
-    if len(layouts) > len(link.specs) or max(ranks, default=0) > link.max_rank:
-        raise UnsendableError(f"{', '.join(map(str, layouts))} do not fit link {link.name}")
-    if num_bytes > link.slot_bytes or not 1 <= parcel.num_rows <= link.max_rows:
-        raise UnsendableError(
-            f"{num_bytes} bytes of {parcel.num_rows} rows; link {link.name} carries at most"
-            f" {link.slot_bytes} bytes of {link.max_rows} rows"
-        )
-    return tensors, layouts
-
-
 def dense(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor`, or a dense copy that keeps the order of its dimensions where it has gaps.
-
-    Raises:
-        ValueError: its numbers cannot be read from memory.
-    """
-    tensor = readable(tensor)
+    """`tensor`, or a dense copy that keeps the order of its dimensions where it has gaps."""
     if tensor.is_contiguous() or is_dense(tensor.shape, tensor.stride()):
         return tensor
-    # In a caller's thread a mode of torch's may make something else of it than a tensor.
-    return readable(tensor.clone(memory_format=torch.preserve_format))
+    return tensor.clone(memory_format=torch.preserve_format)
 
 
 @contextlib.contextmanager

@@ -12,14 +12,14 @@ an error that says what was tried. Every wait has a limit.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
+import secrets
 import socket
 import threading
 import time
 from collections.abc import Callable
-from itertools import pairwise
-from typing import TypeAlias
 
 import msgspec
 
@@ -27,7 +27,6 @@ from cutset import errors
 from cutset.engines.base import (
     BatchFailed,
     Collect,
-    Connect,
     Connected,
     Engine,
     Event,
@@ -50,6 +49,7 @@ from cutset.errors import (
     LinkTimeout,
     StageFailed,
 )
+from cutset.runtime.callerend import CallerEnd
 from cutset.runtime.circuit import Circuit
 from cutset.runtime.ledger import Ledger
 from cutset.runtime.status import Limits, StageRecord
@@ -57,16 +57,15 @@ from cutset.runtime.status import Limits, StageRecord
 _LOG = logging.getLogger(__name__)
 
 _TICK_S = 0.25
-_TICKS_PER_HEARTBEAT = 8
 _GRACE_S = 0.5
 _STOP_TIMEOUT_S = 1.0
 _KILL_TIMEOUT_S = 5.0
 _MAX_BACK_OFF_S = 5.0
-
-
-MakeCircuit: TypeAlias = Callable[
-    [int, Callable[[int], None], Callable[[LinkLost], None], tuple[socket.socket, ...]], Circuit
-]
+_MAX_DOUBLINGS = 32
+_UNSAID_S = 2.0
+_NAME_BYTES = 16
+# No descriptor, process, thread or memory left now. Python says the third by a RuntimeError.
+_SHORTAGES = (OSError, RuntimeError, MemoryError)
 
 
 class _SetbackError(Exception):
@@ -101,12 +100,9 @@ class Supervisor:
     Args:
         engine: starts workers; closed by the supervisor at the end.
         loads: what each stage is to load.
-        connect: the links' address, as a command whose epoch is filled in for each attempt.
-        make_circuit: makes the caller's own circuit: (epoch, on_connected, on_lost, its receiving
-            and sending end of the links within this host, or nothing) -> Circuit.
+        caller_end: makes the caller's own circuits; closed by the supervisor at the end.
         ledger: whose micro-batches are to be computed.
         limits: how long and how often.
-        link_files: descriptors of each link's shared memory; empty where none is shared.
     """
 
     def __init__(
@@ -114,31 +110,26 @@ class Supervisor:
         *,
         engine: Engine,
         loads: tuple[Load, ...],
-        connect: Connect,
-        make_circuit: MakeCircuit,
+        caller_end: CallerEnd,
         ledger: Ledger,
         limits: Limits,
-        link_files: tuple[int, ...],
     ) -> None:
         self._engine = engine
         self.stages = tuple(StageRecord(load) for load in loads)
-        self._connect = connect
-        self._make_circuit = make_circuit
+        self._caller_end = caller_end
         self._ledger = ledger
         self._limits = limits
-        self._link_files = link_files
         self._events: queue.SimpleQueue[tuple[WorkerHandle | None, Event] | None] = (
             queue.SimpleQueue()
         )
         self._stopping = threading.Event()
+        self._dropped = False
         self._circuit: Circuit | None = None
         self._caller_connected = 0
         self._tried: list[str] = []
         self._num_setbacks = 0
         self._settled_at_setback = -1
-        self._ticked_s = time.monotonic()
-        # More often than a silence of half the limit, which excuses everyone.
-        self._tick_s = min(_TICK_S, limits.heartbeat_s / _TICKS_PER_HEARTBEAT)
+        self._ticked_s = self._asked_s = time.monotonic()
         self.epoch = 0
         self.up = threading.Event()
         self.changed = threading.Condition()
@@ -148,13 +139,28 @@ class Supervisor:
         """Begins; `up` is set when the first epoch stands or the session has failed."""
         self._thread.start()
 
+    @property
+    def stop_limit_s(self) -> float:
+        """How long `stop` takes at most."""
+        return _STOP_TIMEOUT_S + _KILL_TIMEOUT_S * (len(self.stages) + 1)
+
+    def is_here(self) -> bool:
+        """Whether the calling thread is the supervisor's own."""
+        return self._thread is threading.current_thread()
+
     def stop(self) -> None:
         """Ends the workers and waits until they are gone. Safe to call twice."""
         self._stopping.set()
         self._events.put(None)
-        limit_s = _STOP_TIMEOUT_S + _KILL_TIMEOUT_S * (len(self.stages) + 1)
-        if self._thread.ident is not None:
-            self._thread.join(limit_s)
+        if self._thread.ident is not None and not self.is_here():
+            self._thread.join(self.stop_limit_s)
+
+    def drop(self) -> None:
+        """Has the workers ended, without waiting and without a lock: for a destructor."""
+        self._dropped = True
+        self._events.put(None)
+        if self._thread.ident is None:
+            self._caller_end.close()
 
     def collect(self, *, spans: bool, timeout_s: float) -> None:
         """Asks every worker for its statistics and waits until they are here, or the time is up."""
@@ -183,6 +189,8 @@ class Supervisor:
         except _StoppingError:
             # Who closes the session fails what is open, after the workers are gone: a future whose
             # waiter was interrupted (Ctrl-C) may never give its lock back.
+            if self._dropped:
+                self._ledger.end(EngineError("the session was dropped without close()"))
             _LOG.debug("the session is being closed")
         except CutsetError as error:
             self._ledger.end(error)
@@ -195,6 +203,7 @@ class Supervisor:
             try:
                 self._shut_down()
             finally:
+                self._caller_end.close()
                 self.up.set()
 
     def _supervise(self) -> None:
@@ -211,17 +220,13 @@ class Supervisor:
         deadline_s = time.monotonic() + self._limits.start_timeout_s
         for index, stage in enumerate(self.stages):
             if stage.worker is None:
-                stage.worker = self._engine.start(
-                    index,
-                    lambda w, e: self._events.put((w, e)),
-                    self._link_files,
-                )
+                stage.worker = self._start_worker(index)
                 stage.heard_s = time.monotonic()
                 stage.num_restarts += 1
         while not all(stage.loaded for stage in self.stages):
             self._step(deadline_s, "start and load its stage", lambda stage: stage.loaded)
         deadline_s = time.monotonic() + self._limits.connect_timeout_s
-        circuit = self._circuit = self._make_links()
+        circuit = self._make_links()
         while self._caller_connected != self.epoch or any(
             stage.connected_epoch != self.epoch for stage in self.stages
         ):
@@ -230,24 +235,47 @@ class Supervisor:
         self._ledger.open_epoch(self.epoch, circuit.send)
         self._engine.standing()
 
+    def _start_worker(self, index: int) -> WorkerHandle:
+        """Starts a worker; what the system has none of now (processes, memory) it may have soon."""
+        try:
+            return self._engine.start(
+                index, lambda w, e: self._events.put((w, e)), self._caller_end.link_files
+            )
+        except (EngineError, *_SHORTAGES) as error:
+            device = self._engine.device_of(index)
+            raise _SetbackError(
+                EngineError(
+                    f"the worker of stage {index} on {device} could not be started: {error}"
+                )
+            ) from error
+
     def _make_links(self) -> Circuit:
         """Has everyone connect under the present epoch; returns the caller's own circuit."""
-        num_pairs = len(self.stages) + 1 if self._connect.on_host else 0
-        pairs = [socket.socketpair() for _ in range(num_pairs)]
-        ours = (pairs[-1][1], pairs[0][0]) if pairs else ()
-        circuit = self._make_circuit(
-            self.epoch,
-            lambda epoch: self._events.put((None, Connected(epoch=epoch))),
-            lambda event: self._events.put((None, event)),
-            ours,
+        connect = self._caller_end.connect()
+        # A name that nobody can know before: a stranger at the store cannot have been there first.
+        connect = msgspec.structs.replace(
+            connect, epoch=self.epoch, session=secrets.token_hex(_NAME_BYTES)
         )
-        circuit.start()
-        command = msgspec.structs.replace(self._connect, epoch=self.epoch)
-        theirs = [(before[1], after[0]) for before, after in pairwise(pairs)]
+        pairs: list[tuple[socket.socket, socket.socket]] = []
+        try:
+            while connect.on_host and len(pairs) <= len(self.stages):
+                pairs.append(socket.socketpair())
+            circuit = self._circuit = self._caller_end.make_circuit(
+                connect,
+                lambda epoch: self._events.put((None, Connected(epoch=epoch))),
+                lambda event: self._events.put((None, event)),
+                (pairs[-1][1], pairs[0][0]) if pairs else (),
+            )
+            circuit.start()
+        except _SHORTAGES as error:
+            for end in itertools.chain(*pairs):
+                end.close()
+            raise _SetbackError(EngineError(f"the links could not be made: {error}")) from error
+        theirs = [(before[1], after[0]) for before, after in itertools.pairwise(pairs)]
         for index, stage in enumerate(self.stages):
             assert stage.worker is not None
             ends = theirs[index] if theirs else ()
-            stage.worker.send(command, tuple(end.fileno() for end in ends))
+            stage.worker.send(connect, tuple(end.fileno() for end in ends))
             # The worker has copies; as long as one of ours is open, its death would go unnoticed.
             for end in ends:
                 end.close()
@@ -276,10 +304,10 @@ class Supervisor:
             _StoppingError: the session is being closed.
         """
         try:
-            item = self._events.get(timeout=self._tick_s)
+            item = self._events.get(timeout=_TICK_S)
         except queue.Empty:
             item = None
-        if self._stopping.is_set():
+        if self._is_stopping():
             raise _StoppingError
         if item is not None:
             self._handle(*item)
@@ -289,6 +317,9 @@ class Supervisor:
             if late is None:
                 raise _SetbackError(EngineError(f"the caller did not {what} in time"))
             raise self._kill(late, f"did not {what} in time")
+
+    def _is_stopping(self) -> bool:
+        return self._dropped or self._stopping.is_set()
 
     def _handle(self, worker: WorkerHandle | None, event: Event) -> None:
         if worker is None:
@@ -328,8 +359,9 @@ class Supervisor:
         elif isinstance(event, Connected):
             stage.connected_epoch = event.epoch
         elif isinstance(event, Timeline):
-            stage.take_spans(event.spans, last=event.last)
+            stage.spans.extend(event.spans)
             if event.last:
+                stage.spans_complete.set()
                 with self.changed:
                     self.changed.notify_all()
 
@@ -353,7 +385,7 @@ class Supervisor:
                 item = self._events.get(timeout=left_s)
             except queue.Empty:
                 break
-            if self._stopping.is_set():
+            if self._is_stopping():
                 raise _StoppingError
             if item is not None and not isinstance(item[1], LinkLost):
                 self._handle(*item)
@@ -368,13 +400,24 @@ class Supervisor:
             for stage in self.stages:
                 stage.heard_s = now_s
             return
-        ended = self._circuit.ended if self._circuit is not None else None
-        if ended is not None:
-            raise _SetbackError(EngineError(f"the caller's thread {ended} ended without a word"))
+        self._ask_processes(now_s)
         for index, stage in enumerate(self.stages):
             silent_s = now_s - stage.heard_s
             if stage.loaded and stage.worker and silent_s > self._limits.heartbeat_s:
                 raise self._kill(index, f"was silent for {silent_s:.1f} s and taken for frozen")
+
+    def _ask_processes(self, now_s: float) -> None:
+        """Looks for workers that are gone though nothing said so, whatever may be the reason."""
+        if now_s < self._asked_s + _TICK_S:
+            return
+        self._asked_s = now_s
+        for index, stage in enumerate(self.stages):
+            if stage.worker is None or stage.worker.is_running():
+                continue
+            if stage.gone_s is None:
+                stage.gone_s = now_s
+            elif now_s > stage.gone_s + _UNSAID_S:
+                raise self._bury(index, "its process is gone, and nothing told of it")
 
     def _kill(
         self, index: int, reason: str, *, error: CutsetError | None = None, fatal: bool = False
@@ -435,8 +478,10 @@ class Supervisor:
         if self._num_setbacks > self._limits.max_restarts:
             raise self._give_up(setback)
         if self._num_setbacks > 1:
-            pause_s = self._limits.back_off_s * 2.0 ** min(self._num_setbacks - 2, 30)
-            if self._stopping.wait(min(pause_s, _MAX_BACK_OFF_S)):
+            doublings = min(self._num_setbacks - 2, _MAX_DOUBLINGS)
+            pause_s = self._limits.back_off_s * 2**doublings
+            self._stopping.wait(min(pause_s, _MAX_BACK_OFF_S))
+            if self._is_stopping():
                 raise _StoppingError
 
     def _give_up(self, setback: _SetbackError) -> CutsetError:

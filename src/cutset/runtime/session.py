@@ -9,60 +9,62 @@ once. For asyncio wrap the future: ``await asyncio.wrap_future(session.submit(im
 
 from __future__ import annotations
 
+import atexit
 import collections
 import concurrent.futures
 import logging
-import secrets
-import socket
+import os
 import threading
 import types
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch._C._distributed_c10d import TCPStore
 from typing_extensions import Self
 
 from cutset.backends.base import check_backend_name
-from cutset.engines.base import Connect, Engine, LinkLost, Load
+from cutset.engines.base import Engine, Load
 from cutset.engines.local import LocalEngine, cores_of
 from cutset.engines.ray import RayCluster
-from cutset.errors import ContractViolation, EngineError
-from cutset.runtime.arrays import Array
-from cutset.runtime.callbacks import AnswerFuture, CallbackThread
-from cutset.runtime.channel import LinkContract, Parcel, StoreAddress, serve_store
-from cutset.runtime.circuit import Circuit, HostEnd
-from cutset.runtime.contract import (
-    boundary_into,
-    boundary_out_of,
-    check_tensors,
-    links_of,
-)
+from cutset.errors import CutsetError, EngineError
+from cutset.runtime.arena import MAX_SLOTS
+from cutset.runtime.callerend import CallerEnd
+from cutset.runtime.contract import boundary_into, check_tensors, count_rows, links_of
 from cutset.runtime.ledger import Ledger, Request
-from cutset.runtime.link_memory import LinkMemory
 from cutset.runtime.recovery import Supervisor
-from cutset.runtime.rows import Answer, cut_inputs, present
-from cutset.runtime.status import Limits, SessionStatus, StageStatus, checked_count
+from cutset.runtime.rows import Answer, Array, cut_rows, present, to_tensor
+from cutset.runtime.status import Limits, SessionStatus, StageStatus
 from cutset.runtime.timeline import CallerTimeline, ProcessTimeline
 from cutset.shards.load import Bundle, open_bundle
-from cutset.shards.manifest import MAX_THREADS
-from cutset.tensors import MAX_ROWS
 
 _LOG = logging.getLogger(__name__)
 
 _STATS_TIMEOUT_S = 1.0
 _SPANS_TIMEOUT_S = 10.0
 _REMOTE_START_TIMEOUT_S = 900.0
-_CALLBACKS_TIMEOUT_S = 5.0
 
-_MOST_WINDOW = 4096
-_MOST_SPANS = 1_000_000
+
+_OPEN: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Closes what is open when Python ends: a thread that is still at work then is torn away."""
+    for session in list(_OPEN):
+        session.close()
 
 
 class Session:
-    """A running pipeline; made by `open_session`."""
+    """A running pipeline; made by `open_session`.
+
+    Close it, best by ``with``: one that is dropped ends its workers too, with a `ResourceWarning`,
+    once nothing waits for its answers. It stays in the process that opened it: in a forked child
+    every call raises an `EngineError`, and `close` does nothing.
+    """
 
     def __init__(
         self,
@@ -80,53 +82,48 @@ class Session:
         self.bundle = bundle
         self.micro_batch = micro_batch
         self.window = window
+        self._process_id = os.getpid()
         self._engine = engine
         self._limits = limits
         self._manifest = bundle.manifest
-        self._links = links_of(self._manifest, micro_batch)
+        links = links_of(self._manifest, micro_batch)
         self._ledger = Ledger(window=window, max_deaths=limits.max_deaths)
-        self._callbacks = CallbackThread()
-        self._name = secrets.token_hex(8)
         self._caller_timeline = CallerTimeline(num_spans)
         # Two more than can be in flight: a slot is given back a moment after its answer is out.
-        num_slots = window + 2 if engine.shares_memory else 0
-        self._memory = LinkMemory(self._links, num_slots)
-        try:
-            self._store: TCPStore | None = serve_store(engine.host)
-        except BaseException:
-            self._memory.close()
-            raise
-        self._store_port = self._store.port
+        num_slots = min(window + 2, MAX_SLOTS) if engine.shares_memory else 0
+        self._caller_end = CallerEnd(
+            manifest=self._manifest,
+            links=links,
+            host=engine.host,
+            num_slots=num_slots,
+            ledger=self._ledger,
+            limits=limits,
+            timeline=self._caller_timeline,
+        )
         self._supervisor = Supervisor(
             engine=engine,
             loads=tuple(
                 Load(
-                    bundle=str(Path(bundle.directory).resolve()),
+                    bundle=os.fsencode(Path(bundle.directory).resolve()),
                     stage=index,
                     backend=backend,
                     micro_batch=micro_batch,
                     num_threads=num_threads,
-                    cpus=cores_of(index, len(self._links) - 1, num_threads) if pin else (),
+                    cpus=cores_of(index, len(links) - 1, num_threads) if pin else (),
                     heartbeat_s=limits.heartbeat_s,
                     num_spans=num_spans,
                     num_slots=num_slots,
                 )
-                for index in range(len(self._links) - 1)
+                for index in range(len(links) - 1)
             ),
-            connect=Connect(
-                epoch=0,
-                session=self._name,
-                store_host=engine.host,
-                store_port=self._store_port,
-                connect_timeout_s=limits.connect_timeout_s,
-                link_timeout_s=limits.link_timeout_s,
-                on_host=engine.shares_memory,
-            ),
-            make_circuit=self._make_circuit,
+            caller_end=self._caller_end,
             ledger=self._ledger,
             limits=limits,
-            link_files=self._memory.files,
         )
+        self._closing = threading.Lock()
+        self._closer: int | None = None
+        self._closed = threading.Event()
+        _OPEN.add(self)
 
     # --- what callers use
 
@@ -141,27 +138,29 @@ class Session:
         Returns:
             A future of the outputs, as `run` returns them. Input that does not fit the model fails
             the future, not the session. A future can be cancelled until its first rows are sent.
-            Its done callbacks run on a thread of the session's that nothing else waits for: they
-            may wait for other answers, submit, and close the session.
 
         Raises:
             EngineError: the session is over; says why.
         """
-        future = AnswerFuture(self._callbacks)
+        self._require_own_process()
         try:
-            slices = cut_inputs(self._manifest, inputs, self.micro_batch)
-        except Exception as error:  # noqa: BLE001  # whatever an odd input raises is its own fault
-            future.set_exception(error)
-            return future
+            tensors = tuple(to_tensor(array) for array in inputs)
+            specs = self._manifest.stages[0].inputs
+            num_rows = count_rows(tensors, specs)
+            check_tensors(tensors, specs, num_rows, boundary_into(self._manifest, 0))
+        except (CutsetError, TypeError) as error:
+            refused: Future[Answer] = Future()
+            refused.set_exception(error)
+            return refused
+        slices = cut_rows(tensors, specs, num_rows, self.micro_batch)
         as_numpy = any(isinstance(array, np.ndarray) for array in inputs)
         request = Request(
             len(slices),
             self._manifest.stages[-1].outputs,
             lambda outputs: present(self._manifest, outputs, as_numpy=as_numpy),
-            future,
         )
         self._ledger.submit(request, slices)
-        return future
+        return request.future  # type: ignore[return-value]
 
     def run(self, *inputs: Array) -> Answer:
         """Computes the model's outputs for some rows and waits for them.
@@ -174,11 +173,7 @@ class Session:
             input was one, else tensors.
 
         Raises:
-            TypeError: an input is neither a tensor nor an array, or an output's dtype is one that
-                numpy lacks.
-            ContractViolation: the input does not fit the model, or its numbers cannot be read from
-                the CPU's memory (sparse, quantised, nested, meta and the like; the words say what
-                to give instead). Lazy conjugation, gaps and foreign byte order are resolved.
+            ContractViolation: the input does not fit the model.
             StageFailed: a stage could not compute these rows.
             EngineError: no rows, or the session is over.
         """
@@ -195,7 +190,7 @@ class Session:
         *,
         ordered: bool = True,
         return_errors: bool = False,
-    ) -> Iterator[Answer | Exception]:
+    ) -> Iterator[Answer | CutsetError]:
         """Computes one answer for each item, reading ahead only as far as the window needs.
 
         Args:
@@ -203,12 +198,18 @@ class Session:
                 inputs. It is read on the calling thread, a little ahead of the answers, so a
                 stream of any length and a slow consumer need no more memory than the window.
             ordered: yield the answers in the order of the items; otherwise as they finish.
-            return_errors: yield the error of an item that failed in its place, whatever it is;
-                otherwise raise it, which ends the stream.
+            return_errors: yield the error of an item that failed in its place; otherwise raise it,
+                which ends the stream.
 
         Yields:
             What `run` would return for each item.
         """
+        self._require_own_process()
+        return self._stream(items, ordered=ordered, return_errors=return_errors)
+
+    def _stream(
+        self, items: Iterable[Array | tuple[Array, ...]], *, ordered: bool, return_errors: bool
+    ) -> Iterator[Answer | CutsetError]:
         # Enough items to fill the window even if each is a single micro-batch, and one more so
         # that the pipeline has work while the consumer looks at an answer.
         most_rows_ahead = (self.window + 2) * self.micro_batch
@@ -221,10 +222,12 @@ class Session:
                 pending.append((self.submit(*arrays), num_rows))
                 rows_ahead += num_rows
                 while rows_ahead >= most_rows_ahead:
+                    self._require_own_process()
                     future, num_rows = _take_next(pending, ordered=ordered)
                     rows_ahead -= num_rows
                     yield _outcome(future, return_errors=return_errors)
             while pending:
+                self._require_own_process()
                 future, _ = _take_next(pending, ordered=ordered)
                 yield _outcome(future, return_errors=return_errors)
         finally:
@@ -233,18 +236,16 @@ class Session:
 
     def stats(self) -> SessionStatus:
         """What the workers did so far, asked of them now; the last known where one is silent."""
+        self._require_own_process()
         self._supervisor.collect(spans=False, timeout_s=_STATS_TIMEOUT_S)
         return self._status()
 
     def timeline(self) -> tuple[ProcessTimeline, ...]:
-        """What each process did when, the caller first; empty unless it was opened for that.
-
-        The newest micro-batches only, as many as it was opened for: asked again, it tells of those
-        again that are still among them. What a worker did that was replaced is gone with it.
-        """
+        """What each process did when, the caller first; empty unless it was opened for that."""
+        self._require_own_process()
         self._supervisor.collect(spans=True, timeout_s=_SPANS_TIMEOUT_S)
         stages = [
-            ProcessTimeline(name=f"stage {index}", spans=stage.spans)
+            ProcessTimeline(name=f"stage {index}", spans=tuple(stage.spans))
             for index, stage in enumerate(self._supervisor.stages)
         ]
         return (self._caller_timeline.finish(), *stages)
@@ -252,20 +253,55 @@ class Session:
     @property
     def worker_pids(self) -> tuple[int, ...]:
         """Process ids of the workers, 0 for one that is being replaced."""
+        self._require_own_process()
         return tuple(stage.pid for stage in self._supervisor.stages)
 
     @property
     def epoch(self) -> int:
         """How often the links were made; above 1 once something was recovered."""
+        self._require_own_process()
         return self._supervisor.epoch
 
     def close(self) -> None:
-        """Ends the workers. What is not answered fails. Safe to call twice."""
-        self._supervisor.stop()
-        self._store = None
-        self._memory.close()
-        self._ledger.end(EngineError("the session was closed"))
-        self._callbacks.finish(_CALLBACKS_TIMEOUT_S)
+        """Ends the workers. What is not answered fails.
+
+        Safe from any thread and again: whoever comes second waits for the first. In a process that
+        was forked from the session's own it does nothing.
+        """
+        if os.getpid() != self._process_id:
+            return
+        me = threading.get_ident()
+        with self._closing:
+            closer = self._closer
+            if closer is None:
+                self._closer = me
+        if closer is not None:
+            # A callback of what fails below may close too; it runs on the thread that closes.
+            if closer != me and not self._supervisor.is_here():
+                self._closed.wait(self._supervisor.stop_limit_s)
+            return
+        try:
+            self._supervisor.stop()
+            self._caller_end.close()
+            self._ledger.end(EngineError("the session was closed"))
+        except BaseException:
+            self._closer = None  # Ctrl-C: whoever comes next goes on
+            raise
+        self._closed.set()
+
+    def __del__(self) -> None:
+        """Ends the workers of a session that nobody closed, without waiting for them."""
+        supervisor = getattr(self, "_supervisor", None)
+        if supervisor is None or os.getpid() != self._process_id or self._closer is not None:
+            return
+        warnings.warn(
+            f"a session of {self.bundle.directory} was dropped without close(); its workers are"
+            " ended now",
+            ResourceWarning,
+            source=self,
+            stacklevel=2,
+        )
+        supervisor.drop()
 
     def __enter__(self) -> Self:
         return self
@@ -290,7 +326,6 @@ class Session:
         limit_s = (self._limits.start_timeout_s + self._limits.connect_timeout_s) * (
             self._limits.max_restarts + 1
         )
-        limit_s = min(limit_s, threading.TIMEOUT_MAX)
         self._supervisor.start()
         came_up = self._supervisor.up.wait(limit_s)
         if self._ledger.error is not None:
@@ -298,66 +333,23 @@ class Session:
         if not came_up:
             raise EngineError(f"the pipeline did not come up within {limit_s:.0f} s")
 
+    def _require_own_process(self) -> None:
+        """A session's threads and links stay in the process that opened it.
+
+        Raises:
+            EngineError: this is a fork of it.
+        """
+        if os.getpid() != self._process_id:
+            raise EngineError(
+                f"this session belongs to process {self._process_id} and does not cross a fork;"
+                f" open one in this process ({os.getpid()}), or start processes by 'spawn'"
+            )
+
     def _rows_for_window(self, arrays: tuple[Array, ...]) -> int:
         """Rows of an item rounded up to whole micro-batches; one micro-batch for a bad item."""
         first = arrays[0] if arrays else None
-        try:
-            num_rows = len(first) if isinstance(first, torch.Tensor | np.ndarray) else 1
-        except Exception:  # noqa: BLE001  # without a length, or of a kind that cannot tell it
-            num_rows = 1
+        num_rows = len(first) if isinstance(first, torch.Tensor | np.ndarray) and first.ndim else 1
         return max(1, -(-num_rows // self.micro_batch)) * self.micro_batch
-
-    def _make_circuit(
-        self,
-        epoch: int,
-        on_connected: Callable[[int], None],
-        on_lost: Callable[[LinkLost], None],
-        connections: tuple[socket.socket, ...],
-    ) -> Circuit:
-        ends = [
-            HostEnd(connection=connection, arena=arena)
-            for connection, arena in zip(connections, self._memory.arenas, strict=True)
-        ]
-        receive_end, send_end = ends or (None, None)
-        return Circuit(
-            epoch=epoch,
-            address=StoreAddress(
-                host=self._engine.host,
-                port=self._store_port,
-                prefix=f"{self._name}/epoch/{epoch}",
-                listen_host=self._engine.host,
-            ),
-            receive_link=self._links[-1],
-            send_link=self._links[0],
-            connect_timeout_s=self._limits.connect_timeout_s,
-            link_timeout_s=self._limits.link_timeout_s,
-            receive_end=receive_end,
-            send_end=send_end,
-            reuse=False,  # the memory becomes the caller's
-            on_parcel=lambda parcel: self._take(epoch, self._links[-1], parcel),
-            on_connected=on_connected,
-            on_lost=on_lost,
-            on_failed=lambda parcel, error: self._fail_unsent(epoch, parcel, error),
-            on_sent=self._caller_timeline.sent,
-        )
-
-    def _fail_unsent(self, epoch: int, parcel: Parcel, error: Exception) -> None:
-        failure = EngineError(
-            f"a micro-batch of {parcel.num_rows} rows cannot be sent"
-            f" {boundary_into(self._manifest, 0)}: {error}"
-        )
-        failure.__cause__ = error
-        self._ledger.fail(epoch, parcel.sequence, failure)
-
-    def _take(self, epoch: int, link: LinkContract, parcel: Parcel) -> None:
-        self._caller_timeline.received(parcel)
-        boundary = boundary_out_of(self._manifest, len(self._links) - 2)
-        try:
-            check_tensors(parcel.tensors, link.specs, parcel.num_rows, boundary)
-        except ContractViolation as error:
-            self._ledger.fail(epoch, parcel.sequence, error)
-            return
-        self._ledger.answer(epoch, parcel.sequence, parcel.tensors)
 
     def _status(self) -> SessionStatus:
         return SessionStatus(
@@ -403,73 +395,59 @@ def open_session(
             Where the plan names none but the reference, the stage tries every backend that loads
             quickly for at most half a second when it is first loaded, and keeps the fastest for the
             whole session.
-        micro_batch: rows that travel together, 1 to 4294967295; the plan's where None.
-        num_threads: threads that each stage computes with, 1 to 1024.
-        window: most micro-batches in flight, 1 to 4096; twice the number of stages and one more
-            where None, enough for every stage to have one at hand while it computes another.
+        micro_batch: rows that travel together; the plan's where None.
+        num_threads: threads that each stage computes with.
+        window: most micro-batches in flight; twice the number of stages and one more where None,
+            enough for every stage to have one at hand while it computes another.
         pin: give each stage cores of its own where the system can and has enough.
         limits: how long to wait for what, and how often to try again.
         num_spans: of how many micro-batches each process keeps a timeline, see
-            `Session.timeline`; 0 keeps none, at most 1000000.
+            `Session.timeline`; 0 keeps none.
 
     Raises:
         BundleError: the bundle cannot be read, or a stage's file is missing, changed or unsafe.
         ContractViolation: the stages of the bundle do not fit each other.
         EngineError: there is no such engine or backend, or the pipeline does not come up.
-        TypeError: `limits` is something else.
-        ValueError: a number is outside of its range. Nothing was started.
+        ValueError: a number is below 1.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
     plan = opened.manifest.plan
     rows = plan.micro_batch if micro_batch is None else micro_batch
     in_flight = 2 * len(plan.stages) + 1 if window is None else window
-    rows = checked_count("micro_batch", rows, 1, MAX_ROWS)
-    in_flight = checked_count("window", in_flight, 1, _MOST_WINDOW)
-    num_threads = checked_count("num_threads", num_threads, 1, MAX_THREADS)
-    num_spans = checked_count("num_spans", num_spans, 0, _MOST_SPANS)
-    if limits is not None and not isinstance(limits, Limits):
-        raise TypeError(f"limits are a cutset.runtime.status.Limits, got {limits!r}")
+    if min(rows, in_flight, num_threads) < 1:
+        raise ValueError(
+            f"micro_batch={rows}, window={in_flight}, num_threads={num_threads}: each must be at"
+            " least 1"
+        )
     check_backend_name(backend)
-    links_of(opened.manifest, rows)
     if engine == "ray":
         engine = RayCluster()
     if isinstance(engine, RayCluster):
         # The engine has limits of its own for what can hang; a large shard takes its time.
         limits = limits or Limits(start_timeout_s=_REMOTE_START_TIMEOUT_S)
-    elif isinstance(engine, str) and engine != "local":
-        raise EngineError(f"there is no engine {engine!r}; this version has: local, ray")
-    running = _engine_for(opened, engine, num_threads)
-    try:
-        session = Session(
-            opened,
-            engine=running,
-            backend=backend,
-            micro_batch=rows,
-            num_threads=num_threads,
-            window=in_flight,
-            pin=pin,
-            limits=limits or Limits(),
-            num_spans=num_spans,
-        )
-    except BaseException:
-        running.close()
-        raise
+        engine = engine.engine_for(opened, num_threads=num_threads)
+    elif isinstance(engine, str):
+        if engine != "local":
+            raise EngineError(f"there is no engine {engine!r}; this version has: local, ray")
+        devices = tuple(stage.device for stage in plan.stages)
+        engine = LocalEngine(devices, num_threads=num_threads)
+    session = Session(
+        opened,
+        engine=engine,
+        backend=backend,
+        micro_batch=rows,
+        num_threads=num_threads,
+        window=in_flight,
+        pin=pin,
+        limits=limits or Limits(),
+        num_spans=num_spans,
+    )
     try:
         session.start()
     except BaseException:
         session.close()
         raise
     return session
-
-
-def _engine_for(bundle: Bundle, engine: str | RayCluster | Engine, num_threads: int) -> Engine:
-    """The engine that was named, opened; `engine` was checked."""
-    if isinstance(engine, RayCluster):
-        return engine.engine_for(bundle, num_threads=num_threads)
-    if isinstance(engine, str):
-        devices = tuple(stage.device for stage in bundle.manifest.plan.stages)
-        return LocalEngine(devices, num_threads=num_threads)
-    return engine
 
 
 def _take_next(
@@ -488,10 +466,10 @@ def _take_next(
     return pending.popleft()
 
 
-def _outcome(future: Future[Answer], *, return_errors: bool) -> Answer | Exception:
+def _outcome(future: Future[Answer], *, return_errors: bool) -> Answer | CutsetError:
     try:
         return future.result()
-    except Exception as error:
+    except CutsetError as error:
         if return_errors:
             return error
         raise

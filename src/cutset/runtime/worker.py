@@ -7,14 +7,15 @@ shared memory and only headers move, the main thread receives and sends too: see
 `cutset.runtime.circuit`.
 
 The process never outlives its session: when the control connection closes, for whatever reason,
-it leaves at once, without waiting for anything. Where the system can (Linux), it is also killed
-with the thread that started it, which ends even a stopped process.
+it leaves at once, without waiting for anything. See `cutset.launch` for what ends it before it
+has imported all this, or while it is stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import gc
 import os
 import queue
@@ -22,6 +23,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import psutil
@@ -29,7 +31,6 @@ import torch
 
 from cutset.backends.allocator import give_back_memory, keep_freed_memory, map_large_blocks
 from cutset.backends.base import StageProgram, load_stage
-from cutset.child import die_with_parent
 from cutset.engines.base import (
     BatchFailed,
     Collect,
@@ -98,6 +99,7 @@ class StageWorker:
         self._received_bytes = self._sent_bytes = 0
         self._spans: collections.deque[Span] = collections.deque(maxlen=0)
         self._process = psutil.Process()
+        self._rss_bytes = 0
 
     def run(self) -> None:
         """Serves until the session ends; does not return."""
@@ -115,6 +117,7 @@ class StageWorker:
     # --- the thread that reads commands
 
     def _obey(self) -> None:
+        status = 1
         try:
             for command in self._control.messages():
                 if isinstance(command, Load):
@@ -128,9 +131,12 @@ class StageWorker:
                     self._report(spans=command.spans)
                 elif isinstance(command, Stop):
                     break
+            status = 0
+        except Exception:  # noqa: BLE001  # its last words, which the session repeats
+            traceback.print_exc()
         finally:
             # Not sys.exit: a computation or a link that hangs must not keep the process.
-            os._exit(0)
+            os._exit(status)
 
     def _beat(self, heartbeat_s: float) -> None:
         pause = threading.Event()
@@ -149,10 +155,15 @@ class StageWorker:
             sending_s=self._sending_s,
             received_bytes=self._received_bytes,
             sent_bytes=self._sent_bytes,
-            rss_bytes=self._process.memory_info().rss,
+            rss_bytes=self._resident_bytes(),
         )
         computing_s = time.monotonic() - since_s if since_s else 0.0
         self._control.send(Heartbeat(stats=stats, computing_s=computing_s, epoch=self._epoch))
+
+    def _resident_bytes(self) -> int:
+        with contextlib.suppress(OSError, psutil.Error):  # no descriptor free to read it with
+            self._rss_bytes = self._process.memory_info().rss
+        return self._rss_bytes
 
     def _report(self, *, spans: bool) -> None:
         self._send_heartbeat()
@@ -193,7 +204,6 @@ class StageWorker:
             on_parcel=lambda parcel: self._take(command.epoch, parcel, inline=inline),
             on_connected=lambda epoch: self._control.send(Connected(epoch=epoch)),
             on_lost=self._lose,
-            on_failed=lambda parcel, error: self._report_unsent(command.epoch, parcel, error),
             on_sent=self._sent,
         )
         circuit.start()
@@ -239,7 +249,7 @@ class StageWorker:
             os.sched_setaffinity(0, command.cpus)
         torch.set_num_threads(command.num_threads)
         try:
-            self._bundle = open_bundle(Path(command.bundle), stages=(command.stage,))
+            self._bundle = open_bundle(Path(os.fsdecode(command.bundle)), stages=(command.stage,))
             self._program = load_stage(
                 self._bundle,
                 command.stage,
@@ -322,18 +332,6 @@ class StageWorker:
         check_tensors(outputs, entry.outputs, parcel.num_rows, boundary_out_of(manifest, stage))
         return outputs
 
-    def _report_unsent(self, epoch: int, parcel: Parcel, error: Exception) -> None:
-        assert self._load is not None
-        assert self._bundle is not None
-        manifest, stage = self._bundle.manifest, self._load.stage
-        failure = StageFailed(
-            f"stage {stage} computed {parcel.num_rows} rows, but what came out cannot be sent"
-            f" {boundary_out_of(manifest, stage)}: {error}",
-            stage=stage,
-            device=manifest.plan.stages[stage].device,
-        )
-        self._report_failure(epoch, parcel.sequence, failure)
-
     def _report_failure(
         self, epoch: int, sequence: int, error: ContractViolation | StageFailed
     ) -> None:
@@ -352,13 +350,12 @@ class StageWorker:
 
 
 def main() -> None:
-    """Runs a worker of the local engine; called as ``python -m cutset.runtime.worker``."""
+    """Runs a worker of the local engine; called by `cutset.launch`."""
     parser = argparse.ArgumentParser(description="A worker of cutset's local engine.")
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--listen-host", default="127.0.0.1")
     parser.add_argument("--link-fds", type=int, nargs="*", default=())
     arguments = parser.parse_args()
-    die_with_parent()
     map_large_blocks()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     connection = socket.socket(fileno=arguments.control_fd)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import sys
 
-from cutset.child import die_with_parent, end_with
+from cutset.child import end_with
+from cutset.launch import die_with_parent
 
 LENGTH_BYTES = 4
 

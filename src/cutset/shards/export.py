@@ -22,8 +22,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 from cutset.errors import BundleError
-from cutset.graph.capture import ExampleInputs, capture_model
-from cutset.graph.captured import Captured, boundary_specs
+from cutset.graph.arguments import ExampleInputs
+from cutset.graph.capture import capture_model
+from cutset.graph.captured import Captured, boundary_specs, with_rows
 from cutset.graph.lowering import CapturedModel
 from cutset.graph.onnx_capture import CapturedOnnx
 from cutset.images import Preprocessing
@@ -34,6 +35,7 @@ from cutset.shards.manifest import (
     MANIFEST_NAME,
     FileEntry,
     Manifest,
+    PartEntry,
     StageEntry,
     encode_manifest,
     sha256_of,
@@ -43,7 +45,6 @@ from cutset.shards.reference import (
     Reference,
     encode_reference,
     reference_rows,
-    with_rows,
 )
 from cutset.shards.stage_writers import (
     OnnxStageWriter,
@@ -66,6 +67,7 @@ def export_bundle(
     captured: Captured | None = None,
     example_inputs: ExampleInputs | None = None,
     model_name: str = "",
+    part: PartEntry | None = None,
     weights: str = "",
     preprocessing: Preprocessing | None = None,
     labels: Sequence[str] | None = None,
@@ -87,6 +89,7 @@ def export_bundle(
             captured again if None.
         example_inputs: inputs to capture with, needed when `captured` is None.
         model_name: how the model was asked for; its class's name if empty.
+        part: where `model` is a part of the user's model, which.
         weights: where the weights came from, in words.
         preprocessing: how images become rows, or None.
         labels: names of the classes, or None.
@@ -122,6 +125,7 @@ def export_bundle(
         manifest = msgspec.structs.replace(
             writer.manifest(stages, num_threads),
             model=model_name or captured.graph.model_class,
+            part=part,
             weights=weights,
             keep=tuple(keep),
             divide=tuple(divide),

@@ -49,8 +49,7 @@ their folders only: the files of other stages may be missing there, and so may t
 
 **Tensors.** ``{"name", "shape", "dtype"}``; a shape holds lengths, ``"batch"`` for the number of
 rows, ``"batch*K"`` for K entries a row. The name is that of the operation or model input that makes
-the tensor and is unique within the bundle. A tensor has at most 64 dimensions and 2**63 - 1 bytes a
-row [M], a boundary at most 65535 tensors [M], a micro-batch 1 to 2**32 - 1 rows [M].
+the tensor and is unique within the bundle.
 
 **Graph.** ``graph`` is the whole captured model (see `cutset.graph.ir`): inputs and operations
 have distinct names, an operation reads only inputs and earlier operations, ``graph.outputs`` are
@@ -104,7 +103,7 @@ from cutset.errors import ManifestError, UnsafeBundle, UnsupportedVersion
 from cutset.graph.ir import Graph
 from cutset.images import Preprocessing
 from cutset.planning.plan import Plan
-from cutset.tensors import MAX_ROWS, MAX_TENSORS, TensorSpec
+from cutset.tensors import TensorSpec
 
 BUNDLE_FORMAT = "cutset-bundle/2"
 READABLE_FORMATS = ("cutset-bundle/1", BUNDLE_FORMAT)
@@ -356,10 +355,6 @@ def check_manifest(manifest: Manifest) -> None:
         raise contradiction(
             "$.part.work_share", f"is {manifest.part.work_share}, expected above 0 and at most 1"
         )
-    if not 1 <= manifest.plan.micro_batch <= MAX_ROWS:
-        raise contradiction(
-            "$.plan.micro_batch", f"is {manifest.plan.micro_batch}, expected 1 to {MAX_ROWS}"
-        )
     if manifest.micro_batch_only is not None and manifest.micro_batch_only < 1:
         raise contradiction(
             "$.micro_batch_only", f"is {manifest.micro_batch_only}, expected 1 or more"
@@ -460,11 +455,6 @@ def _check_chain(manifest: Manifest) -> None:
         for key, specs in (("inputs", stage.inputs), ("outputs", stage.outputs)):
             if not specs or len({spec.name for spec in specs}) != len(specs):
                 raise contradiction(f"$.stages[{index}].{key}", "is empty or names a tensor twice")
-            if len(specs) > MAX_TENSORS:
-                raise contradiction(
-                    f"$.stages[{index}].{key}",
-                    f"has {len(specs)} tensors, at most {MAX_TENSORS} may cross a boundary",
-                )
         taken = {spec.name for spec in stage.inputs}
         if taken != given:
             odd = min(taken ^ given)

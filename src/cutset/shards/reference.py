@@ -16,7 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 
-from cutset.tensors import TensorSpec, dim_factor
+from cutset.graph.captured import with_rows
+from cutset.tensors import TensorSpec
 
 REFERENCE_NAME = "reference.safetensors"
 MAX_MORE_BYTES = 256 << 20
@@ -42,15 +43,6 @@ def reference_rows(specs: Iterable[TensorSpec], micro_batch: int, only: int | No
     bytes_per_row = sum(spec.bytes_per_sample for spec in specs)
     most = max(2, MAX_MORE_BYTES // max(1, bytes_per_row))
     return list(dict.fromkeys((2, 1, min(micro_batch, most))))
-
-
-def with_rows(tensor: torch.Tensor, spec: TensorSpec, num_rows: int) -> torch.Tensor:
-    """The tensor with its rows repeated, or cut off, to `num_rows`."""
-    for dim, length in enumerate(spec.shape):
-        factor = dim_factor(length)
-        if factor is not None and tensor.shape[dim] != factor * num_rows:
-            tensor = tensor.index_select(dim, torch.arange(factor * num_rows) % tensor.shape[dim])
-    return tensor
 
 
 def as_sent(tensor: torch.Tensor) -> torch.Tensor:

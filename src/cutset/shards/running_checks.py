@@ -11,9 +11,10 @@ import torch
 from torch.utils import _pytree as pytree
 
 from cutset.errors import CutsetError
+from cutset.graph.captured import with_rows
 from cutset.shards.load import Bundle, StageFunction, load_onnx_model
 from cutset.shards.manifest import Manifest, StageEntry
-from cutset.shards.reference import as_sent, describe, fits, with_rows
+from cutset.shards.reference import as_sent, describe, fits
 from cutset.tensors import TensorSpec
 
 Tensors = tuple[torch.Tensor, ...]

@@ -7,6 +7,7 @@ from typing import Any
 
 from cutset.errors import BundleError
 from cutset.notebooks import drawn
+from cutset.shards.manifest import PartEntry
 from cutset.shards.running_checks import Difference
 
 CHECKS = ("contracts", "completeness", "units", "numerics", "integrity")
@@ -40,6 +41,7 @@ class VerificationReport:
         differences: the boundaries at which its numbers differ too much, the first one first.
         comparisons: what every backend gave at every boundary, equal or not.
         error: what made `integrity` fail, for those who want to raise it, or None.
+        part: what the bundle holds of the user's model; None where it is the whole.
     """
 
     checks: tuple[CheckResult, ...]
@@ -48,6 +50,7 @@ class VerificationReport:
     differences: tuple[Difference, ...] = ()
     comparisons: tuple[Difference, ...] = ()
     error: BundleError | None = None
+    part: PartEntry | None = None
 
     @property
     def ok(self) -> bool:

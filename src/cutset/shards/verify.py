@@ -94,6 +94,7 @@ def verify_bundle(
         allowance=allowance_of(manifest, (*ROW_COUNTS, *rows, *rows), stages),
         progress=say,
     )
+    report = dataclasses.replace(report, part=manifest.part)
     if model is None or report.error is not None:
         return report
     say("comparing with the whole model")
@@ -127,7 +128,9 @@ def compare_model(
         after = CheckResult(name=before.name, ok=False, detail=summary((*said, *faults), ""))
     elif before.ok:
         rows = rows_in_words(references)
-        detail = f"{before.detail}, the whole model gives the same with {rows}"
+        part = bundle.manifest.part
+        whole = f"part {part.path}, whole," if part else "the whole model"
+        detail = f"{before.detail}, {whole} gives the same with {rows}"
         after = dataclasses.replace(before, detail=detail)
     else:
         after = before

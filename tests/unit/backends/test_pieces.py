@@ -8,7 +8,8 @@ from torch import nn
 
 from cutset.backends.pieces import OnnxPieces, piece_backends
 from cutset.errors import EngineError
-from cutset.graph.capture import ExampleInputs, capture_model
+from cutset.graph.arguments import ExampleInputs
+from cutset.graph.capture import capture_model
 from cutset.graph.cuts import find_cut_points
 from models_of_trouble import ManyInsAndOuts, residual_net
 

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import sys
 
+import psutil
 import pytest
 
 from cutset.engines.base import Event, Exited, WorkerHandle
-from cutset.engines.local import LocalEngine, LocalWorker, cores_of
+from cutset.engines.local import LocalEngine, LocalWorker, cores_of, signal_name
 from cutset.errors import EngineError
 
 
@@ -104,3 +106,46 @@ def test_a_spare_is_kept_only_after_a_loss_and_stands_in_for_the_next() -> None:
     assert events.get(timeout=30)[0] is spare
     assert start() is not dead
     engine.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(9, "SIGKILL"), (34, "SIGRTMIN"), (37, "SIGRTMIN+3"), (64, "SIGRTMAX"), (99, "signal 99")],
+)
+def test_every_signal_has_a_name(number: int, name: str) -> None:
+    assert signal_name(number) == name
+
+
+def test_whatever_signal_ends_a_process_its_end_is_said() -> None:
+    # Those that end nobody by default, or stop, are left out.
+    harmless = {signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGCONT, signal.SIGSTOP}
+    harmless |= {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGINT, signal.SIGPIPE}
+    code = "import os, sys; os.kill(os.getpid(), int(sys.argv[1])); os._exit(3)"
+    for number in sorted(set(signal.valid_signals()) - {*harmless, signal.Signals(25)}):
+        engine, worker, events = _start(sys.executable, "-S", "-c", code, str(int(number)))
+        event = events.get(timeout=30)
+        assert isinstance(event, Exited)
+        assert signal_name(int(number)) in event.reason
+        assert worker.join(5)
+        engine.close()
+
+
+def test_a_system_without_a_free_descriptor_is_an_engine_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse() -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("cutset.engines.local.socket.socketpair", refuse)
+    with pytest.raises(EngineError, match="Too many open files"):
+        _start(sys.executable)
+
+
+def test_a_system_without_a_free_thread_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("cutset.engines.local.LastWords", refuse)
+    with pytest.raises(EngineError, match="can't start new thread"):
+        _start(sys.executable, "-c", "import signal; signal.pause()")
+    assert psutil.Process().children() == []

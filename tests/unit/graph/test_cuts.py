@@ -121,6 +121,36 @@ def test_several_tensors_may_cross_where_allowed() -> None:
     assert at_right.bytes_per_sample == 2 * 6 * 4
 
 
+class ForkAfterAStem(nn.Module):
+    """A stem, then a fork and its join, none of which is a module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Linear(6, 12), nn.ReLU())
+        self.deep = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU())
+        self.join = nn.Sequential(nn.Linear(18, 6), nn.ReLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = self.stem(x).chunk(2, 1)
+        return self.join(torch.cat([a, b, self.deep(b)], 1))
+
+
+@pytest.mark.parametrize("max_tensors", [1, 3])
+def test_between_a_fork_and_its_join_nothing_is_divided(max_tensors: int) -> None:
+    cuts = _cuts(nn.Sequential(ForkAfterAStem(), ForkAfterAStem()), 6, max_tensors=max_tensors)
+    assert [point.after for point in cuts.points] == ["0.stem.1", "cat", "0", "1.stem.1", "cat_1"]
+    assert _reasons(cuts)["1.deep.1"] == (
+        "between a fork and its join inside 1 (ForkAfterAStem): 3 tensors live "
+        "(divide=ForkAfterAStem with max_tensors=3 would allow it)"
+    )
+
+
+def test_what_is_said_to_open_a_fork_opens_it() -> None:
+    graph = capture_graph(nn.Sequential(ForkAfterAStem(), ForkAfterAStem()), torch.randn(2, 6))
+    cuts = find_cut_points(graph, divide=("ForkAfterAStem",), max_tensors=3)
+    assert {"0.deep.1", "1.deep.1"} <= {point.after for point in cuts.points}
+
+
 def test_less_than_one_tensor_cannot_cross() -> None:
     with pytest.raises(ValueError, match="max_tensors is 0"):
         _cuts(ForkAtTheRoot(), 6, max_tensors=0)

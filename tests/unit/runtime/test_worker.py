@@ -30,7 +30,7 @@ def test_the_circuit_is_known_before_its_first_micro_batch_can_come(
     monkeypatch.setattr(worker, "Circuit", QuickCircuit)
     stage_worker._links = (None, None)  # type: ignore[assignment]
     stage_worker._load = Load(
-        bundle="unused",
+        bundle=b"unused",
         stage=0,
         backend="torch",
         micro_batch=1,

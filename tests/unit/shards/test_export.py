@@ -14,7 +14,8 @@ from checked_here import check_here
 from cutset.costs.model import costs_from_flops
 from cutset.devices import equal_cluster
 from cutset.errors import BundleError, ChecksumMismatch
-from cutset.graph.capture import ExampleInputs, capture_model
+from cutset.graph.arguments import ExampleInputs
+from cutset.graph.capture import capture_model
 from cutset.graph.cuts import find_cut_points
 from cutset.graph.ir import Graph
 from cutset.planning import Plan, make_plan

@@ -10,13 +10,13 @@ from torch.nn import functional
 
 from checked_here import check_here
 from cutset.graph.capture import capture_model
+from cutset.graph.captured import with_rows
 from cutset.shards.load import open_bundle
 from cutset.shards.reference import (
     as_sent,
     encode_reference,
     read_reference,
     reference_rows,
-    with_rows,
 )
 from cutset.tensors import TensorSpec
 from distributed.bundles import write_bundle

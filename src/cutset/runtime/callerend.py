@@ -1,0 +1,165 @@
+"""The caller's own place in the ring: it sends to the first stage and receives from the last.
+
+Apart from `cutset.runtime.session.Session`, and without a reference to it: what runs in threads
+must not keep a session alive that its user has dropped.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+
+import torch
+from torch._C._distributed_c10d import TCPStore
+
+from cutset.engines.base import Connect, LinkLost
+from cutset.errors import ContractViolation
+from cutset.runtime.arena import Arena, create_file
+from cutset.runtime.channel import LinkContract, Parcel, StoreAddress, serve_store
+from cutset.runtime.circuit import Circuit, HostEnd
+from cutset.runtime.contract import boundary_out_of, check_tensors
+from cutset.runtime.ledger import Ledger
+from cutset.runtime.status import Limits
+from cutset.runtime.timeline import CallerTimeline
+from cutset.shards.manifest import Manifest
+
+
+class CallerEnd:
+    """Makes the caller's circuit of each epoch and hands answers to the ledger.
+
+    Args:
+        manifest: of the bundle.
+        links: all links in order.
+        host: the address on which this process listens, where it does.
+        num_slots: slots of the memory shared with each neighbour; 0 where none is shared, and then
+            this process listens for its neighbours.
+        ledger: gets the answers.
+        limits: how long to wait for what.
+        timeline: of the caller.
+
+    Raises:
+        OSError: the address is not one of this machine's, or the system has no descriptor left.
+    """
+
+    def __init__(
+        self,
+        *,
+        manifest: Manifest,
+        links: tuple[LinkContract, ...],
+        host: str,
+        num_slots: int,
+        ledger: Ledger,
+        limits: Limits,
+        timeline: CallerTimeline,
+    ) -> None:
+        self._manifest = manifest
+        self._links = links
+        self._host = host
+        self._ledger = ledger
+        self._limits = limits
+        self._timeline = timeline
+        self._lock = threading.Lock()
+        self._link_files: list[int] = []
+        self._arenas: tuple[Arena, ...] = ()
+        self._store: TCPStore | None = None
+        try:
+            # Within a host nothing listens: each epoch's connections are handed to the neighbours.
+            if num_slots:
+                self._share(num_slots)
+            else:
+                self._store = serve_store(host)
+        except BaseException:
+            self.close()
+            raise
+
+    def _share(self, num_slots: int) -> None:
+        for link in self._links:
+            self._link_files.append(create_file(link.slot_bytes, num_slots))
+        # Made in a caller's inference mode, the memory could not be written outside of it.
+        with torch.inference_mode(mode=False):
+            self._arenas = tuple(
+                Arena(self._link_files[index], self._links[index].slot_bytes, num_slots)
+                for index in (-1, 0)
+            )
+
+    @property
+    def link_files(self) -> tuple[int, ...]:
+        """Descriptors of every link's shared memory, in order; none where none is shared."""
+        return tuple(self._link_files)
+
+    def connect(self) -> Connect:
+        """The command that makes links; each attempt fills in its epoch and a name of its own."""
+        return Connect(
+            epoch=0,
+            session="",
+            store_host=self._host if self._store else "",
+            store_port=self._store.port if self._store else 0,
+            connect_timeout_s=self._limits.connect_timeout_s,
+            link_timeout_s=self._limits.link_timeout_s,
+            on_host=self._store is None,
+        )
+
+    def make_circuit(
+        self,
+        connect: Connect,
+        on_connected: Callable[[int], None],
+        on_lost: Callable[[LinkLost], None],
+        connections: tuple[socket.socket, ...],
+    ) -> Circuit:
+        """The caller's circuit under `connect`, the command that the workers get.
+
+        Args:
+            connect: of this epoch.
+            on_connected: as in `Circuit`.
+            on_lost: as in `Circuit`.
+            connections: the receiving and the sending end of the links within this host, or
+                nothing. The circuit closes them.
+        """
+        epoch = connect.epoch
+        ends = [
+            HostEnd(connection=connection, arena=arena)
+            for connection, arena in zip(connections, self._arenas, strict=True)
+        ]
+        receive_end, send_end = ends or (None, None)
+        return Circuit(
+            epoch=epoch,
+            address=StoreAddress(
+                host=connect.store_host,
+                port=connect.store_port,
+                prefix=f"{connect.session}/epoch/{epoch}",
+                listen_host=self._host,
+            ),
+            receive_link=self._links[-1],
+            send_link=self._links[0],
+            connect_timeout_s=connect.connect_timeout_s,
+            link_timeout_s=connect.link_timeout_s,
+            receive_end=receive_end,
+            send_end=send_end,
+            reuse=False,  # the memory becomes the caller's
+            on_parcel=lambda parcel: self._take(epoch, parcel),
+            on_connected=on_connected,
+            on_lost=on_lost,
+            on_sent=self._timeline.sent,
+        )
+
+    def close(self) -> None:
+        """Ends the store and gives the memory back; safe from any thread, and again."""
+        with self._lock:
+            files, self._link_files = self._link_files, []
+        for file in files:
+            os.close(file)
+        self._store = None
+        self._arenas = ()
+
+    def _take(self, epoch: int, parcel: Parcel) -> None:
+        self._timeline.received(parcel)
+        link = self._links[-1]
+        boundary = boundary_out_of(self._manifest, len(self._links) - 2)
+        try:
+            check_tensors(parcel.tensors, link.specs, parcel.num_rows, boundary)
+        except ContractViolation as error:
+            self._ledger.fail(epoch, parcel.sequence, error)
+            return
+        self._ledger.answer(epoch, parcel.sequence, parcel.tensors)

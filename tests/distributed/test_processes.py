@@ -1,0 +1,307 @@
+"""A session and its processes: how they begin, what they hear of each other, and how they end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+import cutset
+from cutset.engines.local import LocalEngine
+from cutset.errors import CutsetError, EngineError
+from cutset.runtime.session import Session, open_session
+from cutset.runtime.status import Limits
+
+from .bundles import SmallNet, whole_model
+
+_QUICK = Limits(heartbeat_s=3.0, link_timeout_s=5.0, back_off_s=0.05)
+
+
+def _rows(num_rows: int = 3) -> torch.Tensor:
+    return torch.randn(num_rows, 3, 16, 16, generator=torch.Generator().manual_seed(num_rows))
+
+
+def test_the_local_engine_listens_on_nothing(bundle: Path) -> None:
+    with open_session(bundle, backend="torch") as session:
+        session.run(_rows())
+        for pid in (os.getpid(), *session.worker_pids):
+            process = psutil.Process(pid)
+            listening = [c for c in process.net_connections("inet") if c.status == "LISTEN"]
+            assert listening == []
+            assert [c for c in process.net_connections("unix") if c.laddr.startswith("/")] == []
+
+
+def test_whatever_signal_ends_a_worker_it_is_replaced(bundle: Path, model: SmallNet) -> None:
+    rows = _rows()
+    expected = whole_model(model, rows, 4)
+    numbers = [signal.SIGTERM, signal.SIGBUS, 37, signal.SIGRTMIN, signal.SIGRTMAX]
+    with open_session(bundle, backend="torch", limits=_QUICK) as session:
+        for index, number in enumerate(numbers):
+            os.kill(session.worker_pids[index % 2], number)
+            assert torch.equal(session.run(rows), expected)
+            assert torch.equal(session.run(rows), expected)
+        assert sum(stage.num_restarts for stage in session.stats().stages) == len(numbers)
+
+
+def test_a_worker_whose_end_nobody_tells_of_is_missed(bundle: Path, model: SmallNet) -> None:
+    rows = _rows()
+    with open_session(bundle, backend="torch", limits=Limits(heartbeat_s=60.0)) as session:
+        worker = session._supervisor.stages[1].worker
+        worker._on_event = lambda _worker, _event: None
+        os.kill(session.worker_pids[1], signal.SIGKILL)
+        assert torch.equal(session.run(rows), whole_model(model, rows, 4))
+        assert torch.equal(session.run(rows), whole_model(model, rows, 4))
+
+
+@contextlib.contextmanager
+def _no_descriptor_free() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _wait_for_setback(session: Session, num_setbacks: int) -> None:
+    supervisor = session._supervisor
+    for _ in range(1000):
+        if supervisor._num_setbacks >= num_setbacks:
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError(supervisor._tried)
+
+
+def test_a_restart_without_a_free_descriptor_is_tried_again(bundle: Path, model: SmallNet) -> None:
+    rows = _rows()
+    # What an epoch closes gives descriptors back, so the spare is left out.
+    engine = LocalEngine(("a", "b"), num_threads=1, keep_spare=False)
+    with open_session(
+        bundle, backend="torch", engine=engine, limits=Limits(back_off_s=0.4)
+    ) as session:
+        session.run(rows)
+        with _no_descriptor_free():
+            os.kill(session.worker_pids[0], signal.SIGKILL)
+            os.kill(session.worker_pids[1], signal.SIGKILL)
+            _wait_for_setback(session, 2)
+        assert torch.equal(session.run(rows), whole_model(model, rows, 4))
+
+
+def test_a_program_that_is_missing_for_a_while_is_tried_again(
+    bundle: Path, model: SmallNet, tmp_path: Path
+) -> None:
+    rows = _rows()
+    engine = LocalEngine(("a", "b"), num_threads=1, keep_spare=False)
+    with open_session(
+        bundle, backend="torch", engine=engine, limits=Limits(back_off_s=0.2)
+    ) as session:
+        engine._worker_command = (str(tmp_path / "gone"),)
+        os.kill(session.worker_pids[0], signal.SIGKILL)
+        _wait_for_setback(session, 2)
+        engine._worker_command = None
+        assert torch.equal(session.run(rows), whole_model(model, rows, 4))
+
+
+def test_a_program_that_is_missing_for_good_ends_the_session_with_its_reason(
+    bundle: Path, tmp_path: Path
+) -> None:
+    engine = LocalEngine(("a", "b"), num_threads=1, worker_command=(str(tmp_path / "gone"),))
+    limits = Limits(max_restarts=2, back_off_s=0.01)
+    with pytest.raises(EngineError, match=r"3 attempts .* of stage 0 on a could not be started"):
+        open_session(bundle, engine=engine, limits=limits)
+
+
+def test_close_is_safe_from_any_number_of_threads(bundle: Path) -> None:
+    session = open_session(bundle, backend="torch")
+    wrong: list[BaseException] = []
+
+    def note(action: object) -> bool:
+        try:
+            action()  # type: ignore[operator]
+        except CutsetError:
+            return False
+        except BaseException as error:  # noqa: BLE001
+            wrong.append(error)
+            return False
+        return True
+
+    def use() -> None:
+        while note(lambda: session.run(_rows())):
+            pass
+
+    users = [threading.Thread(target=use) for _ in range(4)]
+    closers = [threading.Thread(target=note, args=(session.close,)) for _ in range(4)]
+    for thread in (*users, *closers):
+        thread.start()
+    for thread in (*users, *closers):
+        thread.join(30)
+        assert not thread.is_alive()
+    assert wrong == []
+
+
+def test_a_dropped_session_ends_its_workers_and_says_so(bundle: Path) -> None:
+    session = open_session(bundle, backend="torch")
+    session.run(_rows())
+    workers = [psutil.Process(pid) for pid in session.worker_pids]
+    sessions = [session]
+    del session
+    with pytest.warns(ResourceWarning, match="dropped without close"):
+        sessions.clear()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert alive == []
+
+
+def test_a_session_is_kept_as_long_as_an_answer_is_awaited(bundle: Path, model: SmallNet) -> None:
+    rows = _rows(200)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        future = open_session(bundle, backend="torch").submit(rows)
+        assert torch.equal(future.result(60), whole_model(model, rows, 4))
+        # The thread that gave the answer drops the session a moment later.
+        _, alive = psutil.wait_procs(psutil.Process().children(), timeout=10)
+    assert alive == []
+    assert "dropped without close" in str(caught[0].message)
+
+
+_FORKS = """
+import os, sys, signal, torch, warnings
+import cutset
+from cutset.engines.local import LocalEngine
+warnings.simplefilter("error")
+torch.set_num_threads(1)
+rows = torch.zeros(3, 3, 16, 16)
+engine = LocalEngine(("a", "b"), num_threads=1, shares_memory=sys.argv[2] == "shared")
+with cutset.open_session(sys.argv[1], backend="torch", engine=engine) as session:
+    before = session.run(rows)
+    stream = session.stream(rows for _ in iter(int, 1))
+    next(stream)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        for call in (
+            lambda: session.run(rows), lambda: session.submit(rows), lambda: session.stats(),
+            lambda: session.timeline(), lambda: session.stream([rows]), lambda: next(stream),
+            lambda: session.worker_pids, lambda: session.epoch,
+        ):
+            try:
+                call()
+            except cutset.CutsetError as error:
+                assert "does not cross a fork" in str(error), error
+            else:
+                os._exit(3)
+        session.close()
+        session.__exit__(None, None, None)
+        del session, stream
+        sys.exit(5)  # the whole way out, destructors included
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
+    assert torch.equal(session.run(rows), before)
+    assert session.epoch == 1
+print("fine")
+"""
+
+
+@pytest.mark.parametrize("links", ["shared", "network"])
+def test_a_session_does_not_cross_a_fork_and_outlives_it(bundle: Path, links: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _FORKS, str(bundle), links],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["fine"]), done.stderr
+
+
+_STARTS = """
+import sys, cutset
+from cutset.engines.local import LocalEngine
+import cutset.engines.local as local
+spawn = LocalEngine._spawn
+def told(self):
+    worker = spawn(self)
+    print("worker", worker.pid, flush=True)
+    return worker
+LocalEngine._spawn = told
+with cutset.open_session(sys.argv[1], backend="torch"):
+    pass
+"""
+
+
+def test_a_worker_ends_with_a_caller_that_is_killed_while_it_starts(bundle: Path) -> None:
+    caller = subprocess.Popen(
+        [sys.executable, "-c", _STARTS, str(bundle)], stdout=subprocess.PIPE, text=True
+    )
+    with caller:
+        assert caller.stdout is not None
+        pids = [int(next(caller.stdout).split()[1]) for _ in range(2)]
+        workers = []
+        for pid in pids:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                workers.append(psutil.Process(pid))
+        caller.kill()
+        _, left = psutil.wait_procs(workers, timeout=0.5)
+    # Whoever inherits them may be slow to collect them.
+    assert [each for each in left if each.status() != psutil.STATUS_ZOMBIE] == []
+
+
+_BOUND = """
+import os, sys, cutset, psutil
+with cutset.open_session(sys.argv[1], backend="torch") as session:
+    for pid in session.worker_pids:
+        assert psutil.Process(pid).cpu_affinity() == sorted(os.sched_getaffinity(0))
+        environment = psutil.Process(pid).environ()
+        assert not [name for name in environment if name.startswith(("OMP_P", "GOMP", "KMP"))]
+print("free")
+"""
+
+
+def test_what_binds_the_callers_threads_binds_no_worker(bundle: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _BOUND, str(bundle)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={
+            **os.environ,
+            "OMP_PROC_BIND": "true",
+            "GOMP_CPU_AFFINITY": "0",
+            "OMP_PLACES": "cores",
+        },
+    )
+    assert done.stdout.splitlines()[-1:] == ["free"], done.stderr
+
+
+_BY_PATH = """
+import sys
+sys.path.insert(0, sys.argv[2])
+import cutset, torch
+assert cutset.__file__.startswith(sys.argv[2])
+with cutset.open_session(sys.argv[1], backend="torch") as session:
+    print(len(session.run(torch.zeros(3, 3, 16, 16))))
+"""
+
+
+def test_a_caller_may_have_the_package_by_its_path_alone(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "cutset").symlink_to(Path(cutset.__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", _BY_PATH, str(bundle), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1:] == ["3"], done.stderr
