@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -134,3 +135,23 @@ def _text(path: Path) -> str:
     with contextlib.suppress(OSError, UnicodeDecodeError):
         return path.read_text(encoding="utf-8").strip()
     return ""
+
+
+def limit_memory(num_bytes: int) -> None:
+    """Lets this process take `num_bytes` more of memory for data than it has now, and no core dump.
+
+    On Linux, where the limit counts every private mapping that can be written to: the heap, large
+    allocations and the stacks of threads, but not what libraries and files take (``RLIMIT_DATA`` in
+    ``getrlimit(2)``). An allocation beyond it fails. Elsewhere nothing is limited: whoever
+    started this process has to watch it.
+    """
+    if sys.platform != "linux":
+        return
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = pages * resource.getpagesize() + num_bytes
+    limit = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

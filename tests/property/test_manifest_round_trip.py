@@ -36,9 +36,7 @@ from models_of_trouble import residual_net
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
 counts = st.integers(0, 1 << 60)
 numbers = st.floats(0, 1e300)
-dims = st.one_of(
-    st.integers(0, 1 << 40), st.just("batch"), st.integers(1, 99).map(lambda k: f"batch*{k}")
-)
+dims = st.one_of(st.integers(0, 9), st.just("batch"), st.integers(1, 9).map(lambda k: f"batch*{k}"))
 files = st.text(string.ascii_letters + string.digits, min_size=1, max_size=8)
 
 
@@ -139,7 +137,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
             st.none()
             | st.builds(PartEntry, path=names, work_share=st.floats(0.0, 1.0, exclude_min=True))
         ),
-        micro_batch_only=draw(st.none() | st.integers(1, 1 << 20)),
+        micro_batch_only=draw(st.none() | st.integers(1, 64)),
         torch_settings=draw(st.none() | st.dictionaries(names, names, max_size=2)),
     )
 

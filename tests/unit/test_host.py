@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -132,3 +134,18 @@ def test_memory_of_version_1(tmp_path: Path) -> None:
 def test_threads_at_full_speed(monkeypatch: pytest.MonkeyPatch, cores: float, threads: int) -> None:
     monkeypatch.setattr(host, "usable_cores", lambda: cores)
     assert host.num_usable_cores() == threads
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA is Linux's")
+def test_memory_beyond_the_limit_is_refused() -> None:
+    program = """
+from cutset.host import limit_memory
+limit_memory(64 << 20)
+kept = bytearray(32 << 20)
+try:
+    bytearray(64 << 20)
+except MemoryError:
+    print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("refused\n", 0)

@@ -155,7 +155,8 @@ def _of_bundle(folder: Path) -> ReportSources:
     from cutset.errors import ManifestError
     from cutset.graph.cuts import find_cut_points
     from cutset.report.sources import BundleFile, ReportSources, StageContract
-    from cutset.shards.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, decode_manifest
+    from cutset.shards.manifest import MAX_MANIFEST_BYTES, decode_manifest
+    from cutset.shards.strict_json import MANIFEST_NAME
 
     try:
         with (folder / MANIFEST_NAME).open("rb") as file:

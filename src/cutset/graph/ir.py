@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import msgspec
 
+from cutset.ranges import Count
 from cutset.tensors import TensorSpec
 
 
@@ -25,7 +26,7 @@ class ModuleCall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """
 
     path: str
-    call: int
+    call: Count
     class_name: str
 
 
@@ -52,7 +53,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     outputs: tuple[TensorSpec, ...]
     parameters: tuple[str, ...]
     modules: tuple[ModuleCall, ...]
-    flops: int
+    flops: Count
     source: str = ""
 
     @property
@@ -80,8 +81,8 @@ class Parameter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     name: str
     kind: str
-    num_elements: int
-    num_bytes: int
+    num_elements: Count
+    num_bytes: Count
 
 
 class Graph(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,6 +9,7 @@ import msgspec
 
 from cutset.errors import PlanError
 from cutset.notebooks import drawn
+from cutset.ranges import Count, Gap, NotNegative, PositiveCount, Rows, Seconds
 
 PLAN_FORMAT = "cutset-plan/1"
 
@@ -40,24 +41,24 @@ class StagePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             messages, their bytes, and a caller on its device; of no part of the latency.
     """
 
-    index: int
+    index: Count
     first: str
     last: str
-    start: int
-    stop: int
+    start: Count
+    stop: Count
     units: tuple[str, ...]
     device: str
-    compute_s: float
-    send_s: float
-    weight_bytes: int
-    memory_bytes: int
-    output_bytes_per_sample: int
-    receive_s: float = 0.0
+    compute_s: Seconds
+    send_s: Seconds
+    weight_bytes: Count
+    memory_bytes: Count
+    output_bytes_per_sample: Count
+    receive_s: Seconds = 0.0
     backend: str = ""
-    memory_limit_bytes: int | None = None
-    flops: int = 0
+    memory_limit_bytes: Count | None = None
+    flops: Count = 0
     cut_kind: str = ""
-    overhead_s: float = 0.0
+    overhead_s: Seconds = 0.0
 
     @property
     def busy_s(self) -> float:
@@ -77,7 +78,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     name: str
-    bound_s: float
+    bound_s: Seconds
     detail: str
 
 
@@ -93,11 +94,11 @@ class Alternative(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         reason: why there is no such plan, or ``""``.
     """
 
-    num_stages: int
+    num_stages: PositiveCount
     devices: tuple[str, ...] = ()
     last: tuple[str, ...] = ()
-    period_s: float | None = None
-    latency_s: float | None = None
+    period_s: Seconds | None = None
+    latency_s: Seconds | None = None
     reason: str = ""
 
 
@@ -113,12 +114,12 @@ class MoreTensors(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         slowest_over_even: about the compute of its slowest stage over that of the average one.
     """
 
-    max_tensors: int
-    num_points: int
-    num_points_now: int
-    period_s: float
-    latency_s: float
-    slowest_over_even: float
+    max_tensors: PositiveCount
+    num_points: Count
+    num_points_now: Count
+    period_s: Seconds
+    latency_s: Seconds
+    slowest_over_even: NotNegative
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -141,10 +142,10 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     where: str
-    compute_s: tuple[float, ...]
-    message_s: tuple[float, ...]
-    period_s: float
-    latency_s: float
+    compute_s: tuple[Seconds, ...]
+    message_s: tuple[Seconds, ...]
+    period_s: Seconds
+    latency_s: Seconds
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -180,17 +181,17 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     format: str
     objective: str
-    micro_batch: int
+    micro_batch: Rows
     stages: tuple[StagePlan, ...]
-    period_s: float
-    latency_s: float
-    bound_s: float
+    period_s: Seconds
+    latency_s: Seconds
+    bound_s: Seconds
     bound_by: str
-    gap: float | None
+    gap: Gap | None
     serial: bool = False
     fixed_order: bool = False
-    max_latency_s: float | None = None
-    min_rows_per_s: float | None = None
+    max_latency_s: Seconds | None = None
+    min_rows_per_s: NotNegative | None = None
     family: str = "prefix"
     proven_among: str = ""
     certificates: tuple[Certificate, ...] = ()

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import psutil
-
+from cutset.host import memory_bytes
 from cutset.shards.manifest import Manifest
 
 _LEAST_BYTES = 2 << 30
@@ -41,7 +40,7 @@ def allowance_of(manifest: Manifest, num_rows: Iterable[int], stages: Iterable[i
 
     Memory: 2 GiB; every file of the stages six times (a backend reads, packs and copies weights);
     the results of all their operations four times over, as if none were freed and each needed a
-    workspace; at most what this machine has. Time: five minutes; the multiply-adds at
+    workspace; at most what this process may use. Time: five minutes; the multiply-adds at
     1e8 a second, and the files at 1 MB a second; at most twelve hours.
 
     Args:
@@ -68,6 +67,6 @@ def allowance_of(manifest: Manifest, num_rows: Iterable[int], stages: Iterable[i
     )
     time_s = _LEAST_S + flops * sum(runs) / _LEAST_FLOPS_PER_S + file_bytes / _LEAST_BYTES_PER_S
     return Allowance(
-        memory_bytes=min(wanted_bytes, psutil.virtual_memory().total),
+        memory_bytes=min(wanted_bytes, memory_bytes()),
         time_s=min(time_s, _MOST_S),
     )

@@ -21,6 +21,7 @@ torch 2.15 (archive version 0).
 from __future__ import annotations
 
 import re
+import struct
 import zipfile
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +40,14 @@ _MAX_JSON_BYTES = 64 << 20
 _MAX_LABEL_BYTES = 256
 _MAX_MEMBERS = 100_000
 _CHUNK_BYTES = 1 << 18  # so small that a worker's malloc has the block at hand
+# https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3: a local header (its signature,
+# and how long the name and the extra field after it are), what may follow a member's bytes, an
+# entry of the directory without its texts, and the records that end the file.
+_HEADER = struct.Struct("<4s22xHH")
+_DESCRIPTOR_BYTES = 24
+_ENTRY_BYTES = 46
+_END_BYTES = 22
+_ZIP64_END_BYTES = 56 + 20
 _ALLOWED_FLAGS = 0x0808  # UTF-8 names, sizes repeated after the data: both set by torch
 
 _LABELS = {"archive_format": b"pt2", "archive_version": b"0", "byteorder": b"little"}
@@ -79,14 +88,19 @@ class ProgramArchive:
         self.path = path
         self._members: dict[str, zipfile.ZipInfo] = {}
         try:
-            self._zip = zipfile.ZipFile(file)
+            self._file = file.open("rb")
+        except OSError as error:
+            raise UnsafeBundle(f"{path}: cannot be read ({error.strerror})", path=path) from error
+        try:
+            self._zip = zipfile.ZipFile(self._file)
         except _ZIP_ERRORS as error:
+            self._file.close()
             raise UnsafeBundle(f"{path}: not a zip archive ({error})", path=path) from error
         try:
             self._check_members(file.stat().st_size)
             self._check_labels()
         except BaseException:
-            self._zip.close()
+            self.close()
             raise
 
     def __enter__(self) -> ProgramArchive:  # noqa: PYI034 - no Self on Python 3.10
@@ -98,7 +112,12 @@ class ProgramArchive:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file; safe to call twice."""
         self._zip.close()
+        self._file.close()
 
     def _refusal(self, member: str, why: str) -> UnsafeBundle:
         return UnsafeBundle(
@@ -130,9 +149,44 @@ class ProgramArchive:
                 f"{self.path}: entries claim {total_bytes} bytes in a file of {archive_bytes}",
                 path=self.path,
             )
+        self._check_places(infos, archive_bytes)
         for name in _REQUIRED:
             if name not in self._members:
                 raise self._refusal(name, "is missing")
+
+    def _check_places(self, infos: list[zipfile.ZipInfo], archive_bytes: int) -> None:
+        """Entries follow each other from the file's first byte, and the directory ends the file.
+
+        Another reader might begin elsewhere in a file with anything before, between or after them.
+        """
+        end = 0
+        for info in sorted(infos, key=lambda info: info.header_offset):
+            if not 0 <= info.header_offset - end <= (_DESCRIPTOR_BYTES if end else 0):
+                raise self._refusal(info.filename, "does not lie right after the one before it")
+            end = self._data_start(info) + info.file_size
+        if not 0 <= self._zip.start_dir - end <= _DESCRIPTOR_BYTES or self._zip.comment:
+            raise self._refusal("", "is followed by what is no part of the archive")
+        file = self._file
+        file.seek(max(0, archive_bytes - _END_BYTES))
+        last = file.read(_END_BYTES)
+        listed = sum(
+            _ENTRY_BYTES + len(i.orig_filename.encode()) + len(i.extra) + len(i.comment)
+            for i in infos
+        )
+        spare = archive_bytes - self._zip.start_dir - listed - _END_BYTES
+        if not last.startswith(b"PK\x05\x06") or not 0 <= spare <= _ZIP64_END_BYTES:
+            raise self._refusal("", "is followed by what is no part of the archive")
+
+    def _data_start(self, info: zipfile.ZipInfo) -> int:
+        """Where a member's bytes begin, by its own header."""
+        self._file.seek(info.header_offset)
+        header = self._file.read(_HEADER.size)
+        if len(header) < _HEADER.size:
+            raise self._refusal(info.filename, "lies beyond the end of the file")
+        signature, name_bytes, extra_bytes = _HEADER.unpack(header)
+        if signature != b"PK\x03\x04":
+            raise self._refusal(info.filename, "has no header where the directory says")
+        return info.header_offset + _HEADER.size + int(name_bytes) + int(extra_bytes)
 
     def _check_labels(self) -> None:
         for name, expected in _LABELS.items():

@@ -24,6 +24,9 @@ from cutset.shards.archive import ProgramArchive
 from cutset.shards.operators import ASSERTIONS, is_number_function, resolve_operator
 from cutset.shards.program import Call, OnDevice, Program, Result, Weight
 
+_MAX_EXPANDED_BYTES = 1 << 30
+"""Most bytes of a weight that repeats what is stored, by strides of 0."""
+
 _ALIASING = frozenset({"dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"})
 """At inference these return their input itself, though their signatures do not say so."""
 
@@ -99,6 +102,10 @@ class _Builder:
         if storage is None:
             storage = self._archive.read_storage(weight.member).to(self._device)
             self._storages[weight.member] = storage
+        if weight.num_bytes > max(storage.numel(), _MAX_EXPANDED_BYTES):
+            raise self._refusal(
+                f"weight {weight.name!r} claims {weight.num_bytes} bytes and has {storage.numel()}"
+            )
         if 0 in weight.sizes:
             return torch.empty(weight.sizes, dtype=weight.dtype, device=self._device)
         if storage.numel() % weight.dtype.itemsize:

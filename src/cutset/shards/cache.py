@@ -26,12 +26,12 @@ from typing import BinaryIO
 
 from cutset.errors import BundleError, ChecksumMismatch
 from cutset.shards.manifest import (
-    MANIFEST_NAME,
     FileEntry,
     Manifest,
     decode_manifest,
     sha256_of,
 )
+from cutset.shards.strict_json import MANIFEST_NAME
 
 FOLDER_VARIABLE = "CUTSET_CACHE_DIR"
 

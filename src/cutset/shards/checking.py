@@ -1,27 +1,25 @@
 """The process that runs a bundle's programs in order to check them, and the other end of it.
 
-Started as ``python -m cutset.shards.checker``. It reads one `Request` from its standard input and
-answers with messages on its standard output: the steps, each check as it ends, the report. A
-message is four bytes with its length and a MessagePack document of one of the types below; nothing
-else is ever decoded. Whatever the bundle makes of that process, the one that asked sees a
-report:
+Started by `cutset.launch`, so that it ends with its caller. It reads one `Request` from its
+standard input and answers with messages on its standard output: the steps, each check as it ends,
+the report. A message is four bytes with its length and a MessagePack document of one of the types
+below; nothing else is ever decoded. Whatever the bundle makes of that process, the one that asked
+sees a report:
 
 * the process limits its own memory to what `cutset.shards.allowance` grants, and is ended when it
   takes more all the same, or longer than is granted;
 * when it ends early, by a signal for instance, the check that it was at fails and says so;
-* it ends with the process that started it, and with Ctrl-C there.
+* it ends with the process that started it, and on Ctrl-C there.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import os
 import select
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -31,22 +29,20 @@ import msgspec
 import psutil
 
 from cutset import errors
-from cutset.child import limit_memory
-from cutset.errors import BundleError
+from cutset.errors import BundleError, EngineError
+from cutset.host import limit_memory
+from cutset.processes import LastWords, command_of, made_environment
 from cutset.shards.allowance import Allowance
-from cutset.shards.checker import LENGTH_BYTES
 from cutset.shards.checks import check_bundle
 from cutset.shards.running_checks import Difference
 from cutset.shards.verification import CHECKS, CheckResult, VerificationReport
 
-COMMAND = (sys.executable, "-m", "cutset.shards.checker")
-"""Starts the process that checks."""
-
 _MAX_MESSAGE_BYTES = 64 << 20
+_LENGTH_BYTES = 4
 _LOOK_EVERY_S = 0.2
-_LAST_WORDS_BYTES = 1 << 14
 _WORDS_CHARS = 300
 _END_TIMEOUT_S = 10.0
+_STANDARD_INPUT = 0
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,8 +95,9 @@ def check_in_child(
     stages: tuple[int, ...] | None,
     backends: Collection[str],
     allowance: Allowance,
+    num_threads: int,
     progress: Callable[[str], None],
-    command: tuple[str, ...] = COMMAND,
+    command: tuple[str, ...] | None = None,
 ) -> VerificationReport:
     """Checks a bundle in a process of its own; its end, however it comes, is in the report.
 
@@ -109,8 +106,9 @@ def check_in_child(
         stages: indices of the stages to look at; None for all.
         backends: as for `verify_bundle`.
         allowance: what the process may take.
+        num_threads: threads to compute with.
         progress: called with a few words before each step.
-        command: the command line that starts the process.
+        command: the command line of the process; None for the one of this module.
 
     Raises:
         BundleError: no process can be started.
@@ -118,14 +116,14 @@ def check_in_child(
     try:
         # This interpreter and a fixed program; what is asked goes through the pipe.
         process = subprocess.Popen(  # noqa: S603
-            command,
+            command or command_of(__name__, caller=os.getpid(), control=_STANDARD_INPUT),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            env={"TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ, "PYTHONSAFEPATH": "1"},
+            env=made_environment(num_threads),
         )
-    except OSError as error:
+    except (OSError, EngineError) as error:
         raise BundleError(f"{directory}: no process can be started to check it: {error}") from error
     request = Request(
         directory=os.fsencode(directory.absolute()),
@@ -158,11 +156,10 @@ class _Child:
         self._buffer = bytearray()
         self._check = CHECKS[-1]
         self._ended: dict[str, CheckResult] = {}
-        self._words: collections.deque[bytes] = collections.deque(maxlen=4)
-        self._listener = threading.Thread(target=self._listen, daemon=True)
+        assert process.stderr is not None
+        self._words = LastWords(process.stderr, f"checking-{process.pid}")
 
     def report_on(self, request: Request) -> VerificationReport:
-        self._listener.start()
         try:
             self._ask(request)
             while (message := self._next()) is not None:
@@ -191,7 +188,7 @@ class _Child:
 
     def _next(self) -> Message | None:
         """The next message; None where the process has closed its end."""
-        head = self._take(LENGTH_BYTES)
+        head = self._take(_LENGTH_BYTES)
         if head is None:
             return None
         length = int.from_bytes(head, "little")
@@ -232,33 +229,24 @@ class _Child:
                     " memory that the bundle's stated sizes allow"
                 )
 
-    def _listen(self) -> None:
-        assert self._process.stderr is not None
-        with contextlib.suppress(OSError, ValueError):
-            while piece := os.read(self._process.stderr.fileno(), _LAST_WORDS_BYTES):
-                self._words.append(piece)
-
     def _last_words(self) -> str:
         """How the process ended that closed its end of the pipe."""
         try:
             code = self._process.wait(_END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             return "closed its connection and did not end"
-        self._listener.join(_END_TIMEOUT_S)
         if code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
             how = f"was ended by {name}"
         else:
             how = f"left with exit status {code}"
-        text = b"".join(self._words).decode(errors="replace")
-        words = [line.strip() for line in text.splitlines() if line.strip()]
-        return how + (f"; its last words: {words[-1][:_WORDS_CHARS]}" if words else "")
+        words = self._words.last(_END_TIMEOUT_S)
+        return how + (f"; its last words: {words[:_WORDS_CHARS]}" if words else "")
 
     def _end(self) -> None:
         self._process.kill()
         self._process.wait()
-        self._listener.join(_END_TIMEOUT_S)
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+        for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
             with contextlib.suppress(OSError):
                 stream.close()
@@ -298,16 +286,21 @@ def _rebuilt(refusal: Refusal) -> BundleError:
 
 
 def _write(stream: IO[bytes], data: bytes) -> None:
-    stream.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
+    stream.write(len(data).to_bytes(_LENGTH_BYTES, "little") + data)
     stream.flush()
 
 
 # -- in the process ------------------------------------------------------------------------------
 
 
-def answer(data: bytes, answers: IO[bytes]) -> None:
-    """Answers an encoded `Request` with messages on `answers`."""
-    request = msgspec.msgpack.decode(data, type=Request)
+def main() -> None:
+    """Answers one request."""
+    # What libraries print must not come between the messages.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    source = sys.stdin.buffer
+    length = int.from_bytes(source.read(_LENGTH_BYTES), "little")
+    request = msgspec.msgpack.decode(source.read(length), type=Request)
     limit_memory(request.memory_bytes)
 
     def tell(message: Message) -> None:
@@ -329,6 +322,8 @@ def answer(data: bytes, answers: IO[bytes]) -> None:
         )
         sys.stderr.flush()
         os._exit(1)
+    # Libraries of backends may still have threads; nothing is left to be written.
+    os._exit(0)
 
 
 def _done(report: VerificationReport) -> Done:

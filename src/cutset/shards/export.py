@@ -32,7 +32,6 @@ from cutset.planning.plan import Plan
 from cutset.shards.load import Bundle
 from cutset.shards.manifest import (
     BUNDLE_FORMAT,
-    MANIFEST_NAME,
     FileEntry,
     Manifest,
     PartEntry,
@@ -53,6 +52,7 @@ from cutset.shards.stage_writers import (
     boundary_tensors,
     check_operations,
 )
+from cutset.shards.strict_json import MANIFEST_NAME
 from cutset.tensors import TensorSpec
 from cutset.threads import compute_threads
 

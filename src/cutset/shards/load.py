@@ -5,12 +5,13 @@ itself; that every path stays inside and no link leads out; that no file is ther
 does not list; sizes; hashes. Only then may a stage be loaded, and only by functions of this module,
 which check a stage's own file once more from within.
 
-What is not promised: a bundle from a stranger may still compute something useless, for a long time
-or with much memory. Run such a bundle with the limits that the operating system offers.
+What is not promised: a bundle from a stranger may still compute something useless. Its programs are
+run in processes of their own only, workers and the one of `cutset.shards.checking`.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -28,18 +29,19 @@ from cutset.shards.archive import ProgramArchive
 from cutset.shards.build import build_module
 from cutset.shards.decode import read_program
 from cutset.shards.manifest import (
-    MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     FileEntry,
     Manifest,
     StageEntry,
-    contradiction,
     decode_manifest,
     sha256_of,
 )
 from cutset.shards.program import Program
+from cutset.shards.strict_json import MANIFEST_NAME, contradiction
 
 _HASHING_THREADS = 2
+_LARGE_BYTES = 64 << 20
+_MOST_HOLES = 16
 
 StageFunction: TypeAlias = Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
 """Takes and returns a stage's tensors in the order of its contract."""
@@ -312,6 +314,7 @@ def _check_file(directory: Path, entry: FileEntry, num_bytes: int | None) -> Non
             expected=f"{entry.num_bytes} bytes",
             actual=f"{num_bytes} bytes",
         )
+    _refuse_holes(directory, entry)
     if (actual := sha256_of(directory / entry.path)) != entry.sha256:
         raise ChecksumMismatch(
             f"{directory}: {entry.path} was changed or damaged: sha256 {actual[:16]}, "
@@ -320,3 +323,30 @@ def _check_file(directory: Path, entry: FileEntry, num_bytes: int | None) -> Non
             expected=entry.sha256,
             actual=actual,
         )
+
+
+def _refuse_holes(directory: Path, entry: FileEntry) -> None:
+    """Refuses a large file that is nearly nothing but holes, of which terabytes cost nothing.
+
+    A system that does not know where holes are says that there is none.
+    """
+    if entry.num_bytes < _LARGE_BYTES or not hasattr(os, "SEEK_DATA"):
+        return
+    data_bytes, place = 0, 0
+    with (directory / entry.path).open("rb") as file:
+        while data_bytes < entry.num_bytes // _MOST_HOLES:
+            try:
+                start = os.lseek(file.fileno(), place, os.SEEK_DATA)
+                place = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # no data after this place
+                    break
+                return
+            data_bytes += place - start
+        else:
+            return
+    raise UnsafeBundle(
+        f"{directory}: {entry.path} has {entry.num_bytes} bytes, of which only {data_bytes} were "
+        "ever written; no bundle has a file of holes",
+        path=entry.path,
+    )

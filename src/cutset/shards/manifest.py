@@ -3,7 +3,7 @@
 A bundle is a folder::
 
     NAME.cutset/
-      manifest.json            this file; UTF-8 JSON, at most 64 MiB
+      manifest.json            this file; UTF-8 JSON, at most 16 MiB and 2^20 values
       stage-0/program.pt2      the stage for torch (missing where the model was an ONNX file)
       stage-0/model.onnx       the stage for onnxruntime and openvino (may be missing)
       stage-0/model.onnx.data  its weights, where they are larger than 32 MiB
@@ -22,7 +22,8 @@ of format 1 they are unknown keys [M].
 **Keys.** The document is one JSON object with exactly the keys of `Manifest`; objects within it
 have exactly the keys of their types. An unknown, missing or wrongly typed key is an error [M] that
 names its JSON path (``$.stages[1].flops``); only a key that a later format added may be missing,
-and then is null. A tuple is a JSON array. Key order means nothing.
+and then is null. A key that an object has twice is an error too [M]. A tuple is a JSON array. Key
+order means nothing.
 Writers write UTF-8 without a byte order mark, sorted by nothing, and end with a newline.
 
 **Part.** Where only a part of the user's model was split, ``part`` names it: the path of the module
@@ -36,6 +37,11 @@ micro-batch may have any number of rows.
 
 **Settings.** ``torch_settings`` are the process-wide settings of torch under which the model was
 captured and the reference computed; a reader that runs a program sets them first.
+
+**Numbers.** Every number has its range [M]: counts, sizes and multiply-adds 0 to 2^60, seconds and
+ratios 0 to 1e300, rows of a micro-batch 1 to 2^24, threads 1 to 1024. A length in a shape is at
+most 2^31 - 1, a tensor has at most 64 of them, and its row at most 2^31 bytes where it crosses a
+boundary (2^36 with all rows of a micro-batch), 2^40 within a stage.
 
 **Paths.** Every path is relative to the folder, with ``/`` between its parts; a part consists of
 ASCII letters, digits, ``.``, ``_``, ``-``, begins with a letter, digit or ``_``, and so is never
@@ -103,13 +109,15 @@ from cutset.errors import ManifestError, UnsafeBundle, UnsupportedVersion
 from cutset.graph.ir import Graph
 from cutset.images import Preprocessing
 from cutset.planning.plan import Plan
+from cutset.ranges import Count, PositiveCount, Rows, Threads
+from cutset.shards.sizes import check_sizes
+from cutset.shards.strict_json import MANIFEST_NAME, contradiction, repeated_key
 from cutset.tensors import TensorSpec
 
 BUNDLE_FORMAT = "cutset-bundle/2"
 READABLE_FORMATS = ("cutset-bundle/1", BUNDLE_FORMAT)
-MANIFEST_NAME = "manifest.json"
-MAX_MANIFEST_BYTES = 64 << 20
-MAX_THREADS = 1024
+MAX_MANIFEST_BYTES = 16 << 20
+MAX_MANIFEST_VALUES = 1 << 20
 
 _FORMAT = re.compile(r"cutset-bundle/([1-9][0-9]{0,8})")
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,127}){0,7}")
@@ -122,7 +130,7 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """A file of the bundle: relative POSIX path, size in bytes, sha256 in lower-case hex."""
 
     path: str
-    num_bytes: int
+    num_bytes: Count
     sha256: str
 
 
@@ -158,7 +166,7 @@ class StageEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         flops: multiply-adds for one row.
     """
 
-    index: int
+    index: Count
     operations: tuple[str, ...]
     units: tuple[str, ...]
     parameters: tuple[str, ...]
@@ -167,9 +175,9 @@ class StageEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     program: str | None
     model: str | None
     model_missing: str
-    weight_bytes: int
-    peak_activation_bytes: int
-    flops: int
+    weight_bytes: Count
+    peak_activation_bytes: Count
+    flops: Count
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -206,7 +214,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     weights: str
     keep: tuple[str, ...]
     divide: tuple[str, ...]
-    max_tensors: int
+    max_tensors: PositiveCount
     graph: Graph
     stages: tuple[StageEntry, ...]
     outputs: tuple[TensorSpec, ...]
@@ -217,10 +225,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     preprocessing: Preprocessing | None
     labels: tuple[str, ...] | None
     reference: str
-    num_threads: int
+    num_threads: Threads
     files: tuple[FileEntry, ...]
     part: PartEntry | None = None
-    micro_batch_only: int | None = None
+    micro_batch_only: Rows | None = None
     torch_settings: dict[str, str] | None = None
 
     @property
@@ -281,6 +289,12 @@ def decode_manifest(data: bytes) -> Manifest:
         raise ManifestError(
             f"{MANIFEST_NAME}: {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are read", path="$"
         )
+    # Each value but the first of its array or object has a comma before it.
+    if (num_values := data.count(b",")) > MAX_MANIFEST_VALUES:
+        raise ManifestError(
+            f"{MANIFEST_NAME}: about {num_values} values, at most {MAX_MANIFEST_VALUES} are read",
+            path="$",
+        )
     head = _decode(data, _Version)
     version = head.format
     match = _FORMAT.fullmatch(version)
@@ -299,8 +313,18 @@ def decode_manifest(data: bytes) -> Manifest:
             if getattr(head, key) is not msgspec.UNSET:
                 raise contradiction(f"$.{key}", f"is a key that {version!r} does not have")
     manifest = _decode(data, Manifest)
+    _check_keys(data)
     check_manifest(manifest)
     return manifest
+
+
+def _check_keys(data: bytes) -> None:
+    try:
+        path = repeated_key(data)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{MANIFEST_NAME}: not JSON: {error}", path="$") from error
+    if path is not None:
+        raise contradiction(path, "is there twice")
 
 
 _T = TypeVar("_T")
@@ -315,11 +339,6 @@ def _decode(data: bytes, kind: type[_T]) -> _T:
         raise ManifestError(f"{MANIFEST_NAME}: {text}", path=found[1] if found else "$") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ManifestError(f"{MANIFEST_NAME}: not JSON: {error}", path="$") from error
-
-
-def contradiction(json_path: str, what: str) -> ManifestError:
-    """The error for a value at `json_path` that contradicts the rest."""
-    return ManifestError(f"{MANIFEST_NAME}: {json_path} {what}", path=json_path)
 
 
 def check_relative_path(path: str, *, json_path: str) -> None:
@@ -347,20 +366,11 @@ def check_manifest(manifest: Manifest) -> None:
     _check_graph(manifest.graph)
     _check_stages(manifest)
     _check_chain(manifest)
-    if not 1 <= manifest.num_threads <= MAX_THREADS:
-        raise contradiction(
-            "$.num_threads", f"is {manifest.num_threads}, expected 1 to {MAX_THREADS}"
-        )
+    check_sizes(manifest)
     if manifest.part is not None and not 0 < manifest.part.work_share <= 1:
         raise contradiction(
             "$.part.work_share", f"is {manifest.part.work_share}, expected above 0 and at most 1"
         )
-    if manifest.micro_batch_only is not None and manifest.micro_batch_only < 1:
-        raise contradiction(
-            "$.micro_batch_only", f"is {manifest.micro_batch_only}, expected 1 or more"
-        )
-    if manifest.max_tensors < 1:
-        raise contradiction("$.max_tensors", f"is {manifest.max_tensors}, expected 1 or more")
     if len(manifest.output_names) != len(manifest.outputs):
         raise contradiction(
             "$.output_names",
@@ -386,8 +396,8 @@ def _check_files(manifest: Manifest) -> None:
         if entry.path in seen or entry.path == MANIFEST_NAME:
             raise contradiction(f"$.files[{index}].path", f"lists {entry.path!r} twice")
         seen.add(entry.path)
-        if entry.num_bytes < 0 or not _SHA256.fullmatch(entry.sha256):
-            raise contradiction(f"$.files[{index}]", "has no size in bytes or no sha256 in hex")
+        if not _SHA256.fullmatch(entry.sha256):
+            raise contradiction(f"$.files[{index}].sha256", "is no sha256 in lower-case hex")
     places = [("$.reference", manifest.reference, "")]
     for index, stage in enumerate(manifest.stages):
         for key, path in (("program", stage.program), ("model", stage.model)):

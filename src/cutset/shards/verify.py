@@ -92,6 +92,7 @@ def verify_bundle(
         stages=None if len(stages) == len(manifest.stages) else stages,
         backends=backends,
         allowance=allowance_of(manifest, (*ROW_COUNTS, *rows, *rows), stages),
+        num_threads=manifest.num_threads,
         progress=say,
     )
     report = dataclasses.replace(report, part=manifest.part)

@@ -10,7 +10,8 @@ import pytest
 from cutset.errors import BundleError, ChecksumMismatch
 from cutset.shards.cache import ShardCache, default_cache_folder
 from cutset.shards.load import open_bundle
-from cutset.shards.manifest import MANIFEST_NAME, FileEntry
+from cutset.shards.manifest import FileEntry
+from cutset.shards.strict_json import MANIFEST_NAME
 
 
 def _entry(data: bytes, path: str = "stage-0/model.onnx") -> FileEntry:

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from cutset.errors import BundleError, ChecksumMismatch, VerificationError
+from cutset.host import memory_bytes
 from cutset.shards.allowance import Allowance, allowance_of
 from cutset.shards.checking import check_in_child
 from cutset.shards.load import read_manifest
@@ -43,6 +44,7 @@ def reported(
         stages=None,
         backends=(),
         allowance=allowance,
+        num_threads=1,
         progress=told.append,
         command=(sys.executable, "-c", PREAMBLE + program),
     )
@@ -144,6 +146,7 @@ def test_no_process_is_left(tmp_path: Path) -> None:
             stages=None,
             backends=(),
             allowance=PLENTY,
+            num_threads=1,
             progress=_interrupt,
             command=(
                 *(sys.executable, "-c"),
@@ -159,9 +162,10 @@ def _interrupt(_words: str) -> None:
 
 
 CALLER = """
-import subprocess, sys, time
+import os, subprocess, time
+from cutset.processes import command_of
 child = subprocess.Popen(
-    [sys.executable, "-m", "cutset.shards.checker"],
+    command_of("cutset.shards.checking", caller=os.getpid(), control=0),
     stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
 )
 print(child.pid, flush=True)
@@ -194,5 +198,5 @@ def test_allowance(good_bundle: Path) -> None:
     more = allowance_of(manifest, (1, 1000), (0, 1))
     assert one.memory_bytes > 2 << 30
     assert more.memory_bytes > one.memory_bytes
-    assert more.memory_bytes <= psutil.virtual_memory().total
+    assert more.memory_bytes <= memory_bytes()
     assert 300.0 < one.time_s < more.time_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,37 @@ class TestMembers:
         file.write_bytes(bytes(data))
         relist(bundle)
         refusal(bundle)
+
+    @pytest.mark.parametrize(
+        "surround",
+        [
+            lambda data: b"x" + data,
+            lambda data: b"#!/bin/sh\n" + data,
+            lambda data: data + b"x",
+            lambda data: data + b"\0" * (1 << 17),
+            lambda data: data[:-2] + b"\4\0more",  # a comment
+            lambda data: data[:-2] + b"\1\0more",  # a comment that is longer than it says
+            lambda data: data + data,
+        ],
+    )
+    def test_bytes_around_the_archive(
+        self, bundle: Path, surround: Callable[[bytes], bytes]
+    ) -> None:
+        file = bundle / PROGRAM
+        file.write_bytes(surround(file.read_bytes()))
+        relist(bundle)
+        refusal(bundle)
+
+    def test_bytes_between_members(self, bundle: Path) -> None:
+        members = members_of(bundle / PROGRAM)
+        with (bundle / PROGRAM).open("wb") as stream, zipfile.ZipFile(stream, "w") as archive:
+            for number, (name, data) in enumerate(members.items()):
+                if number == 1:
+                    stream.write(b"hidden" * 9)
+                    archive.start_dir = stream.tell()
+                archive.writestr(name, data)
+        relist(bundle)
+        assert "right after the one before" in refusal(bundle)
 
     def test_member_that_is_there_twice(self, bundle: Path) -> None:
         members = members_of(bundle / PROGRAM)
@@ -350,14 +382,25 @@ class TestWeights:
         edit_weights_config(bundle, lambda config: config["14.bias"].update(path_name=name))
         assert repr(name) in refusal(bundle)
 
-    def test_huge_view_of_one_number_takes_no_memory(self, bundle: Path) -> None:
+    @pytest.mark.parametrize("length", [1 << 16, (1 << 47)])
+    def test_repeated_number_beyond_any_memory(self, bundle: Path, length: int) -> None:
+        def change(config: dict[str, Any]) -> None:
+            for entry in config.values():
+                one = entry["tensor_meta"]
+                one["sizes"] = [{"as_int": length}] * 2
+                one["strides"] = [{"as_int": 0}] * 2
+
+        edit_weights_config(bundle, change)
+        assert "claims" in refusal(bundle)
+
+    def test_long_view_of_one_number_takes_no_memory(self, bundle: Path) -> None:
         def change(config: dict[str, Any]) -> None:
             meta = config["14.bias"]["tensor_meta"]
-            meta["sizes"], meta["strides"] = [{"as_int": 1 << 40}], [{"as_int": 0}]
+            meta["sizes"], meta["strides"] = [{"as_int": 1 << 20}], [{"as_int": 0}]
 
         edit_weights_config(bundle, change)
         module = load_program(open_bundle(bundle), 1).module
-        views = [t for t in module.parameters() if t.numel() == 1 << 40]
+        views = [t for t in module.parameters() if t.numel() == 1 << 20]
         assert [view.untyped_storage().nbytes() for view in views] == [20]
 
 

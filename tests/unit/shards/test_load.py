@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -131,6 +132,21 @@ class TestFiles:
         assert caught.value.path == name
         assert len(caught.value.expected) == len(caught.value.actual) == 64
         assert caught.value.exit_code == 4
+
+    def test_file_of_holes(self, bundle: Path) -> None:
+        """A terabyte that takes a few kilobytes; to hash it would take an hour."""
+        file = bundle / "stage-1/program.pt2"
+        os.truncate(file, 1 << 40)
+
+        def change(document: dict[str, Any]) -> None:
+            for entry in document["files"]:
+                if entry["path"] == "stage-1/program.pt2":
+                    entry["num_bytes"] = 1 << 40
+
+        edit_manifest(bundle, change)
+        with pytest.raises(UnsafeBundle, match="no bundle has a file of holes") as caught:
+            open_bundle(bundle)
+        assert caught.value.path == "stage-1/program.pt2"
 
     def test_truncated_file(self, bundle: Path) -> None:
         file = bundle / "stage-1/program.pt2"

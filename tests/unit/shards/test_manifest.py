@@ -25,6 +25,9 @@ def document(good_bundle: Path) -> dict[str, Any]:
     return loaded
 
 
+_SHAPE = "$.graph.operations[0].outputs[0].shape"
+
+
 def decode(document: dict[str, Any]) -> None:
     decode_manifest(json.dumps(document).encode())
 
@@ -54,10 +57,10 @@ def test_round_trip(good_bundle: Path) -> None:
 
 def test_numbers_that_json_lacks_are_not_written(good_bundle: Path) -> None:
     manifest = decode_manifest((good_bundle / "manifest.json").read_bytes())
-    plan = msgspec.structs.replace(manifest.plan, gap=float("inf"))
+    plan = msgspec.structs.replace(manifest.plan, period_s=float("inf"))
     with pytest.raises(ManifestError) as caught:
         encode_manifest(msgspec.structs.replace(manifest, plan=plan))
-    assert caught.value.path == "$.plan.gap"
+    assert caught.value.path == "$.plan.period_s"
 
 
 @pytest.mark.parametrize(
@@ -114,14 +117,46 @@ def test_missing_key(document: dict[str, Any], key: str) -> None:
         ("graph.operations.3.parameters", ["nonsense"], "$.graph.operations[3].parameters[0]"),
         ("graph.operations.3.name", "conv2d", "$.graph.operations[3].name"),
         ("graph.outputs", ["nonsense"], "$.graph.outputs[0]"),
-        ("files.0.num_bytes", -1, "$.files[0]"),
-        ("files.0.sha256", "ABC", "$.files[0]"),
+        ("files.0.num_bytes", -1, "$.files[0].num_bytes"),
+        ("files.0.sha256", "ABC", "$.files[0].sha256"),
         ("files.1.path", "reference.safetensors", "$.files[1].path"),
         ("files.0.path", "manifest.json", "$.files[0].path"),
         ("plan.stages", [], "$.plan.stages"),
         ("part", {"path": "body", "work_share": 0.0}, "$.part.work_share"),
         ("part", {"path": "body", "work_share": 1.5}, "$.part.work_share"),
         ("micro_batch_only", 0, "$.micro_batch_only"),
+        ("micro_batch_only", 10**12, "$.micro_batch_only"),
+        ("plan.format", "cutset-plan/2", "$.plan.format"),
+        ("plan.micro_batch", 0, "$.plan.micro_batch"),
+        ("plan.micro_batch", -1, "$.plan.micro_batch"),
+        ("plan.micro_batch", 10**12, "$.plan.micro_batch"),
+        ("plan.period_s", -1.0, "$.plan.period_s"),
+        ("plan.bound_s", 1e308, "$.plan.bound_s"),
+        ("plan.gap", -0.5, "$.plan.gap"),
+        ("plan.stages.0.compute_s", -1.0, "$.plan.stages[0].compute_s"),
+        ("plan.stages.1.memory_bytes", -1, "$.plan.stages[1].memory_bytes"),
+        ("plan.stages.1.index", 7, "$.plan.stages[1].index"),
+        ("plan.stages.1.stop", 10**9, "$.plan.stages[1].stop"),
+        ("stages.0.weight_bytes", -1, "$.stages[0].weight_bytes"),
+        ("stages.0.flops", 1 << 61, "$.stages[0].flops"),
+        ("graph.operations.0.flops", -1, "$.graph.operations[0].flops"),
+        ("graph.operations.0.outputs.0.shape.1", 1 << 31, _SHAPE + "[1]"),
+        ("graph.operations.0.outputs.0.shape", ["batch", 10**9, 10**9], _SHAPE),
+        ("graph.operations.0.outputs.0.shape", ["batch"] * 65, _SHAPE),
+        ("graph.inputs.0.shape", ["batch", 10**9, 10**9, 3], "$.graph.inputs[0].shape"),
+        ("graph.inputs.0.shape.0", f"batch*{10**12}", "$.graph.inputs[0].shape[0]"),
+        ("graph.inputs.0.shape", ["batch", 10**9], "$.graph.inputs[0].shape"),
+        (
+            "plan.expected",
+            {
+                "where": "this machine",
+                "compute_s": [1.0],
+                "message_s": [],
+                "period_s": 1.0,
+                "latency_s": 1.0,
+            },
+            "$.plan.expected.compute_s",
+        ),
     ],
 )
 def test_contradiction(document: dict[str, Any], path: str, value: Any, json_path: str) -> None:
@@ -136,8 +171,47 @@ def test_no_manifest(data: bytes) -> None:
         decode_manifest(data)
 
 
+@pytest.mark.parametrize(
+    ("text", "twice", "path"),
+    [
+        ('"format":', '"format": "cutset-bundle/2", "format":', "$.format"),
+        ('"micro_batch":', '"micro_batch": 1, "micro_batch":', "$.plan.micro_batch"),
+        ('"class_name":', '"class_name": "x", "class_name":', "$.graph.operations[0].modules[0]"),
+        ('"cutset":', '"cutset": "x", "cutset":', "$.created_by.cutset"),
+    ],
+)
+def test_a_key_that_is_there_twice(
+    document: dict[str, Any], text: str, twice: str, path: str
+) -> None:
+    data = json.dumps(document).replace(text, twice, 1)
+    with pytest.raises(ManifestError, match="is there twice") as caught:
+        decode_manifest(data.encode())
+    assert caught.value.path is not None
+    assert caught.value.path.startswith(path)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "0x1", "1" * 5000])
+def test_no_number(document: dict[str, Any], number: str) -> None:
+    plan = {**document["plan"], "period_s": 12345.0}
+    data = json.dumps({**document, "plan": plan}).replace("12345.0", number, 1)
+    with pytest.raises(ManifestError):
+        decode_manifest(data.encode())
+
+
+def test_rows_of_a_micro_batch_take_memory_too(document: dict[str, Any]) -> None:
+    many = {**document, "plan": {**document["plan"], "micro_batch": 1 << 24}}
+    error = error_after(many, "outputs.0.shape", ["batch", 1 << 12])
+    assert error.path == "$.outputs[0]"
+    assert "16777216 rows" in str(error)
+
+
+def test_too_many_values() -> None:
+    with pytest.raises(ManifestError, match="about 1048577 values"):
+        decode_manifest(b'{"format": "cutset-bundle/2", "a": [' + b"1," * (1 << 20) + b"1]}")
+
+
 def test_too_large() -> None:
-    with pytest.raises(ManifestError, match="at most 67108864 are read"):
+    with pytest.raises(ManifestError, match="at most 16777216 are read"):
         decode_manifest(b" " * (MAX_MANIFEST_BYTES + 1))
 
 
