@@ -40,6 +40,7 @@ from cutset.planning import (
     Plan,
     expect_on_cluster,
     make_plan,
+    more_rows_advice,
     pareto_plans,
     try_more_tensors,
 )
@@ -284,7 +285,16 @@ def plan_stages(
         raise
     if granularity == "unit":
         more = _more_tensors(prepared, wanted, plan, costs_at)
-        plan = msgspec.structs.replace(plan, more_tensors=more)
+        advice = more_rows_advice(
+            prepared.captured.graph,
+            prepared.cuts,
+            costs_at(),
+            wanted.cluster,
+            plan=plan,
+            **wanted.limits(),
+        )
+        notes = (*plan.notes, advice) if advice else plan.notes
+        plan = msgspec.structs.replace(plan, more_tensors=more, notes=notes)
     if profile is not None:
         return plan
     note = "times stand for work: 1e9 multiply-adds a second at speed 1; nothing was measured"

@@ -12,6 +12,7 @@ where a cut may be. A stage is a run of pieces from one boundary to another, and
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -99,7 +100,7 @@ class PieceSeconds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Attributes:
         device: name of the device (or of its profile); `REFERENCE` for the one others scale.
         backend: name of the backend; ``""`` where none was measured.
-        seconds: by piece; None where this backend cannot run the piece.
+        seconds: by piece; None, or infinity, where this backend cannot run the piece.
     """
 
     device: str
@@ -189,6 +190,17 @@ class CostModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if not scaled:
             raise PlanError(f"there are no costs for device {device.name!r}")
         return scaled
+
+
+def with_more_rows(costs: CostModel, factor: int) -> CostModel:
+    """The costs with `factor` times as many rows a micro-batch, if each takes as long."""
+    entries = tuple(
+        msgspec.structs.replace(
+            entry, seconds=tuple(None if s is None else s * factor for s in entry.seconds)
+        )
+        for entry in costs.seconds
+    )
+    return msgspec.structs.replace(costs, micro_batch=costs.micro_batch * factor, seconds=entries)
 
 
 def profile_to_json(profile: Profile) -> str:
@@ -305,7 +317,7 @@ def with_stages(
                 f"the profile has no times with backend {backend!r} for a stage that ends with"
                 f" {last!r}; measure anew: cutset profile"
             )
-        factor = stage_s / sum(timing.median_s for timing in known)
+        factor = stage_s / math.fsum(timing.median_s for timing in known)
         for index, timing in enumerate(known, start):
             changed = {**pieces[index].timings, backend: timing.scaled(factor)}
             pieces[index] = msgspec.structs.replace(pieces[index], timings=changed)

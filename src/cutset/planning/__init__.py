@@ -9,6 +9,7 @@ from cutset.planning.cost_graph import (
 )
 from cutset.planning.expect import expect_on_cluster
 from cutset.planning.make import TIME_LIMIT_S, make_plan, pareto_plans
+from cutset.planning.more_rows import more_rows_advice
 from cutset.planning.plan import (
     Alternative,
     Certificate,
@@ -37,6 +38,7 @@ __all__ = [
     "load_cost_graph",
     "load_plan",
     "make_plan",
+    "more_rows_advice",
     "pareto_cost_graph",
     "pareto_plans",
     "plan_cost_graph",

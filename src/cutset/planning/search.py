@@ -18,6 +18,7 @@ Oracle: TypeAlias = Callable[[float], "tuple[Placed, ...] | None"]
 logger = logging.getLogger(__name__)
 
 MAX_CANDIDATES = 1_000_000
+MAX_TRIPLES = 50_000_000
 
 
 class Found(NamedTuple):
@@ -137,11 +138,11 @@ class _Bisection:
 def candidate_periods(problem: ChainProblem, above_s: float, below_s: float) -> Floats | None:
     """Every value strictly between two limits that a period can take, rising; None if too many.
 
-    A period is the seconds of one stage or of one transfer. Not known for coupled problems, where
-    it is a sum of three.
+    A period is the seconds of one stage or of one transfer; where the problem is coupled, those of
+    a stage between two neighbours.
     """
     if problem.is_coupled:
-        return None
+        return _coupled_periods(problem, above_s, below_s)
     parts: list[Floats] = [problem.source_s, problem.sink_s]
     total = 0
     for variant in problem.variants:
@@ -169,3 +170,38 @@ def candidate_periods(problem: ChainProblem, above_s: float, below_s: float) -> 
                 return None
     values = np.unique(np.concatenate(parts))
     return values[(values > above_s) & (values < below_s)]
+
+
+def _coupled_periods(problem: ChainProblem, above_s: float, below_s: float) -> Floats | None:
+    """The same where a load is a sum of three; None too where that takes too long to list."""
+    num = problem.num_pieces
+    if len(problem.variants) * (problem.num_classes * num) ** 2 > MAX_TRIPLES:
+        return None
+    starts, stops = np.arange(num)[:, None], np.arange(num + 1)[None, :]
+    parts: list[Floats] = []
+    if not problem.serial:
+        parts += [problem.source_s, problem.sink_s]
+        parts += [problem.link_row_s(*pair) for pair in problem.pairs]
+    total = 0
+    for variant in problem.variants:
+        here = variant.device_class
+        seconds = variant.totals.between(starts, stops) + float(problem.overhead_s[here])
+        seconds[(stops <= starts) | (stops > variant.furthest[:, None])] = math.inf
+        received = [problem.receiver_row_s(a, b)[:-1] for a, b in problem.pairs if b == here]
+        sent = [problem.sender_row_s(a, b) for a, b in problem.pairs if a == here]
+        for into in _different(received, num):
+            into[0] = problem.first_load_s(here)
+            for out in _different(sent, num + 1):
+                out[-1] = problem.last_load_s(here)
+                loads = seconds + into[:, None] + out
+                parts.append(loads[(loads > above_s) & (loads < below_s)])
+                total += len(parts[-1])
+                if total > MAX_CANDIDATES:
+                    return None
+    values = np.unique(np.concatenate(parts))
+    return values[(values > above_s) & (values < below_s)]
+
+
+def _different(rows: list[Floats], size: int) -> Floats:
+    """Each row once; a row that no stage can use where there is none."""
+    return np.unique(np.stack(rows), axis=0) if rows else np.full((1, size), math.inf)

@@ -64,7 +64,7 @@ def try_more_tensors(
         What the best of them gives, of nearly equal ones the smallest; None where none helps or
         nothing was tried.
     """
-    if len(graph.operations) > MAX_OPERATIONS or _is_hard(cluster):
+    if len(graph.operations) > MAX_OPERATIONS or is_hard(cluster):
         return None
     deadline = within(time_limit_s)
     best = None if plan is None else _value_s(plan, objective)
@@ -115,7 +115,7 @@ def _slowest_over_even(plan: Plan) -> float:
     return max(seconds) * len(seconds) / (sum(seconds) or 1.0) or 1.0
 
 
-def _is_hard(cluster: Cluster) -> bool:
+def is_hard(cluster: Cluster) -> bool:
     """Whether planning anew may take long: many devices that cannot stand in for one another."""
     if len(cluster.devices) <= MAX_UNEQUAL_DEVICES:
         return False
