@@ -14,6 +14,7 @@ import torch
 from cutset.backends.base import StageProgram, missing_here
 from cutset.backends.compiled import compile_module
 from cutset.backends.onnx import OnnxProgram
+from cutset.backends.onnx_lengths import extract_piece
 from cutset.backends.openvino import OpenvinoProgram, compile_model
 from cutset.costs.profile import PieceBackend, PieceRunner, Tensors, eager_pieces
 from cutset.errors import EngineError
@@ -124,8 +125,8 @@ class OnnxPieces:
 
         def runner(start: int, stop: int) -> PieceRunner:
             inputs, made = _taken_and_made(self._captured, start, stop)
-            model = self._extractor.extract_model(
-                [spec.name for spec in inputs], [spec.name for spec in made]
+            model = extract_piece(
+                self._extractor, self._captured.graph, inputs, [spec.name for spec in made]
             )
             return _runner(self._captured, start, stop, model, make)
 
@@ -198,7 +199,7 @@ def _that_agree(
                 expected = expected or backends[reference](*whole)(captured.example_inputs)
                 try:
                     outputs = pieces(*whole)(captured.example_inputs)
-                except (EngineError, RuntimeError) as error:
+                except Exception as error:  # noqa: BLE001 - a runtime's errors derive from it
                     logger.warning("%s is not measured: %s", name, error)
                     continue
             worst = max(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +14,15 @@ import numpy as np
 import torch
 
 from cutset.costs.model import OUTPUT_NAME, PROFILE_FORMAT, PieceProfile, Profile, Timing
+from cutset.errors import EngineError
 from cutset.graph.captured import Captured
 from cutset.graph.cuts import CutPoints
 from cutset.graph.lowering import CapturedModel
 from cutset.graph.pieces import build_piece
 from cutset.graph.reuse import reuse_dead_tensors
 from cutset.threads import compute_threads
+
+logger = logging.getLogger(__name__)
 
 NUM_WARMUP_RUNS = 2
 MIN_RUNS = 5
@@ -89,6 +93,8 @@ def profile_costs(
 
     Raises:
         ValueError: `micro_batch` or `num_threads` is below 1, or there is nothing to measure.
+        EngineError: the first backend cannot run a piece. Any other that cannot is left out, since
+            what a plan knows of a backend is about all pieces; a warning says why.
     """
     if micro_batch < 1 or num_threads < 1:
         raise ValueError(f"micro_batch {micro_batch} and num_threads {num_threads} start at 1")
@@ -102,9 +108,21 @@ def profile_costs(
     whole: dict[str, Timing] = {}
     with compute_threads(num_threads), torch.inference_mode():
         for name, backend in backends.items():
-            runners = [backend(start, stop) for start, stop in pairwise(positions)]
-            runners.append(backend(0, positions[-1]))
-            seconds = _measure(name, runners, inputs, num_runs, max_seconds, progress)
+            try:
+                runners = [backend(start, stop) for start, stop in pairwise(positions)]
+                runners.append(backend(0, positions[-1]))
+                seconds = _measure(name, runners, inputs, num_runs, max_seconds, progress)
+            except Exception as error:
+                # What runtimes raise has no common class but this.
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                if not timings:
+                    raise EngineError(
+                        f"{name} cannot run every piece of the model: {reason}"
+                    ) from error
+                logger.warning(
+                    "%s is not measured, since it cannot run every piece: %s", name, reason
+                )
+                continue
             *pieces, all_ = (_timing(samples) for samples in seconds.T)
             whole[name] = all_
             timings[name] = _scaled(pieces, all_.median_s)

@@ -9,6 +9,7 @@ import torch
 from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule, Node
 
+from cutset.errors import CaptureError
 from cutset.graph.captured import boundary_specs
 from cutset.graph.layout import lay_out, layout_of
 from cutset.graph.lowering import CapturedModel
@@ -140,12 +141,11 @@ class _PieceBuilder:
         return self._graph.get_attr(name)
 
     def _length(self, node: Node) -> Node:
-        """A length that grows with the rows, worked out from the first input."""
+        """A length that grows with the rows, worked out from the first input that does too."""
         source, index = node.args
         assert isinstance(source, Node)
         assert isinstance(index, int)
-        first = self._inputs[0]
-        position = next(i for i, dim in enumerate(first.shape) if not isinstance(dim, int))
+        first, position = self._input_with_rows()
         per_row = dim_factor(first.shape[position]) or 1
         spec = self._captured.graph.spec_of(source.name)
         wanted = dim_factor(spec.shape[index]) or 1
@@ -157,6 +157,16 @@ class _PieceBuilder:
         if wanted != 1:
             length = self._graph.call_function(operator.mul, (length, wanted))
         return length
+
+    def _input_with_rows(self) -> tuple[TensorSpec, int]:
+        for spec in self._inputs:
+            for position, dim in enumerate(spec.shape):
+                if not isinstance(dim, int):
+                    return spec, position
+        raise CaptureError(
+            "a piece needs the number of rows, and none of the tensors that it gets tells it "
+            f"({', '.join(map(str, self._inputs))}); cut elsewhere"
+        )
 
     def finish(self, outputs: Sequence[TensorSpec]) -> Piece:
         """The finished module."""

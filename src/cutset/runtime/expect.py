@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 
 import msgspec
 
 from cutset.backends.allocator import keep_freed_memory
-from cutset.costs.model import Profile, with_stages
+from cutset.costs.model import Profile, with_backend, with_stages
 from cutset.costs.profile import PieceBackend, time_stages
-from cutset.errors import PlanError
+from cutset.errors import EngineError, PlanError
 from cutset.graph.captured import Captured
 from cutset.host import num_usable_cores
 from cutset.planning.plan import Expected, Plan
 from cutset.runtime.hop import measure_hop
+
+logger = logging.getLogger(__name__)
 
 _MOST_PLANS = 5
 
@@ -50,6 +53,8 @@ def plan_here(
 
     Raises:
         PlanError: no plan can be made.
+        EngineError: the first backend cannot run a stage of a plan. Where another cannot, it is
+            planned for the first alone, with a warning.
     """
     measured: dict[tuple[tuple[str, str], ...], Plan] = {}
     for number in range(1, _MOST_PLANS + 1):
@@ -63,7 +68,15 @@ def plan_here(
         if stages in measured:
             break
         say(f"measuring the stages of plan {number} as wholes")
-        plan = expect_here(captured, plan, backends, num_threads=num_threads, num_runs=num_runs)
+        try:
+            plan = expect_here(captured, plan, backends, num_threads=num_threads, num_runs=num_runs)
+        except EngineError as error:
+            reference, *_ = backends
+            if all(name == reference for _, name in stages):
+                raise
+            logger.warning("planned for %s alone: %s", reference, error)
+            profile = with_backend(profile, reference)
+            continue
         measured[stages] = plan
         assert plan.expected is not None
         lasts, names = zip(*stages, strict=True)
@@ -99,6 +112,7 @@ def expect_here(
 
     Raises:
         PlanError: a stage's backend is none of `backends`.
+        EngineError: a backend that can run every piece cannot run a stage.
     """
     keep_freed_memory()
     missing = {stage.backend for stage in plan.stages} - backends.keys()
@@ -107,14 +121,20 @@ def expect_here(
             f"stages of the plan run on {', '.join(sorted(missing))}, but what can be measured is"
             f" {', '.join(backends)}"
         )
-    timings = time_stages(
-        captured,
-        [0, *(stage.stop for stage in plan.stages)],
-        [backends[stage.backend] for stage in plan.stages],
-        micro_batch=plan.micro_batch,
-        num_threads=num_threads,
-        num_runs=num_runs,
-    )
+    try:
+        timings = time_stages(
+            captured,
+            [0, *(stage.stop for stage in plan.stages)],
+            [backends[stage.backend] for stage in plan.stages],
+            micro_batch=plan.micro_batch,
+            num_threads=num_threads,
+            num_runs=num_runs,
+        )
+    except Exception as error:
+        # What runtimes raise has no common class but this.
+        named = ", ".join(sorted({stage.backend for stage in plan.stages}))
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise EngineError(f"the stages of the plan do not run with {named}: {reason}") from error
     row_bytes = (
         sum(spec.bytes_per_sample for spec in captured.graph.inputs),
         *(stage.output_bytes_per_sample for stage in plan.stages),

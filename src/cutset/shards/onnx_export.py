@@ -75,6 +75,10 @@ def export_onnx(
             # The exporter gives the ends the names it was told, also where a value has one already.
             if value.name in end_names and value not in ends:
                 value.name = f"inner_{node.name}_{value.name}"
+    for value in list(graph.initializers.values()):
+        # A node that was folded into a stored tensor may have had the name of an end, too.
+        if value.name in end_names and value not in ends:
+            value.name = f"stored_{value.name}"
     program.save(path, external_data=_weight_bytes(program) > MAX_INLINE_BYTES)
     return ""
 

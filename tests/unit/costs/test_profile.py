@@ -5,10 +5,11 @@ import torch
 
 from cutset.backends.pieces import piece_backends
 from cutset.costs.model import load_profile, profile_to_json
-from cutset.costs.profile import profile_costs
+from cutset.costs.profile import PieceRunner, eager_pieces, profile_costs
+from cutset.errors import EngineError
 from cutset.graph.capture import capture_model
 from cutset.graph.cuts import find_cut_points
-from models_of_trouble import residual_net
+from models_of_trouble import long_chain, residual_net
 
 
 def test_every_piece_is_measured_with_every_backend() -> None:
@@ -59,3 +60,31 @@ def test_a_profile_goes_to_a_file_and_back(tmp_path_factory: pytest.TempPathFact
     path = tmp_path_factory.mktemp("profiles") / "p.json"
     path.write_text(profile_to_json(profile))
     assert load_profile(path) == profile
+
+
+def test_a_backend_that_cannot_run_a_piece_is_left_out_and_the_reason_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    captured = capture_model(long_chain(3), torch.randn(2, 4))
+    cuts = find_cut_points(captured.graph)
+    eager = eager_pieces(captured)
+
+    def lacks_a_piece(start: int, stop: int) -> PieceRunner:
+        if start > 0:
+            raise LookupError("no kernel for this\nand a long dump")
+        return eager(start, stop)
+
+    def fails_in_running(start: int, stop: int) -> PieceRunner:
+        def run(_inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            raise MemoryError
+
+        return run
+
+    backends = {"torch": eager, "onnxruntime": lacks_a_piece, "openvino": fails_in_running}
+    profile = profile_costs(captured, cuts, num_runs=5, backends=backends)
+    assert list(profile.whole) == ["torch"]
+    assert [list(piece.timings) for piece in profile.pieces] == [["torch"]] * 3
+    assert "onnxruntime is not measured, since it cannot run every piece: no kernel" in caplog.text
+    assert "openvino is not measured, since it cannot run every piece: MemoryError" in caplog.text
+    with pytest.raises(EngineError, match="onnxruntime cannot run every piece of the model: no k"):
+        profile_costs(captured, cuts, num_runs=5, backends={"onnxruntime": lacks_a_piece})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 import msgspec
@@ -8,10 +9,10 @@ import pytest
 import torch
 
 from cutset.backends.pieces import piece_backends
-from cutset.costs.model import Profile, Timing, costs_from_profile
-from cutset.costs.profile import PieceBackend, profile_costs
+from cutset.costs.model import Profile, Timing, costs_from_profile, with_backend
+from cutset.costs.profile import PieceBackend, PieceRunner, eager_pieces, profile_costs
 from cutset.devices import equal_cluster
-from cutset.errors import PlanError
+from cutset.errors import EngineError, PlanError
 from cutset.graph.capture import capture_model
 from cutset.graph.cuts import CutPoints, find_cut_points
 from cutset.graph.lowering import CapturedModel
@@ -155,3 +156,33 @@ def test_what_cannot_be_planned_again_keeps_the_first_plan(
 
 def test_a_larger_message_costs_more() -> None:
     assert 0 < measure_hop(0) < measure_hop(64 * 2**20)
+
+
+def test_a_stage_that_a_backend_cannot_run_as_a_whole_is_planned_without_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    captured = capture_model(residual_net(), torch.randn(2, 3, 8, 8))
+    cuts = find_cut_points(captured.graph)
+    eager = eager_pieces(captured)
+    pieces = [0, *(point.position for point in cuts.points), len(captured.graph.operations)]
+    allowed = {*pairwise(pieces), (0, pieces[-1])}
+
+    def pieces_only(start: int, stop: int) -> PieceRunner:
+        if (start, stop) not in allowed:
+            raise LookupError("too large")
+        return eager(start, stop)
+
+    backends: dict[str, PieceBackend] = {"torch": eager, "onnxruntime": pieces_only}
+    profile = profile_costs(captured, cuts, num_runs=5, backends=backends)
+
+    def make(profile: Profile) -> Plan:
+        if "onnxruntime" in profile.pieces[0].timings:
+            profile = with_backend(profile, "onnxruntime")
+        costs = costs_from_profile(captured.graph, cuts, profile)
+        return make_plan(captured.graph, cuts, costs, equal_cluster(2), num_stages=2)
+
+    plan = plan_here(captured, make, profile, backends, num_runs=5)
+    assert [stage.backend for stage in plan.stages] == ["torch", "torch"]
+    assert "planned for torch alone: the stages of the plan do not run with onn" in caplog.text
+    with pytest.raises(EngineError, match="do not run with onnxruntime: too large"):
+        plan_here(captured, make, profile, {"onnxruntime": pieces_only}, num_runs=5)
