@@ -40,6 +40,8 @@ class CompiledProgram:
     Args:
         module: a function of tensors that gives a tuple of them.
         examples: inputs with the number of rows to compile for.
+        check: called with inputs of other shapes before they are computed; raises where the
+            module may not be run with them.
 
     Raises:
         EngineError: it cannot be compiled here.
@@ -47,14 +49,21 @@ class CompiledProgram:
 
     backend = "torch-compiled"
 
-    def __init__(self, module: Callable[..., Tensors], examples: Tensors) -> None:
+    def __init__(
+        self,
+        module: Callable[..., Tensors],
+        examples: Tensors,
+        check: Callable[[Tensors], None] = lambda _inputs: None,
+    ) -> None:
         self._module = module
+        self._check = check
         self._shapes = tuple(tensor.shape for tensor in examples)
         self._compiled = compile_module(module, examples)
 
     def __call__(self, inputs: Tensors) -> Tensors:
         """Computes the outputs; other shapes than it was compiled for in eager torch."""
         if tuple(tensor.shape for tensor in inputs) != self._shapes:
+            self._check(inputs)
             with torch.inference_mode():
                 return self._module(*inputs)
         return self._compiled(inputs)
@@ -116,7 +125,9 @@ def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> C
     torch.set_num_threads(num_threads)
     specs = bundle.manifest.stages[stage].inputs
     examples = tuple(_zeros(spec, micro_batch) for spec in specs)
-    return CompiledProgram(load_program(bundle, stage).module, examples)
+    program = load_program(bundle, stage)
+    program.check(examples)
+    return CompiledProgram(program.module, examples, program.check)
 
 
 def _zeros(spec: TensorSpec, num_rows: int) -> torch.Tensor:

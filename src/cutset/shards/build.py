@@ -12,6 +12,7 @@ where a result is written over a dead argument instead, that is so too (`cutset.
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -21,14 +22,13 @@ import torch.fx
 from cutset.errors import UnsafeBundle
 from cutset.graph.reuse import reuse_dead_tensors
 from cutset.shards.archive import ProgramArchive
-from cutset.shards.operators import ASSERTIONS, is_number_function, resolve_operator
-from cutset.shards.program import Call, OnDevice, Program, Result, Weight
+from cutset.shards.operators import ASSERTIONS, resolve_operator
+from cutset.shards.program import Call, OnDevice, Program, Result, Weight, results_in
 
 _MAX_EXPANDED_BYTES = 1 << 30
 """Most bytes of a weight that repeats what is stored, by strides of 0."""
 
-_ALIASING = frozenset({"dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"})
-"""At inference these return their input itself, though their signatures do not say so."""
+_DEFORMED_CONVOLUTION = "torch.ops.torchvision.deform_conv2d.default"
 
 
 def build_module(
@@ -42,8 +42,8 @@ def build_module(
         device: where weights are put and tensors made.
 
     Raises:
-        UnsafeBundle: a call does not fit its operation's signature, writes to a weight, or a
-            weight's bytes are damaged.
+        UnsafeBundle: a call does not fit its operation's signature, or a weight's bytes are
+            damaged.
     """
     return _Builder(program, archive, torch.device(device)).build()
 
@@ -57,8 +57,6 @@ class _Builder:
         self._device = device
         self._graph = torch.fx.Graph()
         self._nodes: dict[str, torch.fx.Node] = {}
-        # For each value the weight or input whose memory it may share, or itself.
-        self._owners: dict[str, str] = {}
         self._storages: dict[str, torch.Tensor] = {}
         self._tensors: dict[str, torch.Tensor] = {}
 
@@ -67,12 +65,7 @@ class _Builder:
         calls = [call for call in program.calls if call.target not in ASSERTIONS]
         for name in program.inputs:
             self._nodes[name] = self._graph.placeholder(_local(name))
-        for name in self._written_inputs(calls):
-            # The caller's tensor must not change under it.
-            self._nodes[name] = self._graph.call_function(
-                torch.ops.aten.clone.default, (self._nodes[name],)
-            )
-        used = {name for call in calls for name in _results_in(call.arguments)}
+        used = {name for call in calls for name in results_in(call.arguments)}
         used.update(program.outputs)
         for index, (name, weight) in enumerate(program.weights.items()):
             if name in used:
@@ -112,43 +105,14 @@ class _Builder:
             raise self._refusal(f"entry {weight.member!r} is no whole number of {weight.dtype}")
         return storage.view(weight.dtype).as_strided(weight.sizes, weight.strides, weight.offset)
 
-    def _written_inputs(self, calls: list[Call]) -> list[str]:
-        """Inputs that an in-place operation writes to, also by way of a view.
-
-        Raises:
-            UnsafeBundle: a weight is written to, so that a second run would differ.
-        """
-        written: dict[str, None] = {}
-        for call in calls:
-            if is_number_function(call.target):
-                continue
-            function = resolve_operator(call.target, path=self._program.path)
-            values = dict(call.arguments)
-            for argument in function._schema.arguments:  # type: ignore[attr-defined]
-                alias = argument.alias_info
-                if alias is None and call.target.split(".")[3] not in _ALIASING:
-                    continue
-                for name in _results_in([("", values.get(argument.name))]):
-                    owner = self._owners.get(name, name)
-                    if alias is not None and alias.is_write:
-                        if owner in self._program.weights:
-                            raise self._refusal(
-                                f"operation {call.target!r} changes the weight "
-                                f"{self._program.weights[owner].name!r}; a stage must give the "
-                                f"same answer every time"
-                            )
-                        if owner in self._program.inputs:
-                            written[owner] = None
-                    for result in call.results:
-                        self._owners.setdefault(result, owner)
-        return list(written)
-
     def _add(self, call: Call) -> None:
         function = resolve_operator(call.target, path=self._program.path)
         values = [(name, self._value(value)) for name, value in call.arguments]
         args: tuple[Any, ...]
         kwargs: dict[str, Any]
         if isinstance(function, torch._ops.OpOverload):
+            if call.target == _DEFORMED_CONVOLUTION:
+                values = [(k, self._numbers(v) if k == "offset" else v) for k, v in values]
             args, kwargs = self._fit(function, dict(values), call.target)
         else:
             args, kwargs = tuple(value for _, value in values), {}
@@ -163,6 +127,11 @@ class _Builder:
                 )
         elif name is not None:
             self._nodes[name] = node
+
+    def _numbers(self, node: torch.fx.Node) -> torch.fx.Node:
+        """Offsets, those that are no number far away: the kernel takes NaN for a place to read."""
+        far: dict[str, Any] = {"nan": math.inf, "posinf": math.inf, "neginf": -math.inf}
+        return self._graph.call_function(torch.ops.aten.nan_to_num.default, (node,), far)
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, Result):
@@ -198,11 +167,3 @@ class _Builder:
 def _local(name: str) -> str:
     """A variable's name in the generated code: it shadows nothing that the code refers to."""
     return f"v_{name}"
-
-
-def _results_in(arguments: Any) -> list[str]:
-    names: list[str] = []
-    for _, value in arguments:
-        items = value if isinstance(value, list) else [value]
-        names.extend(item.name for item in items if isinstance(item, Result))
-    return names

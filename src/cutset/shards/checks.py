@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 
-from cutset.errors import BundleError, ManifestError
+from cutset.errors import BundleError, ManifestError, UnsafeBundle
 from cutset.shards import running_checks
 from cutset.shards.load import (
     Bundle,
@@ -29,7 +29,7 @@ from cutset.threads import compute_threads
 
 ROW_COUNTS = (1, 2, 5)
 
-_RUN_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, MemoryError)
+_RUN_ERRORS = (UnsafeBundle, RuntimeError, ValueError, TypeError, IndexError, MemoryError)
 
 
 def check_bundle(

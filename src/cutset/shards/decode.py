@@ -13,6 +13,7 @@ Keys that another minor version adds are not read.
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -22,8 +23,8 @@ import torch
 from cutset.errors import UnsafeBundle, UnsupportedVersion
 from cutset.shards.archive import CONSTANTS_CONFIG, MODEL, WEIGHTS_CONFIG, ProgramArchive
 from cutset.shards.expressions import is_safe_expression, is_safe_guard
-from cutset.shards.operators import is_allowed
-from cutset.shards.program import Call, OnDevice, Program, Result, Weight
+from cutset.shards.operators import fault_of
+from cutset.shards.program import Call, Declared, OnDevice, Program, Result, Weight
 from cutset.shards.schema import (
     ExportedProgram,
     GraphModule,
@@ -35,6 +36,15 @@ from cutset.shards.schema import (
 
 _SCHEMA_MAJOR = 8
 _MAX_DIMS = 64
+_MAX_ITEMS = 4096
+"""Longest list of numbers or tensors; the longest known cuts a tensor into a few dozen parts."""
+
+_MAX_MARKS = 1 << 20
+"""Most brackets and commas of a document. As Python's objects each takes some 60 bytes; the largest
+program of some hundred models has 110,000."""
+
+_MAX_WEIGHT_BYTES = 1 << 47
+_MAX_NUMBER = 1 << 63
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 _WEIGHT_NAME = re.compile(r"[A-Za-z_0-9][A-Za-z0-9_.\-]{0,511}")
 _WORD = re.compile(r"[A-Za-z0-9_.,<> \-]{0,256}")
@@ -112,13 +122,22 @@ class _Reader:
             weights=weights,
             calls=calls,
             outputs=self._outputs(module),
+            declared={
+                name: self._declared(name, meta)
+                for name, meta in module.graph.tensor_values.items()
+            },
             stored=frozenset(stored),
             stored_bytes=sum(map(self._archive.num_bytes, self._archive.tensor_members)),
         )
 
     def _decode(self, member: str, kind: type[Any]) -> Any:
+        text = self._archive.read(member)
+        if sum(map(text.count, (b"{", b"[", b","))) > _MAX_MARKS:
+            raise UnsafeBundle(
+                f"{self._path}: {member} has more than {_MAX_MARKS} entries", path=self._path
+            )
         try:
-            return msgspec.json.decode(self._archive.read(member), type=kind)
+            return msgspec.json.decode(text, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UnsafeBundle(
                 f"{self._path}: {member} is not what torch.export writes: {error}", path=self._path
@@ -174,8 +193,24 @@ class _Reader:
             text = value.get("expr_str") if isinstance(value, dict) else None
             if not isinstance(text, str) or not is_safe_expression(text):
                 raise self._refusal(where, f"has the formula {str(text)[:120]!r}, which is none")
-        elif kind not in ("as_int", "as_bool", "as_float") or not isinstance(value, (int, float)):
+        elif kind == "as_int":
+            if type(value) is not int or not abs(value) < _MAX_NUMBER:
+                raise self._refusal(where, f"has the length {str(value)[:40]!r}")
+        elif kind not in ("as_bool", "as_float") or type(value) not in (bool, int, float):
             raise self._refusal(where, f"has a length of kind {kind!r}")
+
+    def _declared(self, name: str, meta: TensorMeta) -> Declared:
+        """What the program says of a tensor; lengths that are formulas are left open."""
+        dtype = DTYPES.get(meta.dtype)
+        if dtype is None or meta.layout != _STRIDED or len(meta.sizes) > _MAX_DIMS:
+            raise self._refusal(
+                f"the shape of {name!r}", f"is of dtype {meta.dtype} and layout {meta.layout}"
+            )
+        sizes = [self._one(union, f"the shape of {name!r}") for union in meta.sizes]
+        return Declared(
+            dtype=dtype,
+            sizes=tuple(int(value) if kind == "as_int" else None for kind, value in sizes),
+        )
 
     def _check_containers(self, calls: list[ModuleCallEntry]) -> None:
         """Only tuples, lists and dicts: any other type would be looked up by name."""
@@ -235,6 +270,8 @@ class _Reader:
         if len(meta.strides) != num_dims or num_dims > _MAX_DIMS:
             raise self._refusal(where, "has other numbers of sizes and strides")
         sizes, strides, offset = lengths[:num_dims], lengths[num_dims:-1], lengths[-1]
+        if math.prod(sizes) * dtype.itemsize > _MAX_WEIGHT_BYTES:
+            raise self._refusal(where, f"claims the shape {sizes}, larger than any memory")
         # The last element that the view touches must lie within the member.
         end = (
             0
@@ -307,10 +344,9 @@ class _Reader:
 
     def _call(self, node: Node) -> Call:
         where = f"operation {node.target!r}"
-        if not is_allowed(node.target):
-            raise self._refusal(
-                where, "is not on the list of operations that a stage program may use"
-            )
+        fault = fault_of(node.target)
+        if fault:
+            raise self._refusal(where, fault)
         arguments = []
         for argument in node.inputs:
             if argument.name and not _NAME.fullmatch(argument.name):
@@ -353,6 +389,10 @@ class _Reader:
         if kind in ("as_sym_int", "as_sym_bool", "as_sym_float"):
             return self._number_or_name(value, where)
         if kind.endswith("s") and isinstance(value, list):
+            if len(value) > _MAX_ITEMS:
+                raise self._refusal(
+                    where, f"has a list of {len(value)} entries; at most {_MAX_ITEMS} are read"
+                )
             return [self._item(kind, item, where) for item in value]
         if kind.endswith("s"):
             raise self._refusal(where, f"has an argument of kind {kind!r} that is no list")
@@ -360,7 +400,7 @@ class _Reader:
 
     def _item(self, kind: str, value: Any, where: str) -> Any:
         """A plain number or word, or one element of a list of kind `kind`."""
-        if kind == "as_ints" and type(value) is int:
+        if kind == "as_ints" and type(value) is int and -_MAX_NUMBER <= value < _MAX_NUMBER:
             return value
         if kind == "as_floats" and (type(value) in (int, float) or value in _SPECIAL_FLOATS):
             return float(value)
@@ -394,7 +434,9 @@ class _Reader:
         kind, value = self._one(union, where)
         if kind == "as_name":
             return self._use(self._name(union, where, key="as_name"))
-        if kind in ("as_int", "as_float", "as_bool") and type(value) in (int, float, bool):
+        if kind == "as_int" and type(value) is int and -_MAX_NUMBER <= value < _MAX_NUMBER:
+            return value
+        if kind in ("as_float", "as_bool") and type(value) in (int, float, bool):
             return value
         raise self._refusal(where, f"has an argument of kind {kind!r}")
 

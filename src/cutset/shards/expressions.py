@@ -8,16 +8,23 @@ accepted holds nothing that another reader would run.
 
 The text is parsed by `ast.parse`, which executes nothing, and each node of the tree must be one of
 these: integers, floats, truth values, symbols (``s0``, ``u3``, ``zf1``), ``+ - * / // % **``,
-comparisons, and calls of the functions that torch's printer writes.
+comparisons, and calls of the functions that torch's printer writes. A power has a written-out
+exponent, and what a formula may come to has some thousand digits at most (``9**9**9`` has more than
+fit anywhere).
 """
 
 from __future__ import annotations
 
 import ast
+import math
 import re
 
 _MAX_LENGTH = 4096
 _MAX_NODES = 512
+_MAX_BITS = 1 << 16
+_SYMBOL_BITS = 64
+_MAX_PRECISION = 1024
+_POWERS = frozenset({"Pow", "FloatPow", "PowByNatural"})
 _SYMBOL = re.compile(r"(s|u|z|zf|zuf|f)[0-9]{1,9}")
 _FUNCTIONS = frozenset(
     """
@@ -75,6 +82,8 @@ def _check(text: str, *, guard: bool) -> bool:
     accepted: set[int] = set()
     if len(nodes) > _MAX_NODES:
         return False
+    if _bits(tree) > _MAX_BITS:
+        return False
     for node in nodes:  # parents come before their children
         if id(node) in accepted or (
             isinstance(node, _NODES) and not isinstance(node, _REFUSED_NODES)
@@ -91,6 +100,43 @@ def _check(text: str, *, guard: bool) -> bool:
             return False
         accepted.update(id(part) for part in parts)
     return True
+
+
+def _bits(tree: ast.AST) -> float:
+    """No fewer than the binary digits of the largest number that evaluating `tree` would make.
+
+    A power counts as one only with a written-out exponent, the digits of any other are endless.
+    """
+    bits: dict[int, float] = {}
+    for node in reversed(list(ast.walk(tree))):  # children come before their parents
+        below = [bits[id(child)] for child in ast.iter_child_nodes(node)]
+        own: float
+        if isinstance(node, ast.Constant):
+            own = node.value.bit_length() if isinstance(node.value, int) else _SYMBOL_BITS
+        elif isinstance(node, ast.Name):
+            own = _SYMBOL_BITS
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+            own = _power_bits(below[0], node.right)
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in _POWERS:
+            own = _power_bits(max(below), node.args[1]) if len(node.args) == 2 else math.inf
+        else:
+            # Sums and products of n numbers have no more digits than these have in all.
+            own = sum(below)
+        bits[id(node)] = own
+    return bits[id(tree)]
+
+
+def _power_bits(base_bits: float, exponent: ast.AST) -> float:
+    """Digits of a power, with a whole number as its exponent, also as torch writes one."""
+    if isinstance(exponent, ast.Call) and getattr(exponent.func, "id", "") == "Integer":
+        exponent = exponent.args[0] if exponent.args else exponent
+    if isinstance(exponent, ast.UnaryOp) and isinstance(exponent.op, ast.USub):
+        exponent = exponent.operand
+    if not isinstance(exponent, ast.Constant) or not isinstance(exponent.value, (int, float)):
+        return math.inf
+    if not abs(exponent.value) <= _MAX_BITS:
+        return math.inf
+    return max(base_bits * math.ceil(abs(exponent.value)), 1.0)
 
 
 def _accepted_call(node: ast.AST) -> tuple[ast.AST, ...]:
@@ -131,15 +177,14 @@ def _accepted_literal(node: ast.Call, parts: tuple[ast.AST, ...]) -> tuple[ast.A
     for argument in node.args:
         if isinstance(argument, ast.Constant):
             value = argument.value
-            if isinstance(value, str) and not re.fullmatch(
-                r"-?[0-9.]{1,40}(e[+-]?\d{1,3})?", value
-            ):
+            if isinstance(value, str) and not _NUMBER.fullmatch(value):
                 return ()
             numbers.append(argument)
     precision = all(
         k.arg == "precision"
         and isinstance(k.value, ast.Constant)
         and isinstance(k.value.value, int)
+        and 0 < k.value.value <= _MAX_PRECISION
         for k in node.keywords
     )
     return (*parts, *numbers) if precision else ()

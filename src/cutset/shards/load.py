@@ -24,10 +24,12 @@ import torch
 
 from cutset.errors import BundleError, ChecksumMismatch, ManifestError, UnsafeBundle
 from cutset.graph.cuts import find_cut_points
+from cutset.host import memory_bytes
 from cutset.notebooks import drawn
 from cutset.shards.archive import ProgramArchive
 from cutset.shards.build import build_module
 from cutset.shards.decode import read_program
+from cutset.shards.dry_run import DryRun
 from cutset.shards.manifest import (
     MAX_MANIFEST_BYTES,
     FileEntry,
@@ -42,6 +44,8 @@ from cutset.shards.strict_json import MANIFEST_NAME, contradiction
 _HASHING_THREADS = 2
 _LARGE_BYTES = 64 << 20
 _MOST_HOLES = 16
+_MAX_SHAPES = 4096
+"""Most shapes that are remembered as checked."""
 
 StageFunction: TypeAlias = Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
 """Takes and returns a stage's tensors in the order of its contract."""
@@ -91,16 +95,38 @@ class StageProgram:
 
     Attributes:
         module: the stage as a torch.fx module that takes the tensors one by one and returns a
-            tuple; for those who compile or inspect it.
+            tuple; for those who compile or inspect it. Call `check` before it.
         program: what the module was built from.
     """
 
-    def __init__(self, module: torch.fx.GraphModule, program: Program) -> None:
+    def __init__(self, module: torch.fx.GraphModule, program: Program, dry_run: DryRun) -> None:
         self.module = module
         self.program = program
+        self._dry_run = dry_run
+        self._checked: set[tuple[tuple[torch.Size, torch.dtype], ...]] = set()
+
+    def check(self, inputs: tuple[torch.Tensor, ...]) -> None:
+        """Works the program out on shapes alone, once for each set of shapes.
+
+        What a program does depends on the number of rows; one that was well with two may read
+        beyond a tensor's end with seven.
+
+        Raises:
+            UnsafeBundle: with tensors of these shapes a call breaks its operation's rule.
+        """
+        shapes = tuple([(tensor.shape, tensor.dtype) for tensor in inputs])
+        if shapes not in self._checked:
+            self._dry_run.run(shapes)
+            if len(self._checked) < _MAX_SHAPES:
+                self._checked.add(shapes)
 
     def __call__(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """The stage's outputs for `inputs`, with any number of rows from 1."""
+        """The stage's outputs for `inputs`, with any number of rows from 1.
+
+        Raises:
+            UnsafeBundle: see `check`.
+        """
+        self.check(inputs)
         with torch.inference_mode():
             outputs: tuple[torch.Tensor, ...] = self.module.forward(*inputs)
         return outputs
@@ -184,7 +210,8 @@ def load_program(bundle: Bundle, stage_index: int, *, device: str = "cpu") -> St
         device: where the weights are put.
 
     Raises:
-        UnsafeBundle: the file could run code, or is not what torch.export writes.
+        UnsafeBundle: the file could run code, is not what torch.export writes, or a call in it
+            could read or write memory that is not its own or keep a state.
         UnsupportedVersion: it is of a schema that this Cutset does not know.
         ManifestError: it takes or returns another number of tensors than the manifest says.
         BundleError: the stage does not exist, was not opened, or has no torch program.
@@ -208,7 +235,12 @@ def load_program(bundle: Bundle, stage_index: int, *, device: str = "cpu") -> St
                     f"has {len(specs)} tensors, but {entry.program} has {len(names)}",
                 )
         module = build_module(program, archive, device=device)
-    return StageProgram(module, program)
+        dry_run = DryRun(program, memory_bytes=memory_bytes())
+        num_rows = bundle.manifest.micro_batch_only or bundle.manifest.plan.micro_batch
+        shapes = [spec.concrete_shape(num_rows) for spec in entry.inputs]
+        dtypes = [getattr(torch, spec.dtype) for spec in entry.inputs]
+        dry_run.run(list(zip(shapes, dtypes, strict=True)))
+    return StageProgram(module, program, dry_run)
 
 
 def load_onnx_model(bundle: Bundle, stage_index: int) -> Path:

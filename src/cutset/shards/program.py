@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,23 @@ class Weight:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Declared:
+    """What a program says of one of its tensors.
+
+    Attributes:
+        dtype: of its elements.
+        sizes: lengths; None for one that grows with the number of rows.
+    """
+
+    dtype: torch.dtype
+    sizes: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        lengths = ", ".join("*" if size is None else str(size) for size in self.sizes)
+        return f"{self.dtype}[{lengths}]"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Program:
     """A stage program, checked, not yet runnable.
 
@@ -83,6 +101,7 @@ class Program:
         weights: what it holds, by the name that calls use.
         calls: in execution order.
         outputs: names of the tensors it returns, in order.
+        declared: dtype and shape of every tensor, by its name.
         stored: original names of all weights in the archive, used or not.
         stored_bytes: size of all the members that hold weights.
     """
@@ -92,5 +111,15 @@ class Program:
     weights: dict[str, Weight]
     calls: tuple[Call, ...]
     outputs: tuple[str, ...]
+    declared: dict[str, Declared]
     stored: frozenset[str]
     stored_bytes: int
+
+
+def results_in(arguments: Iterable[tuple[str, Any]]) -> list[str]:
+    """Names of the values that are among a call's arguments, also within lists."""
+    names: list[str] = []
+    for _, value in arguments:
+        items = value if isinstance(value, list) else [value]
+        names.extend(item.name for item in items if isinstance(item, Result))
+    return names

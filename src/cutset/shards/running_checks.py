@@ -128,7 +128,7 @@ def _run_faults(
         where = f"stage {index} with {num_rows} {'row' if num_rows == 1 else 'rows'}"
         try:
             outputs = program(inputs)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except (CutsetError, RuntimeError, ValueError, TypeError, IndexError) as error:
             yield f"{where} fails: {_first_line(error)}"
             return
         given = {s.name: t for s, t in zip(stage.outputs, outputs, strict=True)}

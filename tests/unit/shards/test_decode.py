@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from cutset.errors import UnsafeBundle, UnsupportedVersion
 from cutset.shards.load import load_program, open_bundle
@@ -307,6 +306,28 @@ class TestOperations:
         edit_model_json(bundle, change)
         assert "argument" in refusal(bundle)
 
+    @pytest.mark.parametrize("number", [1 << 63, -(1 << 63) - 1, 10**400])
+    def test_number_beyond_64_bits(self, bundle: Path, number: int) -> None:
+        def change(document: dict[str, Any]) -> None:
+            nodes_of(document)[0]["inputs"][-1]["arg"] = {"as_int": number}
+
+        edit_model_json(bundle, change)
+        refusal(bundle)
+
+    def test_list_of_thousands(self, bundle: Path) -> None:
+        def change(document: dict[str, Any]) -> None:
+            nodes_of(document)[0]["inputs"][-1]["arg"] = {"as_ints": [1] * 4097}
+
+        edit_model_json(bundle, change)
+        assert "a list of 4097 entries; at most 4096" in refusal(bundle)
+
+    def test_list_of_millions(self, bundle: Path) -> None:
+        def change(document: dict[str, Any]) -> None:
+            nodes_of(document)[0]["inputs"][-1]["arg"] = {"as_ints": [1] * 2_000_000}
+
+        edit_model_json(bundle, change)
+        assert "has more than 1048576 entries" in refusal(bundle)
+
 
 class TestFormulas:
     EVIL = "__import__('os').system('touch /tmp/evil')"
@@ -399,9 +420,7 @@ class TestWeights:
             meta["sizes"], meta["strides"] = [{"as_int": 1 << 20}], [{"as_int": 0}]
 
         edit_weights_config(bundle, change)
-        module = load_program(open_bundle(bundle), 1).module
-        views = [t for t in module.parameters() if t.numel() == 1 << 20]
-        assert [view.untyped_storage().nbytes() for view in views] == [20]
+        assert "cannot be called like this" in refusal(bundle)
 
 
 class TestSignature:
@@ -437,12 +456,9 @@ class TestSignature:
             ]
 
         edit_model_json(bundle, change)
-        assert "changes the weight" in refusal(bundle)
+        assert "'torch.ops.aten.neg_.default' changes a tensor in place" in refusal(bundle)
 
-    def test_call_that_writes_to_an_input_gets_a_copy(self, bundle: Path) -> None:
-        rows = torch.randn(1, 3, 8, 8)
-        expected = load_program(open_bundle(bundle), 0)((-rows,))[0]
-
+    def test_call_that_writes_to_an_input(self, bundle: Path) -> None:
         def change(document: dict[str, Any]) -> None:
             given = document["graph_module"]["graph"]["inputs"][-1]["as_tensor"]["name"]
             node = {
@@ -453,9 +469,7 @@ class TestSignature:
             nodes_of(document).insert(0, node)
 
         edit_model_json(bundle, change, program="stage-0/program.pt2")
-        before = rows.clone()
-        assert torch.equal(load_program(open_bundle(bundle), 0)((rows,))[0], expected)
-        assert torch.equal(rows, before)
+        assert "changes a tensor in place" in refusal(bundle, program="stage-0/program.pt2")
 
     @pytest.mark.parametrize("kind", ["custom_obj", "token", "constant_input", "nonsense"])
     def test_input_that_is_no_tensor(self, bundle: Path, kind: str) -> None:

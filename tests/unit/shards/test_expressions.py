@@ -21,6 +21,9 @@ from cutset.shards.expressions import is_safe_expression, is_safe_guard
         "True",
         "Float('0.5', precision=53)",
         "Pow(s0, Integer(2), evaluate=False)",
+        "Pow(s0, Integer(-1))",
+        "(s0//2 + 1)**2",
+        "s0**0.5",
         "3",
     ],
 )
@@ -31,6 +34,15 @@ def test_formulas_of_lengths(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        "9**9**9**9",
+        "s0**s0",
+        "Pow(9, Pow(9, 9))",
+        "Pow(Integer(9), Integer(999999999))",
+        "PowByNatural(s0, s1)",
+        "2**1e300",
+        "(((((s0**99)**99)**99)**99)**99)",
+        "Float('0.5', precision=10**9)",
+        "Float('0.5', precision=1000000000)",
         "__import__('os').system('x')",
         "os.system('x')",
         "s0.__class__",
@@ -110,6 +122,8 @@ def test_guards_that_compare_lengths(text: str) -> None:
         "M['x']",
         "L['x'].size()[0:2]",
         "globals()['x']",
+        "9**9**9**9 == 1",
+        "L['x'].size()[0]**L['x'].size()[0] == 1",
     ],
 )
 def test_guards_that_do_more(text: str) -> None:

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from cutset.errors import UnsafeBundle
+from cutset.shards.argument_rules import RULES
 from cutset.shards.operators import (
     _ATEN,
     _NUMBER_FUNCTIONS,
+    _TORCHVISION,
     is_allowed,
     is_number_function,
     is_truth_function,
@@ -24,18 +26,37 @@ def test_resolves_to_the_very_operation() -> None:
     assert (
         resolve_operator("torch.ops.aten.conv2d.default", path="p") is torch.ops.aten.conv2d.default
     )
-    assert resolve_operator("torch.ops.aten.relu_.default", path="p") is (
-        torch.ops.aten.relu_.default
-    )
     assert resolve_operator("_operator.mul", path="p") is operator.mul
     assert resolve_operator("math.ceil", path="p") is math.ceil
 
 
-def test_operations_of_detection_models() -> None:
-    assert resolve_operator("torch.ops.torchvision.nms.default", path="p") is (
-        torch.ops.torchvision.nms.default
+@pytest.mark.parametrize("name", ["relu_.default", "add_.Tensor", "batch_norm_.default"])
+def test_refuses_what_changes_a_tensor(name: str) -> None:
+    with pytest.raises(UnsafeBundle, match="changes a tensor in place"):
+        resolve_operator(f"torch.ops.aten.{name}", path="p")
+
+
+def test_no_listed_operation_changes_a_tensor_by_its_signature() -> None:
+    assert [str(schema) for schema in schemas() if schema.is_mutable] == []
+
+
+def test_operations_of_torchvision() -> None:
+    assert resolve_operator("torch.ops.torchvision.deform_conv2d.default", path="p") is (
+        torch.ops.torchvision.deform_conv2d.default
     )
-    assert not is_allowed("torch.ops.torchvision._cuda_version.default")
+    for name in ("nms", "roi_align", "roi_pool", "ps_roi_align", "_cuda_version"):
+        assert not is_allowed(f"torch.ops.torchvision.{name}.default")
+
+
+@pytest.mark.parametrize(
+    "name", ["as_strided", "as_strided_", "set_", "resize_", "item", "nonzero"]
+)
+def test_raw_memory_and_what_depends_on_values_is_refused(name: str) -> None:
+    assert not is_allowed(f"torch.ops.aten.{name}.default")
+
+
+def test_every_rule_is_for_a_listed_operation() -> None:
+    assert set(RULES) - _ATEN - _TORCHVISION == set()
 
 
 @pytest.mark.parametrize(

@@ -327,14 +327,17 @@ class TestContracts:
             node["target"] = "torch.ops.aten.reshape.default"
             node["inputs"] = [
                 node["inputs"][0],
-                {"name": "shape", "arg": {"as_ints": [2, 12]}, "kind": 1},
+                {"name": "shape", "arg": {"as_ints": [4, 12]}, "kind": 1},
             ]
 
         edit_model_json(bundle, change)
         details = failed(check_here(bundle, backends=()))
-        assert details["contracts"].startswith("stage 1 with 1 row fails: shape '[2, 12]'")
+        assert details["contracts"].startswith("stage 1 with 1 row fails: stage-1/program.pt2:")
+        assert (
+            "reshape.default' cannot be called like this: shape '[4, 12]'" in (details["contracts"])
+        )
         assert "aten.reshape.default" in details["completeness"]
-        assert details["numerics"].startswith("the stages do not run with 1 row: shape '[2, 12]'")
+        assert details["numerics"].startswith("the stages do not run with 2 rows: stage-1/program")
 
 
 class TestNumerics:
