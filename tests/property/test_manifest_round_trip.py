@@ -29,6 +29,7 @@ from cutset.shards.manifest import (
     encode_manifest,
 )
 from cutset.tensors import DTYPE_BYTES, TensorSpec
+from cutset.torch_settings import TORCH_SETTINGS
 from distributed.bundles import write_bundle
 from hostile import edit_model_json, relist
 from models_of_trouble import residual_net
@@ -39,6 +40,7 @@ numbers = st.floats(0, 1e300)
 dims = st.one_of(st.integers(0, 9), st.just("batch"), st.integers(1, 9).map(lambda k: f"batch*{k}"))
 files = st.text(string.ascii_letters + string.digits, min_size=1, max_size=8)
 
+SETTINGS = {name: st.sampled_from(values) for name, values in TORCH_SETTINGS.items()}
 
 pixels = st.integers(1, 999)
 thirds = st.tuples(numbers, numbers, numbers)
@@ -138,7 +140,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
             | st.builds(PartEntry, path=names, work_share=st.floats(0.0, 1.0, exclude_min=True))
         ),
         micro_batch_only=draw(st.none() | st.integers(1, 64)),
-        torch_settings=draw(st.none() | st.dictionaries(names, names, max_size=2)),
+        torch_settings=draw(st.none() | st.fixed_dictionaries({}, optional=SETTINGS)),
     )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from cutset.errors import CutsetError, EngineError
+from cutset.torch_settings import apply_settings
 
 if TYPE_CHECKING:
     from cutset.shards.load import Bundle
@@ -102,7 +103,7 @@ def start(name: str) -> None:
 def load_stage(
     bundle: Bundle, stage: int, *, backend: str, num_threads: int, micro_batch: int
 ) -> StageProgram:
-    """Loads one stage for one backend.
+    """Loads one stage for one backend, after giving this process the bundle's settings of torch.
 
     Args:
         bundle: opened and checked, at least for this stage.
@@ -122,6 +123,7 @@ def load_stage(
         BundleError: the stage's file is missing, changed or unsafe.
     """
     check_backend_name(backend)
+    apply_settings(bundle.manifest.torch_settings)
     entry = bundle.manifest.stages[stage]
     planned = bundle.manifest.plan.stages[stage].backend
     if backend == AUTO and planned in BACKENDS[1:]:

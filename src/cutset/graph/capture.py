@@ -34,6 +34,7 @@ from cutset.graph.lowering import CapturedModel, lower_program
 from cutset.graph.number_of_rows import fixed_rows_error
 from cutset.graph.regions import inline_regions
 from cutset.tensors import BATCH, TensorSpec
+from cutset.torch_settings import plain_modes
 
 MAX_ROWS = 1 << 24
 """Upper end of the range of rows that a captured model is asked to hold for."""
@@ -44,6 +45,7 @@ def capture_graph(model: torch.nn.Module, example_inputs: ExampleInputs) -> Grap
     return capture_model(model, example_inputs).graph
 
 
+@plain_modes()
 def capture_model(model: torch.nn.Module, example_inputs: ExampleInputs) -> CapturedModel:
     """Captures a model in evaluation mode with a dynamic number of rows.
 

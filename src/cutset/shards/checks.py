@@ -26,6 +26,7 @@ from cutset.shards.static_checks import completeness_faults, summary, unit_fault
 from cutset.shards.verification import BACKENDS, CHECKS, CheckResult, VerificationReport
 from cutset.shards.whole_model import count, opened_reference, rows_in_words
 from cutset.threads import compute_threads
+from cutset.torch_settings import using_settings
 
 ROW_COUNTS = (1, 2, 5)
 
@@ -93,7 +94,8 @@ class _Checking:
     def run(self) -> VerificationReport:
         """All checks; integrity is looked at first, since the others stand on it."""
         integrity = self._integrity()
-        with compute_threads(self._bundle.manifest.num_threads):
+        manifest = self._bundle.manifest
+        with using_settings(manifest.torch_settings), compute_threads(manifest.num_threads):
             contracts = self._contracts()
             completeness = self._completeness()
             units = self._units()

@@ -55,6 +55,7 @@ from cutset.shards.stage_writers import (
 from cutset.shards.strict_json import MANIFEST_NAME
 from cutset.tensors import TensorSpec
 from cutset.threads import compute_threads
+from cutset.torch_settings import current_settings, using_settings
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,12 @@ def export_bundle(
         captured = capture_model(model, example_inputs)
     if isinstance(captured, CapturedModel):
         check_operations(captured)
-    with compute_threads(num_threads), _temporary_folder(target) as folder:
+    settings = current_settings()
+    with (
+        using_settings(settings),
+        compute_threads(num_threads),
+        _temporary_folder(target) as folder,
+    ):
         writer = _BundleWriter(captured, plan, folder, report)
         stages = writer.write_stages()
         writer.write_reference(model)
@@ -131,6 +137,7 @@ def export_bundle(
             divide=tuple(divide),
             max_tensors=max_tensors,
             preprocessing=preprocessing,
+            torch_settings=settings,
             labels=tuple(labels) if labels is not None else None,
         )
         _write(folder / MANIFEST_NAME, encode_manifest(manifest))

@@ -36,7 +36,8 @@ for that many rows alone: every micro-batch must have exactly as many [M]. Where
 micro-batch may have any number of rows.
 
 **Settings.** ``torch_settings`` are the process-wide settings of torch under which the model was
-captured and the reference computed; a reader that runs a program sets them first.
+captured and the reference computed; a reader that runs a program sets them first. Their names and
+values are those of `cutset.torch_settings.TORCH_SETTINGS` [M].
 
 **Numbers.** Every number has its range [M]: counts, sizes and multiply-adds 0 to 2^60, seconds and
 ratios 0 to 1e300, rows of a micro-batch 1 to 2^24, threads 1 to 1024. A length in a shape is at

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cutset.planning.plan import PLAN_FORMAT, Plan
 from cutset.shards.strict_json import contradiction
 from cutset.tensors import TensorSpec, dim_factor
+from cutset.torch_settings import TORCH_SETTINGS
 
 if TYPE_CHECKING:
     from cutset.shards.manifest import Manifest
@@ -47,6 +48,13 @@ def check_sizes(manifest: Manifest) -> None:
             place = f"$.graph.operations[{index}].outputs[{number}]"
             _check_tensor(place, spec, MAX_INNER_ROW_BYTES)
     _check_plan(manifest.plan, len(manifest.graph.operations))
+    for name, value in (manifest.torch_settings or {}).items():
+        values = TORCH_SETTINGS.get(name, ())
+        if value not in values:
+            raise contradiction(
+                f"$.torch_settings.{name[:120]}",
+                f"is {value[:60]!r}, expected {' or '.join(values) or 'no such setting'}",
+            )
 
 
 def _boundary_specs(manifest: Manifest) -> Iterator[tuple[str, TensorSpec]]:

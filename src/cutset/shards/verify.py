@@ -44,6 +44,7 @@ from cutset.shards.static_checks import summary
 from cutset.shards.verification import BACKENDS, CheckResult, VerificationReport
 from cutset.shards.whole_model import model_faults, opened_reference, rows_in_words
 from cutset.threads import compute_threads
+from cutset.torch_settings import using_settings
 
 
 def verify_bundle(
@@ -119,7 +120,8 @@ def compare_model(
     """
     try:
         references = opened_reference(bundle)
-        with compute_threads(bundle.manifest.num_threads):
+        manifest = bundle.manifest
+        with using_settings(manifest.torch_settings), compute_threads(manifest.num_threads):
             faults = model_faults(bundle, references, model, call)
     except ManifestError as error:
         references, faults = {}, (str(error),)
