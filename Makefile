@@ -52,7 +52,7 @@ bench: $(STAMP)  ## the pipeline against its peers, interleaved; writes docs/ben
 bench-planner: $(STAMP)  ## the planner beside published values
 	$(BIN)/python benchmarks/planner.py
 
-soak: $(STAMP)  ## the long form of the fault tests
+soak: $(STAMP)  ## the long form of the fault tests; CUTSET_SOAK_S=3600 for an hour of everything at once
 	$(BIN)/python -m pytest tests/distributed tests/unit/backends tests/beds -m soak
 
 soak-serve: $(STAMP)  ## ten minutes of hostile clients while workers are killed

@@ -5,7 +5,10 @@ import sys
 from pathlib import Path
 
 import msgspec
+import pytest
 
+from cutset.errors import EngineError
+from cutset.runtime import alone
 from cutset.runtime.alone import AloneProcesses, AloneResult
 from cutset.shards.load import open_bundle
 
@@ -38,3 +41,37 @@ def test_processes_are_measured_busy_and_with_rests(bundle: Path) -> None:
     assert min(result.num_runs for result in busy) > 0
     assert rested.num_runs == 3
     assert rested.median_s > 0
+
+
+_TALKS = """
+import sys
+sys.stderr.write("a warning of a library\\n" * 20_000)
+sys.stderr.flush()
+print("ready", flush=True)
+for _ in iter(sys.stdin.readline, ""):
+    sys.stderr.write("another\\n" * 20_000)
+    sys.stderr.flush()
+    sys.stdin.readline()
+    print('{"median_s": 1.0, "mean_s": 2.0, "num_runs": 3, "backends": ["torch"]}', flush=True)
+"""
+
+
+def test_a_process_that_says_much_of_its_own_is_measured_all_the_same(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alone, "command_of", lambda _module: (sys.executable, "-c", _TALKS))
+    opened = open_bundle(bundle)
+    with AloneProcesses(
+        opened, [(0,)], backends=["torch"] * 2, num_threads=1, micro_batch=2
+    ) as processes:
+        assert [result.mean_s for result in processes.measure(0.0)] == [2.0]
+        assert [result.mean_s for result in processes.measure(0.0)] == [2.0]
+
+
+def test_a_process_that_leaves_says_why(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    says_why = (sys.executable, "-c", "raise SystemExit('no such stage')")
+    monkeypatch.setattr(alone, "command_of", lambda _module: says_why)
+    with pytest.raises(EngineError, match="cannot be timed alone: no such stage"):
+        AloneProcesses(
+            open_bundle(bundle), [(0,)], backends=["torch"] * 2, num_threads=1, micro_batch=2
+        )

@@ -290,7 +290,7 @@ def test_a_stranger_at_a_data_port_harms_nobody(
     with open_session(bundle_of_three, backend="torch", engine=engine) as session:
         pids = session.worker_pids
         ports = _listening_ports((os.getpid(), *pids))
-        assert len(ports) >= 7  # the store's, and two of each process
+        assert len(ports) == 8  # two of each process, and nothing else
         rows = torch.randn(9, 3, 16, 16)
         with contextlib.ExitStack() as strangers:
             for port in ports:

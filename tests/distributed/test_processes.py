@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from torch import nn
 
 import cutset
 from cutset.engines.local import LocalEngine
@@ -23,7 +25,7 @@ from cutset.errors import CutsetError, EngineError
 from cutset.runtime.session import Session, open_session
 from cutset.runtime.status import Limits
 
-from .bundles import SmallNet, whole_model
+from .bundles import SmallNet, whole_model, write_bundle
 
 _QUICK = Limits(heartbeat_s=3.0, link_timeout_s=5.0, back_off_s=0.05)
 
@@ -305,3 +307,73 @@ def test_a_caller_may_have_the_package_by_its_path_alone(bundle: Path, tmp_path:
         check=False,
     )
     assert done.stdout.splitlines()[-1:] == ["3"], done.stderr
+
+
+_LOSES_A_WORKER = """
+import os, signal, sys, time, torch, cutset
+from cutset.engines.local import LocalEngine
+engine = LocalEngine(("a", "b"), num_threads=1, shares_memory=False)
+session = cutset.open_session(sys.argv[1], backend="torch", engine=engine)
+session.run(torch.zeros(3, 3, 16, 16))
+os.kill(session.worker_pids[0], signal.SIGKILL)
+if sys.argv[2] == "connecting":  # the other goes while the links are made again
+    while session.epoch < 2 or session._supervisor._circuit is None:
+        time.sleep(0.001)
+    os.kill(session.worker_pids[1], signal.SIGKILL)
+else:
+    session.run(torch.zeros(3, 3, 16, 16))
+if sys.argv[2] != "unclosed":
+    session.close()
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("moment", ["recovered", "connecting", "unclosed"])
+def test_a_caller_that_lost_a_worker_between_hosts_ends_with_its_own_exit_code(
+    bundle: Path, moment: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _LOSES_A_WORKER, str(bundle), moment],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 7, done.stderr
+    assert "terminate" not in done.stderr
+
+
+_SLOW = """
+import sys, torch, cutset
+from cutset.engines.local import LocalEngine
+from cutset.runtime.status import Limits
+torch.set_num_threads(1)
+engine = LocalEngine(("a", "b"), num_threads=1, shares_memory=False)
+limits = Limits(link_timeout_s=1.0, max_restarts=0)
+rows = torch.zeros(4, 3, 256, 512)  # 6 MiB
+with cutset.open_session(sys.argv[1], backend="torch", engine=engine, limits=limits) as session:
+    print(session.run(rows).shape[0], session.epoch)
+"""
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not all(map(shutil.which, ("unshare", "ip", "tc"))),
+    reason="a slow link is made in a network namespace, which needs root, iproute2 and unshare",
+)
+def test_a_link_that_is_slow_is_not_taken_for_dead(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.AvgPool2d(64), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 4 * 8, 2)).eval()
+    bundle = write_bundle(model, (torch.randn(2, 3, 256, 512),), (2,), tmp_path / "wide.cutset")
+    # 20 Mbit/s: 2.5 s for the tensor, of which each second must bring something.
+    network = (
+        "ip link set lo up && tc qdisc add dev lo root tbf rate 20mbit burst 128kb latency 200ms"
+        ' && exec "$0" "$@"'
+    )
+    done = subprocess.run(
+        ["unshare", "--net", "sh", "-c", network, sys.executable, "-c", _SLOW, str(bundle)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1:] == ["4 1"], done.stderr

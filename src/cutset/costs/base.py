@@ -4,22 +4,11 @@ from __future__ import annotations
 
 import functools
 import subprocess
-import sys
 
 from cutset.errors import PlanError
+from cutset.processes import command_of, made_environment
 
 _LIMIT_S = 120.0
-# A process of its own: this one holds a model already.
-_MEASURE = """
-import sys
-import psutil
-import cutset.runtime.worker
-from cutset.backends.allocator import keep_freed_memory
-from cutset.backends.base import start
-keep_freed_memory()
-start(sys.argv[1])
-print(psutil.Process().memory_info().rss)
-"""
 
 
 @functools.cache
@@ -36,13 +25,15 @@ def measure_worker_base(backend: str = "torch") -> int:
         PlanError: the measurement did not end in two minutes or failed.
     """
     try:
+        # A process of its own: this one holds a model already.
         done = subprocess.run(  # noqa: S603  # this interpreter, a fixed program
-            [sys.executable, "-c", _MEASURE, backend],
+            [*command_of("cutset.runtime.idle"), backend],
             capture_output=True,
             text=True,
             timeout=_LIMIT_S,
             check=True,
+            env=made_environment(1),
         )
         return int(done.stdout)
-    except (subprocess.SubprocessError, ValueError) as error:
+    except (subprocess.SubprocessError, OSError, ValueError) as error:
         raise PlanError(f"a worker's own memory cannot be measured here: {error}") from error

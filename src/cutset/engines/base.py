@@ -12,6 +12,7 @@ The life of a worker, as messages (commands to the right, events to the left)::
        | Load ---------------------------> |
        | <------------- Loaded or Refused  |
        | Connect(epoch) -----------------> |   makes both links anew, drops what it held
+       | <-------- Address(epoch) -------> |   between hosts: passed on to the neighbour
        | <--------------- Connected(epoch) |
        | <---------------------- Heartbeat |   all the time; carries the statistics
        | <------------ BatchFailed(epoch)  |   one micro-batch could not be computed
@@ -25,7 +26,7 @@ Control messages are not sent per micro-batch, so their cost does not matter.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 
@@ -66,9 +67,6 @@ class Connect(_Message, frozen=True, kw_only=True):
 
     Attributes:
         epoch: counts up from 1 within a session.
-        session: random name of the epoch; part of every link's name in the store.
-        store_host: where the session's TCPStore listens; empty with `on_host`.
-        store_port: its port; 0 with `on_host`.
         connect_timeout_s: how long to wait for a neighbour to connect.
         link_timeout_s: how long a neighbour may be silent or refuse to take a tensor.
         on_host: both neighbours are on this host; with the command come the receiving and the
@@ -76,12 +74,25 @@ class Connect(_Message, frozen=True, kw_only=True):
     """
 
     epoch: int
-    session: str
-    store_host: str
-    store_port: int
     connect_timeout_s: float
     link_timeout_s: float
     on_host: bool = False
+
+
+class Address(_Message, frozen=True, kw_only=True):
+    """Where one end of a link between hosts is; the session passes it to the other end.
+
+    Attributes:
+        epoch: of the link.
+        link: its index.
+        key: what the transport calls it.
+        value: for the transport alone.
+    """
+
+    epoch: int
+    link: int
+    key: Annotated[str, msgspec.Meta(max_length=64)]
+    value: Annotated[bytes, msgspec.Meta(max_length=4096)]
 
 
 class Collect(_Message, frozen=True, kw_only=True):
@@ -94,7 +105,7 @@ class Stop(_Message, frozen=True, kw_only=True):
     """Leave."""
 
 
-Command = Load | Connect | Collect | Stop
+Command = Load | Connect | Address | Collect | Stop
 
 
 class StageStats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -246,7 +257,16 @@ class Exited(_Message, frozen=True, kw_only=True):
 
 
 Event = (
-    Started | Loaded | Refused | Connected | LinkLost | BatchFailed | Heartbeat | Timeline | Exited
+    Started
+    | Loaded
+    | Refused
+    | Address
+    | Connected
+    | LinkLost
+    | BatchFailed
+    | Heartbeat
+    | Timeline
+    | Exited
 )
 
 

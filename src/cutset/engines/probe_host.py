@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from cutset.engines.stage_host import StageHost
 from cutset.errors import EngineError
 from cutset.host import free_memory_bytes, num_usable_cores
+from cutset.processes import command_of, made_environment
 
 PROGRAMS = {
-    "alone": ("-m", "cutset.runtime.alone"),
-    "profile": ("-m", "cutset.cli"),
-    "overhead": ("-m", "cutset.overhead"),
-    "link": ("-m", "cutset.runtime.linkprobe"),
+    "alone": "cutset.runtime.alone",
+    "profile": "cutset.cli",
+    "overhead": "cutset.overhead",
+    "link": "cutset.runtime.linkprobe",
 }
 
 _LAST_WORDS_CHARS = 2000
@@ -53,13 +52,13 @@ class ProbeHost(StageHost):
         self._touch()
         # Programs of this package alone, with this interpreter.
         self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, *PROGRAMS[name], *arguments],
+            [*command_of(PROGRAMS[name]), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=self._folder.name,
-            env={**os.environ, "OMP_NUM_THREADS": str(num_threads), "PYTHONSAFEPATH": "1"},
+            env=made_environment(num_threads),
         )
 
     def program_result(self) -> str | None:

@@ -1,9 +1,9 @@
 """Processes that compute a stage, or several in a row, again and again, without transfers.
 
-`cutset.runtime.bench` compares a pipeline with them. Each is started as ``python -m
-cutset.runtime.alone`` and prints ``ready`` when it is warm. At a line on its standard input, the
-seconds to rest before every micro-batch, it begins; at the next one it prints a JSON document, an
-`AloneResult`, and so on until its standard input is closed.
+`cutset.runtime.bench` compares a pipeline with them. Each runs `main` of this module and prints
+``ready`` when it is warm. At a line on its standard input, the seconds to rest before every
+micro-batch, it begins; at the next one it prints a JSON document, an `AloneResult`, and so on until
+its standard input is closed.
 
 With ``--seconds`` it measures once, for so long, then as long with rests, and leaves. What has
 rested may be faster (a processor that runs faster for a while, a share of one that was saved up) or
@@ -14,6 +14,7 @@ pipeline meets stages that have rested.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from typing_extensions import Self
 from cutset.backends.allocator import keep_freed_memory, malloc_environment, map_large_blocks
 from cutset.backends.base import StageProgram, load_stage, random_inputs
 from cutset.errors import EngineError
+from cutset.processes import LastWords, command_of, made_environment
 from cutset.shards.load import open_bundle
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 _NUM_WARM_UP = 3
 _ANSWER_TIMEOUT_S = 600.0
 _READY = b"ready"
+_MOST_LINE_BYTES = 1 << 20
 _LEAST_REST_S = 0.02
 _LEAST_RESTED = 3
 
@@ -84,13 +87,13 @@ class AloneProcesses:
         num_threads: int,
         micro_batch: int,
     ) -> None:
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[_Process] = []
         try:
             for group in groups:
                 stages = ",".join(f"{stage}:{backends[stage]}" for stage in group)
-                self._processes.append(_start(bundle.directory, stages, num_threads, micro_batch))
+                self._processes.append(_Process(bundle.directory, stages, num_threads, micro_batch))
             for process in self._processes:
-                _expect_ready(process)
+                process.expect_ready()
         except BaseException:
             self.close()
             raise
@@ -114,18 +117,18 @@ class AloneProcesses:
         indices = range(len(self._processes)) if which is None else which
         chosen = [self._processes[index] for index in indices]
         for process in chosen:
-            _tell(process, repr(rest_s))
+            process.tell(repr(rest_s))
         threading.Event().wait(duration_s)
         for process in chosen:
-            _tell(process)
-        return tuple(_result_of(process) for process in chosen)
+            process.tell()
+        return tuple(process.result() for process in chosen)
 
     def close(self) -> None:
         """Ends the processes; safe to call twice."""
         for process in self._processes:
             process.kill()
         for process in self._processes:
-            process.communicate()
+            process.close()
         self._processes = []
 
     def __enter__(self) -> Self:
@@ -158,64 +161,75 @@ def measure_alone(
         return processes.measure(duration_s)
 
 
-def _start(
-    directory: Path, stages: str, num_threads: int, micro_batch: int
-) -> subprocess.Popen[bytes]:
-    # Indices, backend names from our own list, and a folder that was opened as a bundle before.
-    return subprocess.Popen(  # noqa: S603
-        [
-            *(sys.executable, "-m", "cutset.runtime.alone"),
-            *(str(Path(directory).resolve()), stages, str(num_threads), str(micro_batch)),
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={
-            **os.environ,
-            **malloc_environment(),
-            "OMP_NUM_THREADS": str(num_threads),
-            "PYTHONSAFEPATH": "1",
-        },
-    )
+class _Process:
+    """One such process, as its caller sees it."""
 
+    def __init__(self, directory: Path, stages: str, num_threads: int, micro_batch: int) -> None:
+        try:
+            # Indices, backend names from our own list, and a folder that was opened as a bundle.
+            self._process = subprocess.Popen(  # noqa: S603
+                [
+                    *command_of("cutset.runtime.alone"),
+                    *(str(Path(directory).resolve()), stages, str(num_threads), str(micro_batch)),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**made_environment(num_threads), **malloc_environment()},
+            )
+        except OSError as error:
+            raise EngineError(f"a stage cannot be timed alone: {error}") from error
+        assert self._process.stderr is not None
+        # Read all the time: a process whose warnings nobody reads stops after 64 KB of them.
+        self._last_words = LastWords(self._process.stderr, str(self._process.pid))
 
-def _expect_ready(process: subprocess.Popen[bytes]) -> None:
-    if _next_line(process).strip() != _READY:
-        raise _gone(process)
+    def expect_ready(self) -> None:
+        """Waits until it is warm."""
+        if self._next_line().strip() != _READY:
+            raise self._gone()
 
+    def tell(self, words: str = "") -> None:
+        """Says a line to it."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{words}\n".encode())
+            self._process.stdin.flush()
+        except OSError as error:
+            raise self._gone() from error
 
-def _next_line(process: subprocess.Popen[bytes]) -> bytes:
-    """What it says next; nothing where it says nothing in time, and is ended."""
-    assert process.stdout is not None
-    limit = threading.Timer(_ANSWER_TIMEOUT_S, process.kill)
-    limit.start()
-    try:
-        return process.stdout.readline()
-    finally:
-        limit.cancel()
+    def result(self) -> AloneResult:
+        """What it measured."""
+        try:
+            return msgspec.json.decode(self._next_line(), type=AloneResult)
+        except msgspec.DecodeError as error:
+            raise self._gone() from error
 
+    def kill(self) -> None:
+        """Ends it, without waiting."""
+        self._process.kill()
 
-def _tell(process: subprocess.Popen[bytes], words: str = "") -> None:
-    assert process.stdin is not None
-    try:
-        process.stdin.write(f"{words}\n".encode())
-        process.stdin.flush()
-    except OSError as error:
-        raise _gone(process) from error
+    def close(self) -> None:
+        """Waits for its end and closes what leads to it."""
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            with contextlib.suppress(OSError):  # what was not written yet
+                stream.close()
 
+    def _next_line(self) -> bytes:
+        """What it says next; nothing where it says nothing in time, and is ended."""
+        assert self._process.stdout is not None
+        limit = threading.Timer(_ANSWER_TIMEOUT_S, self._process.kill)
+        limit.start()
+        try:
+            return self._process.stdout.readline(_MOST_LINE_BYTES)
+        finally:
+            limit.cancel()
 
-def _result_of(process: subprocess.Popen[bytes]) -> AloneResult:
-    try:
-        return msgspec.json.decode(_next_line(process), type=AloneResult)
-    except msgspec.DecodeError as error:
-        raise _gone(process) from error
-
-
-def _gone(process: subprocess.Popen[bytes]) -> EngineError:
-    process.kill()
-    _, words = process.communicate()
-    lines = words.decode(errors="replace").strip().splitlines()
-    return EngineError(f"a stage cannot be timed alone: {lines[-1] if lines else 'it left'}")
+    def _gone(self) -> EngineError:
+        self.kill()
+        self._process.wait()
+        return EngineError(f"a stage cannot be timed alone: {self._last_words.last() or 'it left'}")
 
 
 def _serve(programs: Sequence[StageProgram], inputs: tuple[torch.Tensor, ...]) -> None:

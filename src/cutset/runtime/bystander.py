@@ -8,7 +8,6 @@ something computes meanwhile, and is watched.
 from __future__ import annotations
 
 import mmap
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,11 +16,11 @@ import time
 from typing_extensions import Self
 
 from cutset.errors import EngineError
+from cutset.processes import made_environment
 
 _LIMIT_S = 600.0
 _START_TIMEOUT_S = 60.0
 _PAUSE_S = 0.01
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # Does what a stage does, about half of the time each: multiplies matrices that fill a core's cache,
 # and goes through more weights than any cache holds. So it also feels what others do to caches and
 # memory. Counts what it gets done in the file that is its standard output, and ends by itself when
@@ -71,7 +70,7 @@ class Bystanders:
                 [sys.executable, "-c", _PROGRAM, str(_LIMIT_S)],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
-                env={**os.environ, **dict.fromkeys(_ONE_THREAD, "1"), "PYTHONSAFEPATH": "1"},
+                env=made_environment(1),
             )
         self._processes.append(process)
 

@@ -12,12 +12,11 @@ import threading
 from collections.abc import Callable
 
 import torch
-from torch._C._distributed_c10d import TCPStore
 
-from cutset.engines.base import Connect, LinkLost
+from cutset.engines.base import Address, Connect, LinkLost
 from cutset.errors import ContractViolation
 from cutset.runtime.arena import Arena, create_file
-from cutset.runtime.channel import LinkContract, Parcel, StoreAddress, serve_store
+from cutset.runtime.channel import LinkContract, Parcel
 from cutset.runtime.circuit import Circuit, HostEnd
 from cutset.runtime.contract import boundary_out_of, check_tensors
 from cutset.runtime.ledger import Ledger
@@ -34,13 +33,13 @@ class CallerEnd:
         links: all links in order.
         host: the address on which this process listens, where it does.
         num_slots: slots of the memory shared with each neighbour; 0 where none is shared, and then
-            this process listens for its neighbours.
+            this process listens for its two neighbours.
         ledger: gets the answers.
         limits: how long to wait for what.
         timeline: of the caller.
 
     Raises:
-        OSError: the address is not one of this machine's, or the system has no descriptor left.
+        OSError: the system has no room or no descriptor left.
     """
 
     def __init__(
@@ -63,16 +62,12 @@ class CallerEnd:
         self._lock = threading.Lock()
         self._link_files: list[int] = []
         self._arenas: tuple[Arena, ...] = ()
-        self._store: TCPStore | None = None
-        try:
-            # Within a host nothing listens: each epoch's connections are handed to the neighbours.
-            if num_slots:
+        if num_slots:
+            try:
                 self._share(num_slots)
-            else:
-                self._store = serve_store(host)
-        except BaseException:
-            self.close()
-            raise
+            except BaseException:
+                self.close()
+                raise
 
     def _share(self, num_slots: int) -> None:
         for link in self._links:
@@ -89,21 +84,19 @@ class CallerEnd:
         """Descriptors of every link's shared memory, in order; none where none is shared."""
         return tuple(self._link_files)
 
-    def connect(self) -> Connect:
-        """The command that makes links; each attempt fills in its epoch and a name of its own."""
+    def connect(self, epoch: int) -> Connect:
+        """The command that has a worker make its links of an epoch."""
         return Connect(
-            epoch=0,
-            session="",
-            store_host=self._host if self._store else "",
-            store_port=self._store.port if self._store else 0,
+            epoch=epoch,
             connect_timeout_s=self._limits.connect_timeout_s,
             link_timeout_s=self._limits.link_timeout_s,
-            on_host=self._store is None,
+            on_host=bool(self._arenas),
         )
 
     def make_circuit(
         self,
         connect: Connect,
+        publish: Callable[[Address], None],
         on_connected: Callable[[int], None],
         on_lost: Callable[[LinkLost], None],
         connections: tuple[socket.socket, ...],
@@ -112,6 +105,7 @@ class CallerEnd:
 
         Args:
             connect: of this epoch.
+            publish: as in `Circuit`.
             on_connected: as in `Circuit`.
             on_lost: as in `Circuit`.
             connections: the receiving and the sending end of the links within this host, or
@@ -125,12 +119,8 @@ class CallerEnd:
         receive_end, send_end = ends or (None, None)
         return Circuit(
             epoch=epoch,
-            address=StoreAddress(
-                host=connect.store_host,
-                port=connect.store_port,
-                prefix=f"{connect.session}/epoch/{epoch}",
-                listen_host=self._host,
-            ),
+            listen_host=self._host,
+            publish=publish,
             receive_link=self._links[-1],
             send_link=self._links[0],
             connect_timeout_s=connect.connect_timeout_s,
@@ -145,12 +135,11 @@ class CallerEnd:
         )
 
     def close(self) -> None:
-        """Ends the store and gives the memory back; safe from any thread, and again."""
+        """Gives the memory back; safe from any thread, and again."""
         with self._lock:
             files, self._link_files = self._link_files, []
         for file in files:
             os.close(file)
-        self._store = None
         self._arenas = ()
 
     def _take(self, epoch: int, parcel: Parcel) -> None:

@@ -1,9 +1,9 @@
 """A link between two neighbours: headers and tensors over a two-rank gloo process group.
 
-Each link of each epoch has a process group of its own, on its own prefix of the session's
-TCPStore. A neighbour that dies is noticed at once (its end is closed by the system), one that is
-merely silent after the link's time-out; a sender with nothing to send says so regularly.
-Nothing that has once failed is used again: the next epoch makes new groups.
+Each link of each epoch has a process group of its own, whose ends meet in a store of their own
+(`cutset.runtime.meeting`). A neighbour that dies is noticed at once (its end is closed by the
+system), one that is merely silent after the link's time-out; a sender with nothing to send says so
+regularly. Nothing that has once failed is used again: the next epoch makes new groups.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, TCPStore
+from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store, TCPStore
 
 from cutset.errors import LinkTimeout
 from cutset.runtime.arena import padded
@@ -43,6 +43,10 @@ _Gloo: Any = ProcessGroupGloo
 _HEADER_TAG = 0
 _TENSOR_TAG = 1
 _HEADERS_AHEAD = 4
+PART_BYTES = 256 << 10
+"""Tensors cross in parts of so many bytes, each of which has the link's time-out for itself: a slow
+link passes whatever is large as long as it moves a part in that time.
+"""
 _SENDER_RANK = 0
 _RECEIVER_RANK = 1
 _STORE_TIMEOUT = dt.timedelta(seconds=10)
@@ -109,12 +113,12 @@ class LinkClosedError(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class StoreAddress:
-    """Where a session's store is, and under which prefix an epoch keeps its links.
+    """Where a measurement's store is, and under which prefix it keeps its links.
 
     Attributes:
         host: address of the store.
         port: its port.
-        prefix: session and epoch.
+        prefix: of the measurement.
         listen_host: address on which this process listens for its neighbours.
     """
 
@@ -147,22 +151,12 @@ def serve_store(host: str) -> TCPStore:
 
 
 def connect(address: StoreAddress, link: LinkContract, *, sends: bool, timeout_s: float) -> Any:
-    """Makes one end of a link; the neighbour does the same at the same time.
-
-    Args:
-        address: the session's store.
-        link: the link to make.
-        sends: True at the sender's end.
-        timeout_s: how long to wait for the neighbour to connect.
-
-    Returns:
-        The link's process group, for a `Sender` or `Receiver`.
+    """`join` over a store that listens at an address; for measurements, which no session carries.
 
     Raises:
         LinkTimeout: the neighbour did not come.
     """
-    started = time.monotonic()
-    try:
+    with _connecting(link):
         # A client of its own: a store's blocking get keeps other threads from the same client,
         # and two links waiting for each other's neighbours would stand still.
         store = TCPStore(
@@ -173,20 +167,50 @@ def connect(address: StoreAddress, link: LinkContract, *, sends: bool, timeout_s
             dt.timedelta(seconds=timeout_s),
             wait_for_workers=False,
         )
+        prefix = PrefixStore(f"{address.prefix}/link/{link.index}", store)
+    return join(prefix, address.listen_host, link, sends=sends, timeout_s=timeout_s)
+
+
+def join(
+    store: Store, listen_host: str, link: LinkContract, *, sends: bool, timeout_s: float
+) -> Any:
+    """Makes one end of a link; the neighbour does the same at the same time.
+
+    Args:
+        store: where the two ends, and nobody else, learn each other's address.
+        listen_host: address on which this process listens for its neighbour.
+        link: the link to make.
+        sends: True at the sender's end.
+        timeout_s: how long to wait for the neighbour to connect.
+
+    Returns:
+        The link's process group, for a `Sender` or `Receiver`.
+
+    Raises:
+        LinkTimeout: the neighbour did not come.
+    """
+    with _connecting(link):
         options = _Gloo._Options()
-        options._devices = [_Gloo.create_device(hostname=address.listen_host)]
+        options._devices = [_Gloo.create_device(hostname=listen_host)]
         options._threads = 1
         options._timeout = dt.timedelta(seconds=timeout_s)
-        prefix = PrefixStore(f"{address.prefix}/link/{link.index}", store)
-        group = _Gloo(prefix, _SENDER_RANK if sends else _RECEIVER_RANK, 2, options)
-    except RuntimeError as error:  # torch's DistError and its kin
+        return _Gloo(store, _SENDER_RANK if sends else _RECEIVER_RANK, 2, options)
+
+
+@contextlib.contextmanager
+def _connecting(link: LinkContract) -> Iterator[None]:
+    """Turns what torch and gloo raise while they connect into ours."""
+    started = time.monotonic()
+    try:
+        yield
+    # torch's DistError and its kin; and what comes of an address that is none.
+    except (RuntimeError, ValueError, MemoryError) as error:
         waited_s = time.monotonic() - started
         raise LinkTimeout(
             f"link {link.name}: the neighbour did not connect within {waited_s:.1f} s ({error})",
             link=link.name,
             seconds=waited_s,
         ) from error
-    return group
 
 
 class Sender:
@@ -196,7 +220,7 @@ class Sender:
         group: the link's process group.
         link: what it may carry.
         epoch: the epoch that every message names.
-        timeout_s: how long the neighbour may take to receive a message.
+        timeout_s: how long the neighbour may take to receive a header, or a part of a tensor.
     """
 
     def __init__(self, group: Any, link: LinkContract, epoch: int, timeout_s: float) -> None:
@@ -243,7 +267,11 @@ class Sender:
         pack_header(header, self._buffer)
         with _translated(self._link):
             works = [self._group.send([self._header], _RECEIVER_RANK, _HEADER_TAG)]
-            works += [self._group.send([data], _RECEIVER_RANK, _TENSOR_TAG) for data in payloads]
+            works += [
+                self._group.send([part], _RECEIVER_RANK, _TENSOR_TAG)
+                for data in payloads
+                for part in _parts(data)
+            ]
             for work in works:
                 work.wait(self._timeout)
 
@@ -255,7 +283,7 @@ class Receiver:
         group: the link's process group.
         link: what it may carry.
         epoch: the epoch that every message must name.
-        timeout_s: how long the neighbour may be silent, or take to send a tensor.
+        timeout_s: how long the neighbour may be silent, or take to send a part of a tensor.
         reuse: hand out memory that is used again once the parcel is released; otherwise each
             parcel has memory of its own, which needs no release.
     """
@@ -328,7 +356,10 @@ class Receiver:
             for layout in header.layouts:
                 piece = memory[offset : offset + layout.num_bytes]
                 if layout.num_bytes:
-                    works.append(self._group.recv([piece], _SENDER_RANK, _TENSOR_TAG))
+                    works += [
+                        self._group.recv([part], _SENDER_RANK, _TENSOR_TAG)
+                        for part in _parts(piece)
+                    ]
                 tensors.append(from_bytes(piece, layout))
                 offset += padded(layout.num_bytes)
             for work in works:
@@ -346,6 +377,10 @@ class Receiver:
             return self._free.pop()
         except IndexError:
             return torch.empty(max(self._link.slot_bytes, num_bytes), dtype=torch.uint8)
+
+
+def _parts(memory: torch.Tensor) -> list[torch.Tensor]:
+    return [memory[start : start + PART_BYTES] for start in range(0, len(memory), PART_BYTES)]
 
 
 def dense(tensor: torch.Tensor) -> torch.Tensor:

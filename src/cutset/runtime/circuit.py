@@ -17,16 +17,18 @@ sends it itself, and a worker's computing thread receives: waking another one wo
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import logging
 import queue
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
-from cutset.engines.base import LinkLost
+from cutset.engines.base import Address, LinkLost
 from cutset.errors import LinkTimeout
 from cutset.runtime.arena import Arena
 from cutset.runtime.channel import (
@@ -35,16 +37,33 @@ from cutset.runtime.channel import (
     Parcel,
     Receiver,
     Sender,
-    StoreAddress,
-    connect,
+    join,
 )
 from cutset.runtime.hostlink import HostReceiver, HostSender
+from cutset.runtime.meeting import Meeting
 from cutset.runtime.wire import KEEP_ALIVE, WireError
 
 _LOG = logging.getLogger(__name__)
 
 _KEEP_ALIVES_PER_TIMEOUT = 5
 _CLOSE_TIMEOUT_S = 1.0
+_EXIT_TIMEOUT_S = 30.0
+
+
+_BETWEEN_HOSTS: weakref.WeakSet[Circuit] = weakref.WeakSet()
+
+
+@atexit.register
+def _await_threads() -> None:
+    """Waits for threads that are inside gloo when Python ends.
+
+    Python tears a thread away that comes back from a library then, which the library's C++ answers
+    by ending the process as if it had crashed. Each such wait has a limit of its own.
+    """
+    for circuit in list(_BETWEEN_HOSTS):
+        circuit.close()
+    for circuit in list(_BETWEEN_HOSTS):
+        circuit.join(_EXIT_TIMEOUT_S)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +84,9 @@ class Circuit:
 
     Args:
         epoch: which epoch.
-        address: where the session's store is.
+        listen_host: address on which this process listens for its neighbours, where they are not on
+            this host.
+        publish: brings an address of this process to the neighbour's `tell`; only between hosts.
         receive_link: the link from the neighbour before.
         send_link: the link to the neighbour after.
         connect_timeout_s: how long the neighbours may take to connect.
@@ -86,7 +107,8 @@ class Circuit:
         self,
         *,
         epoch: int,
-        address: StoreAddress,
+        listen_host: str,
+        publish: Callable[[Address], None],
         receive_link: LinkContract,
         send_link: LinkContract,
         connect_timeout_s: float,
@@ -101,7 +123,7 @@ class Circuit:
         on_sent: Callable[[Parcel, float, float], None],
     ) -> None:
         self.epoch = epoch
-        self._address = address
+        self._listen_host = listen_host
         self._receive_link = receive_link
         self._send_link = send_link
         self._connect_timeout_s = connect_timeout_s
@@ -123,6 +145,11 @@ class Circuit:
         self._host_sender: HostSender | None = None
         self._inline_receiver: HostReceiver | None = None
         self._receives_inline = receives_inline
+        self._meetings = {
+            link.index: Meeting(epoch, link.index, publish, connect_timeout_s)
+            for link, end in ((receive_link, receive_end), (send_link, send_end))
+            if end is None
+        }
         targets = {"send": self._send}
         if not receives_inline:
             targets["receive"] = self.receive
@@ -130,6 +157,9 @@ class Circuit:
             threading.Thread(target=target, name=f"cutset-{what}-{epoch}", daemon=True)
             for what, target in targets.items()
         )
+
+        if self._meetings:
+            _BETWEEN_HOSTS.add(self)
 
     def start(self) -> None:
         """Connects, and then receives and sends until the epoch is over; returns at once.
@@ -145,6 +175,12 @@ class Circuit:
             self._connected()
         for thread in self._threads:
             thread.start()
+
+    def tell(self, address: Address) -> None:
+        """Takes the address of a neighbour; that of another epoch or link is dropped."""
+        meeting = self._meetings.get(address.link)
+        if address.epoch == self.epoch and meeting is not None:
+            meeting.tell(address)
 
     def send(self, parcel: Parcel) -> None:
         """Sends a micro-batch, or hands it to the sending thread; never waits for the neighbour.
@@ -180,14 +216,16 @@ class Circuit:
         """
         self._closed.set()
         self._outbox.put(None)
+        for meeting in self._meetings.values():
+            meeting.close()
         if self._inline_receiver is not None:
             self._inline_receiver.interrupt()
 
-    def join(self) -> None:
-        """Waits a second for the threads, for the sake of a tidy end."""
+    def join(self, timeout_s: float = _CLOSE_TIMEOUT_S) -> None:
+        """Waits so long for each of the threads, for the sake of a tidy end."""
         for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(_CLOSE_TIMEOUT_S)
+            if thread.ident is not None and thread is not threading.current_thread():
+                thread.join(timeout_s)
 
     def _connected(self) -> None:
         with self._lock:
@@ -265,8 +303,9 @@ class Circuit:
         return sender
 
     def _join(self, link: LinkContract, *, sends: bool) -> Any:
-        return connect(
-            self._address,
+        return join(
+            self._meetings[link.index],
+            self._listen_host,
             link,
             sends=sends,
             timeout_s=self._connect_timeout_s,

@@ -15,7 +15,6 @@ from __future__ import annotations
 import itertools
 import logging
 import queue
-import secrets
 import socket
 import threading
 import time
@@ -25,6 +24,7 @@ import msgspec
 
 from cutset import errors
 from cutset.engines.base import (
+    Address,
     BatchFailed,
     Collect,
     Connected,
@@ -63,7 +63,7 @@ _KILL_TIMEOUT_S = 5.0
 _MAX_BACK_OFF_S = 5.0
 _MAX_DOUBLINGS = 32
 _UNSAID_S = 2.0
-_NAME_BYTES = 16
+_CALLER = -1
 # No descriptor, process, thread or memory left now. Python says the third by a RuntimeError.
 _SHORTAGES = (OSError, RuntimeError, MemoryError)
 
@@ -251,17 +251,14 @@ class Supervisor:
 
     def _make_links(self) -> Circuit:
         """Has everyone connect under the present epoch; returns the caller's own circuit."""
-        connect = self._caller_end.connect()
-        # A name that nobody can know before: a stranger at the store cannot have been there first.
-        connect = msgspec.structs.replace(
-            connect, epoch=self.epoch, session=secrets.token_hex(_NAME_BYTES)
-        )
+        connect = self._caller_end.connect(self.epoch)
         pairs: list[tuple[socket.socket, socket.socket]] = []
         try:
             while connect.on_host and len(pairs) <= len(self.stages):
                 pairs.append(socket.socketpair())
             circuit = self._circuit = self._caller_end.make_circuit(
                 connect,
+                lambda address: self._events.put((None, address)),
                 lambda epoch: self._events.put((None, Connected(epoch=epoch))),
                 lambda event: self._events.put((None, event)),
                 (pairs[-1][1], pairs[0][0]) if pairs else (),
@@ -327,6 +324,8 @@ class Supervisor:
                 self._caller_connected = event.epoch
             elif isinstance(event, LinkLost):
                 self._lose_link(event)
+            elif isinstance(event, Address):
+                self._pass_on(event, _CALLER)
             return
         stage = self.stages[worker.stage]
         if stage.worker is not worker:
@@ -343,8 +342,28 @@ class Supervisor:
             self._ledger.fail(event.epoch, event.sequence, self._failure(worker.stage, event))
         elif isinstance(event, Heartbeat):
             self._hear(stage, event)
+        elif isinstance(event, Address):
+            self._pass_on(event, worker.stage)
         else:
             self._note_progress(stage, event)
+
+    def _pass_on(self, address: Address, origin: int) -> None:
+        """Gives an address to whoever is at the other end of its link, in the present epoch."""
+        last = len(self.stages)
+        ends = {
+            address.link - 1 if address.link else _CALLER,
+            address.link if address.link < last else _CALLER,
+        }
+        if address.epoch != self.epoch or origin not in ends or not 0 <= address.link <= last:
+            return
+        (neighbour,) = ends - {origin}
+        if neighbour == _CALLER:
+            if self._circuit is not None:
+                self._circuit.tell(address)
+            return
+        worker = self.stages[neighbour].worker
+        if worker is not None:
+            worker.send(address)
 
     def _note_progress(self, stage: StageRecord, event: Event) -> None:
         if isinstance(event, Started):

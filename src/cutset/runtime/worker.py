@@ -32,6 +32,7 @@ import torch
 from cutset.backends.allocator import give_back_memory, keep_freed_memory, map_large_blocks
 from cutset.backends.base import StageProgram, load_stage
 from cutset.engines.base import (
+    Address,
     BatchFailed,
     Collect,
     Command,
@@ -51,7 +52,7 @@ from cutset.engines.base import (
 from cutset.engines.control import ControlSocket
 from cutset.errors import ContractViolation, CutsetError, StageFailed
 from cutset.runtime.arena import Arena
-from cutset.runtime.channel import LinkContract, Parcel, StoreAddress
+from cutset.runtime.channel import LinkContract, Parcel
 from cutset.runtime.circuit import Circuit, HostEnd
 from cutset.runtime.contract import (
     boundary_into,
@@ -127,6 +128,9 @@ class StageWorker:
                     ).start()
                 elif isinstance(command, Connect):
                     self._connect(command)
+                elif isinstance(command, Address):
+                    if self._circuit is not None:
+                        self._circuit.tell(command)
                 elif isinstance(command, Collect):
                     self._report(spans=command.spans)
                 elif isinstance(command, Stop):
@@ -187,12 +191,8 @@ class StageWorker:
         )
         circuit = self._circuit = Circuit(
             epoch=command.epoch,
-            address=StoreAddress(
-                host=command.store_host,
-                port=command.store_port,
-                prefix=f"{command.session}/epoch/{command.epoch}",
-                listen_host=self._listen_host,
-            ),
+            listen_host=self._listen_host,
+            publish=self._control.send,
             receive_link=receive_link,
             send_link=self._links[stage + 1],
             connect_timeout_s=command.connect_timeout_s,

@@ -13,8 +13,11 @@ def test_a_program_says_what_it_printed_or_why_it_failed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CUTSET_CACHE_DIR", str(tmp_path))
-    monkeypatch.setitem(probe_host.PROGRAMS, "say", ("-c", "print('done')"))
-    monkeypatch.setitem(probe_host.PROGRAMS, "fail", ("-c", "raise SystemExit('no such model')"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "says.py").write_text("def main(): print('done')")
+    (tmp_path / "fails.py").write_text("def main(): raise SystemExit('no such model')")
+    monkeypatch.setitem(probe_host.PROGRAMS, "say", "says")
+    monkeypatch.setitem(probe_host.PROGRAMS, "fail", "fails")
     host = probe_host.ProbeHost(lease_s=math.inf, linger_s=30.0)
     with pytest.raises(probe_host.EngineError, match="no program was started"):
         host.program_result()

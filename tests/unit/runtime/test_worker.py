@@ -43,9 +43,6 @@ def test_the_circuit_is_known_before_its_first_micro_batch_can_come(
     stage_worker._connect(
         Connect(
             epoch=1,
-            session="s",
-            store_host="127.0.0.1",
-            store_port=1,
             connect_timeout_s=1.0,
             link_timeout_s=1.0,
         )
