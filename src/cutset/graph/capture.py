@@ -24,8 +24,9 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from cutset.errors import CaptureError
-from cutset.graph.arguments import ExampleInputs, split_inputs
+from cutset.graph.arguments import ExampleInputs, split_inputs, untouched
 from cutset.graph.captured import check_computes
+from cutset.graph.constants import fold_constant_items
 from cutset.graph.diagnosis import check_conditions, check_program, export_error
 from cutset.graph.functionalise import replace_inplace_operations
 from cutset.graph.input_rows import check_input_rows, name_input_without_rows
@@ -33,8 +34,11 @@ from cutset.graph.ir import Graph
 from cutset.graph.lowering import CapturedModel, lower_program
 from cutset.graph.number_of_rows import fixed_rows_error
 from cutset.graph.regions import inline_regions
+from cutset.graph.rehearsal import check_runs, kept_from_calls
 from cutset.tensors import BATCH, TensorSpec
 from cutset.torch_settings import plain_modes
+
+logger = logging.getLogger(__name__)
 
 MAX_ROWS = 1 << 24
 """Upper end of the range of rows that a captured model is asked to hold for."""
@@ -61,12 +65,51 @@ def capture_model(model: torch.nn.Module, example_inputs: ExampleInputs) -> Capt
     model.eval()
     args, kwargs = split_inputs(example_inputs)
     check_input_rows(model, args, kwargs)
+    with untouched(model):
+        check_runs(model, args, kwargs)
+        try:
+            return _capture(model, args, kwargs)
+        except CaptureError:
+            captured = _capture_without_what_was_kept(model, args, kwargs)
+            if captured is None:
+                raise
+            return captured
+
+
+def _capture(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> CapturedModel:
     exported = _export(model, args, kwargs)
     inline_regions(exported)
+    fold_constant_items(exported)
     check_program(exported)
     exported = replace_inplace_operations(exported)
     captured = lower_program(model, exported, (args, kwargs))
     check_computes(captured.graph)
+    return captured
+
+
+def _capture_without_what_was_kept(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> CapturedModel | None:
+    """The model as if no call had left anything in it; None where none did, or it does not help.
+
+    A grid that is kept with the shape it was made for binds a capture to that many rows. Verifying
+    a bundle compares what is captured with the model as it is.
+    """
+    kept = kept_from_calls(model, args, kwargs)
+    if not kept:
+        return None
+    paths = {module: path for path, module in model.named_modules()}
+    names = ", ".join(f"{paths[module]}.{name}".lstrip(".") for module, name in kept)
+    with untouched(model):
+        for module, name in kept:
+            vars(module)[name] = None
+        try:
+            captured = _capture(model, args, kwargs)
+        except (CaptureError, TypeError, AttributeError):
+            return None
+    logger.info("captured as if no earlier call had left %s in the model", names)
     return captured
 
 

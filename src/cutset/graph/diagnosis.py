@@ -18,6 +18,11 @@ from cutset.graph.source import is_library_file, source_line
 
 _MOST_CHARACTERS = 240
 _ADVICE = "Make the forward free of decisions on tensor values and of a fixed number of rows"
+_RUNS = "The model itself runs on its example; this is what torch.export cannot follow in it"
+_ON_VALUES = re.compile(
+    r"data.?dependent|unbacked|\bu\d+\b|zuf\d|nonzero|convert.*to a (?:Python )?(?:scalar|bool)",
+    re.IGNORECASE,
+)
 _SPECIALISED = re.compile(r"specialized it to be a constant \((\d+)\)")
 _CONDITION = re.compile(r"satisfy the generated guard (.+?)\.(?:\s|$)")
 _UNKNOWN_RESULT = re.compile(r"Found (<class '[^']+'>) in output")
@@ -44,7 +49,7 @@ def error_at(node: Node, why: str, *, operation: str | None = None) -> CaptureEr
 
 def export_error(model: torch.nn.Module, error: Exception) -> CaptureError:
     """What stopped `torch.export`, in words, with the place found in the error's traceback."""
-    module_path, source = _place(model, error)
+    module_path, source = place_of(model, error)
     text = str(error).strip()
     scripted = [p for p, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
     fixed = _SPECIALISED.search(text)
@@ -75,10 +80,10 @@ def export_error(model: torch.nn.Module, error: Exception) -> CaptureError:
             "torch.export.register_dataclass before the model is captured"
         )
     else:
-        line = (text.splitlines() or [type(error).__name__])[0]
-        if len(line) > _MOST_CHARACTERS:
-            line = f"{line[:_MOST_CHARACTERS]} ..."  # a condition on ninety symbols names each
-        why = f"{line.partition(' See http')[0].rstrip('.')}. {_ADVICE}"
+        line = (text.splitlines() or [type(error).__name__])[0].partition(" See http")[0]
+        on_values = _ON_VALUES.search(f"{type(error).__name__} {text}")
+        # A condition on ninety symbols names each.
+        why = f"{shortened(line, _MOST_CHARACTERS).rstrip('.')}. {_ADVICE if on_values else _RUNS}"
     place = place_in_words(module_path, source, operation)
     return CaptureError(
         f"torch.export cannot trace the model{place}: {why}",
@@ -86,6 +91,17 @@ def export_error(model: torch.nn.Module, error: Exception) -> CaptureError:
         source=source,
         operation=operation,
     )
+
+
+def shortened(text: str, most: int) -> str:
+    """The beginning of a text, `most` characters or a little more: whole sentences or words."""
+    if len(text) <= most:
+        return text
+    head = text[: most + 1]
+    end = head.rfind(". ")
+    if end > 0:
+        return head[: end + 1]
+    return f"{head[: max(head.rfind(' '), 0)] or head[:-1]} ..."
 
 
 def place_in_words(module_path: str | None, source: str | None, operation: str | None) -> str:
@@ -99,7 +115,7 @@ def place_in_words(module_path: str | None, source: str | None, operation: str |
     )
 
 
-def _place(model: torch.nn.Module, error: Exception) -> tuple[str | None, str | None]:
+def place_of(model: torch.nn.Module, error: Exception) -> tuple[str | None, str | None]:
     """Path of the innermost module of the model in the traceback, and the user's line there."""
     paths = {id(module): path for path, module in model.named_modules()}
     module_path = source = None
