@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cutset.planning.downset_goals import Goals, OutOfReach
-from cutset.planning.downset_search import solve_downsets
+from cutset.planning.downset_orders import certificates_for_all
+from cutset.planning.downset_search import open_searches, solve_downsets
 from cutset.planning.downsets import DagProblem, Tensor, contract, list_downsets
 from cutset.planning.simulate import simulate
 
@@ -87,7 +88,7 @@ def load(problem, before, after, c, *, alone=False):
         return math.inf
     if sum(problem.weight_bytes[k] for k in stage) > problem.limit_bytes[c]:
         return math.inf
-    work = sum(problem.seconds[c, k] for k in stage)
+    work = math.fsum(problem.seconds[c, k] for k in stage)
     send, receive = problem.send_s_per_byte, problem.receive_s_per_byte
     if alone:
         send = receive = 0.0
@@ -172,6 +173,77 @@ def test_downset_plans_are_the_best_there_are(problem):
         assert seconds == pytest.approx(load(problem, before, done, c), abs=1e-9)
     assert done == frozenset(range(problem.seconds.shape[1]))
     assert all(solution.classes.count(c) <= n for c, n in enumerate(problem.counts))
+
+
+@quick
+@given(dags())
+def test_too_many_downsets_are_no_claim_about_all(problem):
+    """As if only a few could be listed: the bounds hold for every plan all the same."""
+    expected = best_twin(problem)
+    (*_, last) = open_searches(problem, limit=4)
+    found = last.search.run(math.inf)
+    parts, _ = contract(problem)
+    if found is not None:
+        solution = last.solution(found[1])
+        assert solution.period_s >= expected * (1 - 1e-9)
+        bounds = certificates_for_all(problem, parts, math.inf, by_latency=False)
+        assert all(bound.bound_s <= expected * (1 + 1e-9) for bound in bounds)
+    if last.family == "downset":
+        value = math.inf if found is None else solution.period_s
+        assert value == pytest.approx(expected, rel=1e-9)
+
+
+NUM_QUICK, NUM_SOAK = 60, 1500
+
+
+def wide(problem, seed):
+    """The same graph with seconds from 1e-9 to 1e15."""
+    rng = np.random.default_rng(seed)
+
+    def draw(shape):
+        values = 10.0 ** rng.uniform(-9, 15, shape)
+        return np.where(rng.random(shape) < 0.1, 0.0, values)
+
+    seconds = np.where(np.isinf(problem.seconds), math.inf, draw(problem.seconds.shape))
+    moves = draw(len(problem.tensors))
+    return dataclasses.replace(
+        problem,
+        seconds=seconds,
+        tensors=tuple(
+            dataclasses.replace(tensor, transfer_s=float(each))
+            for tensor, each in zip(problem.tensors, moves, strict=True)
+        ),
+        overhead_s=tuple(draw(len(problem.counts)).tolist()) if rng.random() < 0.5 else (),
+        link_latency_s=float(draw(1)[0]),
+    )
+
+
+def check_wide(problem):
+    expected = best_twin(problem)
+    for limit in (100_000, 4):
+        solution = solve_downsets(problem, limit=limit)
+        if limit > 4 or (solution is not None and solution.family == "downset"):
+            value = math.inf if solution is None else solution.period_s
+            assert value == pytest.approx(expected, rel=1e-9, abs=0)
+        elif solution is not None:
+            assert solution.period_s >= expected * (1 - 1e-9)
+    if math.isfinite(expected):
+        parts, _ = contract(problem)
+        for bound in certificates_for_all(problem, parts, math.inf, by_latency=False):
+            assert bound.bound_s <= expected * (1 + 1e-9)
+
+
+@settings(quick, max_examples=NUM_QUICK)
+@given(dags(), st.integers(0, 2**32))
+def test_graphs_with_costs_of_any_size_are_solved_exactly(problem, seed):
+    check_wide(wide(problem, seed))
+
+
+@pytest.mark.soak
+@settings(quick, max_examples=NUM_SOAK)
+@given(dags(), st.integers(0, 2**32))
+def test_many_graphs_with_costs_of_any_size_are_solved_exactly(problem, seed):
+    check_wide(wide(problem, seed))
 
 
 @quick

@@ -38,8 +38,9 @@ from cutset.planning.cost_graph_checks import first_problem, first_repeated_key
 from cutset.planning.cost_graph_reasons import Wanted, limit_not_kept, no_plan
 from cutset.planning.deadline import OutOfTime, OverBudget, within
 from cutset.planning.downset_goals import MAX_FRONT, Goals, OutOfReach
-from cutset.planning.downsets import DagProblem, DagSolution, Tensor
-from cutset.planning.plan import PLAN_FORMAT, Certificate, Plan, StagePlan
+from cutset.planning.downset_orders import certificates_for_all
+from cutset.planning.downsets import DagProblem, DagSolution, Tensor, contract
+from cutset.planning.plan import PLAN_FORMAT, Certificate, Plan, StagePlan, gap_of, proven_among
 
 _MAX_FILE_BYTES = 64 << 20
 _T = TypeVar("_T")
@@ -113,10 +114,12 @@ def plan_cost_graph(
 ) -> Plan:
     """The best plan for a cost graph.
 
-    Exact over all downsets where there are at most 10^5, over the prefixes of one topological
-    order where there are more; `Plan.family` says which. A stage's `units` are its nodes; `start`
-    and `stop` count nodes in the order of the stages. Through the host a stage's `receive_s` holds
-    all its transfers. A row is a micro-batch: what the graph's seconds are for.
+    Exact over all downsets where there are at most 10^5, with nodes that cost nothing joined with
+    what they read if that is needed. Where there are more, the cuts of several topological orders
+    are searched, and bounds that hold for any cut judge the plan; `Plan.family` says which. A
+    stage's `units` are its nodes; `start` and `stop` count nodes in the order of the stages.
+    Through the host a stage's `receive_s` holds all its transfers. A row is a micro-batch: what the
+    graph's seconds are for.
 
     Args:
         graph: the costs, or the file that holds them.
@@ -247,10 +250,9 @@ class _Task:
         stages = _stages(costs, dag, self.kinds, solution)
         used = {stage.device for stage in stages}
         value_s = solution.latency_s if objective == "latency" else solution.period_s
-        searched = f"{solution.num_downsets:,} {solution.family} cuts"
-        name, detail = "exhaustion", f"every plan over {searched} was ruled out"
-        if bound_s < value_s * (1 - 1e-9):
-            name, detail = "volume", f"the time limit ended the search over {searched}"
+        certificates = self._certificates(solution, value_s, bound_s, objective == "latency")
+        bound_s, has_links = certificates[0].bound_s, bool(dag.link_latency_s)
+        has_links = has_links or any(tensor.transfer_s for tensor in dag.tensors)
         return Plan(
             format=PLAN_FORMAT,
             objective=objective,
@@ -259,17 +261,33 @@ class _Task:
             period_s=solution.period_s,
             latency_s=solution.latency_s,
             bound_s=bound_s,
-            bound_by=name,
-            gap=_gap(value_s, bound_s),
+            bound_by=certificates[0].name,
+            gap=gap_of(value_s, bound_s),
             serial=dag.serial or dag.through_host,
             fixed_order=wanted.fixed_order,
             max_latency_s=wanted.max_latency_s,
             min_rows_per_s=wanted.min_rows_per_s,
             family=solution.family,
-            certificates=(Certificate(name=name, bound_s=bound_s, detail=detail),),
+            proven_among=proven_among(solution.family, has_links=has_links),
+            certificates=certificates,
             unused_devices=tuple(d.name for d in cluster.devices if d.name not in used),
             notes=_notes(costs, cluster),
         )
+
+    def _certificates(
+        self, solution: DagSolution, value_s: float, bound_s: float, by_latency: bool
+    ) -> tuple[Certificate, ...]:
+        """What bounds the objective of plans with any cut, the tightest first."""
+        searched = f"{solution.num_downsets:,} cuts"
+        if solution.family == "downset" and bound_s >= value_s * (1 - 1e-9):
+            detail = f"every plan over {searched}, which are all, was ruled out"
+            return (Certificate(name="exhaustion", bound_s=bound_s, detail=detail),)
+        parts, _ = contract(self.dag)
+        found = list(certificates_for_all(self.dag, parts, value_s, by_latency=by_latency))
+        if solution.family == "downset":
+            detail = f"the search over {searched}, which are all, was ended by the time limit"
+            found.append(Certificate(name="search", bound_s=bound_s, detail=detail))
+        return tuple(sorted(found, key=lambda certificate: -certificate.bound_s))
 
 
 def _kinds(costs: CostGraph, cluster: Cluster, *, fixed_order: bool) -> list[list[Device]]:
@@ -375,12 +393,6 @@ def _stages(
         )
         position += len(nodes)
     return tuple(stages)
-
-
-def _gap(value_s: float, bound_s: float) -> float:
-    if bound_s >= value_s * (1 - 1e-9):
-        return 0.0
-    return value_s / bound_s - 1 if bound_s else math.inf
 
 
 def _notes(costs: CostGraph, cluster: Cluster) -> tuple[str, ...]:

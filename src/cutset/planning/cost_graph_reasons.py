@@ -74,7 +74,7 @@ def limit_not_kept(reason: OutOfReach, wanted: Wanted) -> PlanError:
 
 def _among(family: str) -> str:
     """What a claim holds for, where not for all cuts."""
-    return "" if family == "downset" else " among the cuts of one order, which were searched"
+    return "" if family == "downset" else " among the cuts that were searched, which are not all"
 
 
 def no_plan(

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cutset.planning.deadline import OverBudget
+from cutset.planning.downset_orders import fold_free_parts, prefixes_of_orders
 from cutset.planning.downsets import (
     MAX_DOWNSETS,
     DagProblem,
@@ -99,8 +100,7 @@ class DownsetSearch:
                 instead of what keeps its device busy in steady state.
         """
         problem, space = self.problem, self.space
-        row = space.seconds[device_class]
-        loads: Floats = row[window] - row[start]
+        loads = space.seconds_between(start, window, device_class)
         if not alone and problem.overhead_s:
             loads += problem.overhead_s[device_class]
         send, receive = (
@@ -108,18 +108,11 @@ class DownsetSearch:
         )
         if problem.through_host and not problem.pays[device_class]:
             return loads
+        if problem.through_host:
+            return loads + space.through_host_s(start, window, send, receive)
         if send or receive:
             loads += send * space.cut_bytes[window] + receive * space.cut_bytes[start]
-        if problem.through_host:
-            loads += space.cut_s[window] + space.cut_s[start]
-            for t in np.flatnonzero(space.alive[:, start]):
-                passed = space.alive[t, window].astype(np.float64)
-                users = [k for k in space.targets[t] if not space.member[k, start]]
-                unused = ~np.logical_or.reduce(space.member[users, window], axis=0)
-                given = space.costs[t] + send * space.num_bytes[t]
-                taken = space.costs[t] + receive * space.num_bytes[t]
-                loads -= passed * (given + taken * unused)
-        elif alone:
+        if alone:
             loads += self.cut_s(start)
         elif problem.serial:
             sent = space.cut_s[window] + problem.link_latency_s
@@ -264,7 +257,7 @@ def solve_downsets(
     limit: int = MAX_DOWNSETS,
     allowed: Callable[[Space], npt.NDArray[np.bool_]] | None = None,
 ) -> DagSolution | None:
-    """The plan of least period over all downsets, or over prefixes where there are too many.
+    """The plan of least period over all downsets, or over some orders where there are too many.
 
     Args:
         problem: the graph and the devices.
@@ -330,16 +323,24 @@ def open_searches(
     limit: int = MAX_DOWNSETS,
     allowed: Callable[[Space], npt.NDArray[np.bool_]] | None = None,
 ) -> list[Opened]:
-    """A search over the prefixes of one order and, where they are few enough, over all downsets.
+    """A search over the prefixes of one order, and one over all downsets or over several orders.
 
-    The last one is the one that proves most. Arguments and errors as for `solve_downsets`.
+    Parts that cost nothing are joined with what they read where the downsets are too many to list
+    otherwise. With a number of stages this may take a plan away (one of such a part alone), so then
+    the family is no longer all downsets. The last one is the one that proves most. Arguments and
+    errors as for `solve_downsets`.
     """
     parts, before = contract(problem)
-    masks = list_downsets(before, limit)
+    masks, is_all = list_downsets(before, limit), True
+    if masks is None:
+        parts, before = fold_free_parts(problem, parts, before)
+        masks, is_all = list_downsets(before, limit), problem.num_stages is None
     prefixes = [0, *itertools.accumulate((1 << k for k in range(len(parts))), lambda a, b: a | b)]
-    family = "downset" if masks is not None else "prefix"
+    if masks is None:
+        masks, is_all = prefixes_of_orders(problem, parts, before, limit), False
+    family = "downset" if is_all else "orders"
     opened = []
-    for choice in [prefixes] if masks is None else [prefixes, masks]:
+    for choice in (prefixes, masks):
         space = Space(problem, choice, parts)
         if problem.max_tensors is not None:
             space.keep(space.num_alive <= problem.max_tensors)

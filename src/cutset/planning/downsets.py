@@ -20,12 +20,13 @@ stage, so only a window of the sorted downsets is looked at.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import numpy.typing as npt
 
 from cutset.planning.deadline import NEVER, Deadline
-from cutset.planning.totals import Floats, Ints
+from cutset.planning.totals import Digits, Floats, Ints, digits_of
 
 MAX_DOWNSETS = 100_000
 
@@ -99,7 +100,7 @@ class DagSolution:
         period_s: the largest load or cut.
         latency_s: seconds for one micro-batch alone.
         num_downsets: how many were searched.
-        family: ``"downset"``, or ``"prefix"`` where there were too many downsets.
+        family: ``"downset"``, or ``"orders"`` where there were too many downsets.
     """
 
     stages: tuple[tuple[int, ...], ...]
@@ -213,7 +214,9 @@ class Space:
         width = (num + 7) // 8
         raw = np.frombuffer(b"".join(m.to_bytes(width, "little") for m in masks), dtype=np.uint8)
         bits = np.unpackbits(raw.reshape(count, width), axis=1, bitorder="little", count=num)
-        part_seconds = np.stack([problem.seconds[:, part].sum(axis=1) for part in parts], axis=1)
+        part_seconds = np.array(
+            [[math.fsum(row[part]) for part in parts] for row in problem.seconds]
+        )
         work = part_seconds.min(axis=0)
         work[np.isinf(work)] = 0.0
         # Whole numbers add without rounding, so a larger downset never seems to hold less work.
@@ -224,7 +227,9 @@ class Space:
         self.member: npt.NDArray[np.bool_] = np.ascontiguousarray(bits.T).astype(bool)
         self.work: Floats = whole[order] / scale
         finite = np.where(np.isinf(part_seconds), 0.0, part_seconds)
-        self.seconds: Floats = finite @ self.member
+        self._parts = digits_of(finite, num_terms=num)
+        # What the parts of each downset take on each class: digits of it, shape (L, C, count).
+        self.totals: Ints = self._parts.digits @ self.member.astype(np.int64)
         self.impossible: Ints = np.isinf(part_seconds).astype(np.int64) @ self.member
         self.size: Floats = (
             np.array([problem.weight_bytes[part].sum() for part in parts]) @ self.member
@@ -233,6 +238,11 @@ class Space:
             ratio = np.where(work > 0, work / part_seconds, 0.0)
         self.rates: Floats = ratio.max(axis=1)
         self._read_tensors(problem, parts)
+
+    def seconds_between(self, start: int, window: slice, device_class: int) -> Floats:
+        """Seconds of what the downsets of a window hold more than the one at `start`."""
+        row = self.totals[:, device_class]
+        return self._parts.together(row[:, window] - row[:, start, None])
 
     def _read_tensors(self, problem: DagProblem, parts: list[list[int]]) -> None:
         part_of = {node: k for k, part in enumerate(parts) for node in part}
@@ -256,13 +266,40 @@ class Space:
         self.cut_s: Floats = np.asarray(self.costs, dtype=np.float64) @ self.alive
         self.cut_bytes: Floats = np.asarray(self.num_bytes, dtype=np.float64) @ self.alive
         self.num_alive: Ints = self.alive.sum(axis=0)
+        self._given: dict[float, tuple[Digits, Ints]] = {}
+
+    def through_host_s(self, start: int, window: slice, send: float, receive: float) -> Floats:
+        """Seconds to take all that enters, and to give all that leaves, of stages from `start`.
+
+        Args:
+            start: the downset that the stages begin after.
+            window: those that they end at, containment not checked.
+            send: seconds that each byte takes besides where it leaves.
+            receive: where it enters.
+        """
+        if send not in self._given:
+            given_s = np.asarray(self.costs) + send * np.asarray(self.num_bytes)
+            digits = digits_of(given_s, num_terms=len(given_s))
+            self._given[send] = digits, digits.digits @ self.alive.astype(np.int64)
+        given, leaving = self._given[send]
+        entering = np.flatnonzero(self.alive[:, start])
+        # Of what is alive after a stage, what was alive before it does not leave it.
+        left = leaving[:, window] - given.digits[:, entering] @ self.alive[entering, window].astype(
+            np.int64
+        )
+        total = given.together(left)
+        for t in entering:
+            users = [k for k in self.targets[t] if not self.member[k, start]]
+            taken_s = self.costs[t] + receive * self.num_bytes[t]
+            total = total + taken_s * np.logical_or.reduce(self.member[users, window], axis=0)
+        return total
 
     def keep(self, chosen: npt.NDArray[np.bool_]) -> None:
         """Drops the downsets that are not chosen."""
         for name in (
             "member",
             "work",
-            "seconds",
+            "totals",
             "impossible",
             "size",
             "alive",
@@ -271,3 +308,4 @@ class Space:
         ):
             setattr(self, name, np.ascontiguousarray(getattr(self, name)[..., chosen]))
         self.num_alive = self.num_alive[chosen]
+        self._given = {}

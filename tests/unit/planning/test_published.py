@@ -132,5 +132,5 @@ def test_inceptions_shape_is_searched_over_all_its_downsets(readers):
 
 def test_too_many_downsets_fall_back_to_prefixes(readers):
     solution = solve_downsets(readers.inception_like(0), limit=1000)
-    assert solution.family == "prefix"
+    assert solution.family == "orders"
     assert solution.period_s >= solve_downsets(readers.inception_like(0)).period_s
