@@ -122,6 +122,7 @@ def prepare_model(
     divide: Collection[str] = (),
     max_tensors: int = 1,
     part: str | None = None,
+    micro_batch_only: int | None = None,
     say: Say | None = None,
 ) -> PreparedModel:
     """Finds a model, captures it and judges its positions.
@@ -132,10 +133,11 @@ def prepare_model(
         example_inputs: what a module is called with, two rows or more: a tensor, a tuple of
             positional or a dict of keyword arguments, or `cutset.models.Arguments`.
         weights: as `find_model` takes them.
-        keep: as `prepare_found` takes it, like the next four.
+        keep: as `prepare_found` takes it, like the next five.
         divide: likewise.
         max_tensors: likewise.
         part: likewise.
+        micro_batch_only: likewise.
         say: likewise.
 
     Raises:
@@ -147,7 +149,13 @@ def prepare_model(
     say(f"building {model}" if isinstance(model, str) else "looking at the module")
     found = find_model(model, example_inputs, weights=weights)
     return prepare_found(
-        found, keep=keep, divide=divide, max_tensors=max_tensors, part=part, say=say
+        found,
+        keep=keep,
+        divide=divide,
+        max_tensors=max_tensors,
+        part=part,
+        micro_batch_only=micro_batch_only,
+        say=say,
     )
 
 
@@ -158,6 +166,7 @@ def prepare_found(
     divide: Collection[str] = (),
     max_tensors: int = 1,
     part: str | None = None,
+    micro_batch_only: int | None = None,
     say: Say | None = None,
 ) -> PreparedModel:
     """Captures a model that is at hand and judges its positions.
@@ -172,6 +181,8 @@ def prepare_found(
         divide: classes that may be cut between their children.
         max_tensors: how many tensors may cross a cut.
         part: dotted path of the module to prepare instead of the whole model.
+        micro_batch_only: the only number of rows that micro-batches will have, for a model that
+            computes a row otherwise by how many there are; None for any number.
         say: told of every step.
 
     Raises:
@@ -186,12 +197,14 @@ def prepare_found(
     captured: Captured
     with untouched(found.model):
         if isinstance(found.model, OnnxModule):
-            found, captured = _capture_onnx(found, part)
+            found, captured = _capture_onnx(found, part, micro_batch_only)
         elif part is not None:
-            chosen = capture_part(found.model, found.example_inputs, part)
+            chosen = capture_part(
+                found.model, found.example_inputs, part, micro_batch_only=micro_batch_only
+            )
             captured = chosen.captured
         else:
-            captured = _capture_whole(found, max_tensors, say)
+            captured = _capture_whole(found, max_tensors, micro_batch_only, say)
         say("trying whether rows are independent of each other")
         check_rows(captured, found.model.get_submodule(part or ""))
     cuts = find_cut_points(captured.graph, keep=keep, divide=divide, max_tensors=max_tensors)
@@ -205,7 +218,9 @@ def prepare_found(
     )
 
 
-def _capture_onnx(found: FoundModel, part: str | None) -> tuple[FoundModel, Captured]:
+def _capture_onnx(
+    found: FoundModel, part: str | None, micro_batch_only: int | None
+) -> tuple[FoundModel, Captured]:
     """An ONNX file's model, with what is compared from here on: it with a free number of rows.
 
     Raises:
@@ -218,7 +233,7 @@ def _capture_onnx(found: FoundModel, part: str | None) -> tuple[FoundModel, Capt
             f"part {part!r}: an ONNX file has no modules, of which one could be split alone; "
             "extract the part with onnx.utils.extract_model"
         )
-    onnx = capture_onnx(found.model)
+    onnx = capture_onnx(found.model, micro_batch_only=micro_batch_only)
     for note in onnx.notes:
         logger.warning("%s: %s", found.name, note)
     check_computes(onnx.graph)
@@ -226,14 +241,16 @@ def _capture_onnx(found: FoundModel, part: str | None) -> tuple[FoundModel, Capt
     return found, onnx
 
 
-def _capture_whole(found: FoundModel, max_tensors: int, say: Say) -> Captured:
+def _capture_whole(
+    found: FoundModel, max_tensors: int, micro_batch_only: int | None, say: Say
+) -> Captured:
     """The whole model.
 
     Raises:
         CaptureError: it cannot be captured; names the parts of it that could be.
     """
     try:
-        return capture_model(found.model, found.example_inputs)
+        return capture_model(found.model, found.example_inputs, micro_batch_only=micro_batch_only)
     except CaptureError as refusal:
         say("looking for parts that can be captured")
         try:

@@ -71,11 +71,30 @@ __all__ = [
     "prepare_model",
     "profile_model",
     "raise_if_failed",
+    "rows_of_micro_batch",
     "split_model",
     "stage_backends",
     "time_on_cluster",
     "verify_against",
 ]
+
+
+def rows_of_micro_batch(prepared: PreparedModel, batch_size: int | None) -> int:
+    """Rows of a micro-batch: those that are asked for, or the only ones there are, or one.
+
+    Raises:
+        PlanError: the model was captured for another number alone.
+    """
+    only = prepared.captured.micro_batch_only
+    if batch_size is None:
+        return only or 1
+    if only not in (None, batch_size):
+        raise PlanError(
+            f"{prepared.name} was captured for micro-batches of exactly {only} "
+            f"{'row' if only == 1 else 'rows'}, not {batch_size}; leave the size out "
+            "(--batch-size), or capture it for that number (--micro-batch-only)"
+        )
+    return batch_size
 
 
 def stage_backends(
@@ -95,7 +114,7 @@ def stage_backends(
 def profile_model(
     prepared: PreparedModel,
     *,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     num_threads: int = 1,
     num_runs: int = 20,
     device: str = "",
@@ -112,7 +131,7 @@ def profile_model(
     return profile_costs(
         prepared.captured,
         prepared.cuts,
-        micro_batch=batch_size,
+        micro_batch=rows_of_micro_batch(prepared, batch_size),
         num_threads=num_threads,
         num_runs=num_runs,
         backends=backends or stage_backends(prepared, num_threads=num_threads),
@@ -150,7 +169,7 @@ def cost_model(
     prepared: PreparedModel,
     *,
     profiles: Profile | Mapping[str, Profile] | None = None,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     base_bytes: int = 0,
     granularity: str = "unit",
     finer: CutPoints | None = None,
@@ -160,7 +179,8 @@ def cost_model(
     Args:
         prepared: the model.
         profiles: one for all devices, or by the name that a cluster gives them.
-        batch_size: rows of a micro-batch, where there is no profile.
+        batch_size: rows of a micro-batch, where there is no profile; 1 where None, or the only
+            number that the model was captured for.
         base_bytes: what a worker needs before it holds a shard.
         granularity: ``"unit"``, or ``"op"`` to allow cuts between any two operations.
         finer: positions with more cut points than the model's, to see what these would give.
@@ -170,10 +190,12 @@ def cost_model(
         return costs_from_flops(
             graph,
             finer or cuts,
-            micro_batch=batch_size,
+            micro_batch=rows_of_micro_batch(prepared, batch_size),
             base_bytes=base_bytes,
             granularity=granularity,
         )
+    for profile in [profiles] if isinstance(profiles, Profile) else profiles.values():
+        rows_of_micro_batch(prepared, profile.micro_batch)
     return costs_from_profile(
         graph, cuts, profiles, base_bytes=base_bytes, granularity=granularity, finer=finer
     )
@@ -242,7 +264,7 @@ def plan_stages(
     *,
     num_stages: int | None = None,
     profile: Profile | Mapping[str, Profile] | None = None,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     granularity: str = "unit",
 ) -> Plan:
     """The best plan for a request; for N equal devices ``num_stages=N`` says enough.
@@ -252,7 +274,8 @@ def plan_stages(
         request: what is wanted.
         num_stages: short for a request that says only this.
         profile: measured costs; multiply-adds alone where None.
-        batch_size: rows of a micro-batch, where there is no profile.
+        batch_size: rows of a micro-batch, where there is no profile; 1 where None, or the only
+            number that the model was captured for.
         granularity: ``"op"`` allows cuts between any two operations, to see what respecting units
             costs; such a plan is not for splitting.
 
@@ -337,7 +360,7 @@ def plan_front(
     request: PlanRequest,
     *,
     profile: Profile | Mapping[str, Profile] | None = None,
-    batch_size: int = 1,
+    batch_size: int | None = None,
 ) -> tuple[Plan, ...]:
     """Every plan that no other beats in both period and latency; arguments as `plan_stages`."""
     wanted = request.resolved()
@@ -384,6 +407,7 @@ def split_model(
         VerificationError: the pieces do not equal the whole.
     """
     say = say or say_nothing
+    rows_of_micro_batch(prepared, plan.micro_batch)
     reports: list[VerificationReport] = []
 
     def check(folder: Path) -> None:
@@ -486,11 +510,17 @@ def verify_against(
     if model is None:
         return verify_bundle(bundle, progress=say)
     try:
-        part = read_manifest(Path(bundle)).part
+        manifest = read_manifest(Path(bundle))
     except BundleError:
         return verify_bundle(bundle, progress=say)  # which says what is wrong with it
     # What a bundle holds of a model is compared with just that.
-    prepared = prepare_model(model, weights=weights, part=part.path if part else None, say=say)
+    prepared = prepare_model(
+        model,
+        weights=weights,
+        part=manifest.part.path if manifest.part else None,
+        micro_batch_only=manifest.micro_batch_only,
+        say=say,
+    )
     return verify_bundle(
         bundle, model=prepared.module, call_model=prepared.captured.call, progress=say
     )

@@ -27,6 +27,7 @@ class HeldSession:
         micro_batch: rows of a micro-batch.
         window: most micro-batches in flight.
         at_once: answer without being told.
+        micro_batch_only: as in the manifest.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class HeldSession:
         micro_batch: int = 4,
         window: int = 2,
         at_once: bool = False,
+        micro_batch_only: int | None = None,
         input_spec: TensorSpec = INPUT,
         output_spec: TensorSpec = OUTPUT,
     ) -> None:
@@ -56,6 +58,7 @@ class HeldSession:
         self.bundle = types.SimpleNamespace(
             directory=Path("held.cutset"),
             manifest=types.SimpleNamespace(
+                micro_batch_only=micro_batch_only,
                 model="held",
                 graph=graph,
                 outputs=(output_spec,),

@@ -39,6 +39,25 @@ def _run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(test, 20))
 
 
+def test_a_bundle_for_one_number_of_rows_gets_no_other() -> None:
+    async def test() -> None:
+        session = HeldSession(micro_batch=2, window=4, micro_batch_only=2)
+        batcher = _batcher(session, max_delay_s=60.0)
+        batcher.check_room()
+        for num_rows in (1, 3):
+            with pytest.raises(Refusal, match="micro-batches of exactly 2 rows") as caught:
+                batcher.accept(num_rows)
+            assert caught.value.status == 400
+        tickets = [_hand_in(batcher, _rows(1, 2, 3, 4)), _hand_in(batcher, _rows(5, 6))]
+        session.answer()
+        session.answer()
+        session.answer()
+        assert [rows[:, 0].tolist() for rows in session.sent] == [[1, 2], [3, 4], [5, 6]]
+        assert (await tickets[0].future)[0][:, 0].tolist() == [2, 4, 6, 8]
+
+    _run(test())
+
+
 def test_rows_of_several_requests_share_micro_batches() -> None:
     async def test() -> None:
         session = HeldSession(micro_batch=4, window=1)

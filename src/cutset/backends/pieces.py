@@ -104,7 +104,9 @@ class OnnxPieces:
         stop = len(captured.graph.operations)
         piece = build_piece(captured, 0, stop, watch=tuple(watched.values()))
         with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-            exported = export_piece(piece, captured.example_inputs)
+            exported = export_piece(
+                piece, captured.example_inputs, is_free=captured.micro_batch_only is None
+            )
             path = Path(folder) / "whole.onnx"
             missing = export_onnx(
                 exported,

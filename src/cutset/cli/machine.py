@@ -39,7 +39,7 @@ def probe(
         Path, typer.Option("--output", "-o", metavar="FILE.toml", help="the cluster file to write")
     ],
     address: options.Address = None,
-    batch_size: options.BatchSize = 1,
+    batch_size: options.BatchSize = None,
     threads: options.Threads = 1,
     runs: options.Runs = 20,
     keep: options.Keep = None,
@@ -65,7 +65,7 @@ def probe(
         model=model,
         address=address or "auto",
         options=tuple(word for pair in chosen for word in pair),
-        batch_size=batch_size,
+        batch_size=1 if batch_size is None else batch_size,
         num_threads=threads,
         num_runs=runs,
     )

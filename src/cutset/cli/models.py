@@ -35,6 +35,7 @@ def inspect(
     divide: options.Divide = None,
     max_tensors: options.MaxTensors = 1,
     part: options.Part = None,
+    micro_batch_only: options.MicroBatchOnly = None,
     as_json: options.Json = False,
 ) -> None:
     """Show where a model may be cut: units, cut points, bytes, work; and why not elsewhere."""
@@ -43,7 +44,14 @@ def inspect(
 
     with progress() as say:
         prepared = _prepare(
-            model, _any_weights(model, weights), keep, divide, max_tensors, part, say
+            model,
+            _any_weights(model, weights),
+            keep,
+            divide,
+            max_tensors,
+            part,
+            micro_batch_only,
+            say,
         )
     graph, entry = prepared.captured.graph, prepared.part_entry
     if as_json:
@@ -57,7 +65,8 @@ def profile(
     model: options.Model,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="the file to write")] = None,
     weights: options.Weights = None,
-    batch_size: options.BatchSize = 1,
+    batch_size: options.BatchSize = None,
+    micro_batch_only: options.MicroBatchOnly = None,
     threads: options.Threads = 1,
     runs: options.Runs = 20,
     device: Annotated[
@@ -81,7 +90,14 @@ def profile(
         usage_error("--device is empty; leave it out for the host's name")
     with progress() as say:
         prepared = _prepare(
-            model, _any_weights(model, weights), keep, divide, max_tensors, part, say
+            model,
+            _any_weights(model, weights),
+            keep,
+            divide,
+            max_tensors,
+            part,
+            micro_batch_only,
+            say,
         )
         backends = stage_backends(prepared, num_threads=threads, compiled=compiled)
         measured = _measure(prepared, backends, batch_size, threads, runs, device or "", say)
@@ -117,7 +133,8 @@ def plan(
     backend: options.PlannedBackend = "auto",
     profile_file: options.ProfileFile = None,
     weights: options.Weights = None,
-    batch_size: options.BatchSize = 1,
+    batch_size: options.BatchSize = None,
+    micro_batch_only: options.MicroBatchOnly = None,
     threads: options.Threads = 1,
     keep: options.Keep = None,
     divide: options.Divide = None,
@@ -156,7 +173,14 @@ def plan(
     gain = None
     with progress() as say:
         prepared = _prepare(
-            model, _any_weights(model, weights), keep, divide, max_tensors, part, say
+            model,
+            _any_weights(model, weights),
+            keep,
+            divide,
+            max_tensors,
+            part,
+            micro_batch_only,
+            say,
         )
         costs, backends = _costs(
             prepared, request, cluster, cost, backend, profile_file, batch_size, threads, say
@@ -211,7 +235,8 @@ def split(
     backend: options.PlannedBackend = "auto",
     profile_file: options.ProfileFile = None,
     weights: options.Weights = None,
-    batch_size: options.BatchSize = 1,
+    batch_size: options.BatchSize = None,
+    micro_batch_only: options.MicroBatchOnly = None,
     threads: options.Threads = 1,
     keep: options.Keep = None,
     divide: options.Divide = None,
@@ -234,7 +259,7 @@ def split(
     )  # fmt: skip
     check_target(output.absolute(), replace=force)
     with progress() as say:
-        prepared = _prepare(model, weights, keep, divide, max_tensors, part, say)
+        prepared = _prepare(model, weights, keep, divide, max_tensors, part, micro_batch_only, say)
         costs, backends = _costs(
             prepared, request, cluster, cost, backend, profile_file, batch_size, threads, say
         )
@@ -286,6 +311,7 @@ def _prepare(
     divide: list[str] | None,
     max_tensors: int,
     part: str | None,
+    micro_batch_only: int | None,
     say: Say,
 ) -> PreparedModel:
     from cutset.workflow import prepare_model
@@ -297,6 +323,7 @@ def _prepare(
         divide=divide or (),
         max_tensors=max_tensors,
         part=part,
+        micro_batch_only=micro_batch_only,
         say=say,
     )
 
@@ -407,7 +434,7 @@ def _costs(
     cost: str,
     backend: str,
     profile_file: Path | None,
-    batch_size: int,
+    batch_size: int | None,
     threads: int,
     say: Say,
 ) -> tuple[Profile | Mapping[str, Profile] | None, Mapping[str, PieceBackend]]:
@@ -469,7 +496,7 @@ def _best_plan(
     request: PlanRequest,
     costs: Profile | Mapping[str, Profile] | None,
     backends: Mapping[str, PieceBackend],
-    batch_size: int,
+    batch_size: int | None,
     threads: int,
     say: Say,
 ) -> Plan:
@@ -491,7 +518,7 @@ def _best_plan(
 def _measure(
     prepared: PreparedModel,
     backends: Mapping[str, PieceBackend],
-    batch_size: int,
+    batch_size: int | None,
     threads: int,
     runs: int,
     device: str,

@@ -74,7 +74,17 @@ Part: TypeAlias = Annotated[
     typer.Option(metavar="PATH", help="only this module of the model"),
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="print one JSON document")]
-BatchSize: TypeAlias = Annotated[int, typer.Option(min=1, help="rows of a micro-batch")]
+BatchSize: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, help="rows of a micro-batch; 1 by default")
+]
+MicroBatchOnly: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="capture the model for N rows alone; the bundle then takes no other micro-batches",
+    ),
+]
 Threads: TypeAlias = Annotated[int, typer.Option(min=1, help="threads of each stage")]
 Runs: TypeAlias = Annotated[int, typer.Option(min=5, help="measured runs")]
 Stages: TypeAlias = Annotated[int | None, typer.Option(min=1, help="that many equal devices")]

@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 from cutset.errors import CaptureError
 from cutset.graph.arguments import ExampleInputs, split_inputs, untouched
-from cutset.graph.captured import check_computes
+from cutset.graph.captured import check_computes, leaf_with_rows
 from cutset.graph.constants import fold_constant_items
 from cutset.graph.diagnosis import check_conditions, check_program, export_error
 from cutset.graph.functionalise import replace_inplace_operations
@@ -50,47 +50,70 @@ def capture_graph(model: torch.nn.Module, example_inputs: ExampleInputs) -> Grap
 
 
 @plain_modes()
-def capture_model(model: torch.nn.Module, example_inputs: ExampleInputs) -> CapturedModel:
-    """Captures a model in evaluation mode with a dynamic number of rows.
+def capture_model(
+    model: torch.nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    micro_batch_only: int | None = None,
+) -> CapturedModel:
+    """Captures a model in evaluation mode with a dynamic number of rows, or for one alone.
 
     Args:
         model: any module that `torch.export` can trace; it is not changed, but for being put
             into evaluation mode.
         example_inputs: inputs with at least two rows along the first dimension of every tensor.
+        micro_batch_only: capture the way that the model takes with just so many rows, those of the
+            example repeated or cut off, of which one is enough; 1 or more. None for any number.
 
     Raises:
+        ValueError: `micro_batch_only` is below 1.
         CaptureError: an input has fewer than two rows, the model cannot be traced, or its
             result does not grow with the rows.
     """
     model.eval()
     args, kwargs = split_inputs(example_inputs)
-    check_input_rows(model, args, kwargs)
+    if micro_batch_only is not None and micro_batch_only < 1:
+        raise ValueError(f"micro_batch_only={micro_batch_only}: a micro-batch has one row or more")
+    check_input_rows(model, args, kwargs, least=1 if micro_batch_only else 2)
+    if micro_batch_only is not None:
+        args, kwargs = pytree.tree_map(
+            lambda leaf: leaf_with_rows(leaf, micro_batch_only), (args, kwargs)
+        )
     with untouched(model):
         check_runs(model, args, kwargs)
         try:
-            return _capture(model, args, kwargs)
+            return _capture(model, args, kwargs, micro_batch_only)
         except CaptureError:
-            captured = _capture_without_what_was_kept(model, args, kwargs)
+            captured = _capture_without_what_was_kept(model, args, kwargs, micro_batch_only)
             if captured is None:
                 raise
             return captured
 
 
 def _capture(
-    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    micro_batch_only: int | None,
 ) -> CapturedModel:
-    exported = _export(model, args, kwargs)
+    if micro_batch_only is None:
+        exported = _export(model, args, kwargs)
+    else:
+        exported = _export_for_one_number(model, args, kwargs)
     inline_regions(exported)
     fold_constant_items(exported)
     check_program(exported)
     exported = replace_inplace_operations(exported)
-    captured = lower_program(model, exported, (args, kwargs))
+    captured = lower_program(model, exported, (args, kwargs), micro_batch_only=micro_batch_only)
     check_computes(captured.graph)
     return captured
 
 
 def _capture_without_what_was_kept(
-    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    micro_batch_only: int | None,
 ) -> CapturedModel | None:
     """The model as if no call had left anything in it; None where none did, or it does not help.
 
@@ -106,27 +129,30 @@ def _capture_without_what_was_kept(
         for module, name in kept:
             vars(module)[name] = None
         try:
-            captured = _capture(model, args, kwargs)
+            captured = _capture(model, args, kwargs, micro_batch_only)
         except (CaptureError, TypeError, AttributeError):
             return None
     logger.info("captured as if no earlier call had left %s in the model", names)
     return captured
 
 
-def export_piece(piece: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> ExportedProgram:
-    """Exports a piece of a captured model, its number of rows free.
+def export_piece(
+    piece: torch.nn.Module, inputs: Sequence[torch.Tensor], *, is_free: bool = True
+) -> ExportedProgram:
+    """Exports a piece of a captured model.
 
     Args:
         piece: what `cutset.graph.pieces.build_piece` made.
         inputs: tensors with two rows or more; dimensions that grow with the rows are recognised
             by the piece's ``input_specs``.
+        is_free: whether the number of rows is to be free; otherwise it is that of the inputs.
 
     Raises:
         CaptureError: the piece cannot be exported with a free number of rows.
     """
     specs: Sequence[TensorSpec] = piece.input_specs  # type: ignore[assignment]
     shapes = tuple(
-        {i: ExportDim.AUTO for i, dim in enumerate(spec.shape) if not isinstance(dim, int)}
+        {i: ExportDim.AUTO for i, dim in enumerate(spec.shape) if is_free and isinstance(dim, str)}
         for spec in specs
     )
     try:
@@ -139,7 +165,7 @@ def export_piece(piece: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Expo
     for name, spec in zip(exported.graph_signature.user_inputs, specs, strict=True):
         value = next(node for node in exported.graph.nodes if node.name == name).meta["val"]
         for length, dim in zip(value.shape, spec.shape, strict=True):
-            if isinstance(length, int) and not isinstance(dim, int):
+            if is_free and isinstance(length, int) and not isinstance(dim, int):
                 raise CaptureError(
                     f"{spec.name}: the number of rows became fixed at {length} when the piece "
                     "was exported; an operation in it works for this number only"
@@ -182,13 +208,22 @@ def _rows_error(
     return elsewhere or fixed_rows_error(model, args, kwargs, finding) or plain
 
 
+def _export_for_one_number(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> ExportedProgram:
+    try:
+        return _export_with(model, args, kwargs, None)
+    except Exception as error:
+        raise export_error(model, error) from error
+
+
 def _export_with(
     model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Any
 ) -> ExportedProgram:
-    """Exports with the first dimension of every tensor free, in the way that `rows` says."""
+    """Exports with the first dimension of every tensor as `rows` says; fixed where None."""
 
     def dims(value: Any) -> dict[int, Any] | None:
-        return {0: rows} if isinstance(value, torch.Tensor) else None
+        return {0: rows} if rows is not None and isinstance(value, torch.Tensor) else None
 
     bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
     shapes = pytree.tree_map(dims, dict(bound))

@@ -9,7 +9,7 @@ import torch
 
 from cutset.errors import CaptureError
 from cutset.graph.ir import Graph
-from cutset.tensors import TensorSpec, dim_factor
+from cutset.tensors import BATCH, Dim, TensorSpec, dim_factor
 
 
 class Captured(Protocol):
@@ -26,6 +26,10 @@ class Captured(Protocol):
     @property
     def output_names(self) -> tuple[str, ...]:
         """How the caller knows the outputs."""
+
+    @property
+    def micro_batch_only(self) -> int | None:
+        """The only number of rows that it was captured for, or None for any."""
 
     def call(self, model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Any:
         """Calls the whole model with the graph's flat inputs."""
@@ -48,6 +52,26 @@ def check_computes(graph: Graph) -> None:
         raise CaptureError(
             f"there is nothing to split: the model computes nothing, what it returns are its {what}"
         )
+
+
+def shape_with_rows(lengths: Sequence[Dim], num_rows: int) -> tuple[Dim, ...]:
+    """A shape that was seen with one number of rows alone, as Cutset writes it.
+
+    The rows are taken to lie in the first dimension of just that length; where there is none, in
+    the first whose length is a multiple of it. For this number of rows the shape is right either
+    way.
+    """
+    fitting = [dim for dim, length in enumerate(lengths) if length == num_rows]
+    fitting += [
+        dim
+        for dim, length in enumerate(lengths)
+        if isinstance(length, int) and length and length % num_rows == 0
+    ]
+    shape = list(lengths)
+    if fitting:
+        factor = int(shape[fitting[0]]) // num_rows
+        shape[fitting[0]] = BATCH if factor == 1 else f"{BATCH}*{factor}"
+    return tuple(shape)
 
 
 def boundary_specs(captured: Captured, position: int) -> tuple[TensorSpec, ...]:
@@ -75,3 +99,10 @@ def with_rows(tensor: torch.Tensor, spec: TensorSpec, num_rows: int) -> torch.Te
         if factor is not None and tensor.shape[dim] != factor * num_rows:
             tensor = tensor.index_select(dim, torch.arange(factor * num_rows) % tensor.shape[dim])
     return tensor
+
+
+def leaf_with_rows(leaf: Any, num_rows: int) -> Any:
+    """An argument with so many rows, its own repeated where it has fewer."""
+    if not isinstance(leaf, torch.Tensor):
+        return leaf
+    return with_rows(leaf, TensorSpec(name="", shape=(BATCH,), dtype="bool"), num_rows)

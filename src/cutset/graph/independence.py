@@ -49,14 +49,16 @@ def check_rows(captured: Captured, model: torch.nn.Module) -> None:
         CaptureError: the results differ; says by how much, and for a module of torch after which
             operation they first do, or which line decides by the number of rows.
     """
-    first = tuple(tensor[:2] for tensor in captured.example_inputs)
+    only = captured.micro_batch_only
+    first = tuple(tensor[: only or 2] for tensor in captured.example_inputs)
     with torch.inference_mode():
         usual = _check_memory(captured, model, first)
-        _check_neighbours(captured, model, first, usual)
+        if only != 1:
+            _check_neighbours(captured, model, first, usual)
         piece = None
         if isinstance(captured, CapturedModel):
             piece = build_piece(captured, 0, len(captured.graph.operations))
-        for num_rows in TRIED_ROWS:
+        for num_rows in TRIED_ROWS if only is None else (only,):
             _check_number(captured, model, usual, num_rows, piece)
 
 
@@ -152,16 +154,17 @@ def _check_number(
         CaptureError: they differ by more than rounding; names the line that decides.
     """
     specs = tuple(captured.graph.spec_of(name) for name in captured.graph.outputs)
+    several = captured.micro_batch_only or 2
 
     def rows_of(count: int) -> tuple[torch.Tensor, ...]:
         pairs = zip(captured.example_inputs, captured.graph.inputs, strict=True)
-        return _copies([with_rows(tensor[:2], spec, count) for tensor, spec in pairs])
+        return _copies([with_rows(tensor[:several], spec, count) for tensor, spec in pairs])
 
     def run(count: int) -> list[torch.Tensor]:
         return _leaves(captured.call(model, rows_of(count)))
 
     def refused(what: str) -> CaptureError:
-        parting = find_parting(model, run, 2, num_rows) or Parting(what=what)
+        parting = find_parting(model, run, several, num_rows) or Parting(what=what)
         return parting.error(what)
 
     rows = "1 row" if num_rows == 1 else f"{num_rows} rows"
@@ -239,9 +242,9 @@ def _with_another_neighbour(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor,
     for tensor in rows:
         row = tensor[:1]
         if torch.equal(row, tensor[1:2]) and row.is_floating_point():
-            others.append(torch.cat([row, row * 0.5 + 0.25]))
+            others.append(torch.cat([row, *[row * 0.5 + 0.25] * (tensor.shape[0] - 1)]))
         else:
-            others.append(torch.cat([row, row]))
+            others.append(torch.cat([row] * tensor.shape[0]))
     return tuple(others)
 
 

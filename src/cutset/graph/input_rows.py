@@ -12,34 +12,35 @@ from cutset.errors import CaptureError
 
 
 def check_input_rows(
-    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, least: int = 2
 ) -> dict[str, torch.Tensor]:
-    """Checks that the example's tensors have equally many rows, two at least.
+    """Checks that the example's tensors have equally many rows, and enough of them.
 
     Args:
         model: the module that is called with them.
         args: positional arguments.
         kwargs: keyword arguments.
+        least: the fewest rows; two where their number is to be free.
 
     Returns:
         The tensors by the names of the forward's parameters.
 
     Raises:
-        CaptureError: one has other entries in its first dimension than rows, or fewer than two.
+        CaptureError: one has other entries in its first dimension than rows, or too few.
     """
     named = tensors_by_name(model, args, kwargs)
     leader = next(iter(named), "")
     for name, tensor in named.items():
         num_rows = named[leader].shape[0] if named[leader].dim() else 0
         length = tensor.shape[0] if tensor.dim() else 0
-        if length and num_rows > 1 and length != num_rows:
+        if length and num_rows >= least and length != num_rows:
             dims = [dim for dim, other in enumerate(tensor.shape) if other == num_rows]
             raise CaptureError(
                 f"input {name!r} of shape {list(tensor.shape)} has {length} "
                 f"{'entry' if length == 1 else 'entries'} in its first dimension, where "
                 f"{leader!r} has {num_rows} rows: {_elsewhere(name, dims)}"
             )
-        if length < 2:
+        if length < least:
             raise CaptureError(
                 f"example input {name!r} of shape {list(tensor.shape)}: every input needs at least "
                 "two rows along its first dimension, so that the number of rows stays free"

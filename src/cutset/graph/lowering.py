@@ -17,7 +17,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from cutset.errors import CaptureError
-from cutset.graph.captured import with_rows
+from cutset.graph.captured import leaf_with_rows, shape_with_rows
 from cutset.graph.diagnosis import rows_symbols
 from cutset.graph.flops import count_flops
 from cutset.graph.ir import Graph, ModuleCall, Operation, Parameter
@@ -42,6 +42,7 @@ class CapturedModel:
         leaf_of_input: where each input of the graph stands among the leaves.
         result_spec: how the model nests its results.
         leaf_of_output: where each output of the graph stands among the results' leaves.
+        micro_batch_only: the only number of rows that it was captured for, or None for any.
     """
 
     graph: Graph
@@ -53,6 +54,7 @@ class CapturedModel:
     leaf_of_input: tuple[int, ...]
     result_spec: pytree.TreeSpec
     leaf_of_output: tuple[int, ...]
+    micro_batch_only: int | None = None
 
     def call(self, model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Any:
         """Calls the whole model with the graph's flat inputs, nested as its forward wants them.
@@ -61,7 +63,7 @@ class CapturedModel:
         """
         leaves, spec = list(self.arguments[0]), self.arguments[1]
         num_rows = inputs[0].shape[0]
-        leaves = [_with_rows(leaf, num_rows) for leaf in leaves]
+        leaves = [leaf_with_rows(leaf, num_rows) for leaf in leaves]
         for position, tensor in zip(self.leaf_of_input, inputs, strict=True):
             leaves[position] = tensor
         args, kwargs = pytree.tree_unflatten(leaves, spec)
@@ -118,13 +120,21 @@ def lower_program(
     model: torch.nn.Module,
     exported: ExportedProgram,
     arguments: tuple[tuple[Any, ...], dict[str, Any]],
+    *,
+    micro_batch_only: int | None = None,
 ) -> CapturedModel:
     """Reads the plain graph out of an exported program without in-place operations.
+
+    Args:
+        model: the module.
+        exported: its program.
+        arguments: what it was exported with.
+        micro_batch_only: the number of rows that the program is fixed to, or None for any.
 
     Raises:
         CaptureError: the model keeps state, or a result has no row per sample.
     """
-    return _Lowering(model, exported, arguments).run()
+    return _Lowering(model, exported, arguments, micro_batch_only).run()
 
 
 class _Lowering:
@@ -135,7 +145,9 @@ class _Lowering:
         model: torch.nn.Module,
         exported: ExportedProgram,
         arguments: tuple[tuple[Any, ...], dict[str, Any]],
+        micro_batch_only: int | None,
     ) -> None:
+        self._only = micro_batch_only
         self._model = model
         self._exported = exported
         leaves, spec = pytree.tree_flatten(arguments)
@@ -163,12 +175,13 @@ class _Lowering:
             if node.op == "placeholder" and node.name not in self._weights
         ]
         first = next((n for n in inputs if isinstance(n.meta.get("val"), torch.Tensor)), None)
-        if first is None or isinstance(first.meta["val"].shape[0], int):
+        is_fixed = first is not None and isinstance(first.meta["val"].shape[0], int)
+        if first is None or (is_fixed and self._only is None):
             raise CaptureError(
                 "the number of rows became fixed when the model was captured: an operation in it "
                 "works for the example's number only"
             )
-        self._batch = rows_symbols(self._exported)
+        self._batch = rows_symbols(self._exported) if self._only is None else frozenset()
         inputs = [node for node in inputs if node.users or node is first]
         flops = count_flops(self._program, self._weights)
         operations: list[Operation] = []
@@ -200,6 +213,7 @@ class _Lowering:
             leaf_of_input=self._leaves_of(inputs),
             result_spec=self._result_spec,
             leaf_of_output=self._leaves_of_outputs(),
+            micro_batch_only=self._only,
         )
 
     def _leaves_of(self, inputs: Sequence[Node]) -> tuple[int, ...]:
@@ -260,6 +274,8 @@ class _Lowering:
             known = tuple(dim for dim in dims if dim is not None)
             if len(known) != len(dims):
                 return ()
+            if self._only is not None:
+                known = shape_with_rows(known, self._only)
             label = f"{name}.{index}" if isinstance(value, (tuple, list)) else name
             specs.append(TensorSpec(name=label, shape=known, dtype=dtype))
         return tuple(specs)
@@ -320,13 +336,6 @@ class _Lowering:
                     f"result {name!r} ({spec or 'no describable tensor'}) has no row per sample "
                     "in its first dimension, so batches cannot be cut into micro-batches"
                 )
-
-
-def _with_rows(leaf: Any, num_rows: int) -> Any:
-    """An argument with so many rows, its own repeated where it has fewer."""
-    if not isinstance(leaf, torch.Tensor):
-        return leaf
-    return with_rows(leaf, TensorSpec(name="", shape=(BATCH,), dtype="bool"), num_rows)
 
 
 def _key_name(key: Any) -> str:

@@ -40,12 +40,13 @@ class CapturedOnnx:
 
     Attributes:
         graph: the model as plain data.
-        module: the model itself, with a free number of rows.
+        module: the model itself, with a free number of rows unless there is only one.
         reading: which node computes which operation.
         specs: of every value whose shape is known for any number of rows.
-        example_inputs: two random rows of each input.
+        example_inputs: two random rows of each input, or the only number of them.
         output_names: the file's own names of the outputs.
         notes: what was changed to capture it, in sentences.
+        micro_batch_only: the only number of rows that it was captured for, or None for any.
     """
 
     graph: Graph
@@ -55,14 +56,20 @@ class CapturedOnnx:
     example_inputs: tuple[torch.Tensor, ...]
     output_names: tuple[str, ...]
     notes: tuple[str, ...]
+    micro_batch_only: int | None = None
 
     def call(self, model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Any:
         """Runs the whole model."""
         return model(*inputs)
 
 
-def capture_onnx(module: OnnxModule) -> CapturedOnnx:
-    """Captures an ONNX model with a dynamic number of rows.
+def capture_onnx(module: OnnxModule, *, micro_batch_only: int | None = None) -> CapturedOnnx:
+    """Captures an ONNX model with a dynamic number of rows, or for one alone.
+
+    Args:
+        module: the model.
+        micro_batch_only: the only number of rows that micro-batches will have; None for any number,
+            unless the file works for its own number only.
 
     Raises:
         CaptureError: the model is random, a shape of an input is not known, it works for one
@@ -70,8 +77,9 @@ def capture_onnx(module: OnnxModule) -> CapturedOnnx:
     """
     _refuse_randomness(module)
     tidy = OnnxModule(_tidied(module.proto), module.folder, module.name)
-    free, inputs, notes = free_rows(tidy)
-    specs = {spec.name: spec for spec in inputs} | observe_specs(free, inputs)
+    rows = free_rows(tidy, micro_batch_only)
+    free, inputs, only = rows.module, rows.inputs, rows.micro_batch_only
+    specs = {spec.name: spec for spec in inputs} | observe_specs(free, inputs, only)
     proto = free.proto
     outputs = names_of(proto.graph.output)
     reading = read_operations(proto.graph, names_of(free.inputs), outputs, specs)
@@ -86,15 +94,16 @@ def capture_onnx(module: OnnxModule) -> CapturedOnnx:
         outputs=outputs,
         parameters=list_parameters(proto.graph),
     )
-    _check_outputs(graph)
+    _check_outputs(graph, module)
     return CapturedOnnx(
         graph=graph,
         module=free,
         reading=reading,
         specs=specs,
-        example_inputs=random_rows(inputs, EXAMPLE_ROWS, seed=0),
+        example_inputs=random_rows(inputs, only or EXAMPLE_ROWS, seed=0),
         output_names=outputs,
-        notes=notes,
+        notes=rows.notes,
+        micro_batch_only=only,
     )
 
 
@@ -164,8 +173,15 @@ def _with_shapes(
     )
 
 
-def _check_outputs(graph: Graph) -> None:
+def _check_outputs(graph: Graph, module: OnnxModule) -> None:
+    stored = {tensor.name for tensor in module.proto.graph.initializer}
     for name in graph.outputs:
+        if name in stored:
+            raise CaptureError(
+                f"{module.name}: result {name!r} is a weight, which is the same for every row; a "
+                "pipeline gives one result for each row. Take it out of the model's outputs "
+                "(onnx.utils.extract_model with the other outputs), and read it from the file"
+            )
         try:
             spec = graph.spec_of(name)
         except KeyError:

@@ -53,7 +53,8 @@ def make_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    # What it cannot run it raises; nothing of its own goes to the terminal before that is told.
+    options.log_severity_level = 4
     # Threads that spin while they wait would take the core away from the neighbouring stage.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # A plan of where activations lie, made at the first runs, costs memory, and so does an arena

@@ -8,6 +8,7 @@ any other (it depends on the values) no contract can describe.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import onnx
 import torch
 
 from cutset.errors import CaptureError
+from cutset.graph.captured import shape_with_rows
 from cutset.graph.onnx_model import OnnxModule
 from cutset.graph.onnx_session import TENSOR_TYPES, make_session, run_session
 from cutset.graph.onnx_walk import STANDARD_DOMAINS
@@ -42,12 +44,15 @@ def random_rows(specs: Sequence[TensorSpec], num_rows: int, seed: int) -> tuple[
     return tuple(tensors)
 
 
-def observe_specs(module: OnnxModule, inputs: Sequence[TensorSpec]) -> dict[str, TensorSpec]:
+def observe_specs(
+    module: OnnxModule, inputs: Sequence[TensorSpec], only: int | None = None
+) -> dict[str, TensorSpec]:
     """The spec of every value that the graph's nodes make, where one can be given.
 
     Args:
         module: the model, with a free number of rows.
         inputs: specs of its inputs.
+        only: the only number of rows that the model is run with, or None.
 
     Raises:
         CaptureError: ONNX Runtime cannot run the model with one of the numbers of rows.
@@ -68,7 +73,7 @@ def observe_specs(module: OnnxModule, inputs: Sequence[TensorSpec]) -> dict[str,
         probe.SerializeToString(), torch.get_num_threads(), folder=module.folder, optimised=False
     )
     seen: list[list[tuple[int, ...]]] = []
-    for num_rows in ROW_COUNTS:
+    for num_rows in ROW_COUNTS if only is None else (only,):
         rows = random_rows(inputs, num_rows, seed=num_rows)
         try:
             shapes = run_session(
@@ -79,7 +84,8 @@ def observe_specs(module: OnnxModule, inputs: Sequence[TensorSpec]) -> dict[str,
         seen.append([tuple(int(length) for length in shape) for shape in shapes])
     specs = {}
     for index, name in enumerate(names):
-        shape = _shape([shapes[index] for shapes in seen])
+        lengths = [shapes[index] for shapes in seen]
+        shape = _shape(lengths) if only is None else shape_with_rows(lengths[0], only)
         if shape is not None:
             specs[name] = TensorSpec(name=name, shape=shape, dtype=dtypes[name])
     return specs
@@ -136,7 +142,8 @@ def _not_run(module: OnnxModule, num_rows: int, error: Exception) -> CaptureErro
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:400]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)[:400]
 
 
 def shapes_with_one_row(

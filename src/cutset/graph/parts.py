@@ -109,13 +109,20 @@ class PartOffer:
         return part_in_words(self.path, self.work_share)
 
 
-def capture_part(model: torch.nn.Module, example_inputs: ExampleInputs, path: str) -> CapturedPart:
+def capture_part(
+    model: torch.nn.Module,
+    example_inputs: ExampleInputs,
+    path: str,
+    *,
+    micro_batch_only: int | None = None,
+) -> CapturedPart:
     """Captures the module at `path` on what reaches it when the model is run on an example.
 
     Args:
         model: a model that can be run on the example, whether or not it can be captured.
         example_inputs: as for `capture_model`.
         path: dotted path of the module in the model.
+        micro_batch_only: as for `capture_model`.
 
     Raises:
         ModelError: the model has no such module, or does not call it exactly once.
@@ -148,7 +155,7 @@ def capture_part(model: torch.nn.Module, example_inputs: ExampleInputs, path: st
     return CapturedPart(
         path=path,
         work_share=share,
-        captured=capture_model(module, call.arguments),
+        captured=capture_model(module, call.arguments, micro_batch_only=micro_batch_only),
         example_inputs=call.arguments,
     )
 

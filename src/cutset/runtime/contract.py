@@ -129,6 +129,45 @@ def check_tensors(
             )
 
 
+def check_micro_batch(micro_batch: int, only: int | None) -> None:
+    """Checks the size of micro-batches against the only one that a bundle may run.
+
+    Args:
+        micro_batch: rows of a micro-batch.
+        only: the manifest's ``micro_batch_only``.
+
+    Raises:
+        EngineError: it is another.
+    """
+    if only not in (None, micro_batch):
+        raise EngineError(
+            f"the bundle was captured for micro-batches of exactly {only} "
+            f"{'row' if only == 1 else 'rows'}, not {micro_batch}; leave the size of micro-batches "
+            "out (--batch-size, micro_batch), or split the model again for another"
+        )
+
+
+def check_multiple(num_rows: int, only: int | None) -> None:
+    """Checks that a request can be cut into the only micro-batches that a bundle may run.
+
+    Args:
+        num_rows: rows of the request.
+        only: the manifest's ``micro_batch_only``.
+
+    Raises:
+        ContractViolation: rows are left over.
+    """
+    if only is not None and num_rows % only:
+        raise ContractViolation(
+            f"into stage 0, the model's input: {num_rows} {'row' if num_rows == 1 else 'rows'}, "
+            f"but the bundle was captured for micro-batches of exactly {only} rows; give {only}, "
+            f"{2 * only}, ... rows at a time",
+            boundary="into stage 0, the model's input",
+            expected=f"a multiple of {only} rows",
+            actual=f"{num_rows} rows",
+        )
+
+
 def count_rows(tensors: Sequence[torch.Tensor], specs: Sequence[TensorSpec]) -> int:
     """How many rows a request has, by the first dimension of its first input with a batch.
 

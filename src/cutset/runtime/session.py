@@ -33,7 +33,14 @@ from cutset.engines.ray import RayCluster
 from cutset.errors import CutsetError, EngineError
 from cutset.runtime.arena import MAX_SLOTS
 from cutset.runtime.callerend import CallerEnd
-from cutset.runtime.contract import boundary_into, check_tensors, count_rows, links_of
+from cutset.runtime.contract import (
+    boundary_into,
+    check_micro_batch,
+    check_multiple,
+    check_tensors,
+    count_rows,
+    links_of,
+)
 from cutset.runtime.ledger import Ledger, Request
 from cutset.runtime.recovery import Supervisor
 from cutset.runtime.rows import Answer, Array, cut_rows, present, to_tensor
@@ -132,7 +139,8 @@ class Session:
 
         Args:
             inputs: one array for each input of the model, batch first, any number of rows from 1
-                up. They must not be changed until the future is done: what is lost with a worker
+                up; a multiple of the only number that the bundle was captured for, where there is
+                one. They must not be changed until the future is done: what is lost with a worker
                 is sent again from them.
 
         Returns:
@@ -148,6 +156,7 @@ class Session:
             specs = self._manifest.stages[0].inputs
             num_rows = count_rows(tensors, specs)
             check_tensors(tensors, specs, num_rows, boundary_into(self._manifest, 0))
+            check_multiple(num_rows, self._manifest.micro_batch_only)
         except (CutsetError, TypeError) as error:
             refused: Future[Answer] = Future()
             refused.set_exception(error)
@@ -395,7 +404,8 @@ def open_session(
             Where the plan names none but the reference, the stage tries every backend that loads
             quickly for at most half a second when it is first loaded, and keeps the fastest for the
             whole session.
-        micro_batch: rows that travel together; the plan's where None.
+        micro_batch: rows that travel together; the plan's where None, and no other of a bundle
+            for one number of rows only.
         num_threads: threads that each stage computes with.
         window: most micro-batches in flight; twice the number of stages and one more where None,
             enough for every stage to have one at hand while it computes another.
@@ -413,6 +423,7 @@ def open_session(
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
     plan = opened.manifest.plan
     rows = plan.micro_batch if micro_batch is None else micro_batch
+    check_micro_batch(rows, opened.manifest.micro_batch_only)
     in_flight = 2 * len(plan.stages) + 1 if window is None else window
     if min(rows, in_flight, num_threads) < 1:
         raise ValueError(

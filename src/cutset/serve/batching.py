@@ -20,7 +20,8 @@ from concurrent.futures import Future
 
 import torch
 
-from cutset.errors import CutsetError, StageFailed
+from cutset.errors import ContractViolation, CutsetError, StageFailed
+from cutset.runtime.contract import check_multiple
 from cutset.runtime.rows import Answer
 from cutset.runtime.session import Session
 from cutset.serve.refusal import Refusal
@@ -106,6 +107,7 @@ class Batcher:
         self._period_s = max(manifest.plan.expected_period_s, 1e-4)
         self._last_answer_s = 0.0
         self.micro_batch = session.micro_batch
+        self._only = manifest.micro_batch_only
         self.max_rows = (max_queue - max_queue // _SLACK) * session.micro_batch
         self.num_accepted_rows = 0
         self.num_in_flight = 0
@@ -124,14 +126,15 @@ class Batcher:
         Raises:
             Refusal: as `accept`.
         """
-        self.accept(1)
-        self.release(1)
+        self.accept(self._only or 1)
+        self.release(self._only or 1)
 
     def accept(self, num_rows: int) -> None:
         """Accounts for rows that will be submitted; `release` gives them back.
 
         Raises:
-            Refusal: 503, there is no room, or the server is about to leave.
+            Refusal: 503, there is no room, or the server is about to leave; 400, the rows cannot be
+                cut into the only micro-batches that the bundle was captured for.
         """
         if self.broken is not None:
             raise Refusal(f"the pipeline is over: {self.broken}", status=503, reason="failed")
@@ -142,6 +145,10 @@ class Batcher:
                 reason="draining",
                 retry_after_s=1.0,
             )
+        try:
+            check_multiple(num_rows, self._only)
+        except ContractViolation as error:
+            raise Refusal(str(error), status=400, reason="invalid") from error
         if self.num_accepted_rows and self.num_accepted_rows + num_rows > self.max_rows:
             raise Refusal(
                 f"the queue is full: {self.num_accepted_rows} of {self.max_rows} rows are taken, "

@@ -20,6 +20,7 @@ from cutset.shards.load import (
     load_program,
     open_bundle,
 )
+from cutset.shards.manifest import Manifest
 from cutset.shards.onnx_checks import OnnxStage, onnx_faults
 from cutset.shards.reference import Reference
 from cutset.shards.static_checks import completeness_faults, summary, unit_faults
@@ -28,7 +29,11 @@ from cutset.shards.whole_model import count, opened_reference, rows_in_words
 from cutset.threads import compute_threads
 from cutset.torch_settings import using_settings
 
-ROW_COUNTS = (1, 2, 5)
+
+def row_counts(manifest: Manifest) -> tuple[int, ...]:
+    """Numbers of rows with which the stages' contracts are tried."""
+    return (1, 2, 5) if manifest.micro_batch_only is None else (manifest.micro_batch_only,)
+
 
 _RUN_ERRORS = (UnsafeBundle, RuntimeError, ValueError, TypeError, IndexError, MemoryError)
 
@@ -168,12 +173,13 @@ class _Checking:
     def _contracts(self) -> CheckResult:
         self._on_step("contracts", "checking contracts")
         faults = self._obstacle or running_checks.contract_faults(
-            self._bundle, self._stages, self._reference, ROW_COUNTS
+            self._bundle, self._stages, self._reference, row_counts(self._bundle.manifest)
         )
         num_boundaries = len(self._bundle.manifest.stages) - 1
-        rows = ", ".join(map(str, ROW_COUNTS))
+        counts = row_counts(self._bundle.manifest)
+        rows = f"{', '.join(map(str, counts))} {'row' if counts == (1,) else 'rows'}"
         return self._result(
-            "contracts", faults, f"{count(num_boundaries, 'boundary')} met with {rows} rows"
+            "contracts", faults, f"{count(num_boundaries, 'boundary')} met with {rows}"
         )
 
     def _completeness(self) -> CheckResult:

@@ -171,7 +171,9 @@ class _BundleWriter:
         self._report = report
         self._boundaries = _boundaries(captured, plan)
         specs = (*captured.graph.inputs, *self._boundaries, *_outputs(captured))
-        self._row_counts = reference_rows(dict.fromkeys(specs), plan.micro_batch, None)
+        self._row_counts = reference_rows(
+            dict.fromkeys(specs), plan.micro_batch, captured.micro_batch_only
+        )
 
     def _inputs(self, num_rows: int) -> tuple[torch.Tensor, ...]:
         """Rows of the example; for all but the reference's first number those of the first."""
@@ -217,6 +219,7 @@ class _BundleWriter:
             reference=REFERENCE_NAME,
             num_threads=num_threads,
             files=_file_entries(self._folder),
+            micro_batch_only=self._captured.micro_batch_only,
         )
 
     def write_reference(self, model: torch.nn.Module) -> None:

@@ -32,8 +32,8 @@ multiply-adds that it does [M]. Everything else in the document is of that part.
 null, the bundle is the whole model.
 
 **One number of rows.** Where ``micro_batch_only`` is a number, at least 1, the model was captured
-for that many rows alone: every micro-batch must have exactly as many [M]. Where it is null, a
-micro-batch may have any number of rows.
+for that many rows alone: every micro-batch must have exactly as many, those of ``plan`` too [M].
+Where it is null, a micro-batch may have any number of rows.
 
 **Settings.** ``torch_settings`` are the process-wide settings of torch under which the model was
 captured and the reference computed; a reader that runs a program sets them first. Their names and
@@ -371,6 +371,12 @@ def check_manifest(manifest: Manifest) -> None:
     if manifest.part is not None and not 0 < manifest.part.work_share <= 1:
         raise contradiction(
             "$.part.work_share", f"is {manifest.part.work_share}, expected above 0 and at most 1"
+        )
+    if manifest.micro_batch_only not in (None, manifest.plan.micro_batch):
+        raise contradiction(
+            "$.micro_batch_only",
+            f"is {manifest.micro_batch_only}, but $.plan.micro_batch is "
+            f"{manifest.plan.micro_batch}",
         )
     if len(manifest.output_names) != len(manifest.outputs):
         raise contradiction(

@@ -49,7 +49,8 @@ class TorchStageWriter:
         with torch.no_grad():
             outputs = piece(*inputs)
         self._tensors |= {s.name: t for s, t in zip(piece.output_specs, outputs, strict=True)}
-        exported = export_piece(piece, inputs)
+        is_free = self._captured.micro_batch_only is None
+        exported = export_piece(piece, inputs, is_free=is_free)
         program, model = f"stage-{stage.index}/program.pt2", f"stage-{stage.index}/model.onnx"
         # Example inputs would be stored pickled; the reference tensors serve instead.
         exported.example_inputs = None

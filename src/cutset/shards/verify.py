@@ -36,7 +36,7 @@ import torch
 from cutset.errors import BundleError, ManifestError
 from cutset.shards.allowance import allowance_of
 from cutset.shards.checking import check_in_child
-from cutset.shards.checks import ROW_COUNTS, unopened
+from cutset.shards.checks import row_counts, unopened
 from cutset.shards.load import Bundle, read_manifest
 from cutset.shards.reference import reference_rows
 from cutset.shards.running_checks import call_with_positional, expected_tensors
@@ -92,7 +92,7 @@ def verify_bundle(
         directory,
         stages=None if len(stages) == len(manifest.stages) else stages,
         backends=backends,
-        allowance=allowance_of(manifest, (*ROW_COUNTS, *rows, *rows), stages),
+        allowance=allowance_of(manifest, (*row_counts(manifest), *rows, *rows), stages),
         num_threads=manifest.num_threads,
         progress=say,
     )

@@ -218,18 +218,82 @@ def test_a_fixed_number_of_rows_is_made_free_where_that_is_proven(tmp_path: Path
     found, _ = captured(path)
     assert found.graph.inputs[0].shape == ("batch", 4)
     (note,) = found.notes
-    assert "the file fixes 1 row" in note
+    assert "the file is made for 1 row at a time; with 2, 3, 5 rows it gives the same" in note
 
 
-@pytest.mark.parametrize("operator", ["Reshape", "Softmax"])
-def test_a_fixed_number_of_rows_that_matters_is_refused(tmp_path: Path, operator: str) -> None:
-    nodes = {
-        "Reshape": [helper.make_node("Reshape", ["x", "one_row"], ["y"])],
-        "Softmax": [helper.make_node("Softmax", ["x"], ["y"], axis=0)],
-    }[operator]
-    one_row = numpy_helper.from_array(np.array([1, 4], dtype=np.int64), "one_row")
-    path = write(tmp_path / "m.onnx", nodes, [one_row], shape=(1, 4))
-    with pytest.raises(CaptureError, match="made for 1 row at a time"):
+def _shape(name: str, *lengths: int) -> TensorProto:
+    return numpy_helper.from_array(np.array(lengths, dtype=np.int64), name)
+
+
+@pytest.mark.parametrize("rows", [1, "n"])
+@pytest.mark.parametrize("lengths", [(1, 8), (1, -1), (1, 2, 4)])
+def test_a_literal_that_stands_for_the_rows_is_made_free(
+    tmp_path: Path, rows: int | str, lengths: tuple[int, ...]
+) -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["t"]),
+        helper.make_node("Reshape", ["t", "shape"], ["y"], name="flat"),
+    ]
+    path = write(tmp_path / "m.onnx", nodes, [_shape("shape", *lengths)], shape=(rows, 2, 4))
+    found, _ = captured(path)
+    (note,) = found.notes
+    claims = "made for 1 row at a time" if rows == 1 else "claims a free number of rows"
+    assert claims in note
+    assert "node 'flat' holds 1 in its Reshape; that was made free" in note
+    assert found.micro_batch_only is None
+    x = torch.arange(-12.0, 12.0).reshape(3, 2, 4)
+    (y,) = found.module(x)
+    assert y.shape[0] == 3
+    assert torch.equal(y.reshape(3, 8), x.relu().reshape(3, 8))
+
+
+def test_rows_that_would_see_each_other_are_refused(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Softmax", ["x"], ["y"], axis=0)]
+    path = write(tmp_path / "m.onnx", nodes, [], shape=(1, 4))
+    with pytest.raises(CaptureError, match=r"rows would see each other.*--micro-batch-only 1"):
+        captured(path)
+    found = capture_onnx(read_onnx_file(path), micro_batch_only=1)
+    assert found.micro_batch_only == 1
+    assert found.graph.outputs == ("y",)
+    with pytest.raises(CaptureError, match="made for 1 row at a time and cannot be captured for 2"):
+        capture_onnx(read_onnx_file(path), micro_batch_only=2)
+
+
+def _with_two_written_down(tmp_path: Path, rows: int | str) -> Path:
+    """Turned so that the rows lie inside when a literal shape is given: no -1 in front helps."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0]),
+        helper.make_node("Reshape", ["t", "shape"], ["r"], name="inside"),
+        helper.make_node("Transpose", ["r"], ["y"], perm=[1, 0]),
+    ]
+    return write(tmp_path / "m.onnx", nodes, [_shape("shape", 4, 1)], shape=(rows, 4))
+
+
+def test_a_file_that_works_for_its_own_number_alone_is_taken_for_that(tmp_path: Path) -> None:
+    found, _ = captured(_with_two_written_down(tmp_path, 1))
+    assert found.micro_batch_only == 1
+    assert found.example_inputs[0].shape == (1, 4)
+    (note,) = found.notes
+    assert "node 'inside' (Reshape to [4, 1]) holds 4" not in note
+    assert "node 'inside' (Reshape to [4, 1]) fails with 2 rows" in note
+
+
+def test_a_file_that_claims_free_rows_and_has_none_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = _with_two_written_down(tmp_path, "n")
+    with pytest.raises(CaptureError, match=r"claims a free number of rows, but node 'inside'"):
+        captured(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_weight_among_the_results_is_named(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    path = write(tmp_path / "m.onnx", nodes, [weight("w", 4, 4)], shape=("N", 4))
+    model = onnx.load(path)
+    model.graph.output.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [4, 4]))
+    onnx.save(model, path)
+    with pytest.raises(CaptureError, match="result 'w' is a weight"):
         captured(path)
 
 
