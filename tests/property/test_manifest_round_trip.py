@@ -96,6 +96,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         ),
     )
     listed = [f"stage-{index}/{draw(files)}" for index in range(num_stages)] + ["reference.st"]
+    plan = draw(plans(num_stages))
     return Manifest(
         format=BUNDLE_FORMAT,
         created_by=draw(st.dictionaries(names, names, max_size=2)),
@@ -126,7 +127,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         output_names=(draw(names),),
         shared_parameters=tuple(weights),
         unused_parameters=(),
-        plan=draw(plans(num_stages)),
+        plan=plan,
         preprocessing=draw(st.none() | preprocessings),
         labels=draw(st.none() | st.lists(names, max_size=3).map(tuple)),
         reference=listed[-1],
@@ -139,7 +140,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
             st.none()
             | st.builds(PartEntry, path=names, work_share=st.floats(0.0, 1.0, exclude_min=True))
         ),
-        micro_batch_only=draw(st.none() | st.integers(1, 64)),
+        micro_batch_only=draw(st.none() | st.just(plan.micro_batch)),
         torch_settings=draw(st.none() | st.fixed_dictionaries({}, optional=SETTINGS)),
     )
 
@@ -149,7 +150,7 @@ def plans(draw: st.DrawFn, num_stages: int) -> Plan:
     return Plan(
         format=PLAN_FORMAT,
         objective="throughput",
-        micro_batch=1,
+        micro_batch=draw(st.integers(1, 64)),
         stages=tuple(
             StagePlan(
                 index=index,

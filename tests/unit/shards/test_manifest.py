@@ -126,6 +126,7 @@ def test_missing_key(document: dict[str, Any], key: str) -> None:
         ("part", {"path": "body", "work_share": 1.5}, "$.part.work_share"),
         ("micro_batch_only", 0, "$.micro_batch_only"),
         ("micro_batch_only", 10**12, "$.micro_batch_only"),
+        ("micro_batch_only", 1 << 16, "$.micro_batch_only"),
         ("torch_settings", {"default_dtype": "int8"}, "$.torch_settings.default_dtype"),
         ("torch_settings", {"other": "on"}, "$.torch_settings.other"),
         ("plan.format", "cutset-plan/2", "$.plan.format"),
