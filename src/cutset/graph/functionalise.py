@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
+from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
+
+from cutset.errors import CaptureError
+from cutset.graph.source import source_line
 
 logger = logging.getLogger(__name__)
 
-_RETURNS_ITS_INPUT = frozenset(
-    {"dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"}
-)
-"""Operations that hand their input through in evaluation without their schema saying so."""
+_ALIASES_BY_SHAPE = frozenset({"sum_to_size"})
+"""Operations that return their argument for some numbers of rows and a new tensor for others."""
 
 
 def replace_inplace_operations(exported: ExportedProgram) -> ExportedProgram:
@@ -24,6 +28,10 @@ def replace_inplace_operations(exported: ExportedProgram) -> ExportedProgram:
     Where every in-place operation acts on a tensor that nothing else sees, each is exchanged for
     its twin that returns a new tensor, and all names stay as captured. Otherwise (a change
     through a view) torch rewrites the whole program in functional operations.
+
+    Raises:
+        CaptureError: memory is changed that an operation shares without its signature saying so;
+            torch would rewrite that to something else.
     """
     changed = [node for node in exported.graph.nodes if _is_inplace(node)]
     inputs = frozenset(exported.graph_signature.user_inputs)
@@ -33,6 +41,9 @@ def replace_inplace_operations(exported: ExportedProgram) -> ExportedProgram:
             _exchange(node, order)
         exported.graph_module.recompile()
         return exported
+    for node in changed:
+        if not _acts_alone(node, inputs, order):
+            _check_shared_openly(node, exported)
     logger.info("a view is changed in place: the program is rewritten in functional operations")
     rewritten: ExportedProgram = exported.run_decompositions({})
     return rewritten
@@ -43,15 +54,84 @@ def _is_inplace(node: Node) -> bool:
 
 
 def _is_view(node: Node) -> bool:
-    """Whether the result may share memory with an argument."""
+    """Whether the result may share memory with an argument.
+
+    A signature says so of most operations, and is silent of others: ``type_as``,
+    ``broadcast_tensors``, ``dropout`` in evaluation. Of these the storages decide.
+    """
+    if node.target is operator.getitem:
+        source = node.args[0]
+        return isinstance(source, Node) and _is_view(source)
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
-    if node.target._opname in _RETURNS_ITS_INPUT:
+    if node.target._opname in _ALIASES_BY_SHAPE:
         return True
+    schema = node.target._schema
+    if schema.is_mutable:
+        return False
+    return _is_declared(node) or _shares_storage(node)
+
+
+def _is_declared(node: Node) -> bool:
+    """Whether the operation's signature says that its result shares memory with an argument."""
     return any(
         returned.alias_info is not None and not returned.alias_info.is_write
-        for returned in node.target._schema.returns
+        for returned in node.target._schema.returns  # type: ignore[union-attr]
     )
+
+
+def _check_shared_openly(changed: Node, exported: ExportedProgram) -> None:
+    """Refuses a change to memory that is shared by an operation whose signature is silent of it."""
+    sharing = {changed}
+    pending = [changed]
+    while pending:
+        node = pending.pop()
+        sources = node.all_input_nodes if _is_view(node) or _is_inplace(node) else []
+        for other in (*sources, *(user for user in node.users if _is_view(user))):
+            if other not in sharing:
+                sharing.add(other)
+                pending.append(other)
+    for node in exported.graph.nodes:
+        is_operation = isinstance(node.target, torch._ops.OpOverload)
+        if node in sharing and is_operation and _is_view(node) and not _is_declared(node):
+            line = source_line(changed)
+            raise CaptureError(
+                f"{changed.target} changes a tensor in place{f' ({line})' if line else ''} whose "
+                f"memory {node.target} shares with its argument, without saying so; others that "
+                f"read it would see another value. Write a new tensor there (x = x + 1 in place of "
+                f"x += 1)"
+            )
+
+
+def _shares_storage(node: Node) -> bool:
+    """Whether the operation hands an argument's memory on, called on tensors without elements."""
+    given: list[int] = []
+
+    def without_elements(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            sizes, strides = ([_hint(n) for n in ns] for ns in (value.shape, value.stride()))
+            tensor = torch.empty_strided(sizes, strides, dtype=value.dtype, device="meta")
+            given.append(tensor.untyped_storage()._cdata)
+            held.append(tensor)
+            return tensor
+        return _hint(value) if isinstance(value, torch.SymInt) else value
+
+    held: list[torch.Tensor] = []
+    try:
+        arguments = map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+        args, kwargs = pytree.tree_map(without_elements, arguments)
+        kwargs = {k: torch.device("meta") if k == "device" else v for k, v in kwargs.items()}
+        with torch.no_grad():
+            results = pytree.tree_leaves(node.target(*args, **kwargs))  # type: ignore[operator]
+    except Exception:  # noqa: BLE001 - whatever cannot be called like this is taken for a view
+        return True
+    tensors = [result for result in results if isinstance(result, torch.Tensor)]
+    return any(tensor.untyped_storage()._cdata in given for tensor in tensors)
+
+
+def _hint(length: int | torch.SymInt) -> int:
+    """The length in the example where the length grows with the rows."""
+    return length if isinstance(length, int) else int(cast(int, length.node.hint))
 
 
 def _acts_alone(node: Node, inputs: frozenset[Any], order: Mapping[Node, int]) -> bool:

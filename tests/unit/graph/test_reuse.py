@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
-from cutset.graph.reuse import reuse_dead_tensors
+from cutset.graph.reuse import _FRESH, reuse_dead_tensors
 
 aten = torch.ops.aten
 
@@ -150,3 +152,38 @@ def test_a_tensor_is_added_to_itself() -> None:
         return graph.call_function(aten.add.Tensor, (made, made))
 
     assert _checked(build, _image()) == 1
+
+
+ONE = torch.randn(2, 4, 6, 6)
+NO_OPERATION: dict[object, tuple[object, ...]] = {
+    aten.add.Tensor: (ONE, torch.zeros(())),
+    aten.mul.Tensor: (ONE, torch.ones(())),
+    aten.cat.default: ([ONE], 0),
+    aten.batch_norm.default: (
+        *(ONE, None, None, torch.zeros(4), torch.ones(4)),
+        *(False, 0.1, 0.0, False),
+    ),
+    aten.group_norm.default: (ONE, 1),
+    aten.layer_norm.default: (ONE, [6]),
+    aten.linear.default: (ONE, torch.eye(6)),
+    aten.conv1d.default: (ONE[0], torch.eye(6)[:, :, None]),
+    aten.conv2d.default: (ONE, torch.eye(4)[:, :, None, None]),
+    aten.conv2d.padding: (ONE, torch.eye(4)[:, :, None, None], None, [1, 1], "valid"),
+    aten.conv3d.default: (ONE[None], torch.eye(2)[:, :, None, None, None]),
+    aten.convolution.default: (
+        *(ONE, torch.eye(4)[:, :, None, None], None),
+        *([1, 1], [0, 0], [1, 1], False, [0, 0], 1),
+    ),
+    aten.hardtanh.default: (ONE, -1e9, 1e9),
+    aten.leaky_relu.default: (ONE, 1.0),
+}
+"""Arguments with which an operation changes nothing, and might return what it was given."""
+
+
+@pytest.mark.parametrize("operation", sorted(_FRESH, key=str), ids=str)
+def test_results_said_to_be_fresh_share_no_storage(operation: Any) -> None:
+    arguments = NO_OPERATION.get(operation, (ONE.abs(),))
+    result = operation(*arguments)
+    tensors = [t for t in pytree.tree_leaves(arguments) if isinstance(t, torch.Tensor)]
+    places = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    assert result.untyped_storage().data_ptr() not in places
