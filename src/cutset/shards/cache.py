@@ -18,6 +18,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterable
@@ -126,14 +127,18 @@ class ShardCache:
         root: its folder, made if it is not there.
 
     Raises:
-        BundleError: the folder cannot be made.
+        BundleError: the folder cannot be made, or it or a folder in it is a symbolic link, is
+            another user's, or can be written to by everybody.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         try:
-            for name in ("objects", "stages", "incoming"):
-                (root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for folder in (root, *(root / name for name in ("objects", "stages", "incoming"))):
+                if not folder.is_symlink():
+                    folder.mkdir(exist_ok=True, mode=0o700)
+                _check_is_ours(folder)
             self._forget_leftovers()
         except OSError as error:
             raise self.refusal(error) from error
@@ -254,3 +259,26 @@ class ShardCache:
                     raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def _check_is_ours(folder: Path) -> None:
+    """Refuses a folder of the cache in which somebody else could put other files.
+
+    Raises:
+        BundleError: says what it is, and what to do.
+    """
+    status = folder.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        what = "is a symbolic link; name the folder itself"
+    elif not stat.S_ISDIR(status.st_mode):
+        what = "is no folder"
+    elif hasattr(os, "geteuid") and status.st_uid not in (os.geteuid(), 0):
+        what = f"belongs to user {status.st_uid}, not to this one ({os.geteuid()})"
+    elif status.st_mode & stat.S_IWOTH:
+        what = "can be written to by everybody; take that right away (chmod o-w)"
+    else:
+        return
+    raise BundleError(
+        f"the cache's folder {folder} {what}, or name another one in {FOLDER_VARIABLE}",
+        path=str(folder),
+    )

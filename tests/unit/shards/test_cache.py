@@ -128,3 +128,43 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(BundleError, match="takes no more"):
         ShardCache(tmp_path / "file" / "cache")
+
+
+@pytest.mark.parametrize("inside", ["", "objects", "stages", "incoming"])
+def test_a_folder_that_others_can_fill_is_refused(tmp_path: Path, inside: str) -> None:
+    root, elsewhere = tmp_path / "cache", tmp_path / "elsewhere"
+    ShardCache(root)
+    (root / inside).chmod(0o777)
+    with pytest.raises(BundleError, match="written to by everybody") as caught:
+        ShardCache(root)
+    assert caught.value.path == str(root / inside)
+    (root / inside).chmod(0o700)
+    (root / inside).rename(elsewhere)
+    (root / inside).symlink_to(elsewhere)
+    with pytest.raises(BundleError, match="is a symbolic link"):
+        ShardCache(root)
+
+
+def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    ShardCache(root)
+    (root / "stages").rmdir()
+    (root / "stages").symlink_to(tmp_path / "nothing")
+    with pytest.raises(BundleError, match="is a symbolic link"):
+        ShardCache(root)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no users")
+def test_another_users_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ShardCache(tmp_path / "cache")
+    owner = (tmp_path / "cache").stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    if owner == 0:
+        os.chown(tmp_path / "cache", 12345, -1)
+    with pytest.raises(BundleError, match="belongs to user"):
+        ShardCache(tmp_path / "cache")
+
+
+def test_it_is_made_for_its_user_alone(tmp_path: Path) -> None:
+    ShardCache(tmp_path / "a" / "cache")
+    assert (tmp_path / "a" / "cache").stat().st_mode & 0o777 == 0o700
