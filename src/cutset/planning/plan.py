@@ -101,6 +101,15 @@ class Alternative(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     latency_s: Seconds | None = None
     reason: str = ""
 
+    def __post_init__(self) -> None:
+        """Checks what belongs together: a plan may come from a file.
+
+        Raises:
+            ValueError: only one of period and latency is given.
+        """
+        if (self.period_s is None) != (self.latency_s is None):
+            raise ValueError("period_s and latency_s are given together or not at all")
+
 
 class MoreTensors(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What it would give to let more tensors across a cut.

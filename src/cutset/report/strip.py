@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoint, CutPoints
 from cutset.graph.ir import Graph
 from cutset.planning.plan import Plan
@@ -74,8 +75,18 @@ class Strip:
     refused: tuple[RefusedPlace, ...]
 
     def stops_of(self, last: Sequence[str]) -> tuple[int, ...]:
-        """How many parts lie before the end of each stage, by the names that the stages end at."""
+        """How many parts lie before the end of each stage, by the names that the stages end at.
+
+        Raises:
+            PlanError: no part ends at such a name.
+        """
         index = {part.name: part.index + 1 for part in self.parts}
+        for name in last:
+            if name not in index:
+                raise PlanError(
+                    f"a plan for another number of stages ends one at {name[:120]!r}, where this "
+                    "model has no cut point; it is the plan of another model"
+                )
         return tuple(index[name] for name in last)
 
     def reasons(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
