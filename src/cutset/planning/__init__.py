@@ -7,8 +7,9 @@ from cutset.planning.cost_graph import (
     pareto_cost_graph,
     plan_cost_graph,
 )
+from cutset.planning.deadline import TIME_LIMIT_S
 from cutset.planning.expect import expect_on_cluster
-from cutset.planning.make import TIME_LIMIT_S, make_plan, pareto_plans
+from cutset.planning.make import make_plan, pareto_plans
 from cutset.planning.more_rows import more_rows_advice
 from cutset.planning.plan import (
     Alternative,

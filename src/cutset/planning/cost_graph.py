@@ -36,7 +36,7 @@ from cutset.devices import Cluster, Device
 from cutset.errors import PlanError
 from cutset.planning.cost_graph_checks import first_problem, first_repeated_key
 from cutset.planning.cost_graph_reasons import Wanted, limit_not_kept, no_plan
-from cutset.planning.deadline import OutOfTime, OverBudget, within
+from cutset.planning.deadline import TIME_LIMIT_S, OutOfTime, OverBudget, within
 from cutset.planning.downset_goals import MAX_FRONT, Goals, OutOfReach
 from cutset.planning.downset_orders import certificates_for_all
 from cutset.planning.downsets import DagProblem, DagSolution, Tensor, contract
@@ -110,7 +110,7 @@ def plan_cost_graph(
     fixed_order: bool = False,
     max_latency_s: float | None = None,
     min_rows_per_s: float | None = None,
-    time_limit_s: float | None = None,
+    time_limit_s: float | None = TIME_LIMIT_S,
 ) -> Plan:
     """The best plan for a cost graph.
 
@@ -174,7 +174,7 @@ def pareto_cost_graph(
     fixed_order: bool = False,
     max_latency_s: float | None = None,
     min_rows_per_s: float | None = None,
-    time_limit_s: float | None = None,
+    time_limit_s: float | None = TIME_LIMIT_S,
 ) -> tuple[Plan, ...]:
     """Every plan for a cost graph that no other beats in both period and latency.
 

@@ -6,6 +6,9 @@ import dataclasses
 import math
 import time
 
+TIME_LIMIT_S = 60.0
+"""Seconds that planning takes at most, where nothing else is said."""
+
 
 class OverBudget(Exception):
     """A search would need more memory than it may have; another method has to be used."""

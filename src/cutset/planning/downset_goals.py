@@ -11,13 +11,18 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from cutset.planning.deadline import OutOfTime
+import numpy as np
+
+from cutset.planning.deadline import OutOfTime, OverBudget
 from cutset.planning.downset_search import Opened, open_searches
 from cutset.planning.downsets import DagProblem, DagSolution
 from cutset.planning.problem import with_slack
 
 MAX_FRONT = 200
 """The most plans of a front."""
+
+MAX_FEW_STATES = 1 << 10
+"""Where devices have more states, a first plan is looked for on a part of them."""
 
 _CLOSE = 1e-10
 """How near a bisection comes: well within what counts as proven (1e-9)."""
@@ -64,7 +69,18 @@ class Goals:
     """
 
     def __init__(self, problem: DagProblem) -> None:
-        self._opened: list[Opened] = open_searches(problem)
+        few = _with_few_devices(problem)
+        self._first: list[Opened] = []
+        if few is not None:
+            self._first = [
+                dataclasses.replace(opened, family="orders") for opened in open_searches(few)
+            ]
+        try:
+            self._opened = open_searches(problem)
+        except OverBudget:
+            if not self._first:
+                raise
+            self._opened, self._first = self._first, []
         self.family = self._opened[-1].family
 
     def least_period(self) -> Reached | None:
@@ -73,13 +89,13 @@ class Goals:
         Where the time ends after a first plan, that one with a bound from the volume of work.
         """
         bound_s, best = 0.0, None
-        for opened in self._opened:
+        for opened in (*self._first, *self._opened):
             try:
                 found = opened.search.run(math.inf if best is None else best.period_s)
             except OutOfTime:
                 if best is None:
                     raise
-                bound_s = min(opened.search.volume_s(), best.period_s)
+                bound_s = min(self._opened[-1].search.volume_s(), best.period_s)
                 break
             if found is not None:
                 best = opened.solution(found[1])
@@ -182,3 +198,26 @@ class Goals:
         if anyhow.latency_s <= with_slack(max_latency_s) and math.isfinite(max_period_s):
             return OutOfReach("both", quickest.latency_s, self.family)
         return OutOfReach("latency", anyhow.latency_s, self.family)
+
+
+def _with_few_devices(problem: DagProblem) -> DagProblem | None:
+    """The problem with the fastest devices only, for a first plan; None where all are few enough.
+
+    A plan for a part of the devices is one for all of them.
+    """
+
+    def states(counts: list[int]) -> int:
+        return math.prod(count + 1 for count in counts)
+
+    if states(list(problem.counts)) <= MAX_FEW_STATES:
+        return None
+    least = problem.seconds.min(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rates = np.where(least > 0, least / problem.seconds, 0.0).max(axis=1)
+    counts = [0] * len(problem.counts)
+    for c in sorted(range(len(counts)), key=lambda c: (-rates[c], c)):
+        fuller = [*counts[:c], problem.counts[c], *counts[c + 1 :]]
+        if states(fuller) > MAX_FEW_STATES and sum(counts) >= (problem.num_stages or 1):
+            break
+        counts = fuller
+    return dataclasses.replace(problem, counts=tuple(counts))

@@ -18,7 +18,7 @@ from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
 from cutset.planning.assemble import assemble_plan
 from cutset.planning.build import BuiltProblem, build_problem
-from cutset.planning.deadline import Deadline, OverBudget, within
+from cutset.planning.deadline import TIME_LIMIT_S, Deadline, OverBudget, within
 from cutset.planning.memory import explain_infeasible
 from cutset.planning.orders import prefixes_are_all_cuts
 from cutset.planning.plan import Alternative, Plan
@@ -33,9 +33,6 @@ from cutset.planning.solve import (
 )
 
 logger = logging.getLogger(__name__)
-
-TIME_LIMIT_S = 60.0
-"""Seconds that planning takes at most, where nothing else is said."""
 
 HEAD_GAIN = 1.05
 """A cut inside the classifier is used where the plan without it is worse by more than this."""

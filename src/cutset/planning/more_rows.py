@@ -13,8 +13,8 @@ from cutset.devices import Cluster
 from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
-from cutset.planning.deadline import within
-from cutset.planning.make import TIME_LIMIT_S, make_plan
+from cutset.planning.deadline import TIME_LIMIT_S, within
+from cutset.planning.make import make_plan
 from cutset.planning.plan import Plan
 from cutset.planning.wider import is_hard
 

@@ -176,8 +176,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         max_latency_s: the limit that was asked for, or None.
         min_rows_per_s: the throughput that was asked for, or None.
         family: the cuts that were searched: ``"prefix"`` (of the order of execution),
-            ``"downset"`` (all there are), ``"orders"`` (of some orders, as there are too many), or
-            ``"given"`` (the caller named them).
+            ``"downset"`` (all there are), ``"orders"`` (some, or on some of the devices, as
+            there are too many), or ``"given"`` (the caller named them).
         proven_among: the plans for which `bound_s` holds, in words that `claim` ends with; for
             ``"orders"`` these are more than were searched.
         certificates: every bound that was worked out, the tightest first.

@@ -12,8 +12,8 @@ from cutset.devices import Cluster
 from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoints, find_cut_points
 from cutset.graph.ir import Graph
-from cutset.planning.deadline import within
-from cutset.planning.make import TIME_LIMIT_S, make_plan
+from cutset.planning.deadline import TIME_LIMIT_S, within
+from cutset.planning.make import make_plan
 from cutset.planning.plan import MoreTensors, Plan
 
 TRIED_TENSORS = (2, 3, 4, 6, 8, 12)

@@ -30,6 +30,8 @@ _CERTIFICATES = {
     "cover": "with any shorter limit more stages would be needed than there may be",
     "cut count": "a shorter limit forces more cuts than can be sent within it",
     "exhaustion": "the exact search ruled out everything below",
+    "search": "the exact search ruled out everything below before its time was over",
+    "sharing": "all work takes this long even if every part is divided among the devices",
     "relaxation": "an easier problem, solved exactly, has this optimum",
 }
 

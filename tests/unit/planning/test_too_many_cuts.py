@@ -85,6 +85,23 @@ def test_with_a_number_of_stages_a_free_node_may_be_one() -> None:
     assert plan.bound_by in ("volume", "sharing", "largest node")
 
 
+def test_a_plan_for_some_of_many_devices_is_one_for_all() -> None:
+    graph = CostGraph(
+        format="cutset-cost-graph/1",
+        nodes=tuple(CostNode(name=f"n{k}", seconds={"": 1.0}) for k in range(20)),
+        tensors=tuple(
+            CostTensor(source=f"n{k}", targets=(f"n{k + 1}",), num_bytes=1) for k in range(19)
+        ),
+    )
+    devices = tuple(Device(name=f"d{k}", speed=1 + k / 100) for k in range(24))
+    plan = plan_cost_graph(graph, Cluster(devices=devices))
+    # At least two pieces on the fastest of ten devices; all on all 24 would take 20 / 26.76 s.
+    assert plan.family == "orders"
+    assert plan.period_s <= 2 / 1.14 + 1e-9
+    assert plan.bound_s <= 1 / 1.04
+    assert not plan.is_proven
+
+
 def test_costs_of_bytes_move_the_cut() -> None:
     seconds = {"n0": 0.1, "n1": 0.005, "n2": 0.095}
     graph = CostGraph(
