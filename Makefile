@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test check fast format bench bench-planner bench-serve bench-cluster coverage-models \
-  matrix soak soak-serve docs pictures dist wheel-smoke smoke-oldest clean help
+  matrix mutations soak soak-serve docs pictures dist wheel-smoke smoke-oldest clean help
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -54,6 +54,9 @@ bench-planner: $(STAMP)  ## the planner beside published values
 
 soak: $(STAMP)  ## the long form of the fault tests; CUTSET_SOAK_S=3600 for an hour of everything at once
 	$(BIN)/python -m pytest tests/distributed tests/unit/backends tests/beds -m soak
+
+mutations: $(STAMP)  ## 5,000 mutants of stage programs in processes of their own; none may die
+	$(BIN)/python tests/mutations.py --count 5000
 
 soak-serve: $(STAMP)  ## ten minutes of hostile clients while workers are killed
 	CUTSET_SOAK_S=600 $(BIN)/python -m pytest tests/serve/test_soak.py -m soak
