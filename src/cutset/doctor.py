@@ -25,6 +25,7 @@ from packaging.requirements import Requirement
 import cutset
 from cutset import host
 from cutset.errors import CutsetError
+from cutset.printable import printable
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # only its size is looked at
 _TRIAL_BYTES = 1 << 20
@@ -177,11 +178,12 @@ def describe(examination: Examination) -> str:
         f"  {'yes' if ability.ok else 'no ':<3}  {ability.name}: {ability.detail}"
         for ability in examination.abilities
     ]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.1f} GiB"
+    """GiB to a tenth, never more than there is."""
+    return f"{num_bytes * 10 // 2**30 / 10:.1f} GiB"
 
 
 # --- the machine

@@ -247,7 +247,7 @@ def describe_probe(probe: Probe) -> Sequence[str]:
     """Lines for people: devices, then links."""
     lines = [
         f"{device.name}: {_whole_s(probe.profiles[device.profile or '']) * 1e3:.1f} ms for the"
-        f" whole model, {(device.memory_bytes or 0) / 2**20:.0f} MiB free,"
+        f" whole model, {(device.memory_bytes or 0) >> 20:,} MiB free,"
         f" {device.threads} threads, {device.overhead_s * 1e3:.2f} ms lost to messages,"
         f" at {device.address}"
         for device in probe.cluster.devices

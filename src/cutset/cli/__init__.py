@@ -6,20 +6,49 @@ that ``cutset --help`` answers at once.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import types
-from typing import Annotated, NoReturn
+from collections.abc import Iterator
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from cutset import __version__
 from cutset.cli import bundles, machine, models, reporting, serving
+from cutset.cli.screen import show_logs, show_traceback
 from cutset.errors import CutsetError
+from cutset.printable import printable
+
+
+class _Commands(TyperGroup):
+    """The commands; what the parser says of a wrong argument cannot steer the terminal."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _plain_words():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _plain_words():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _plain_words() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message"):  # the parser's own, which typer does not name
+            error.message = printable(error.message)  # type: ignore[attr-defined]
+        raise
+
 
 app = typer.Typer(
     name="cutset",
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -58,10 +87,7 @@ def _options(
 ) -> None:
     # `main` looks at --debug itself: an error must be shown whatever state the parser is in.
     del debug
-    if verbose:
-        import logging
-
-        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    show_logs(verbose=verbose)
 
 
 class _Interrupted(BaseException):
@@ -85,10 +111,14 @@ def main() -> None:
         app()
     except CutsetError as error:
         if "--debug" in sys.argv:
+            sys.excepthook = show_traceback
             raise
         # One line: a message from below may have several.
-        sys.stderr.write(f"cutset: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"cutset: {printable(' '.join(str(error).split()))}\n")
         raise SystemExit(error.exit_code) from None
+    except Exception:
+        sys.excepthook = show_traceback
+        raise
     except _Interrupted as interrupted:
         sys.stderr.write("cutset: interrupted\n")
         raise SystemExit(128 + interrupted.args[0]) from None

@@ -19,6 +19,7 @@ from cutset.cli.screen import (
     write_text,
 )
 from cutset.errors import ModelError
+from cutset.printable import printable_json
 
 _MIN_BENCH_S = 0.1
 
@@ -101,8 +102,8 @@ def run(
             )
     document = run_document(result.names, result.tops, result.seconds, result.failed, part=part)
     if output is not None and suffix == ".jsonl":
-        rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in document["rows"])
-        write_text(output, "".join(rows))
+        rows = [json.dumps(row, ensure_ascii=False) for row in document["rows"]]
+        write_text(output, "".join(f"{printable_json(row)}\n" for row in rows))
     elif output is not None:
         write_outputs(output, result.outputs or {})
     if as_json:

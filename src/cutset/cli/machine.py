@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from cutset.cli import options
-from cutset.cli.screen import native_output_to_stderr, print_json, progress, usage_error, write_text
+from cutset.cli.screen import (
+    native_output_to_stderr,
+    print_json,
+    progress,
+    tell,
+    usage_error,
+    write_text,
+)
 
 
 def doctor(
@@ -28,7 +35,7 @@ def doctor(
     if as_json:
         print_json(msgspec.to_builtins(examination))
     else:
-        typer.echo(describe(examination))
+        typer.echo(describe(examination))  # its lines are printable
     if not examination.ok:
         raise typer.Exit(1)
 
@@ -78,5 +85,5 @@ def probe(
         print_json(msgspec.to_builtins(found.cluster))
     else:
         for line in describe_probe(found):
-            typer.echo(line)
-        typer.echo(f"wrote {output} and {len(found.profiles)} profiles beside it")
+            tell(line)
+        tell(f"wrote {output} and {len(found.profiles)} profiles beside it")

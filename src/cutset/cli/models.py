@@ -13,8 +13,10 @@ from cutset.cli.screen import (
     Say,
     native_output_to_stderr,
     print_json,
+    print_json_text,
     progress,
     stdout,
+    tell,
     usage_error,
     write_text,
 )
@@ -105,7 +107,7 @@ def profile(
     if output is not None:
         write_text(output, text + "\n")
     if as_json:
-        typer.echo(text)
+        print_json_text(text)
     else:
         print_profile(stdout(), measured)
         print_part(stdout(), prepared.part_entry)
@@ -275,7 +277,7 @@ def split(
     else:
         print_plan(stdout(), result)
         print_checks(stdout(), [(check.name, check.ok, check.detail) for check in report.checks])
-        stdout().print(f"wrote {path}", soft_wrap=True)
+        tell(f"wrote {path}")
         print_part(stdout(), prepared.part_entry)
 
 

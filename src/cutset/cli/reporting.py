@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cutset.cli import options
-from cutset.cli.screen import print_json, progress, usage_error, write_text
+from cutset.cli.screen import print_json, progress, tell, usage_error, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,7 +81,7 @@ def report(
         print_json({"written": [str(path) for path in written]})
     else:
         for path in written:
-            typer.echo(f"wrote {path}")
+            tell(f"wrote {path}")
 
 
 def _sources(

@@ -1,11 +1,18 @@
-"""Where words go: answers to stdout, progress to stderr if that is a terminal."""
+"""Where words go: answers to stdout, progress to stderr if that is a terminal.
+
+All that the commands print passes here, and here names from outside lose their power over the
+terminal (`cutset.printable`).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
+import traceback
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,18 +20,22 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from cutset.errors import CutsetError
+from cutset.printable import printable, printable_json, printable_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Say = Callable[[str], None]
 
+NOTE = "%(topmost)s: %(message)s"
+"""How a log record looks where nobody asked for logs."""
+
 
 def stdout() -> Console:
     """The console for answers."""
-    from rich.console import Console
+    from cutset.report.text import PlainConsole
 
-    return Console(highlight=False)
+    return PlainConsole(highlight=False, emoji=False)
 
 
 @contextlib.contextmanager
@@ -38,7 +49,7 @@ def progress() -> Iterator[Say]:
         yield lambda _text: None
         return
     with console.status("starting") as status:
-        yield lambda text: status.update(escape(text))
+        yield lambda text: status.update(escape(printable(text)))
 
 
 @contextlib.contextmanager
@@ -58,9 +69,48 @@ def native_output_to_stderr() -> Iterator[None]:
         os.close(answers)
 
 
+def tell(line: str, *, err: bool = False) -> None:
+    """Prints a line."""
+    typer.echo(printable(line), err=err)
+
+
 def print_json(document: Any) -> None:
     """Prints one JSON document."""
-    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    print_json_text(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def print_json_text(text: str) -> None:
+    """Prints a JSON document that is text already."""
+    typer.echo(printable_json(text))
+
+
+class LogFormatter(logging.Formatter):
+    """Formats records for people: what a record says stays in its line."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The line."""
+        record.message = printable(record.message)
+        record.topmost = printable(record.name.partition(".")[0])
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """The traceback, a line for each of its own."""
+        return printable_lines(super().formatException(ei))
+
+
+def show_logs(*, verbose: bool) -> None:
+    """Has warnings, or all that is of interest, printed to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter("%(name)s: %(message)s" if verbose else NOTE))
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+
+
+def show_traceback(
+    kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
+) -> None:
+    """What Python prints of an error that nobody caught; for `sys.excepthook`."""
+    text = "".join(traceback.format_exception(kind, error, trace))
+    sys.stderr.write(printable_lines(text))
 
 
 def write_text(path: Path, text: str) -> None:

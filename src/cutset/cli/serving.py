@@ -9,7 +9,7 @@ import typer
 
 from cutset.cli import options
 from cutset.cli.engines import chosen_engine
-from cutset.cli.screen import native_output_to_stderr, usage_error
+from cutset.cli.screen import native_output_to_stderr, tell, usage_error
 
 
 def serve(
@@ -95,5 +95,5 @@ def serve(
             num_threads=threads,
             log_json=log_json,
             with_tracing=otel,
-            on_listening=lambda url: typer.echo(f"serving {bundle} at {url}", err=True),
+            on_listening=lambda url: tell(f"serving {bundle} at {url}", err=True),
         )

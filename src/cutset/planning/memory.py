@@ -48,8 +48,8 @@ def explain_infeasible(cluster: Cluster, built: BuiltProblem) -> PlanError:
         available = device.memory_bytes or 0
         return InfeasiblePlan(
             f"no placement fits the devices' memory: device {device.name!r} has "
-            f"{_amount(available)} and lacks {_amount(missing)}; with {_amount(needed)} there a "
-            "plan exists. Give it more, add a device, or allow more cuts",
+            f"{_amount(available, down=True)} and lacks {_amount(missing)}; with {_amount(needed)} "
+            "there a plan exists. Give it more, add a device, or allow more cuts",
             needed_bytes=needed,
             available_bytes=available,
             device=device.name,
@@ -121,6 +121,11 @@ def _split_off(problem: ChainProblem, device_class: int, variants: list[Variant]
     return dataclasses.replace(split, variants=(*kept, *own))
 
 
-def _amount(num_bytes: int) -> str:
-    """Bytes for people; above 10 MiB in whole MiB, rounded up, so that what is named is enough."""
-    return f"{num_bytes:,} bytes" if num_bytes < 10 << 20 else f"{-(-num_bytes >> 20):,} MiB"
+def _amount(num_bytes: int, *, down: bool = False) -> str:
+    """Bytes for people; above 10 MiB in whole MiB.
+
+    What is needed is rounded up, so that what is named is enough; what there is `down`.
+    """
+    if num_bytes < 10 << 20:
+        return f"{num_bytes:,} bytes"
+    return f"{num_bytes >> 20 if down else -(-num_bytes >> 20):,} MiB"

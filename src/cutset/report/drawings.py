@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cutset.errors import CutsetError
+from cutset.printable import printable_lines
 from cutset.report.build import Report
 from cutset.report.charts import (
     devices_chart,
@@ -160,7 +161,7 @@ def svg_of(spec: Spec, *, width: int = _WIDTH_PIXELS) -> str:
     """A drawing as SVG on a white ground."""
     import vl_convert
 
-    svg: str = vl_convert.vegalite_to_svg({**spec, "width": width, "config": _PAPER})
+    svg: str = vl_convert.vegalite_to_svg(_drawable(spec, width))
     return svg
 
 
@@ -168,5 +169,20 @@ def png_of(spec: Spec, *, width: int = _WIDTH_PIXELS, scale: float = 2.0) -> byt
     """A drawing as PNG, `scale` pixels for each unit of `width`."""
     import vl_convert
 
-    png: bytes = vl_convert.vegalite_to_png({**spec, "width": width, "config": _PAPER}, scale=scale)
+    png: bytes = vl_convert.vegalite_to_png(_drawable(spec, width), scale=scale)
     return png
+
+
+def _drawable(spec: Spec, width: int) -> Any:
+    """A drawing for paper, its names without control characters: with one, the renderer aborts."""
+    return _plain({**spec, "width": width, "config": _PAPER})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable_lines(value)
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return value

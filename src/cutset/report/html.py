@@ -9,6 +9,7 @@ from importlib.metadata import version as version_of
 from typing import Any
 
 from cutset.errors import CutsetError
+from cutset.printable import visible
 from cutset.report.build import Report, build_report
 from cutset.report.front import Candidate
 from cutset.report.sources import ReportSources
@@ -80,6 +81,7 @@ def render(report: Report) -> str:
         loader=jinja2.PackageLoader("cutset.report", "page"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=visible,
     )
     environment.filters |= {"bytes": format_bytes, "count": format_count, "seconds": format_seconds}
 

@@ -14,6 +14,7 @@ import markupsafe
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
 from cutset.planning.plan import Plan
+from cutset.printable import visible
 from cutset.report.build import build_report
 from cutset.report.drawings import make_drawings, svg_of
 from cutset.report.look import STAGE_COLOURS
@@ -76,7 +77,7 @@ def verification_html(ok: bool, checks: Sequence[tuple[str, bool, str]]) -> str:
 
 def _render(**values: Any) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cutset.report", "page"), autoescape=True
+        loader=jinja2.PackageLoader("cutset.report", "page"), autoescape=True, finalize=visible
     )
     environment.filters |= {"bytes": format_bytes, "seconds": format_seconds}
     # The drawings escape what they show themselves.

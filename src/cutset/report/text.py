@@ -8,12 +8,23 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from cutset.costs.model import Profile, Timing
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
 from cutset.planning.plan import Alternative, MoreTensors, Plan
+from cutset.printable import printable
 from cutset.report.documents import Part
+
+
+class PlainConsole(Console):
+    """A console that shows control characters in names and labels instead of obeying them."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Turns a string into text; every string that is printed comes by, in tables too."""
+        return super().render_str(printable(text), **options)
+
 
 BAR_WIDTH = 20
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -144,7 +155,7 @@ def print_plan(console: Console, plan: Plan) -> None:
                 f"as processes of this machine: {period}, "
                 f"its stages measured as wholes, messages and the caller's part included"
             )
-    console.print(f"bound: {format_seconds(plan.bound_s)} ({plan.bound_by}); {plan.claim}")
+    console.print(f"bound: {format_seconds(plan.bound_s)} ({escape(plan.bound_by)}); {plan.claim}")
     for alternative in plan.alternatives:
         console.print(_alternative(alternative))
     if plan.unused_devices:
@@ -210,7 +221,7 @@ def print_profile(console: Console, profile: Profile) -> None:
     table.add_column("piece up to", overflow="fold")
     table.add_column("multiply-adds", justify="right", no_wrap=True)
     for backend in backends:
-        table.add_column(backend, justify="right", no_wrap=True)
+        table.add_column(escape(backend), justify="right", no_wrap=True)
         table.add_column("10%..90%", justify="right", no_wrap=True)
     for piece in profile.pieces:
         cells = []
@@ -264,7 +275,7 @@ def print_bench(console: Console, document: Mapping[str, Any]) -> None:
     for index, stage in enumerate(document["stages"]):
         table.add_row(
             str(index),
-            stage["backend"],
+            escape(stage["backend"]),
             f"[{_stage_style(index)}]{bar(stage['busy'])}[/]",
             f"{stage['busy']:.0%}",
             f"{stage['waiting']:.0%}",
@@ -292,7 +303,7 @@ def print_checks(console: Console, checks: Sequence[tuple[str, bool, str]]) -> N
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, ok, detail in checks:
-        table.add_row(name, "[green]ok[/]" if ok else "[red]FAILED[/]", escape(detail))
+        table.add_row(escape(name), "[green]ok[/]" if ok else "[red]FAILED[/]", escape(detail))
     console.print(table)
 
 

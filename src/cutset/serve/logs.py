@@ -6,6 +6,8 @@ import datetime as dt
 import json
 import logging
 
+from cutset.printable import printable_json
+
 _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
@@ -24,4 +26,4 @@ class JsonFormatter(logging.Formatter):
         document.update((key, value) for key, value in vars(record).items() if key not in _KNOWN)
         if record.exc_info:
             document["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(document, ensure_ascii=False, default=str)
+        return printable_json(json.dumps(document, ensure_ascii=False, default=str))
