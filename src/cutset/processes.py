@@ -126,6 +126,17 @@ def _import_path() -> list[str]:
     ]
 
 
+def encodable(value: object) -> object:
+    """A message's builtins with text that can be encoded: a folder's name need not be text."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {key: encodable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [encodable(each) for each in value]
+    return value
+
+
 class LastWords:
     """Reads what a process writes to its standard error, always, and keeps the end of it.
 

@@ -309,6 +309,15 @@ def test_a_caller_may_have_the_package_by_its_path_alone(bundle: Path, tmp_path:
     assert done.stdout.splitlines()[-1:] == ["3"], done.stderr
 
 
+def test_the_name_of_a_folder_need_not_be_text(
+    bundle: Path, model: SmallNet, tmp_path: Path
+) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    shutil.copytree(bundle, folder)
+    with open_session(folder, backend="torch") as session:
+        assert torch.equal(session.run(_rows()), whole_model(model, _rows(), 4))
+
+
 _LOSES_A_WORKER = """
 import os, signal, sys, time, torch, cutset
 from cutset.engines.local import LocalEngine

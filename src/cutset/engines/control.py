@@ -17,6 +17,7 @@ import msgspec
 
 from cutset.engines.base import Command, Event
 from cutset.errors import EngineError
+from cutset.processes import encodable
 
 MAX_LINE_BYTES = 1 << 20
 """No control message is longer; a peer that sends a longer line is not one of ours."""
@@ -60,7 +61,10 @@ class ControlSocket(Generic[MessageT]):
         Raises:
             OSError: the other end is gone.
         """
-        line = self._encoder.encode(message) + b"\n"
+        try:
+            line = self._encoder.encode(message) + b"\n"
+        except UnicodeEncodeError:
+            line = self._encoder.encode(encodable(msgspec.to_builtins(message))) + b"\n"
         with self._lock:
             if files:
                 line = line[socket.send_fds(self._connection, [line], list(files)) :]

@@ -96,6 +96,8 @@ class RayEngine:
     def __init__(self, bundle: Bundle, settings: RayCluster, *, num_threads: int) -> None:
         self.num_threads = num_threads
         self._bundle = bundle
+        # Shards are sent again to a node that lost them, after the caller may have gone elsewhere.
+        self._folder = Path(bundle.directory).absolute()
         self._settings = settings
         self._cluster = settings.cluster or cluster_of_plan(bundle.manifest.plan)
         self._addresses = {device.name: device.address for device in self._cluster.devices}
@@ -117,7 +119,7 @@ class RayEngine:
                 {name: self._addresses.get(name) for name in self._placement},
             )
             self.host: str = self._ray.util.get_node_ip_address()
-            self._manifest_entry = manifest_file(Path(bundle.directory))
+            self._manifest_entry = manifest_file(self._folder)
         except BaseException:
             self.close()
             raise
@@ -213,7 +215,7 @@ class RayEngine:
             delivery = self._deliveries.setdefault(host.device, threading.Lock())
         files = {entry.path: entry for entry in self._bundle.manifest.files}
         with delivery:
-            return host.deliver(Path(self._bundle.directory), self._manifest_entry, files, stage)
+            return host.deliver(self._folder, self._manifest_entry, files, stage)
 
     # --- inside
 

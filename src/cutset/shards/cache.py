@@ -14,6 +14,7 @@ opened like any bundle, with all the checks of `cutset.shards.load`.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
@@ -42,10 +43,22 @@ _LEFTOVER_S = 24 * 3600.0
 
 
 def default_cache_folder() -> Path:
-    """``$CUTSET_CACHE_DIR``, or ``cutset`` in the user's cache folder."""
+    """``$CUTSET_CACHE_DIR``, or ``cutset`` in the user's cache folder.
+
+    Raises:
+        BundleError: neither is set, and the user has no home either.
+    """
     if folder := os.environ.get(FOLDER_VARIABLE):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cutset"
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "cutset"
+    try:
+        return Path.home() / ".cache" / "cutset"
+    except RuntimeError as error:  # no HOME, and no entry among the system's users
+        raise BundleError(
+            "there is no folder to keep shards in: this user has no home; name one in"
+            f" {FOLDER_VARIABLE}"
+        ) from error
 
 
 def stage_files(manifest: Manifest, stage: int) -> tuple[FileEntry, ...]:
@@ -144,11 +157,21 @@ class ShardCache:
             raise self.refusal(error) from error
 
     def _forget_leftovers(self) -> None:
-        """Removes what a process left in the middle of a transfer, a day or more ago."""
+        """Removes what a process left in the middle of a transfer, a day or more ago.
+
+        The clock is not believed alone: that of a board without a battery jumps by years when it
+        first hears of the time. What is being received is locked.
+        """
         for path in (self._root / "incoming").iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > _LEFTOVER_S:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            with contextlib.suppress(FileNotFoundError, BlockingIOError):
+                if abs(time.time() - path.stat().st_mtime) < _LEFTOVER_S:
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    with path.open("rb") as file:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        path.unlink()
 
     def object_path(self, sha256: str) -> Path:
         """Where the file of that hash is, or would be.
@@ -199,10 +222,12 @@ class ShardCache:
                     path=str(self._root),
                 )
             handle, name = tempfile.mkstemp(dir=self._root / "incoming")
+            os.close(handle)
+            file = Path(name).open("wb")  # noqa: SIM115  # `Incoming` closes it
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise self.refusal(error) from error
-        os.close(handle)
-        return Incoming(self, entry, Path(name).open("wb"))
+        return Incoming(self, entry, file)
 
     def manifest(self, sha256: str) -> Manifest:
         """Reads a manifest that is here.

@@ -31,7 +31,7 @@ import psutil
 from cutset import errors
 from cutset.errors import BundleError, EngineError
 from cutset.host import limit_memory
-from cutset.processes import LastWords, command_of, made_environment
+from cutset.processes import LastWords, command_of, encodable, made_environment
 from cutset.shards.allowance import Allowance
 from cutset.shards.checks import check_bundle
 from cutset.shards.running_checks import Difference
@@ -304,7 +304,11 @@ def main() -> None:
     limit_memory(request.memory_bytes)
 
     def tell(message: Message) -> None:
-        _write(answers, msgspec.msgpack.encode(message))
+        try:
+            data = msgspec.msgpack.encode(message)
+        except UnicodeEncodeError:
+            data = msgspec.msgpack.encode(encodable(msgspec.to_builtins(message)))
+        _write(answers, data)
 
     try:
         report = check_bundle(

@@ -29,6 +29,7 @@ from cutset.graph.lowering import CapturedModel
 from cutset.graph.onnx_capture import CapturedOnnx
 from cutset.images import Preprocessing
 from cutset.planning.plan import Plan
+from cutset.processes import encodable
 from cutset.shards.load import Bundle
 from cutset.shards.manifest import (
     BUNDLE_FORMAT,
@@ -278,6 +279,14 @@ def check_target(target: Path, *, replace: bool) -> None:
     Raises:
         BundleError: something is there that is no bundle, or a bundle that may not be replaced.
     """
+    try:
+        os.fspath(target.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise BundleError(
+            f"{encodable(str(target))}: torch and ONNX cannot write into a folder whose name is no"
+            " UTF-8; write the bundle elsewhere and move it",
+            path=str(target),
+        ) from error
     if not (target.exists() or target.is_symlink()):
         return
     is_bundle = target.is_dir() and (target / MANIFEST_NAME).is_file()

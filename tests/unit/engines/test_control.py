@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from cutset.engines.base import Connected, LinkLost, Started, Stop
+from cutset.engines.base import Connected, LinkLost, Refused, Started, Stop
 from cutset.engines.control import MAX_LINE_BYTES, ControlSocket
 from cutset.errors import EngineError
 
@@ -96,3 +96,14 @@ def test_files_that_no_message_spoke_of_end_the_connection() -> None:
         list(worker.messages())
     session.close()
     worker.close()
+
+
+def test_a_message_that_names_a_folder_whose_name_is_no_text_is_sent_all_the_same() -> None:
+    ours, theirs = socket.socketpair()
+    worker, session = ControlSocket.for_worker(ours), ControlSocket.for_session(theirs)
+    worker.send(Refused(kind="BundleError", message="caf\udce9: gone", details={"path": "\udce9"}))
+    worker.close()
+    assert list(session.messages()) == [
+        Refused(kind="BundleError", message="caf\\udce9: gone", details={"path": "\\udce9"})
+    ]
+    session.close()

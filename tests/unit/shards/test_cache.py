@@ -116,6 +116,33 @@ def test_leftovers_of_yesterday_are_removed(cache: ShardCache, tmp_path: Path) -
     assert new.exists()
 
 
+def test_what_is_being_received_outlives_a_clock_that_jumps(
+    cache: ShardCache, tmp_path: Path
+) -> None:
+    entry = _entry(b"some weights")
+    incoming = cache.receive(entry)
+    incoming.append(b"some ")
+    (path,) = (tmp_path / "cache" / "incoming").iterdir()
+    for jumped_s in (0, 2**32):  # the clock went on, or back, by decades
+        os.utime(path, (jumped_s, jumped_s))
+        ShardCache(tmp_path / "cache")
+        assert path.exists()
+    incoming.append(b"weights")
+    incoming.finish()
+    assert cache.missing([entry]) == ()
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("XDG_CACHE_HOME", "CUTSET_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(BundleError, match="has no home; name one in CUTSET_CACHE_DIR"):
+        default_cache_folder()
+
+
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CUTSET_CACHE_DIR", raising=False)
