@@ -21,7 +21,7 @@ from cutset.graph.onnx_model import OnnxModule
 from cutset.graph.parts import CapturedPart, capture_part, find_parts
 from cutset.models import FoundModel, find_model
 from cutset.notebooks import drawn
-from cutset.runtime.rows import to_tensor
+from cutset.runtime.arrays import to_tensor
 from cutset.shards.manifest import PartEntry
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import Annotated, TypeAlias
 from msgspec import Meta
 
 MAX_ROWS = 1 << 24
+MAX_THREADS = 1024
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 60)]
 """A count, an index, a size in bytes, multiply-adds."""
@@ -31,5 +32,5 @@ NotNegative: TypeAlias = Annotated[float, Meta(ge=0.0, le=1e300)]
 Gap: TypeAlias = Annotated[float, Meta(ge=-1e-6, le=1e300)]
 """How far a value lies above a bound, relative to it; rounding may put it a little below."""
 
-Threads: TypeAlias = Annotated[int, Meta(ge=1, le=1024)]
+Threads: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_THREADS)]
 """Threads of a process."""

@@ -30,6 +30,12 @@ DTYPE_BYTES: dict[str, int] = {
 }
 """Bytes of one element of each dtype that may cross a boundary, under torch's own names."""
 
+MAX_RANK = 64
+"""Most dimensions of a tensor, as in torch's and NumPy's own operations."""
+
+MAX_TENSORS = 65_535
+"""Most tensors that may cross one boundary."""
+
 
 def dim_factor(dim: Dim) -> int | None:
     """How many entries of `dim` belong to one row, or None where `dim` is a fixed length.

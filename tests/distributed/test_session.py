@@ -275,8 +275,8 @@ def test_several_inputs_outputs_and_tensors_across_a_cut(tmp_path: Path) -> None
     [
         ({"backend": "tensorrt"}, EngineError, "choose one of auto, torch, onnxruntime"),
         ({"engine": "kubernetes"}, EngineError, "this version has: local"),
-        ({"micro_batch": 0}, ValueError, "at least 1"),
-        ({"window": 0}, ValueError, "at least 1"),
+        ({"micro_batch": 0}, ValueError, "from 1 to 16777216, got 0"),
+        ({"window": 0}, ValueError, "from 1 to 4096, got 0"),
     ],
 )
 def test_unknown_options_are_refused_before_anything_starts(

@@ -14,11 +14,11 @@ from collections.abc import Callable
 import torch
 
 from cutset.engines.base import Address, Connect, LinkLost
-from cutset.errors import ContractViolation
+from cutset.errors import ContractViolation, EngineError
 from cutset.runtime.arena import Arena, create_file
 from cutset.runtime.channel import LinkContract, Parcel
 from cutset.runtime.circuit import Circuit, HostEnd
-from cutset.runtime.contract import boundary_out_of, check_tensors
+from cutset.runtime.contract import boundary_into, boundary_out_of, check_tensors
 from cutset.runtime.ledger import Ledger
 from cutset.runtime.status import Limits
 from cutset.runtime.timeline import CallerTimeline
@@ -39,7 +39,7 @@ class CallerEnd:
         timeline: of the caller.
 
     Raises:
-        OSError: the system has no room or no descriptor left.
+        EngineError: the system has no room for the memory, or no descriptor left.
     """
 
     def __init__(
@@ -70,14 +70,21 @@ class CallerEnd:
                 raise
 
     def _share(self, num_slots: int) -> None:
-        for link in self._links:
-            self._link_files.append(create_file(link.slot_bytes, num_slots))
-        # Made in a caller's inference mode, the memory could not be written outside of it.
-        with torch.inference_mode(mode=False):
-            self._arenas = tuple(
-                Arena(self._link_files[index], self._links[index].slot_bytes, num_slots)
-                for index in (-1, 0)
-            )
+        link = self._links[0]
+        try:
+            for link in self._links:
+                self._link_files.append(create_file(link.slot_bytes, num_slots))
+            # Made in a caller's inference mode, the memory could not be written outside of it.
+            with torch.inference_mode(mode=False):
+                for link in (self._links[-1], self._links[0]):
+                    arena = Arena(self._link_files[link.index], link.slot_bytes, num_slots)
+                    self._arenas = (*self._arenas, arena)
+        except (OSError, OverflowError, ValueError, MemoryError) as error:
+            raise EngineError(
+                f"link {link.name}: {num_slots} slots of {link.slot_bytes} bytes, for micro-batches"
+                f" of {link.max_rows} rows, find no room in shared memory ({error}); choose a"
+                " smaller micro_batch or window"
+            ) from error
 
     @property
     def link_files(self) -> tuple[int, ...]:
@@ -131,6 +138,7 @@ class CallerEnd:
             on_parcel=lambda parcel: self._take(epoch, parcel),
             on_connected=on_connected,
             on_lost=on_lost,
+            on_failed=lambda parcel, error: self._fail_unsent(epoch, parcel, error),
             on_sent=self._timeline.sent,
         )
 
@@ -152,3 +160,11 @@ class CallerEnd:
             self._ledger.fail(epoch, parcel.sequence, error)
             return
         self._ledger.answer(epoch, parcel.sequence, parcel.tensors)
+
+    def _fail_unsent(self, epoch: int, parcel: Parcel, error: Exception) -> None:
+        failure = EngineError(
+            f"a micro-batch of {parcel.num_rows} rows cannot be sent"
+            f" {boundary_into(self._manifest, 0)}: {error}"
+        )
+        failure.__cause__ = error
+        self._ledger.fail(epoch, parcel.sequence, failure)

@@ -22,10 +22,12 @@ from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store, TCP
 
 from cutset.errors import LinkTimeout
 from cutset.runtime.arena import padded
+from cutset.runtime.arrays import readable
 from cutset.runtime.wire import (
     DATA,
     KEEP_ALIVE,
     Header,
+    Layout,
     WireError,
     as_bytes,
     from_bytes,
@@ -70,6 +72,16 @@ class LinkContract:
     max_rows: int
 
     @property
+    def max_rank(self) -> int:
+        """Most dimensions of one of its tensors."""
+        return max((len(spec.shape) for spec in self.specs), default=0)
+
+    @property
+    def header_bytes(self) -> int:
+        """Bytes of the header before a micro-batch's tensors."""
+        return header_bytes(len(self.specs), self.max_rank)
+
+    @property
     def max_bytes(self) -> int:
         """Bytes of the largest micro-batch's tensors."""
         return sum(spec.num_bytes(self.max_rows) for spec in self.specs)
@@ -109,6 +121,10 @@ class Parcel:
 
 class LinkClosedError(Exception):
     """The neighbour closed the link, or died, or what it sent makes no sense."""
+
+
+class UnsendableError(Exception):
+    """A micro-batch is of a kind that cannot be sent: its own fault, never the link's."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,7 +245,7 @@ class Sender:
         self._timeout = dt.timedelta(seconds=timeout_s)
         self._link = link
         self._epoch = epoch
-        self._buffer = bytearray(header_bytes(len(link.specs)))
+        self._buffer = bytearray(link.header_bytes)
         self._header = torch.frombuffer(self._buffer, dtype=torch.uint8)
 
     def send(self, parcel: Parcel) -> None:
@@ -238,15 +254,15 @@ class Sender:
         Raises:
             LinkClosedError: the neighbour is gone.
             LinkTimeout: the neighbour did not take it in time.
-            WireError: a tensor is of a kind that cannot be sent.
+            UnsendableError: a tensor is of a kind that cannot be sent. Nothing was sent.
         """
-        tensors = [dense(tensor) for tensor in parcel.tensors]
+        tensors, layouts = sendable(parcel, self._link)
         header = Header(
             kind=DATA,
             epoch=self._epoch,
             sequence=parcel.sequence,
             num_rows=parcel.num_rows,
-            layouts=tuple(layout_of(tensor) for tensor in tensors),
+            layouts=layouts,
         )
         self._send(header, [as_bytes(tensor) for tensor in tensors if tensor.numel()])
 
@@ -264,7 +280,7 @@ class Sender:
         self._group = None
 
     def _send(self, header: Header, payloads: list[torch.Tensor]) -> None:
-        pack_header(header, self._buffer)
+        pack_header(header, self._buffer, self._link.max_rank)
         with _translated(self._link):
             works = [self._group.send([self._header], _RECEIVER_RANK, _HEADER_TAG)]
             works += [
@@ -301,7 +317,7 @@ class Receiver:
         # one that must announce itself first.
         self._posted: collections.deque[tuple[Any, bytearray, torch.Tensor]] = collections.deque()
         for _ in range(_HEADERS_AHEAD):
-            buffer = bytearray(header_bytes(len(link.specs)))
+            buffer = bytearray(link.header_bytes)
             self._post(buffer, torch.frombuffer(buffer, dtype=torch.uint8))
 
     def receive(self) -> tuple[Header, Parcel]:
@@ -322,6 +338,7 @@ class Receiver:
             header = unpack_header(
                 buffer,
                 epoch=self._epoch,
+                max_rank=self._link.max_rank,
                 max_rows=self._link.max_rows,
                 max_bytes=self._link.max_bytes,
                 num_slots=0,
@@ -383,11 +400,45 @@ def _parts(memory: torch.Tensor) -> list[torch.Tensor]:
     return [memory[start : start + PART_BYTES] for start in range(0, len(memory), PART_BYTES)]
 
 
+def sendable(parcel: Parcel, link: LinkContract) -> tuple[list[torch.Tensor], tuple[Layout, ...]]:
+    """A parcel's tensors as they are sent: dense, their numbers in memory as they are.
+
+    Args:
+        parcel: what to send.
+        link: over which link.
+
+    Raises:
+        UnsendableError: a tensor cannot be sent, or they are more than the link carries.
+    """
+    try:
+        tensors = [dense(tensor) for tensor in parcel.tensors]
+        layouts = tuple(layout_of(tensor) for tensor in tensors)
+    except Exception as error:
+        # Whatever keeps a tensor from being read, want of memory included, is not the link's fault.
+        raise UnsendableError(str(error) or type(error).__name__) from error
+    num_bytes = sum(padded(layout.num_bytes) for layout in layouts)
+    ranks = [len(layout.shape) for layout in layouts]
+    if len(layouts) > len(link.specs) or max(ranks, default=0) > link.max_rank:
+        raise UnsendableError(f"{', '.join(map(str, layouts))} do not fit link {link.name}")
+    if num_bytes > link.slot_bytes or not 1 <= parcel.num_rows <= link.max_rows:
+        raise UnsendableError(
+            f"{num_bytes} bytes of {parcel.num_rows} rows; link {link.name} carries at most"
+            f" {link.slot_bytes} bytes of {link.max_rows} rows"
+        )
+    return tensors, layouts
+
+
 def dense(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor`, or a dense copy that keeps the order of its dimensions where it has gaps."""
+    """`tensor`, or a dense copy that keeps the order of its dimensions where it has gaps.
+
+    Raises:
+        ValueError: its numbers cannot be read from memory.
+    """
+    tensor = readable(tensor)
     if tensor.is_contiguous() or is_dense(tensor.shape, tensor.stride()):
         return tensor
-    return tensor.clone(memory_format=torch.preserve_format)
+    # In a caller's thread a mode of torch's may make something else of it than a tensor.
+    return readable(tensor.clone(memory_format=torch.preserve_format))
 
 
 @contextlib.contextmanager

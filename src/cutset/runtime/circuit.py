@@ -37,11 +37,12 @@ from cutset.runtime.channel import (
     Parcel,
     Receiver,
     Sender,
+    UnsendableError,
     join,
 )
 from cutset.runtime.hostlink import HostReceiver, HostSender
 from cutset.runtime.meeting import Meeting
-from cutset.runtime.wire import KEEP_ALIVE, WireError
+from cutset.runtime.wire import KEEP_ALIVE
 
 _LOG = logging.getLogger(__name__)
 
@@ -98,7 +99,10 @@ class Circuit:
             where what waits for it is a few headers.
         on_parcel: called with every micro-batch that comes, in order, on the receiving thread.
         on_connected: called once, when both links stand.
-        on_lost: called when a link fails, at most once for each; never after `close`.
+        on_lost: called when a link fails, or the thread that serves it, at most once for each;
+            never after `close`.
+        on_failed: called with a parcel that could not be sent by its own fault, and why; what
+            comes after it is sent. Its memory was given back.
         on_sent: called with each parcel that was sent, and the monotonic times at which sending it
             began and ended.
     """
@@ -120,6 +124,7 @@ class Circuit:
         on_parcel: Callable[[Parcel], None],
         on_connected: Callable[[int], None],
         on_lost: Callable[[LinkLost], None],
+        on_failed: Callable[[Parcel, Exception], None],
         on_sent: Callable[[Parcel, float, float], None],
     ) -> None:
         self.epoch = epoch
@@ -134,11 +139,13 @@ class Circuit:
         self._on_parcel = on_parcel
         self._on_connected = on_connected
         self._on_lost = on_lost
+        self._on_failed = on_failed
         self._on_sent = on_sent
         self._outbox: queue.SimpleQueue[Parcel | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._num_connected = 0
+        self._told = False
         # Held while a message is written; the number counts parcels in the outbox.
         self._sending = threading.Lock()
         self._num_queued = 0
@@ -200,8 +207,8 @@ class Circuit:
         try:
             if not self._host_sender.try_send(parcel):
                 return False
-        except (LinkClosedError, LinkTimeout, WireError):
-            return False  # the sending thread meets the same and tells of it
+        except Exception:  # noqa: BLE001  # the sending thread meets the same and tells of it
+            return False
         stopped_s = time.monotonic()
         parcel.release()
         self._on_sent(parcel, started_s, stopped_s)
@@ -234,14 +241,27 @@ class Circuit:
         if both and not self._closed.is_set():
             self._on_connected(self.epoch)
 
-    def _lost(self, link: LinkContract, error: Exception) -> None:
+    @property
+    def ended(self) -> str | None:
+        """Name of a thread that ended without a word though the epoch is not over, or None."""
+        if self._closed.is_set() or self._told:
+            return None
+        return next(
+            (each.name for each in self._threads if each.ident and not each.is_alive()), None
+        )
+
+    def _lost(self, link: LinkContract, error: BaseException) -> None:
         if self._closed.is_set():
             return
         _LOG.info("epoch %d: %s", self.epoch, error)
         seconds = error.seconds if isinstance(error, LinkTimeout) else 0.0
-        self._on_lost(
-            LinkLost(epoch=self.epoch, link=link.name, seconds=seconds, reason=str(error))
-        )
+        reason = str(error)
+        if not isinstance(error, LinkClosedError | LinkTimeout):
+            # What nobody foresaw. A thread's end must not go unnoticed.
+            _LOG.warning("a thread of link %s failed", link.name, exc_info=error)
+            reason = f"link {link.name}: its thread failed: {error!r}"
+        self._on_lost(LinkLost(epoch=self.epoch, link=link.name, seconds=seconds, reason=reason))
+        self._told = True
 
     def receive(self) -> None:
         """Receives until the epoch is over; the receiving thread's part."""
@@ -262,6 +282,10 @@ class Circuit:
             finally:
                 receiver.close()
         except (LinkClosedError, LinkTimeout) as error:
+            self._lost(link, error)
+        except BaseException as error:
+            if self._receives_inline:
+                raise  # ends the process, which says more
             self._lost(link, error)
 
     def _make_receiver(self, link: LinkContract) -> Receiver | HostReceiver:
@@ -289,7 +313,7 @@ class Circuit:
                 with self._sending:
                     self._host_sender = None
                     sender.close()
-        except (LinkClosedError, LinkTimeout, WireError) as error:
+        except BaseException as error:  # noqa: BLE001  # no thread ends without a word
             self._lost(link, error)
 
     def _make_sender(self, link: LinkContract) -> Sender | HostSender:
@@ -322,10 +346,19 @@ class Circuit:
                 continue
             if parcel is None or self._closed.is_set():
                 return
+            failure: UnsendableError | None = None
             started_s = time.monotonic()
-            sender.send(parcel)
+            try:
+                sender.send(parcel)
+            except UnsendableError as error:
+                failure = error
             stopped_s = time.monotonic()
             with self._sending:
                 self._num_queued -= 1
             parcel.release()
-            self._on_sent(parcel, started_s, stopped_s)
+            if failure is None:
+                self._on_sent(parcel, started_s, stopped_s)
+            else:
+                self._on_failed(parcel, failure)
+            # While nothing is to send, nothing is held.
+            del parcel, failure

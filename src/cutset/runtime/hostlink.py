@@ -17,14 +17,12 @@ import torch
 
 from cutset.errors import LinkTimeout
 from cutset.runtime.arena import Arena
-from cutset.runtime.channel import LinkClosedError, LinkContract, Parcel, dense
+from cutset.runtime.channel import LinkClosedError, LinkContract, Parcel, sendable
 from cutset.runtime.wire import (
     DATA,
     KEEP_ALIVE,
     Header,
     WireError,
-    header_bytes,
-    layout_of,
     pack_header,
     unpack_header,
 )
@@ -40,7 +38,7 @@ def can_hold_headers(connection: socket.socket, link: LinkContract, num_slots: i
     Where not, someone must read them all the time: a sender that waits for room cannot receive.
     """
     room = connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-    return 2 * num_slots * (header_bytes(len(link.specs)) + _SYSTEM_BYTES) <= room
+    return 2 * num_slots * (link.header_bytes + _SYSTEM_BYTES) <= room
 
 
 class HostSender:
@@ -67,7 +65,7 @@ class HostSender:
         self._epoch = epoch
         self._arena = arena
         self._timeout_s = timeout_s
-        self._buffer = bytearray(header_bytes(len(link.specs)))
+        self._buffer = bytearray(link.header_bytes)
         connection.settimeout(timeout_s)
         arena.enter(epoch, as_sender=True)
 
@@ -77,7 +75,7 @@ class HostSender:
         Raises:
             LinkClosedError: the neighbour is gone.
             LinkTimeout: the neighbour gave no slot back in time.
-            WireError: a tensor is of a kind that cannot be sent.
+            UnsendableError: a tensor is of a kind that cannot be sent. Nothing was sent.
         """
         deadline_s = time.monotonic() + self._timeout_s
         while not self.try_send(parcel):
@@ -98,10 +96,9 @@ class HostSender:
         Raises:
             LinkClosedError: the neighbour is gone.
             LinkTimeout: the neighbour takes no headers any more.
-            WireError: a tensor is of a kind that cannot be sent.
+            UnsendableError: a tensor is of a kind that cannot be sent. Nothing was sent.
         """
-        tensors = [dense(tensor) for tensor in parcel.tensors]
-        layouts = tuple(layout_of(tensor) for tensor in tensors)
+        tensors, layouts = sendable(parcel, self._link)
         slot = self._arena.put(self._epoch, tensors)
         if slot is None:
             return False
@@ -134,7 +131,7 @@ class HostSender:
         self._connection.close()
 
     def _send(self, header: Header) -> None:
-        pack_header(header, self._buffer)
+        pack_header(header, self._buffer, self._link.max_rank)
         started_s = time.monotonic()
         try:
             self._connection.sendall(self._buffer)
@@ -170,7 +167,7 @@ class HostReceiver:
         self._epoch = epoch
         self._arena = arena
         self._reuse = reuse
-        self._buffer = bytearray(header_bytes(len(link.specs)))
+        self._buffer = bytearray(link.header_bytes)
         connection.settimeout(timeout_s)
         arena.enter(epoch, as_sender=False)
 
@@ -190,6 +187,7 @@ class HostReceiver:
             header = unpack_header(
                 self._buffer,
                 epoch=self._epoch,
+                max_rank=self._link.max_rank,
                 max_rows=self._link.max_rows,
                 max_bytes=self._link.max_bytes,
                 num_slots=self._arena.num_slots,

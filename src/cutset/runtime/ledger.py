@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,9 +22,11 @@ from typing import Any
 
 import torch
 
-from cutset.errors import CutsetError, StageFailed
+from cutset.errors import CutsetError, EngineError, StageFailed
 from cutset.runtime.channel import Parcel
 from cutset.tensors import TensorSpec, dim_factor
+
+_LOG = logging.getLogger(__name__)
 
 Outputs = tuple[torch.Tensor, ...]
 
@@ -35,6 +38,7 @@ class Request:
         num_parts: micro-batches that it was cut into.
         specs: of the outputs, in order.
         finish: turns the joined outputs into what the caller gets.
+        future: what the caller waits for.
     """
 
     def __init__(
@@ -42,12 +46,13 @@ class Request:
         num_parts: int,
         specs: Sequence[TensorSpec],
         finish: Callable[[Outputs], object],
+        future: Future[Any] | None = None,
     ) -> None:
-        self.future: Future[object] = Future()
+        self.future: Future[Any] = Future() if future is None else future
         self.started = False
         self.done = False
         self._parts: list[Outputs | None] = [None] * num_parts
-        self._num_missing = num_parts
+        self._num_parts = self._num_missing = num_parts
         self._specs = specs
         self._finish = finish
 
@@ -58,18 +63,36 @@ class Request:
         return self._num_missing == 0
 
     def resolve(self) -> None:
-        """Joins the parts and gives them to whoever waits."""
-        parts = [part for part in self._parts if part is not None]
-        joined = parts[0] if len(parts) == 1 else self._join(parts)
-        self._parts.clear()
+        """Joins the parts and gives them to whoever waits, or the error that kept it from that."""
         try:
-            answer = self._finish(joined)
+            answer = self._put_together()
         except TypeError as error:  # numpy lacks the dtype
-            self._settle(self.future.set_exception, error)
+            self.reject(error)
+        except BaseException as error:  # noqa: BLE001  # else nobody would ever hear of it
+            # Want of memory above all. The traceback holds the parts.
+            self.reject(self._unjoined(error.with_traceback(None)))
         else:
             self._settle(self.future.set_result, answer)
 
-    def reject(self, error: CutsetError) -> None:
+    def _put_together(self) -> object:
+        parts = [part for part in self._parts if part is not None]
+        joined = parts[0] if len(parts) == 1 else self._join(parts)
+        self._parts.clear()
+        return self._finish(joined)
+
+    def _unjoined(self, error: BaseException) -> BaseException:
+        self._parts.clear()
+        try:
+            failure = EngineError(
+                f"the answer was computed but could not be put together from {self._num_parts}"
+                f" micro-batches: {_named(error)}; ask for fewer rows at once, or free memory"
+            )
+        except MemoryError:
+            return error
+        failure.__cause__ = error
+        return failure
+
+    def reject(self, error: BaseException) -> None:
         """Gives `error` to whoever waits."""
         self._parts.clear()
         self._settle(self.future.set_exception, error)
@@ -89,6 +112,15 @@ class Request:
             action(result)
         except InvalidStateError:
             return  # the caller cancelled it in the same moment
+        except BaseException:  # noqa: BLE001
+            # A callback raised what a future lets through (SystemExit). It is done all the same.
+            _LOG.exception("a done callback failed")
+
+
+def _named(error: BaseException) -> str:
+    """What an error says and is, on one line."""
+    text = " ".join(str(error).split())[:500]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -128,6 +160,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._waiting: collections.deque[MicroBatch] = collections.deque()
         self._in_flight: collections.OrderedDict[int, MicroBatch] = collections.OrderedDict()
+        self._unsent: collections.deque[tuple[Request, Exception]] = collections.deque()
         self._num_suspects = 0
         self._next_sequence = 0
         self._send: Callable[[Parcel], None] | None = None
@@ -178,6 +211,7 @@ class Ledger:
                 self._next_sequence = sequence + 1
                 self._waiting.append(MicroBatch(sequence, request, part, num_rows, inputs))
             self._pump()
+        self._reject_unsent()
 
     def open_epoch(self, epoch: int, send: Callable[[Parcel], None]) -> None:
         """Begins to send what waits; `send` must not block."""
@@ -186,6 +220,7 @@ class Ledger:
             self._send = send
             self._last_progress_s = time.monotonic()
             self._pump()
+        self._reject_unsent()
 
     def close_epoch(self, killer: StageFailed | None) -> int:
         """Takes back what is in flight.
@@ -226,28 +261,39 @@ class Ledger:
 
     def answer(self, epoch: int, sequence: int, outputs: Outputs) -> None:
         """Takes the outputs of a micro-batch; a late or unknown one is dropped."""
-        with self._lock:
-            batch = self._settle(epoch, sequence)
-            if batch is None:
-                return
-            request = batch.request
-            complete = not request.done and request.put(batch.part, outputs)
-            request.done = request.done or complete
-            self._pump()
-        if complete:
-            request.resolve()
+        complete: Request | None = None
+        try:
+            with self._lock:
+                batch = self._settle(epoch, sequence)
+                if batch is None:
+                    return
+                request = batch.request
+                if not request.done and request.put(batch.part, outputs):
+                    request.done = True
+                    complete = request
+                self._pump()
+        finally:
+            # Whatever became of the others: this answer was taken, and will not come again.
+            if complete is not None:
+                complete.resolve()
+            self._reject_unsent()
 
     def fail(self, epoch: int, sequence: int, error: CutsetError) -> None:
         """Fails a micro-batch, and its request with it; a late or unknown one is dropped."""
-        with self._lock:
-            batch = self._settle(epoch, sequence)
-            if batch is None:
-                return
-            is_news = not batch.request.done
-            batch.request.done = True
-            self._pump()
-        if is_news:
-            batch.request.reject(error)
+        failed: Request | None = None
+        try:
+            with self._lock:
+                batch = self._settle(epoch, sequence)
+                if batch is None:
+                    return
+                if not batch.request.done:
+                    batch.request.done = True
+                    failed = batch.request
+                self._pump()
+        finally:
+            if failed is not None:
+                failed.reject(error)
+            self._reject_unsent()
 
     def end(self, error: CutsetError) -> None:
         """Ends the session: everything open is failed with `error`, and so is all that follows."""
@@ -281,7 +327,19 @@ class Ledger:
             request.done = True
         request.reject(error)
 
+    def _reject_unsent(self) -> None:
+        """Fails what `_pump` could not send; without the lock, for callbacks may submit."""
+        while self._unsent:
+            try:
+                request, error = self._unsent.popleft()
+            except IndexError:  # another thread took it
+                return
+            failure = EngineError(f"a micro-batch could not be sent: {_named(error)}")
+            failure.__cause__ = error
+            request.reject(failure)
+
     def _pump(self) -> None:
+        """Sends what may be sent; what cannot be, by its own fault, waits for `_reject_unsent`."""
         while self._send is not None and self._waiting:
             limit = 1 if self._num_suspects else self.window
             if len(self._in_flight) >= limit:
@@ -290,7 +348,10 @@ class Ledger:
             request = batch.request
             if not request.done and not request.started:
                 request.started = True
-                request.done = not request.future.set_running_or_notify_cancel()
+                try:
+                    request.done = not request.future.set_running_or_notify_cancel()
+                except RuntimeError:  # the caller set its result
+                    request.done = True
             if request.done:  # cancelled, or failed by another of its micro-batches
                 self._waiting.popleft()
                 self._num_suspects -= batch.suspect
@@ -302,6 +363,12 @@ class Ledger:
                 self._send(
                     Parcel(sequence=batch.sequence, num_rows=batch.num_rows, tensors=batch.inputs)
                 )
+            except Exception as error:  # noqa: BLE001  # goes to the future
+                # It fails alone: at the head of the queue it would fail all that come after it.
+                self._in_flight.pop(batch.sequence, None)
+                self._forget(batch)
+                request.done = True
+                self._unsent.append((request, error))
             except BaseException:
                 # Ctrl-C in a caller's thread. It still waits, and is sent with the next one; if
                 # it was sent already, the first answer counts and the other is dropped.

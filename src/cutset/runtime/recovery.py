@@ -57,6 +57,7 @@ from cutset.runtime.status import Limits, StageRecord
 _LOG = logging.getLogger(__name__)
 
 _TICK_S = 0.25
+_TICKS_PER_HEARTBEAT = 8
 _GRACE_S = 0.5
 _STOP_TIMEOUT_S = 1.0
 _KILL_TIMEOUT_S = 5.0
@@ -130,6 +131,8 @@ class Supervisor:
         self._num_setbacks = 0
         self._settled_at_setback = -1
         self._ticked_s = self._asked_s = time.monotonic()
+        # More often than a silence of half the limit, which excuses everyone.
+        self._tick_s = min(_TICK_S, limits.heartbeat_s / _TICKS_PER_HEARTBEAT)
         self.epoch = 0
         self.up = threading.Event()
         self.changed = threading.Condition()
@@ -301,7 +304,7 @@ class Supervisor:
             _StoppingError: the session is being closed.
         """
         try:
-            item = self._events.get(timeout=_TICK_S)
+            item = self._events.get(timeout=self._tick_s)
         except queue.Empty:
             item = None
         if self._is_stopping():
@@ -378,9 +381,8 @@ class Supervisor:
         elif isinstance(event, Connected):
             stage.connected_epoch = event.epoch
         elif isinstance(event, Timeline):
-            stage.spans.extend(event.spans)
+            stage.take_spans(event.spans, last=event.last)
             if event.last:
-                stage.spans_complete.set()
                 with self.changed:
                     self.changed.notify_all()
 
@@ -419,6 +421,9 @@ class Supervisor:
             for stage in self.stages:
                 stage.heard_s = now_s
             return
+        ended = self._circuit.ended if self._circuit is not None else None
+        if ended is not None:
+            raise _SetbackError(EngineError(f"the caller's thread {ended} ended without a word"))
         self._ask_processes(now_s)
         for index, stage in enumerate(self.stages):
             silent_s = now_s - stage.heard_s

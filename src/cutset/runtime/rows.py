@@ -5,15 +5,51 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
-import numpy as np
-import torch
-
+from cutset.runtime.arrays import Array, to_numpy, to_tensor
+from cutset.runtime.contract import boundary_into, check_multiple, check_tensors, count_rows
 from cutset.runtime.ledger import Outputs
 from cutset.shards.manifest import Manifest
 from cutset.tensors import TensorSpec, dim_factor
 
-Array: TypeAlias = torch.Tensor | np.ndarray
 Answer: TypeAlias = Array | dict[str, Array]
+
+
+def cut_inputs(
+    manifest: Manifest, inputs: Sequence[Array], micro_batch: int
+) -> list[tuple[int, Outputs]]:
+    """Checks a caller's inputs and cuts them into micro-batches.
+
+    Args:
+        manifest: of the bundle.
+        inputs: what came, one for each input of the model.
+        micro_batch: most rows of a micro-batch.
+
+    Returns:
+        As `cut_rows`.
+
+    Raises:
+        TypeError: one is neither a tensor nor an array.
+        ContractViolation: they do not fit the model, or cannot be read from memory.
+        EngineError: there is no row.
+    """
+    specs = manifest.stages[0].inputs
+    boundary = boundary_into(manifest, 0)
+    if len(inputs) == 1 and isinstance(inputs[0], dict | list | tuple):
+        names = ", ".join(spec.name for spec in specs)
+        raise TypeError(
+            f"{boundary}: a {type(inputs[0]).__name__} came; give a torch.Tensor or a numpy.ndarray"
+            f" for each of the model's inputs, in this order: {names}"
+        )
+    promised = [f"{spec.name}: {spec}" for spec in specs]
+    promised += ["no more inputs"] * (len(inputs) - len(specs))
+    tensors = tuple(
+        to_tensor(array, boundary=boundary, expected=expected)
+        for array, expected in zip(inputs, promised, strict=False)
+    )
+    num_rows = count_rows(tensors, specs)
+    check_tensors(tensors, specs, num_rows, boundary)
+    check_multiple(num_rows, manifest.micro_batch_only)
+    return cut_rows(tensors, specs, num_rows, micro_batch)
 
 
 def cut_rows(
@@ -56,42 +92,17 @@ def present(manifest: Manifest, outputs: Outputs, *, as_numpy: bool) -> Answer:
 
     Returns:
         The output, or a dict by output name where the model has several.
+
+    Raises:
+        TypeError: numpy has no such dtype (bfloat16).
     """
     by_tensor = {
         spec.name: tensor for spec, tensor in zip(manifest.stages[-1].outputs, outputs, strict=True)
     }
     arrays: list[Array] = [
-        to_numpy(by_tensor[spec.name]) if as_numpy else by_tensor[spec.name]
-        for spec in manifest.outputs
+        to_numpy(by_tensor[spec.name], name) if as_numpy else by_tensor[spec.name]
+        for spec, name in zip(manifest.outputs, manifest.output_names, strict=True)
     ]
     if len(arrays) == 1:
         return arrays[0]
     return dict(zip(manifest.output_names, arrays, strict=True))
-
-
-def to_tensor(array: Array) -> torch.Tensor:
-    """An input as a tensor on the CPU, sharing the caller's memory where it can.
-
-    Raises:
-        TypeError: it is neither a tensor nor an array, or of a dtype that torch does not know.
-    """
-    if isinstance(array, torch.Tensor):
-        # Two calls less where there is nothing to do: this is done for every request.
-        plain = array.device.type == "cpu" and not array.requires_grad
-        return array if plain else array.detach().cpu()
-    if isinstance(array, np.ndarray):
-        # torch warns of memory that it must not write; it never writes here, but a copy is cheap
-        # next to a computation, and arrays with negative strides need one anyway.
-        usable = array.flags.writeable and array.flags.c_contiguous
-        return torch.from_numpy(array if usable else np.array(array, order="C"))
-    raise TypeError(f"an input is a {type(array).__name__}; give a torch.Tensor or a numpy.ndarray")
-
-
-def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor as an array over the same memory.
-
-    Raises:
-        TypeError: numpy has no such dtype (bfloat16).
-    """
-    result: np.ndarray = tensor.numpy()
-    return result

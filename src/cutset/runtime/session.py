@@ -30,21 +30,16 @@ from cutset.backends.base import check_backend_name
 from cutset.engines.base import Engine, Load
 from cutset.engines.local import LocalEngine, cores_of
 from cutset.engines.ray import RayCluster
-from cutset.errors import CutsetError, EngineError
-from cutset.runtime.arena import MAX_SLOTS
+from cutset.errors import EngineError
+from cutset.ranges import MAX_ROWS, MAX_THREADS
+from cutset.runtime.arrays import Array
+from cutset.runtime.callbacks import AnswerFuture, CallbackThread
 from cutset.runtime.callerend import CallerEnd
-from cutset.runtime.contract import (
-    boundary_into,
-    check_micro_batch,
-    check_multiple,
-    check_tensors,
-    count_rows,
-    links_of,
-)
+from cutset.runtime.contract import check_micro_batch, links_of
 from cutset.runtime.ledger import Ledger, Request
 from cutset.runtime.recovery import Supervisor
-from cutset.runtime.rows import Answer, Array, cut_rows, present, to_tensor
-from cutset.runtime.status import Limits, SessionStatus, StageStatus
+from cutset.runtime.rows import Answer, cut_inputs, present
+from cutset.runtime.status import Limits, SessionStatus, StageStatus, checked_count
 from cutset.runtime.timeline import CallerTimeline, ProcessTimeline
 from cutset.shards.load import Bundle, open_bundle
 
@@ -53,6 +48,10 @@ _LOG = logging.getLogger(__name__)
 _STATS_TIMEOUT_S = 1.0
 _SPANS_TIMEOUT_S = 10.0
 _REMOTE_START_TIMEOUT_S = 900.0
+_CALLBACKS_TIMEOUT_S = 5.0
+
+_MOST_WINDOW = 4096
+_MOST_SPANS = 1_000_000
 
 
 _OPEN: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -95,9 +94,10 @@ class Session:
         self._manifest = bundle.manifest
         links = links_of(self._manifest, micro_batch)
         self._ledger = Ledger(window=window, max_deaths=limits.max_deaths)
+        self._callbacks = CallbackThread()
         self._caller_timeline = CallerTimeline(num_spans)
         # Two more than can be in flight: a slot is given back a moment after its answer is out.
-        num_slots = min(window + 2, MAX_SLOTS) if engine.shares_memory else 0
+        num_slots = window + 2 if engine.shares_memory else 0
         self._caller_end = CallerEnd(
             manifest=self._manifest,
             links=links,
@@ -146,30 +146,28 @@ class Session:
         Returns:
             A future of the outputs, as `run` returns them. Input that does not fit the model fails
             the future, not the session. A future can be cancelled until its first rows are sent.
+            Its done callbacks run on a thread of the session's that nothing else waits for: they
+            may wait for other answers, submit, and close the session.
 
         Raises:
             EngineError: the session is over; says why.
         """
         self._require_own_process()
+        future = AnswerFuture(self._callbacks)
         try:
-            tensors = tuple(to_tensor(array) for array in inputs)
-            specs = self._manifest.stages[0].inputs
-            num_rows = count_rows(tensors, specs)
-            check_tensors(tensors, specs, num_rows, boundary_into(self._manifest, 0))
-            check_multiple(num_rows, self._manifest.micro_batch_only)
-        except (CutsetError, TypeError) as error:
-            refused: Future[Answer] = Future()
-            refused.set_exception(error)
-            return refused
-        slices = cut_rows(tensors, specs, num_rows, self.micro_batch)
+            slices = cut_inputs(self._manifest, inputs, self.micro_batch)
+        except Exception as error:  # noqa: BLE001  # whatever an odd input raises is its own fault
+            future.set_exception(error)
+            return future
         as_numpy = any(isinstance(array, np.ndarray) for array in inputs)
         request = Request(
             len(slices),
             self._manifest.stages[-1].outputs,
             lambda outputs: present(self._manifest, outputs, as_numpy=as_numpy),
+            future,
         )
         self._ledger.submit(request, slices)
-        return request.future  # type: ignore[return-value]
+        return future
 
     def run(self, *inputs: Array) -> Answer:
         """Computes the model's outputs for some rows and waits for them.
@@ -182,7 +180,11 @@ class Session:
             input was one, else tensors.
 
         Raises:
-            ContractViolation: the input does not fit the model.
+            TypeError: an input is neither a tensor nor an array, or an output's dtype is one that
+                numpy lacks.
+            ContractViolation: the input does not fit the model, or its numbers cannot be read from
+                the CPU's memory (sparse, quantised, nested, meta and the like; the words say what
+                to give instead). Lazy conjugation, gaps and foreign byte order are resolved.
             StageFailed: a stage could not compute these rows.
             EngineError: no rows, or the session is over.
         """
@@ -199,7 +201,7 @@ class Session:
         *,
         ordered: bool = True,
         return_errors: bool = False,
-    ) -> Iterator[Answer | CutsetError]:
+    ) -> Iterator[Answer | Exception]:
         """Computes one answer for each item, reading ahead only as far as the window needs.
 
         Args:
@@ -207,8 +209,8 @@ class Session:
                 inputs. It is read on the calling thread, a little ahead of the answers, so a
                 stream of any length and a slow consumer need no more memory than the window.
             ordered: yield the answers in the order of the items; otherwise as they finish.
-            return_errors: yield the error of an item that failed in its place; otherwise raise it,
-                which ends the stream.
+            return_errors: yield the error of an item that failed in its place, whatever it is;
+                otherwise raise it, which ends the stream.
 
         Yields:
             What `run` would return for each item.
@@ -218,7 +220,7 @@ class Session:
 
     def _stream(
         self, items: Iterable[Array | tuple[Array, ...]], *, ordered: bool, return_errors: bool
-    ) -> Iterator[Answer | CutsetError]:
+    ) -> Iterator[Answer | Exception]:
         # Enough items to fill the window even if each is a single micro-batch, and one more so
         # that the pipeline has work while the consumer looks at an answer.
         most_rows_ahead = (self.window + 2) * self.micro_batch
@@ -250,11 +252,15 @@ class Session:
         return self._status()
 
     def timeline(self) -> tuple[ProcessTimeline, ...]:
-        """What each process did when, the caller first; empty unless it was opened for that."""
+        """What each process did when, the caller first; empty unless it was opened for that.
+
+        The newest micro-batches only, as many as it was opened for: asked again, it tells of those
+        again that are still among them. What a worker did that was replaced is gone with it.
+        """
         self._require_own_process()
         self._supervisor.collect(spans=True, timeout_s=_SPANS_TIMEOUT_S)
         stages = [
-            ProcessTimeline(name=f"stage {index}", spans=tuple(stage.spans))
+            ProcessTimeline(name=f"stage {index}", spans=stage.spans)
             for index, stage in enumerate(self._supervisor.stages)
         ]
         return (self._caller_timeline.finish(), *stages)
@@ -285,14 +291,15 @@ class Session:
             if closer is None:
                 self._closer = me
         if closer is not None:
-            # A callback of what fails below may close too; it runs on the thread that closes.
-            if closer != me and not self._supervisor.is_here():
+            # A callback may close too, which whoever closes waits for.
+            if closer != me and not self._callbacks.is_here() and not self._supervisor.is_here():
                 self._closed.wait(self._supervisor.stop_limit_s)
             return
         try:
             self._supervisor.stop()
             self._caller_end.close()
             self._ledger.end(EngineError("the session was closed"))
+            self._callbacks.finish(_CALLBACKS_TIMEOUT_S)
         except BaseException:
             self._closer = None  # Ctrl-C: whoever comes next goes on
             raise
@@ -335,6 +342,7 @@ class Session:
         limit_s = (self._limits.start_timeout_s + self._limits.connect_timeout_s) * (
             self._limits.max_restarts + 1
         )
+        limit_s = min(limit_s, threading.TIMEOUT_MAX)
         self._supervisor.start()
         came_up = self._supervisor.up.wait(limit_s)
         if self._ledger.error is not None:
@@ -357,7 +365,10 @@ class Session:
     def _rows_for_window(self, arrays: tuple[Array, ...]) -> int:
         """Rows of an item rounded up to whole micro-batches; one micro-batch for a bad item."""
         first = arrays[0] if arrays else None
-        num_rows = len(first) if isinstance(first, torch.Tensor | np.ndarray) and first.ndim else 1
+        try:
+            num_rows = len(first) if isinstance(first, torch.Tensor | np.ndarray) else 1
+        except Exception:  # noqa: BLE001  # without a length, or of a kind that cannot tell it
+            num_rows = 1
         return max(1, -(-num_rows // self.micro_batch)) * self.micro_batch
 
     def _status(self) -> SessionStatus:
@@ -404,61 +415,75 @@ def open_session(
             Where the plan names none but the reference, the stage tries every backend that loads
             quickly for at most half a second when it is first loaded, and keeps the fastest for the
             whole session.
-        micro_batch: rows that travel together; the plan's where None, and no other of a bundle
-            for one number of rows only.
-        num_threads: threads that each stage computes with.
-        window: most micro-batches in flight; twice the number of stages and one more where None,
-            enough for every stage to have one at hand while it computes another.
+        micro_batch: rows that travel together, 1 to 16777216; the plan's where None, and no
+            other of a bundle for one number of rows only.
+        num_threads: threads that each stage computes with, 1 to 1024.
+        window: most micro-batches in flight, 1 to 4096; twice the number of stages and one more
+            where None, enough for every stage to have one at hand while it computes another.
         pin: give each stage cores of its own where the system can and has enough.
         limits: how long to wait for what, and how often to try again.
         num_spans: of how many micro-batches each process keeps a timeline, see
-            `Session.timeline`; 0 keeps none.
+            `Session.timeline`; 0 keeps none, at most 1000000.
 
     Raises:
         BundleError: the bundle cannot be read, or a stage's file is missing, changed or unsafe.
         ContractViolation: the stages of the bundle do not fit each other.
         EngineError: there is no such engine or backend, or the pipeline does not come up.
-        ValueError: a number is below 1.
+        TypeError: `limits` is something else.
+        ValueError: a number is outside of its range. Nothing was started.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
     plan = opened.manifest.plan
     rows = plan.micro_batch if micro_batch is None else micro_batch
-    check_micro_batch(rows, opened.manifest.micro_batch_only)
     in_flight = 2 * len(plan.stages) + 1 if window is None else window
-    if min(rows, in_flight, num_threads) < 1:
-        raise ValueError(
-            f"micro_batch={rows}, window={in_flight}, num_threads={num_threads}: each must be at"
-            " least 1"
-        )
+    rows = checked_count("micro_batch", rows, 1, MAX_ROWS)
+    check_micro_batch(rows, opened.manifest.micro_batch_only)
+    in_flight = checked_count("window", in_flight, 1, _MOST_WINDOW)
+    num_threads = checked_count("num_threads", num_threads, 1, MAX_THREADS)
+    num_spans = checked_count("num_spans", num_spans, 0, _MOST_SPANS)
+    if limits is not None and not isinstance(limits, Limits):
+        raise TypeError(f"limits are a cutset.runtime.status.Limits, got {limits!r}")
     check_backend_name(backend)
+    links_of(opened.manifest, rows)
     if engine == "ray":
         engine = RayCluster()
     if isinstance(engine, RayCluster):
         # The engine has limits of its own for what can hang; a large shard takes its time.
         limits = limits or Limits(start_timeout_s=_REMOTE_START_TIMEOUT_S)
-        engine = engine.engine_for(opened, num_threads=num_threads)
-    elif isinstance(engine, str):
-        if engine != "local":
-            raise EngineError(f"there is no engine {engine!r}; this version has: local, ray")
-        devices = tuple(stage.device for stage in plan.stages)
-        engine = LocalEngine(devices, num_threads=num_threads)
-    session = Session(
-        opened,
-        engine=engine,
-        backend=backend,
-        micro_batch=rows,
-        num_threads=num_threads,
-        window=in_flight,
-        pin=pin,
-        limits=limits or Limits(),
-        num_spans=num_spans,
-    )
+    elif isinstance(engine, str) and engine != "local":
+        raise EngineError(f"there is no engine {engine!r}; this version has: local, ray")
+    running = _engine_for(opened, engine, num_threads)
+    try:
+        session = Session(
+            opened,
+            engine=running,
+            backend=backend,
+            micro_batch=rows,
+            num_threads=num_threads,
+            window=in_flight,
+            pin=pin,
+            limits=limits or Limits(),
+            num_spans=num_spans,
+        )
+    except BaseException:
+        running.close()
+        raise
     try:
         session.start()
     except BaseException:
         session.close()
         raise
     return session
+
+
+def _engine_for(bundle: Bundle, engine: str | RayCluster | Engine, num_threads: int) -> Engine:
+    """The engine that was named, opened; `engine` was checked."""
+    if isinstance(engine, RayCluster):
+        return engine.engine_for(bundle, num_threads=num_threads)
+    if isinstance(engine, str):
+        devices = tuple(stage.device for stage in bundle.manifest.plan.stages)
+        return LocalEngine(devices, num_threads=num_threads)
+    return engine
 
 
 def _take_next(
@@ -477,10 +502,10 @@ def _take_next(
     return pending.popleft()
 
 
-def _outcome(future: Future[Answer], *, return_errors: bool) -> Answer | CutsetError:
+def _outcome(future: Future[Answer], *, return_errors: bool) -> Answer | Exception:
     try:
         return future.result()
-    except CutsetError as error:
+    except Exception as error:
         if return_errors:
             return error
         raise

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
+import numbers
 import threading
 
 import msgspec
 
 from cutset.engines.base import Load, Span, StageStats, WorkerHandle
 
+_LONGEST_S = 1e6  # eleven days; threads cannot wait much longer than a year
+_MOST_TIMES = 1_000_000
+_RANGES_S = {
+    "heartbeat_s": (0.2, _LONGEST_S),
+    "link_timeout_s": (0.1, _LONGEST_S),
+    "connect_timeout_s": (0.1, _LONGEST_S),
+    "start_timeout_s": (0.1, _LONGEST_S),
+    "compute_timeout_s": (0.1, _LONGEST_S),
+    "back_off_s": (0.0, _LONGEST_S),
+}
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long a session waits for what, and how often it tries.
 
+    Seconds are 0.1 to 1e6 where nothing else is said.
+
     Attributes:
-        heartbeat_s: a worker that is silent for so long is taken for frozen and killed.
+        heartbeat_s: a worker that is silent for so long is taken for frozen and killed; 0.2 or
+            more.
         link_timeout_s: a neighbour that is silent for so long has lost its link.
         connect_timeout_s: how long neighbours may take to connect.
         start_timeout_s: how long a worker may take to start and to load its stage.
         compute_timeout_s: how long a stage may compute on one micro-batch.
-        max_restarts: so many set-backs without an answer between them are borne.
+        max_restarts: so many set-backs without an answer between them are borne; 0 to 1000000.
         back_off_s: pause before the second attempt; each further one waits twice as long, at
-            most 5 s. The first is made at once.
-        max_deaths: a micro-batch whose worker died so often is failed.
+            most 5 s. The first is made at once. 0 makes all at once.
+        max_deaths: a micro-batch whose worker died so often is failed; 1 to 1000000.
     """
 
     heartbeat_s: float = 5.0
@@ -32,6 +48,46 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_restarts: int = 5
     back_off_s: float = 0.1
     max_deaths: int = 3
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: one is no number, or outside of its range.
+        """
+        for name, (low_s, high_s) in _RANGES_S.items():
+            seconds = checked_seconds(name, getattr(self, name), low_s, high_s)
+            msgspec.structs.force_setattr(self, name, seconds)
+        for name, low in (("max_restarts", 0), ("max_deaths", 1)):
+            count = checked_count(name, getattr(self, name), low, _MOST_TIMES)
+            msgspec.structs.force_setattr(self, name, count)
+
+
+def checked_seconds(name: str, value: object, low_s: float, high_s: float) -> float:
+    """A number of seconds within its range, as a float.
+
+    Raises:
+        ValueError: it is no number (NaN and True are none), or outside of the range.
+    """
+    if not isinstance(value, bool) and isinstance(value, numbers.Real):
+        with contextlib.suppress(OverflowError):  # a whole number that no float holds
+            seconds = float(value)
+            if low_s <= seconds <= high_s:
+                return seconds
+    raise ValueError(f"{name} is {low_s:g} to {high_s:g} seconds, got {value!r}")
+
+
+def checked_count(name: str, value: object, low: int, high: int) -> int:
+    """A whole number within its range, as an int.
+
+    Raises:
+        ValueError: it is no whole number (True is none), or outside of the range.
+    """
+    if not isinstance(value, bool) and isinstance(value, numbers.Integral):
+        count = int(value)
+        if low <= count <= high:
+            return count
+    raise ValueError(f"{name} is a whole number from {low} to {high}, got {value!r}")
 
 
 class StageStatus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,8 +146,19 @@ class StageRecord:
         self.past = StageStats()
         self.num_restarts = -1
         self.load_s = 0.0
-        self.spans: list[Span] = []
+        self.spans: tuple[Span, ...] = ()
+        self._coming: list[Span] = []
         self.spans_complete = threading.Event()
+
+    def take_spans(self, spans: tuple[Span, ...], *, last: bool) -> None:
+        """Takes a part of a timeline; a whole one stands in the place of the one before.
+
+        A worker tells all that it keeps each time, one telling after the other.
+        """
+        self._coming.extend(spans)
+        if last:
+            self.spans, self._coming = tuple(self._coming), []
+            self.spans_complete.set()
 
     def forget_worker(self) -> None:
         """The worker is gone; its statistics stay."""
@@ -101,6 +168,7 @@ class StageRecord:
         self.gone_s = None
         self.pid = 0
         self.loaded = False
+        self._coming = []
 
     @property
     def total(self) -> StageStats:

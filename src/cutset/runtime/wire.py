@@ -1,9 +1,10 @@
 """The header that goes before every tensor payload: fixed size, binary, checked, no pickle.
 
-Layout (little endian, no padding), for a link that carries at most T tensors::
+Layout (little endian, no padding), for a link that carries at most T tensors of at most R
+dimensions::
 
     magic       4s   b"CuTs"
-    version     B    1
+    version     B    2
     kind        B    1 = data, 2 = keep-alive
     num_tensors H    0..T
     epoch       Q
@@ -12,13 +13,14 @@ Layout (little endian, no padding), for a link that carries at most T tensors::
     slot        i    where the tensors lie in the link's shared memory; -1: they follow as messages
     then T times
       dtype     B    index into `DTYPES`
-      rank      B    0..8
-      lengths   8q   the first `rank` count
-      strides   8q   in elements; the first `rank` count
+      rank      B    0..R
+      lengths   Rq   the first `rank` count
+      strides   Rq   in elements; the first `rank` count
 
-Both ends know T from the manifest, so a header has the same size on a link for ever, and nothing a
-peer sends decides how much is read. The strides keep the order of dimensions in memory: a
+Both ends know T and R from the manifest, so a header has the same size on a link for ever, and
+nothing a peer sends decides how much is read. The strides keep the order of dimensions in memory: a
 channels_last tensor arrives channels_last, which bit-exactness needs, since kernels differ.
+What the fields cannot hold, a manifest may not promise: its limits are in `cutset.tensors`.
 """
 
 from __future__ import annotations
@@ -31,18 +33,16 @@ from typing import NamedTuple
 
 import torch
 
-from cutset.tensors import DTYPE_BYTES
+from cutset.tensors import DTYPE_BYTES, MAX_RANK
 
 MAGIC = b"CuTs"
-VERSION = 1
+VERSION = 2
 DATA = 1
 KEEP_ALIVE = 2
-MAX_RANK = 8
 DTYPES: tuple[str, ...] = tuple(DTYPE_BYTES)
 
 _HEAD = struct.Struct("<4sBBHQQIi")
 _MOST_LAYOUTS = 512
-_TENSOR = struct.Struct(f"<BB{MAX_RANK}q{MAX_RANK}q")
 
 
 class WireError(Exception):
@@ -91,13 +91,29 @@ class Header(NamedTuple):
     slot: int = -1
 
 
-def header_bytes(max_tensors: int) -> int:
-    """Size in bytes of a header on a link that carries at most `max_tensors` tensors."""
-    return _HEAD.size + max_tensors * _TENSOR.size
+@functools.lru_cache(maxsize=MAX_RANK + 1)
+def _tensor_form(max_rank: int) -> struct.Struct:
+    return struct.Struct(f"<BB{max_rank}q{max_rank}q")
 
 
-def pack_header(header: Header, buffer: bytearray) -> None:
-    """Writes `header` to the beginning of `buffer`, which has room for it."""
+def header_bytes(max_tensors: int, max_rank: int) -> int:
+    """Size in bytes of a header on a link.
+
+    Args:
+        max_tensors: most tensors that the link carries at once.
+        max_rank: most dimensions that one of them has.
+    """
+    return _HEAD.size + max_tensors * _tensor_form(max_rank).size
+
+
+def pack_header(header: Header, buffer: bytearray, max_rank: int) -> None:
+    """Writes `header` to the beginning of `buffer`, which has room for it.
+
+    Args:
+        header: what to write.
+        buffer: as many bytes as `header_bytes` says.
+        max_rank: as given to `header_bytes`; no layout has more dimensions.
+    """
     _HEAD.pack_into(
         buffer,
         0,
@@ -110,18 +126,25 @@ def pack_header(header: Header, buffer: bytearray) -> None:
         header.num_rows,
         header.slot,
     )
-    packed = _pack_layouts(header.layouts)
+    packed = _pack_layouts(header.layouts, max_rank)
     buffer[_HEAD.size : _HEAD.size + len(packed)] = packed
 
 
 def unpack_header(
-    buffer: bytes | bytearray, *, epoch: int, max_rows: int, max_bytes: int, num_slots: int
+    buffer: bytes | bytearray,
+    *,
+    epoch: int,
+    max_rank: int,
+    max_rows: int,
+    max_bytes: int,
+    num_slots: int,
 ) -> Header:
     """Reads and checks a header.
 
     Args:
         buffer: as many bytes as `header_bytes` says.
         epoch: the epoch of the link.
+        max_rank: as given to `header_bytes`.
         max_rows: most rows that a micro-batch may have.
         max_bytes: most bytes that its tensors may have together.
         num_slots: slots of the link's shared memory, 0 where there is none.
@@ -140,15 +163,14 @@ def unpack_header(
         return Header(kind=kind, epoch=epoch)
     if kind != DATA:
         raise WireError(f"unknown kind of message {kind}")
-    if _HEAD.size + num_tensors * _TENSOR.size > len(buffer):
+    stop = header_bytes(num_tensors, max_rank)
+    if stop > len(buffer):
         raise WireError(f"{num_tensors} tensors announced on a link that carries fewer")
     if not 1 <= num_rows <= max_rows:
         raise WireError(f"{num_rows} rows announced; a micro-batch has 1 to {max_rows}")
     if not -1 <= slot < num_slots:
         raise WireError(f"slot {slot} named on a link that has {num_slots}")
-    layouts, total = _unpack_layouts(
-        bytes(buffer[_HEAD.size : _HEAD.size + num_tensors * _TENSOR.size])
-    )
+    layouts, total = _unpack_layouts(bytes(buffer[_HEAD.size : stop]), max_rank)
     if total > max_bytes:
         raise WireError(f"{total} bytes announced on a link that carries at most {max_bytes}")
     return Header(
@@ -158,13 +180,14 @@ def unpack_header(
 
 # The same few layouts cross a link again and again.
 @functools.lru_cache(maxsize=_MOST_LAYOUTS)
-def _pack_layouts(layouts: tuple[Layout, ...]) -> bytes:
+def _pack_layouts(layouts: tuple[Layout, ...], max_rank: int) -> bytes:
+    form = _tensor_form(max_rank)
     packed = []
     for layout in layouts:
         rank = len(layout.shape)
-        padding = (0,) * (MAX_RANK - rank)
+        padding = (0,) * (max_rank - rank)
         packed.append(
-            _TENSOR.pack(
+            form.pack(
                 DTYPES.index(layout.dtype),
                 rank,
                 *layout.shape,
@@ -177,19 +200,20 @@ def _pack_layouts(layouts: tuple[Layout, ...]) -> bytes:
 
 
 @functools.lru_cache(maxsize=_MOST_LAYOUTS)
-def _unpack_layouts(packed: bytes) -> tuple[tuple[Layout, ...], int]:
+def _unpack_layouts(packed: bytes, max_rank: int) -> tuple[tuple[Layout, ...], int]:
     """The layouts, checked, and the bytes of their tensors together."""
     layouts = tuple(
-        _unpack_layout(index, *numbers) for index, numbers in enumerate(_TENSOR.iter_unpack(packed))
+        _unpack_layout(index, max_rank, *numbers)
+        for index, numbers in enumerate(_tensor_form(max_rank).iter_unpack(packed))
     )
     return layouts, sum(layout.num_bytes for layout in layouts)
 
 
-def _unpack_layout(index: int, dtype: int, rank: int, *numbers: int) -> Layout:
-    if dtype >= len(DTYPES) or rank > MAX_RANK:
+def _unpack_layout(index: int, max_rank: int, dtype: int, rank: int, *numbers: int) -> Layout:
+    if dtype >= len(DTYPES) or rank > max_rank:
         raise WireError(f"tensor {index} has dtype number {dtype} and rank {rank}")
     shape = numbers[:rank]
-    strides = numbers[MAX_RANK : MAX_RANK + rank]
+    strides = numbers[max_rank : max_rank + rank]
     if min(shape, default=0) < 0 or not is_dense(shape, strides):
         raise WireError(f"tensor {index} has lengths {shape} and strides {strides}")
     return Layout(dtype=DTYPES[dtype], shape=shape, strides=strides)
@@ -219,7 +243,7 @@ def layout_of(tensor: torch.Tensor) -> Layout:
     """The layout of a dense tensor.
 
     Raises:
-        WireError: the tensor has more than `MAX_RANK` dimensions or a dtype that cannot cross.
+        WireError: the tensor has more dimensions than any may have, or a dtype that cannot cross.
     """
     return _layout(tensor.dtype, tuple(tensor.shape), tensor.stride())
 

@@ -204,6 +204,7 @@ class StageWorker:
             on_parcel=lambda parcel: self._take(command.epoch, parcel, inline=inline),
             on_connected=lambda epoch: self._control.send(Connected(epoch=epoch)),
             on_lost=self._lose,
+            on_failed=lambda parcel, error: self._report_unsent(command.epoch, parcel, error),
             on_sent=self._sent,
         )
         circuit.start()
@@ -331,6 +332,18 @@ class StageWorker:
             raise explain_failure(manifest, stage, device, error, parcel.tensors) from error
         check_tensors(outputs, entry.outputs, parcel.num_rows, boundary_out_of(manifest, stage))
         return outputs
+
+    def _report_unsent(self, epoch: int, parcel: Parcel, error: Exception) -> None:
+        assert self._load is not None
+        assert self._bundle is not None
+        manifest, stage = self._bundle.manifest, self._load.stage
+        failure = StageFailed(
+            f"stage {stage} computed {parcel.num_rows} rows, but what came out cannot be sent"
+            f" {boundary_out_of(manifest, stage)}: {error}",
+            stage=stage,
+            device=manifest.plan.stages[stage].device,
+        )
+        self._report_failure(epoch, parcel.sequence, failure)
 
     def _report_failure(
         self, epoch: int, sequence: int, error: ContractViolation | StageFailed

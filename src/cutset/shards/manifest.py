@@ -56,7 +56,7 @@ their folders only: the files of other stages may be missing there, and so may t
 
 **Tensors.** ``{"name", "shape", "dtype"}``; a shape holds lengths, ``"batch"`` for the number of
 rows, ``"batch*K"`` for K entries a row. The name is that of the operation or model input that makes
-the tensor and is unique within the bundle.
+the tensor and is unique within the bundle. At most 65535 tensors cross a boundary [M].
 
 **Graph.** ``graph`` is the whole captured model (see `cutset.graph.ir`): inputs and operations
 have distinct names, an operation reads only inputs and earlier operations, ``graph.outputs`` are
@@ -113,7 +113,7 @@ from cutset.planning.plan import Plan
 from cutset.ranges import Count, PositiveCount, Rows, Threads
 from cutset.shards.sizes import check_sizes
 from cutset.shards.strict_json import MANIFEST_NAME, contradiction, repeated_key
-from cutset.tensors import TensorSpec
+from cutset.tensors import MAX_TENSORS, TensorSpec
 
 BUNDLE_FORMAT = "cutset-bundle/2"
 READABLE_FORMATS = ("cutset-bundle/1", BUNDLE_FORMAT)
@@ -472,6 +472,11 @@ def _check_chain(manifest: Manifest) -> None:
         for key, specs in (("inputs", stage.inputs), ("outputs", stage.outputs)):
             if not specs or len({spec.name for spec in specs}) != len(specs):
                 raise contradiction(f"$.stages[{index}].{key}", "is empty or names a tensor twice")
+            if len(specs) > MAX_TENSORS:
+                raise contradiction(
+                    f"$.stages[{index}].{key}",
+                    f"has {len(specs)} tensors, at most {MAX_TENSORS} may cross a boundary",
+                )
         taken = {spec.name for spec in stage.inputs}
         if taken != given:
             odd = min(taken ^ given)

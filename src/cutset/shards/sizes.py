@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 
 from cutset.planning.plan import PLAN_FORMAT, Plan
 from cutset.shards.strict_json import contradiction
-from cutset.tensors import TensorSpec, dim_factor
+from cutset.tensors import MAX_RANK, TensorSpec, dim_factor
 from cutset.torch_settings import TORCH_SETTINGS
 
 if TYPE_CHECKING:
     from cutset.shards.manifest import Manifest
 
-MAX_DIMS = 64
 MAX_LENGTH = (1 << 31) - 1
 MAX_ROW_BYTES = 1 << 31
 """Most bytes of one row of a tensor that crosses a boundary."""
@@ -68,9 +67,9 @@ def _boundary_specs(manifest: Manifest) -> Iterator[tuple[str, TensorSpec]]:
 
 
 def _check_tensor(place: str, spec: TensorSpec, max_row_bytes: int) -> None:
-    if len(spec.shape) > MAX_DIMS:
+    if len(spec.shape) > MAX_RANK:
         raise contradiction(
-            f"{place}.shape", f"has {len(spec.shape)} dimensions, at most {MAX_DIMS} are permitted"
+            f"{place}.shape", f"has {len(spec.shape)} dimensions, at most {MAX_RANK} are permitted"
         )
     for number, dim in enumerate(spec.shape):
         length = dim if isinstance(dim, int) else dim_factor(dim) or 1

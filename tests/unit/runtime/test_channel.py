@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gc
 import itertools
 import os
@@ -19,11 +20,12 @@ from cutset.runtime.channel import (
     Receiver,
     Sender,
     StoreAddress,
+    UnsendableError,
     connect,
     serve_store,
 )
 from cutset.runtime.hostlink import HostReceiver, HostSender, can_hold_headers
-from cutset.runtime.wire import KEEP_ALIVE, header_bytes
+from cutset.runtime.wire import KEEP_ALIVE
 from cutset.tensors import TensorSpec
 
 _LINK = LinkContract(
@@ -220,15 +222,60 @@ def test_headers_of_few_slots_fit_a_socket_pair_and_of_many_do_not() -> None:
         most = next(n for n in itertools.count(1) if not can_hold_headers(first, _LINK, n))
         first.setblocking(False)
         for _ in range(most):
-            assert first.send(bytes(header_bytes(2))) == header_bytes(2)
+            assert first.send(bytes(_LINK.header_bytes)) == _LINK.header_bytes
 
 
 def test_more_rows_than_the_link_carries_end_it(make_ends: _MakeEnds) -> None:
     sender, receiver = make_ends(shared=True)
     small = torch.zeros(1, 3, 4, 4), torch.zeros(1, dtype=torch.int64)
+    sender._link = dataclasses.replace(_LINK, max_rows=5)  # a neighbour that believes otherwise
     sender.send(Parcel(sequence=0, num_rows=5, tensors=small))
     with pytest.raises(LinkClosedError, match="5 rows announced"):
         receiver.receive()
+
+
+_GIVEN_BACK = torch.zeros(2, 3, 4, 4)
+_GIVEN_BACK.untyped_storage().resize_(16)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(
+    ("parcel", "words"),
+    [
+        ((torch.zeros(2, 3, 4, 4).to_sparse(),), "layout torch.sparse_coo"),
+        ((_GIVEN_BACK,), "memory was given back"),
+        ((torch.zeros(2, 3, 4, 4, device="meta"),), "meta"),
+        ((torch.zeros(2, 3, 4, 4, dtype=torch.uint16),), "uint16"),
+        ((torch.zeros(2, 3, 4, 4, 1),), "do not fit link stage 0 -> stage 1"),
+        ((torch.zeros(9, 3, 4, 4),), "carries at most 832 bytes of 4 rows"),
+        ((torch.zeros(1), torch.zeros(1), torch.zeros(1)), "do not fit link"),
+        ((None,), "NoneType"),
+    ],
+)
+def test_what_cannot_be_sent_is_told_and_leaves_the_link_whole(
+    make_ends: _MakeEnds, shared: bool, parcel: tuple[torch.Tensor, ...], words: str
+) -> None:
+    sender, receiver = make_ends(shared=shared)
+    with pytest.raises(UnsendableError, match=words):
+        sender.send(Parcel(sequence=7, num_rows=2, tensors=parcel))
+    thread = _send_all(sender, [_parcel(8, 2)])
+    assert receiver.receive()[1].sequence == 8
+    thread.join(20)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_lazy_conjugation_and_negation_are_resolved(make_ends: _MakeEnds, shared: bool) -> None:
+    sender, receiver = make_ends(shared=shared)
+    turned = torch.randn(2, 3, 4, 4, dtype=torch.complex64).conj().imag
+    assert turned.is_neg()
+    thread = _send_all(
+        sender,
+        [Parcel(sequence=0, num_rows=2, tensors=(turned, torch._neg_view(torch.arange(2))))],
+    )
+    images, numbers = receiver.receive()[1].tensors
+    thread.join(20)
+    assert torch.equal(images, turned.resolve_neg())
+    assert numbers.tolist() == [0, -1]
 
 
 def test_nobody_at_the_other_end_is_a_time_out() -> None:

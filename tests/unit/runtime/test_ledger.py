@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cutset.errors import EngineError, StageFailed
+from cutset.runtime.callbacks import AnswerFuture, CallbackThread
 from cutset.runtime.channel import Parcel
 from cutset.runtime.ledger import Ledger, Request
 from cutset.tensors import TensorSpec
@@ -196,3 +197,116 @@ def test_ctrl_c_while_sending_loses_and_doubles_nothing(was_sent: bool) -> None:
     assert request.future.result(0) == [70.0]
     assert after.future.result(0) == [80.0]
     assert (ledger.num_in_flight, ledger.num_waiting, ledger.num_settled) == (0, 0, 2)
+
+
+class _Odd(_Pipe):
+    """A pipe that cannot take some values."""
+
+    def __init__(self, odd: float, error: BaseException) -> None:
+        super().__init__()
+        self.odd, self.error = odd, error
+
+    def __call__(self, parcel: Parcel) -> None:
+        if float(parcel.tensors[0]) == self.odd:
+            raise self.error
+        super().__call__(parcel)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("odd"), AssertionError("odd")])
+@pytest.mark.parametrize("first", [True, False])
+def test_what_cannot_be_sent_fails_alone(error: Exception, first: bool) -> None:
+    ledger, pipe = Ledger(window=1, max_deaths=3), _Odd(7.0, error)
+    ledger.open_epoch(1, pipe)
+    before = None if first else _submit(ledger, 1)
+    odd, after = _submit(ledger, 7), _submit(ledger, 2)
+    if before is not None:
+        _answer(ledger, 1, pipe.sent[0])  # the odd one is sent by whoever takes this answer
+        assert before.future.result(0) == [10.0]
+    with pytest.raises(EngineError, match=f"could not be sent: {type(error).__name__}") as caught:
+        odd.future.result(0)
+    assert caught.value.__cause__ is error
+    _answer(ledger, 1, pipe.sent[-1])
+    assert after.future.result(0) == [20.0]
+    assert (ledger.num_in_flight, ledger.num_waiting) == (0, 0)
+
+
+def test_ctrl_c_while_sending_loses_nothing() -> None:
+    ledger, pipe = Ledger(window=2, max_deaths=3), _Odd(7.0, KeyboardInterrupt())
+    ledger.open_epoch(1, pipe)
+    with pytest.raises(KeyboardInterrupt):
+        _submit(ledger, 7)
+    pipe.odd = 0.0
+    last = _submit(ledger, 2)
+    assert [float(parcel.tensors[0]) for parcel in pipe.sent] == [7.0, 2.0]
+    _answer(ledger, 1, pipe.sent[1])
+    assert last.future.result(0) == [20.0]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("can't allocate memory"), SystemExit(3)]
+)
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_an_answer_that_cannot_be_put_together_goes_into_its_future(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, num_parts: int
+) -> None:
+    def fail(_: object) -> object:
+        raise error
+
+    ledger, pipe = _opened(window=3)
+    request = Request(num_parts, (_SPEC,), fail if num_parts == 1 else list)
+    ledger.submit(request, [(1, (torch.tensor([[1.0]]),))] * num_parts)
+    after = _submit(ledger, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "cat", fail)
+        for parcel in pipe.sent[:num_parts]:
+            _answer(ledger, 1, parcel)
+    with pytest.raises(EngineError, match=f"put together .*{type(error).__name__}") as caught:
+        request.future.result(0)
+    assert caught.value.__cause__ is error
+    assert error.__traceback__ is None  # which would keep the parts in memory
+    _answer(ledger, 1, pipe.sent[num_parts])
+    assert after.future.result(0) == [20.0]
+
+
+def test_an_answer_is_given_though_the_next_cannot_be_sent_at_all() -> None:
+    ledger, pipe = Ledger(window=1, max_deaths=3), _Odd(7.0, KeyboardInterrupt())
+    ledger.open_epoch(1, pipe)
+    first = _submit(ledger, 1)
+    _submit(ledger, 7)
+    with pytest.raises(KeyboardInterrupt):
+        _answer(ledger, 1, pipe.sent[0])
+    assert first.future.result(0) == [10.0]
+
+
+def test_a_result_that_the_caller_set_is_his_affair() -> None:
+    ledger, pipe = _opened(window=1)
+    first, odd, last = _submit(ledger, 1), _submit(ledger, 2), _submit(ledger, 3)
+    odd.future.set_result("mine")
+    _answer(ledger, 1, pipe.sent[0])
+    _answer(ledger, 1, pipe.sent[1])
+    assert [first.future.result(0), odd.future.result(0)] == [[10.0], "mine"]
+    assert last.future.result(0) == [30.0]
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), SystemExit(3)])
+def test_a_callback_that_raises_changes_nothing(error: BaseException) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    ledger, pipe = _opened()
+    request = _submit(ledger, 1)
+    request.future.add_done_callback(fail)
+    _answer(ledger, 1, pipe.sent[0])
+    assert request.future.result(0) == [10.0]
+
+
+def test_micro_batches_that_are_over_leave_nothing() -> None:
+    ledger, pipe = _opened(window=1)
+    row = torch.zeros(1, 1)
+    for _ in range(10_000):
+        request = Request(1, (_SPEC,), lambda outputs: None, AnswerFuture(CallbackThread()))
+        ledger.submit(request, [(1, (row,))])
+        ledger.answer(1, pipe.sent.pop().sequence, (row,))
+    held = [value for value in vars(ledger).values() if hasattr(value, "__len__")]
+    assert len(held) >= 3
+    assert not any(held)

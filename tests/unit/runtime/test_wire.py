@@ -26,13 +26,13 @@ _HEADER = Header(kind=DATA, epoch=3, sequence=17, num_rows=2, layouts=_LAYOUTS, 
 
 
 def _packed(header: Header = _HEADER, max_tensors: int = 2) -> bytearray:
-    buffer = bytearray(header_bytes(max_tensors))
-    pack_header(header, buffer)
+    buffer = bytearray(header_bytes(max_tensors, 4))
+    pack_header(header, buffer, 4)
     return buffer
 
 
 def _read(buffer: bytearray) -> Header:
-    return unpack_header(buffer, epoch=3, max_rows=4, max_bytes=1000, num_slots=2)
+    return unpack_header(buffer, epoch=3, max_rank=4, max_rows=4, max_bytes=1000, num_slots=2)
 
 
 def test_a_header_comes_back_as_it_was() -> None:
@@ -40,11 +40,12 @@ def test_a_header_comes_back_as_it_was() -> None:
 
 
 def test_a_header_has_a_known_size_and_beginning() -> None:
-    assert header_bytes(0) == 32
-    assert header_bytes(2) == 32 + 2 * 130
+    assert header_bytes(0, 0) == 32
+    assert header_bytes(2, 0) == 32 + 2 * 2
+    assert header_bytes(2, 4) == 32 + 2 * 66
     assert bytes(_packed()[:32]) == (
         b"CuTs"
-        b"\x01\x01\x02\x00"
+        b"\x02\x01\x02\x00"
         b"\x03" + b"\x00" * 7 + b"\x11" + b"\x00" * 7 + b"\x02\x00\x00\x00" + b"\x01\x00\x00\x00"
     )
 
@@ -57,7 +58,7 @@ def test_a_keep_alive_needs_no_rows() -> None:
     ("offset", "value", "words"),
     [
         (0, 0x00, "instead of"),
-        (4, 0x02, "version 2"),
+        (4, 0x01, "version 1"),
         (5, 0x07, "unknown kind"),
         (6, 0x03, "carries fewer"),
         (8, 0x04, "of epoch 4 in epoch 3"),
@@ -66,10 +67,10 @@ def test_a_keep_alive_needs_no_rows() -> None:
         (28, 0x02, "slot 2 named"),
         (31, 0x80, "slot -"),
         (32, 0x63, "dtype number 99"),
-        (33, 0x09, "rank 9"),
+        (33, 0x05, "rank 5"),
         (34, 0x7F, "bytes announced"),
         (41, 0x80, "lengths"),
-        (98, 0x02, "strides"),
+        (66, 0x02, "strides"),
     ],
 )
 def test_bytes_that_no_neighbour_sends_are_refused(offset: int, value: int, words: str) -> None:
@@ -81,7 +82,7 @@ def test_bytes_that_no_neighbour_sends_are_refused(offset: int, value: int, word
 
 def test_more_bytes_than_the_link_carries_are_refused() -> None:
     with pytest.raises(WireError, match="392 bytes announced on a link that carries at most 391"):
-        unpack_header(_packed(), epoch=3, max_rows=4, max_bytes=391, num_slots=2)
+        unpack_header(_packed(), epoch=3, max_rank=4, max_rows=4, max_bytes=391, num_slots=2)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +129,21 @@ def test_a_tensor_survives_as_bytes_with_its_strides(tensor: torch.Tensor) -> No
     assert torch.equal(copy, tensor)
 
 
+@pytest.mark.parametrize("rank", [9, 64])
+def test_any_rank_that_a_tensor_may_have_crosses(rank: int) -> None:
+    layout = layout_of(torch.zeros([1] * (rank - 1) + [2]))
+    header = Header(kind=DATA, epoch=3, sequence=1, num_rows=1, layouts=(layout,))
+    buffer = bytearray(header_bytes(1, rank))
+    pack_header(header, buffer, rank)
+    read = unpack_header(buffer, epoch=3, max_rank=rank, max_rows=1, max_bytes=8, num_slots=0)
+    assert read == header
+
+
 def test_a_tensor_of_too_many_dimensions_cannot_be_sent() -> None:
-    with pytest.raises(WireError, match="at most 8 dimensions"):
-        layout_of(torch.zeros([1] * 9))
+    with pytest.raises(WireError, match="at most 64 dimensions"):
+        layout_of(torch.zeros([1] * 65))
+
+
+def test_a_dtype_that_cannot_cross_is_named() -> None:
+    with pytest.raises(WireError, match="float8_e4m3fn"):
+        layout_of(torch.zeros(2, dtype=torch.float8_e4m3fn))

@@ -129,6 +129,11 @@ def test_missing_key(document: dict[str, Any], key: str) -> None:
         ("micro_batch_only", 1 << 16, "$.micro_batch_only"),
         ("torch_settings", {"default_dtype": "int8"}, "$.torch_settings.default_dtype"),
         ("torch_settings", {"other": "on"}, "$.torch_settings.other"),
+        (
+            "stages.0.outputs",
+            [{"name": f"t{i}", "shape": ["batch"], "dtype": "bool"} for i in range(65_536)],
+            "$.stages[0].outputs",
+        ),
         ("plan.format", "cutset-plan/2", "$.plan.format"),
         ("plan.micro_batch", 0, "$.plan.micro_batch"),
         ("plan.micro_batch", -1, "$.plan.micro_batch"),
