@@ -2,6 +2,9 @@
 
     python benchmarks/coverage_models.py [--only PATTERN] [--again] [--jobs N]
 
+Plans are made as the commands make them where nothing else is said, from measured costs. What has a
+result of an earlier time, when they were made by multiply-adds, is run again and till then marked.
+
 Every model runs in a process of its own with a limit of time and memory. Results are added to
 benchmarks/coverage.jsonl one by one, so that an interrupted run goes on where it stopped; the file
 is kept with the code, each result with the commit that gave it.
@@ -51,7 +54,9 @@ INTRODUCTION = """# Which models can be split
 Written by `make coverage-models`; do not edit by hand. {versions}, random weights.
 
 Each model is captured once; its positions are judged with one tensor across a cut; it is planned
-by multiply-adds for 2 and for 4 stages (or as many as its cut points allow), split and verified.
+with measured costs, as `cutset split` does, for 2 and for 4 stages (or as many as its cut points
+allow), split and verified. How even stages are is said of their measured seconds. A model with a †
+was planned by multiply-adds, and its stages' evenness is of these; it is to be run again.
 The stages are then loaded as workers load them and compared with the whole model on 1, 2 and 5
 rows: *exact* means that torch's stages equal it bit for bit, *within tolerance* that onnxruntime's
 do; *no ONNX* names the reason for which a stage has no ONNX model, and *off* says that it has one
@@ -60,7 +65,7 @@ rounding so far that float32 itself is off by a tenth). Where one tensor leaves 
 over 1.25 of the ideal, the least number that evens the stages out is tried as well. Models of over
 1.5 Gmacs a row (timm's: 6) run on a smaller image where they take one; *input* says which. Of a
 model that decides on values (detectors) the part in brackets is split; the rest stays with the
-caller and the results of the whole are the same.
+caller and the results of the whole are the same. It was named (`--part`), as users have to.
 """
 
 
@@ -83,12 +88,17 @@ def main() -> None:
             spec
             for _, spec in wanted
             if (not options.only or re.search(options.only, spec))
-            and (options.again or spec not in rows or _to_retry(rows[spec], options))
+            and (options.again or not _is_current(rows.get(spec)) or _to_retry(rows[spec], options))
         ]
         _run_all(todo, rows, options)
     REPORT.parent.mkdir(exist_ok=True)
     REPORT.write_text(report_text(wanted, rows), encoding="utf-8")
     print(_sums(wanted, rows))
+
+
+def _is_current(row: dict[str, Any] | None) -> bool:
+    """Whether there is a result from measured costs."""
+    return row is not None and row.get("cost") == "measured"
 
 
 def _to_retry(row: dict[str, Any], options: argparse.Namespace) -> bool:
@@ -183,7 +193,7 @@ def _finished(one: _Running, options: argparse.Namespace) -> dict[str, Any]:
         one.process.join(timeout=10)
         code = one.process.exitcode
         cause = f"ended with code {code} (limits: {options.memory_gib:g} GiB)"
-        row = {"spec": one.spec, "status": "error", "step": "", "cause": cause}
+        row = _failed(one.spec, cause)
     _end(one)
     return row
 
@@ -193,7 +203,11 @@ def _overdue(one: _Running, options: argparse.Namespace) -> dict[str, Any] | Non
         return None
     _end(one)
     cause = f"took more than {options.seconds:g} s"
-    return {"spec": one.spec, "status": "error", "step": "", "cause": cause}
+    return _failed(one.spec, cause)
+
+
+def _failed(spec: str, cause: str) -> dict[str, Any]:
+    return {"spec": spec, "status": "error", "step": "", "cause": cause, "cost": "measured"}
 
 
 def _end(one: _Running) -> None:
@@ -250,7 +264,9 @@ def _line(row: dict[str, Any]) -> str:
         else ""
     )
     cells = (
-        row["spec"].partition(":")[2] + (f" (`{row['part']}`)" if row.get("part") else ""),
+        row["spec"].partition(":")[2]
+        + (f" (`{row['part']}`{_share(row)})" if row.get("part") else "")
+        + ("" if _is_current(row) else " †"),
         row["input_shape"].replace("float32", "").replace("batch, ", ""),
         f"{row['flops'] / 1e9:.2f}",
         str(row["num_points"]),
@@ -262,6 +278,10 @@ def _line(row: dict[str, Any]) -> str:
         row["onnx"] or "not tried",
     )
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _share(row: dict[str, Any]) -> str:
+    return f", {row['part_share']:.0%} of the work" if row.get("part_share") else ""
 
 
 def _failures(found: list[dict[str, Any]]) -> list[str]:

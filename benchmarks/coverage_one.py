@@ -34,15 +34,24 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from cutset.backends.base import StageProgram, load_stage
-from cutset.errors import CutsetError
+from cutset.costs.model import Profile
+from cutset.errors import CaptureError, CutsetError
 from cutset.graph.cuts import find_cut_points
 from cutset.graph.lowering import CapturedModel, unfused
 from cutset.models import FoundModel, find_model
 from cutset.planning import Plan
+from cutset.runtime.expect import plan_here
 from cutset.runtime.wire import is_dense
 from cutset.shards.load import open_bundle
 from cutset.shards.running_checks import max_abs_difference, tolerance_of
-from cutset.workflow import PreparedModel, plan_stages, prepare_found, split_model
+from cutset.workflow import (
+    PreparedModel,
+    plan_stages,
+    prepare_found,
+    profile_model,
+    split_model,
+    stage_backends,
+)
 
 ROW_COUNTS = (1, 2, 5)
 STAGE_COUNTS = (2, 4)
@@ -54,6 +63,13 @@ GOOD_RATIO = 1.25
 
 OWN_SIZE_FLOPS = {"timm": 6e9, "torchvision": 1.5e9}
 """Multiply-adds a row up to which a model is tried at its own size, by library."""
+
+MEASURED = "measured"
+"""What a row's plans were made by: the costs that the commands measure where nothing else is said.
+Rows without this word are of a time when plans here were made by multiply-adds."""
+
+NUM_RUNS = 5
+"""Measured runs of a piece and of a stage; the commands make 20."""
 
 SMALL_SIDES = (160, 96, 64)
 MEMORY_FOLDER = Path("/dev/shm")
@@ -73,7 +89,9 @@ class Row:
     cause: str = ""
     step: str = ""
     input_shape: str = ""
+    cost: str = ""
     part: str = ""
+    part_share: float = 0.0
     num_operations: int = 0
     num_points: int = 0
     num_units: int = 0
@@ -103,8 +121,13 @@ class _Steps:
         self._row.step, self._since = step, now
 
 
-def check_found(found: FoundModel, row: Row) -> None:
+def check_found(found: FoundModel, row: Row, *, measured: bool = True) -> None:
     """Captures, cuts, plans, splits and compares one model; fills in the row.
+
+    Args:
+        found: the model.
+        row: what is found is written there.
+        measured: plan as the commands do, with costs that are measured; by multiply-adds if not.
 
     Raises:
         CutsetError: a step refused, or a result differs.
@@ -113,9 +136,10 @@ def check_found(found: FoundModel, row: Row) -> None:
     steps.begin("size")
     found = _at_a_cheap_size(found)
     steps.begin("capture")
-    prepared = prepare_found(found)
+    prepared = _prepared(found)
     captured = prepared.captured
-    row.part = prepared.part.path if prepared.part else ""
+    if prepared.part is not None:
+        row.part, row.part_share = prepared.part.path, round(prepared.part.work_share, 4)
     graph = captured.graph
     row.input_shape = "; ".join(str(spec) for spec in graph.inputs)
     row.flops = graph.flops
@@ -124,12 +148,15 @@ def check_found(found: FoundModel, row: Row) -> None:
     cuts = prepared.cuts
     row.num_points, row.num_units = len(cuts.points), len(cuts.units)
     row.most_stages = len(cuts.points) + 1
-    plans = _plans(prepared)
+    steps.begin("plans")
+    make = _measured_plans if measured else _plans
+    row.cost = MEASURED if measured else "flops"
+    plans = make(prepared)
     row.ratios = {str(n): _ratio(plan, n) for n, plan in plans.items()}
     chosen = [(prepared, plan) for plan in plans.values()]
-    more = _with_more_tensors(prepared, plans)
-    if more is not None:
-        with_more, plans = more
+    with_more = _with_more_tensors(prepared)
+    if with_more is not None:
+        plans = make(with_more)
         row.max_tensors = with_more.cuts.max_tensors
         row.points_with_more = len(with_more.cuts.points)
         row.ratios_with_more = {str(n): _ratio(plan, n) for n, plan in plans.items()}
@@ -195,23 +222,61 @@ def _with_tensors(prepared: PreparedModel, max_tensors: int) -> PreparedModel:
     return dataclasses.replace(prepared, cuts=cuts)
 
 
-def _plans(prepared: PreparedModel) -> dict[int, Plan]:
-    """Plans with two and with four stages, or with as many as there can be."""
+def _prepared(found: FoundModel) -> PreparedModel:
+    """The model, or the part of it with the most work that the refusal offers, by its name.
+
+    Raises:
+        CaptureError: neither can be captured.
+    """
+    try:
+        return prepare_found(found)
+    except CaptureError as refusal:
+        if not refusal.parts:
+            raise
+        return prepare_found(found, part=refusal.parts[0][0])
+
+
+def _counts(prepared: PreparedModel) -> list[int]:
+    """Two stages and four, or as many as there can be."""
     most = len(prepared.cuts.points) + 1
-    counts = sorted({min(n, most) for n in STAGE_COUNTS} - {1})
-    return {n: plan_stages(prepared, num_stages=n) for n in counts}
+    return sorted({min(n, most) for n in STAGE_COUNTS} - {1})
+
+
+def _plans(prepared: PreparedModel) -> dict[int, Plan]:
+    """Plans by multiply-adds."""
+    return {n: plan_stages(prepared, num_stages=n) for n in _counts(prepared)}
+
+
+def _measured_plans(prepared: PreparedModel) -> dict[int, Plan]:
+    """Plans as `cutset split` makes them where nothing else is said, with fewer runs."""
+    counts = _counts(prepared)
+    if not counts:
+        return {}
+    backends = stage_backends(prepared)
+    profile = profile_model(prepared, num_runs=NUM_RUNS, backends=backends)
+
+    def make(num_stages: int, costs: Profile) -> Plan:
+        return plan_stages(prepared, num_stages=num_stages, profile=costs)
+
+    return {
+        n: plan_here(
+            prepared.captured, functools.partial(make, n), profile, backends, num_runs=NUM_RUNS
+        )
+        for n in counts
+    }
 
 
 def _ratio(plan: Plan, num_stages: int) -> float:
-    """The slowest stage's multiply-adds over the mean of all stages."""
-    flops = [stage.flops for stage in plan.stages]
-    return max(flops) * num_stages / (sum(flops) or 1)
+    """The slowest stage's computing over the mean of all stages, as wholes where measured."""
+    seconds = plan.expected.compute_s if plan.expected else [s.compute_s for s in plan.stages]
+    return max(seconds) * num_stages / (sum(seconds) or 1)
 
 
-def _with_more_tensors(
-    prepared: PreparedModel, plans: dict[int, Plan]
-) -> tuple[PreparedModel, dict[int, Plan]] | None:
-    """The least number of tensors across a cut that makes stages even, where one does not."""
+def _with_more_tensors(prepared: PreparedModel) -> PreparedModel | None:
+    """The least number of tensors across a cut that makes stages even, where one does not.
+
+    By multiply-adds: to measure every number would take hours.
+    """
 
     def worst(plans: dict[int, Plan]) -> float:
         slowest = [max(s.flops for s in plans[n].stages) if n in plans else 0 for n in STAGE_COUNTS]
@@ -220,15 +285,15 @@ def _with_more_tensors(
             f * n / total if f else float(n) for f, n in zip(slowest, STAGE_COUNTS, strict=True)
         )
 
-    best: tuple[PreparedModel, dict[int, Plan]] | None = None
-    least = worst(plans)
+    best: PreparedModel | None = None
+    least = worst(_plans(prepared))
     for max_tensors in MORE_TENSORS:
         if least <= GOOD_RATIO:
             break
         candidate = _with_tensors(prepared, max_tensors)
         its_plans = _plans(candidate)
         if worst(its_plans) < least * 0.95:
-            best, least = (candidate, its_plans), worst(its_plans)
+            best, least = candidate, worst(its_plans)
     return best
 
 
@@ -365,6 +430,7 @@ def prepare_process() -> None:
             example_inputs=(torch.randn(2, 3, 4, 4),),
         ),
         Row(spec=""),
+        measured=False,  # OpenVINO's threads would not outlive the fork
     )
 
 
@@ -380,7 +446,7 @@ def run(spec: str, version: str, memory_bytes: int, log: Path, answer: Connectio
     """
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     logging.disable(logging.WARNING)
-    row = Row(spec=spec, version=version)
+    row = Row(spec=spec, version=version, cost=MEASURED)
     begin = time.perf_counter()
     with (
         log.open("w", encoding="utf-8") as stream,
