@@ -318,7 +318,9 @@ def _why_none(
         if len(found) != 1:
             return "whether the model calls it depends on the values, or on the number of rows"
         (call,) = found
-        expected = [length * factor for length in calls[0].first_lengths]
+        # With one row every tensor has one; more of them (a detector's proposals) are other rows.
+        lengths_now = [length * factor for length in calls[0].first_lengths]
+        expected = lengths_now if factor == 1.0 else [1.0] * len(lengths_now)
         if [float(length) for length in call.first_lengths] != [round(e, 6) for e in expected]:
             lengths = ", ".join(map(str, calls[0].first_lengths))
             return (

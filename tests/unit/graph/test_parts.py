@@ -211,3 +211,19 @@ def test_a_part_that_cannot_be_cut_is_not_offered() -> None:
     # The score's work is larger, but it is called for every level, and is one operation only.
     offers = find_parts(HeavyHead(), torch.randn(2, 3, 8, 8))
     assert [offer.path for offer in offers] == ["backbone"]
+
+
+def test_a_part_that_gets_other_rows_than_the_model_is_not_offered() -> None:
+    class Proposals(nn.Module):
+        """Three proposals a row go through the heavier part."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = _layers(4, 12), _layers(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores = self.head(torch.relu(self.body(x)).reshape(-1, 4))
+            return scores[scores > 0]
+
+    offers = find_parts(Proposals(), torch.randn(2, 4))
+    assert [offer.path for offer in offers] == ["body"]
