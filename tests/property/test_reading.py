@@ -17,7 +17,7 @@ from safetensors.torch import save
 from cutset.errors import ModelError
 from cutset.images import Preprocessing, read_image
 from cutset.inputs import read_arrays
-from cutset.models.weights import read_state_dict
+from cutset.models.checkpoint import read_checkpoint
 from cutset.tensors import TensorSpec
 
 SPEC = TensorSpec(name="x", shape=("batch", 3), dtype="float32")
@@ -54,7 +54,7 @@ def _read_arrays(path: Path) -> None:
 
 
 def _read_state(path: Path) -> None:
-    assert read_state_dict(path)
+    read_checkpoint(path)
 
 
 FILES: dict[str, tuple[bytes, Callable[[Path], None]]] = {
