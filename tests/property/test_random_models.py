@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from cutset.graph.calls import PLAIN_CONTAINERS, call_regions
 from cutset.graph.capture import capture_model
 from cutset.graph.cuts import CutPoints, find_cut_points
 from cutset.graph.ir import Graph
@@ -107,6 +108,20 @@ def _live_count(graph: Graph, position: int) -> int:
     return len(made & (later | set(graph.outputs)))
 
 
+def _forked(graph: Graph) -> set[int]:
+    """Positions where a module that is no container still needs several values, counted afresh."""
+    found: set[int] = set()
+    for region in call_regions(graph.operations):
+        if region.depth == 0 or region.call.class_name in PLAIN_CONTAINERS:
+            continue
+        for position in range(region.start + 1, region.stop):
+            later = graph.operations[position : region.stop]
+            made = {op.name for op in later}
+            if len({name for op in later for name in op.inputs} - made) > 1:
+                found.add(position)
+    return found
+
+
 def _judge(graph: Graph, cuts: CutPoints) -> None:
     inside = {p for unit in cuts.units for p in range(unit.start + 1, unit.stop)}
     for point in cuts.points:
@@ -117,6 +132,7 @@ def _judge(graph: Graph, cuts: CutPoints) -> None:
             point.position in inside
             or _live_count(graph, point.position) > cuts.max_tensors
             or " stays with " in point.reason
+            or point.position in _forked(graph)
         )
 
 

@@ -146,10 +146,13 @@ def _acts_alone(node: Node, inputs: frozenset[Any], order: Mapping[Node, int]) -
         return False
     if any(_is_view(user) and order[user] < order[node] for user in changed.users):
         return False
-    # If the argument is itself a view, what it views must have no other reader.
+    # If the argument is itself a view, nobody else may read what it views from then on.
     while _is_view(changed):
         base = changed.args[0]
-        if not isinstance(base, Node) or len(base.users) != 1:
+        if not isinstance(base, Node) or any(
+            user is not changed and (_is_view(user) or order[user] > order[node])
+            for user in base.users
+        ):
             return False
         changed = base
     # To change a weight or a buffer would be to change the model itself.

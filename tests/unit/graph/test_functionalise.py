@@ -63,6 +63,22 @@ def test_a_change_through_another_name_is_seen(alias: Change, num_rows: int) -> 
         assert torch.equal(piece(rows)[0], expected)
 
 
+def test_who_read_a_tensor_before_it_changed_does_not_matter() -> None:
+    def change(hidden: Tensor) -> Tensor:
+        before = hidden * 2.0
+        return torch.cat([before, nn.functional.dropout(hidden, 0.5, training=False).relu_()], 1)
+
+    model = Changes(change).eval()
+    captured = capture_model(model, (torch.randn(2, 4),))
+    assert [each.base_name for each in captured.graph.operations] == [
+        *("linear", "mul", "dropout", "relu", "cat")
+    ]
+    rows = torch.randn(3, 4)
+    with torch.no_grad():
+        expected = model(rows)
+        assert torch.equal(build_piece(captured, 0, 5)(rows)[0], expected)
+
+
 @pytest.mark.parametrize(
     ("alias", "name"),
     [
