@@ -33,7 +33,9 @@ from cutset.costs.model import (
 from cutset.costs.profile import PieceBackend, profile_costs
 from cutset.devices import Cluster, equal_cluster
 from cutset.errors import BundleError, PlanError, VerificationError
+from cutset.graph.arguments import untouched
 from cutset.graph.cuts import CutPoints
+from cutset.graph.independence import check_micro_batch
 from cutset.planning import (
     TIME_LIMIT_S,
     MoreTensors,
@@ -53,6 +55,7 @@ from cutset.preparation import (
 )
 from cutset.shards.export import export_bundle, replace_plan
 from cutset.shards.load import Bundle, open_bundle, read_manifest
+from cutset.shards.reference import reference_rows
 from cutset.shards.verification import VerificationReport
 from cutset.shards.verify import verify_bundle
 
@@ -179,11 +182,14 @@ def cost_model(
     Args:
         prepared: the model.
         profiles: one for all devices, or by the name that a cluster gives them.
-        batch_size: rows of a micro-batch, where there is no profile; 1 where None, or the only
+        batch_size: rows of a micro-batch; where None the profiles', or without them 1 or the only
             number that the model was captured for.
         base_bytes: what a worker needs before it holds a shard.
         granularity: ``"unit"``, or ``"op"`` to allow cuts between any two operations.
         finer: positions with more cut points than the model's, to see what these would give.
+
+    Raises:
+        PlanError: a profile is of another model, or of micro-batches of another size.
     """
     graph, cuts = prepared.captured.graph, prepared.cuts
     if profiles is None:
@@ -196,6 +202,13 @@ def cost_model(
         )
     for profile in [profiles] if isinstance(profiles, Profile) else profiles.values():
         rows_of_micro_batch(prepared, profile.micro_batch)
+        if batch_size not in (None, profile.micro_batch):
+            raise PlanError(
+                f"the profile of {profile.device!r} was made with micro-batches of "
+                f"{profile.micro_batch} {'row' if profile.micro_batch == 1 else 'rows'}, not the "
+                f"{batch_size} that were asked for; leave the size out (--batch-size), or profile "
+                "it again with that size"
+            )
     return costs_from_profile(
         graph, cuts, profiles, base_bytes=base_bytes, granularity=granularity, finer=finer
     )
@@ -274,7 +287,7 @@ def plan_stages(
         request: what is wanted.
         num_stages: short for a request that says only this.
         profile: measured costs; multiply-adds alone where None.
-        batch_size: rows of a micro-batch, where there is no profile; 1 where None, or the only
+        batch_size: rows of a micro-batch; where None the profile's, or without one 1 or the only
             number that the model was captured for.
         granularity: ``"op"`` allows cuts between any two operations, to see what respecting units
             costs; such a plan is not for splitting.
@@ -403,11 +416,19 @@ def split_model(
         say: told of every step.
 
     Raises:
+        CaptureError: a row's result is another among as many as the plan's micro-batches have.
         BundleError: the folder exists or cannot be written.
         VerificationError: the pieces do not equal the whole.
     """
     say = say or say_nothing
     rows_of_micro_batch(prepared, plan.micro_batch)
+    say("trying a micro-batch's number of rows")
+    captured = prepared.captured
+    graph = captured.graph
+    specs = (*graph.inputs, *map(graph.spec_of, graph.outputs))
+    tried = reference_rows(specs, plan.micro_batch, captured.micro_batch_only)
+    with untouched(prepared.module):
+        check_micro_batch(captured, prepared.module, max(tried))
     reports: list[VerificationReport] = []
 
     def check(folder: Path) -> None:

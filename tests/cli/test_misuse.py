@@ -124,9 +124,9 @@ def test_an_unknown_manifest_key(cutset: Cutset, small_bundle: Path, tmp_path: P
 
 
 def test_a_newer_format(cutset: Cutset, small_bundle: Path, tmp_path: Path) -> None:
-    outcome = cutset("verify", _edited(small_bundle, tmp_path, format="cutset-bundle/2"))
+    outcome = cutset("verify", _edited(small_bundle, tmp_path, format="cutset-bundle/3"))
     assert outcome.code == 4
-    assert "cutset-bundle/2" in _one_line(outcome.err)
+    assert "cutset-bundle/3" in _one_line(outcome.err)
 
 
 def test_more_stages_than_pieces(cutset: Cutset, small_model: str, tmp_path: Path) -> None:

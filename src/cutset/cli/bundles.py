@@ -37,6 +37,8 @@ def verify(
     from cutset.report.text import print_checks, print_part
     from cutset.workflow import raise_if_failed, verify_against
 
+    if weights is not None and model is None:
+        usage_error("--weights is for the whole --model, which is not named; a bundle has its own")
     with progress() as say:
         report = verify_against(bundle, model=model, weights=weights, say=say)
     checks = [(check.name, check.ok, check.detail) for check in report.checks]

@@ -47,6 +47,7 @@ def probe(
     ],
     address: options.Address = None,
     batch_size: options.BatchSize = None,
+    micro_batch_only: options.MicroBatchOnly = None,
     threads: options.Threads = 1,
     runs: options.Runs = 20,
     keep: options.Keep = None,
@@ -64,15 +65,24 @@ def probe(
 
     if output.suffix != ".toml":
         usage_error(f"{output}: a cluster file ends in .toml")
+    if address is not None and not address.strip():
+        usage_error("--address is empty; leave it out for this machine's cluster")
+    if micro_batch_only is not None and batch_size not in (None, micro_batch_only):
+        usage_error(
+            f"--micro-batch-only {micro_batch_only} allows no --batch-size of {batch_size}; "
+            "leave one of the two out"
+        )
     chosen = [("--keep", name) for name in keep or ()]
     chosen += [("--divide", name) for name in divide or ()]
     chosen += [("--max-tensors", str(max_tensors))]
     chosen += [("--part", part)] if part is not None else []
+    if micro_batch_only is not None:
+        chosen += [("--micro-batch-only", str(micro_batch_only))]
     request = ProbeRequest(
         model=model,
         address=address or "auto",
         options=tuple(word for pair in chosen for word in pair),
-        batch_size=1 if batch_size is None else batch_size,
+        batch_size=batch_size or micro_batch_only or 1,
         num_threads=threads,
         num_runs=runs,
     )

@@ -47,7 +47,7 @@ def inspect(
     with progress() as say:
         prepared = _prepare(
             model,
-            _any_weights(model, weights),
+            options.any_weights(model, weights),
             keep,
             divide,
             max_tensors,
@@ -93,7 +93,7 @@ def profile(
     with progress() as say:
         prepared = _prepare(
             model,
-            _any_weights(model, weights),
+            options.any_weights(model, weights),
             keep,
             divide,
             max_tensors,
@@ -137,7 +137,7 @@ def plan(
     weights: options.Weights = None,
     batch_size: options.BatchSize = None,
     micro_batch_only: options.MicroBatchOnly = None,
-    threads: options.Threads = 1,
+    threads: options.PlannedThreads = None,
     keep: options.Keep = None,
     divide: options.Divide = None,
     max_tensors: options.MaxTensors = 1,
@@ -153,6 +153,10 @@ def plan(
     if (model is None) == (cost_graph is None):
         usage_error("name either a MODEL or a --cost-graph")
     is_front = objective == "pareto"
+    if is_front and granularity == "op":
+        usage_error("--granularity op is for one plan, --objective pareto is for all: give one")
+    if model is not None and cost == "flops" and threads is not None:
+        usage_error("--threads is for measured costs; multiply-adds are the same for any number")
     if cost_graph is not None:
         plans = _plan_cost_graph(
             context, cost_graph, cluster, objective=objective, serial=serial, num_stages=stages,
@@ -176,7 +180,7 @@ def plan(
     with progress() as say:
         prepared = _prepare(
             model,
-            _any_weights(model, weights),
+            options.any_weights(model, weights),
             keep,
             divide,
             max_tensors,
@@ -191,7 +195,7 @@ def plan(
         if is_front:
             front = plan_front(prepared, request, profile=costs, batch_size=batch_size)
         else:
-            result = _best_plan(prepared, request, costs, backends, batch_size, threads, say)
+            result = _best_plan(prepared, request, costs, backends, batch_size, threads or 1, say)
             if granularity == "op":
                 from cutset.planning import gain_inside_units
 
@@ -239,7 +243,7 @@ def split(
     weights: options.Weights = None,
     batch_size: options.BatchSize = None,
     micro_batch_only: options.MicroBatchOnly = None,
-    threads: options.Threads = 1,
+    threads: options.PlannedThreads = None,
     keep: options.Keep = None,
     divide: options.Divide = None,
     max_tensors: options.MaxTensors = 1,
@@ -266,12 +270,12 @@ def split(
             prepared, request, cluster, cost, backend, profile_file, batch_size, threads, say
         )
         say("planning")
-        result = _best_plan(prepared, request, costs, backends, batch_size, threads, say)
+        result = _best_plan(prepared, request, costs, backends, batch_size, threads or 1, say)
         path, report = split_model(
-            prepared, result, output, num_threads=threads, replace=force, say=say
+            prepared, result, output, num_threads=threads or 1, replace=force, say=say
         )
         if address is not None:
-            result = _time_on_cluster(path, address, request, threads, say)
+            result = _time_on_cluster(path, address, request, threads or 1, say)
     if as_json:
         print_json(plan_document(result, part=prepared.part_entry, bundle=str(path)))
     else:
@@ -295,15 +299,6 @@ def _time_on_cluster(
     except CutsetError as error:
         error.args = (f"{bundle} is written, but its stages were not timed: {error}",)
         raise
-
-
-def _any_weights(model: str, weights: str | None) -> str | None:
-    """Weights for commands whose answer does not depend on them: random where none are named.
-
-    A file that holds its own keeps them.
-    """
-    holds_its_own = Path(model).suffix in (".onnx", ".pt2")
-    return weights if weights is not None or holds_its_own else "random:0"
 
 
 def _prepare(
@@ -384,6 +379,7 @@ _NOT_FOR_COST_GRAPHS = {
     "profile_file": "it holds its own seconds",
     "weights": "it has no model",
     "part": "it has no model",
+    "micro_batch_only": "it has no model",
     "batch_size": "its seconds are for one micro-batch, whatever its rows",
     "threads": "it holds its own seconds, and nothing is measured",
     "keep": "it has no modules: hold nodes together by 'group'",
@@ -412,7 +408,7 @@ def _plan_cost_graph(
         usage_error(f"--objective {objective!r} is unknown here")
     for name, reason in _NOT_FOR_COST_GRAPHS.items():
         if options.is_given(context, name):
-            option = "--profile" if name == "profile_file" else f"--{name.replace('_', '-')}"
+            option = "--profile" if name == "profile_file" else options.written(name)
             usage_error(f"{option} is not for a --cost-graph: {reason}")
     _check_limits(max_latency_s, min_rows_per_s, time_limit_s)
     if cluster is None and num_stages is None:
@@ -437,7 +433,7 @@ def _costs(
     backend: str,
     profile_file: Path | None,
     batch_size: int | None,
-    threads: int,
+    threads: int | None,
     say: Say,
 ) -> tuple[Profile | Mapping[str, Profile] | None, Mapping[str, PieceBackend]]:
     """The profiles to plan with: read, measured now, or None for multiply-adds.
@@ -465,16 +461,35 @@ def _costs(
     if profile_file is not None:
         measured = load_profile(profile_file)
     elif not devices or any(device.profile is None for device in devices):
-        backends = _backends(prepared, backend, threads)
-        measured = _measure(prepared, backends, batch_size, threads, 20, "", say)
+        backends = _backends(prepared, backend, threads or 1)
+        measured = _measure(prepared, backends, batch_size, threads or 1, 20, "", say)
     folder = cluster.parent if cluster is not None else Path()
     profiles = load_profiles(request.cluster, folder, measured)
+    _check_threads(profiles, threads)
     if backend != AUTO and profiles is not None:
         if isinstance(profiles, Mapping):
             profiles = {name: with_backend(each, backend) for name, each in profiles.items()}
         else:
             profiles = with_backend(profiles, backend)
     return profiles, backends if request.cluster is None else {}
+
+
+def _check_threads(profiles: Profile | Mapping[str, Profile] | None, threads: int | None) -> None:
+    """Makes sure that profiles were measured with the threads that are asked for, if any are.
+
+    Raises:
+        PlanError: one was not.
+    """
+    from cutset.errors import PlanError
+
+    found = profiles.values() if isinstance(profiles, Mapping) else [profiles]
+    for each in found:
+        if threads is not None and each is not None and each.num_threads != threads:
+            raise PlanError(
+                f"the profile of {each.device!r} was measured with {each.num_threads} "
+                f"{'thread' if each.num_threads == 1 else 'threads'}, not the {threads} of "
+                "--threads; leave --threads out, or profile it again with that number"
+            )
 
 
 def _backends(prepared: PreparedModel, backend: str, threads: int) -> Mapping[str, PieceBackend]:

@@ -49,6 +49,20 @@ def is_given(context: typer.Context, name: str) -> bool:
     return source is not None and not source.name.startswith("DEFAULT")
 
 
+def written(name: str) -> str:
+    """An option as it is written: ``max_tensors`` is ``--max-tensors``."""
+    return f"--{name.replace('_', '-')}"
+
+
+def any_weights(model: str, weights: str | None = None) -> str | None:
+    """Weights where the answer does not depend on them: random ones if none are named.
+
+    A file that holds its own keeps them.
+    """
+    holds_its_own = Path(model).suffix in (".onnx", ".pt2")
+    return weights if weights is not None or holds_its_own else "random:0"
+
+
 Model: TypeAlias = Annotated[
     str,
     typer.Argument(
@@ -86,6 +100,10 @@ MicroBatchOnly: TypeAlias = Annotated[
     ),
 ]
 Threads: TypeAlias = Annotated[int, typer.Option(min=1, help="threads of each stage")]
+PlannedThreads: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="threads of each stage; 1 by default"),
+]
 Runs: TypeAlias = Annotated[int, typer.Option(min=5, help="measured runs")]
 Stages: TypeAlias = Annotated[int | None, typer.Option(min=1, help="that many equal devices")]
 Cluster: TypeAlias = Annotated[Path | None, typer.Option(help="a cluster file (TOML)")]

@@ -47,14 +47,20 @@ def report(
     keep: options.Keep = None,
     divide: options.Divide = None,
     max_tensors: options.MaxTensors = 1,
+    micro_batch_only: options.MicroBatchOnly = None,
     as_json: options.Json = False,
 ) -> None:
     """Draw where it is cut and why, load, other plans, timeline and proof: one page, no network."""
     if output is None and png is None and svg is None:
         usage_error("say what to write: -o FILE.html, --png DIR or --svg DIR")
-    of_plans = ("model", "keep", "divide", "max_tensors")
-    if source.is_dir() and any(options.is_given(context, name) for name in of_plans):
-        usage_error("--model, --keep, --divide and --max-tensors are for a plan; a bundle knows")
+    of_models = ("keep", "divide", "max_tensors", "micro_batch_only")
+    given = [name for name in ("model", *of_models) if options.is_given(context, name)]
+    if given and source.is_dir():
+        usage_error(
+            f"{options.written(given[0])} is for a plan's model; a bundle knows how it was split"
+        )
+    if given and model is None:
+        usage_error(f"{options.written(given[0])} is for the plan's --model, which is not named")
     from cutset.report.build import build_report
     from cutset.report.drawings import save_drawings
     from cutset.report.html import render, require_extra
@@ -64,7 +70,7 @@ def report(
         say("reading")
         sources = _sources(
             source, profile_file, cluster, verification, bench, trace, model,
-            tuple(keep or ()), tuple(divide or ()), max_tensors,
+            tuple(keep or ()), tuple(divide or ()), max_tensors, micro_batch_only,
         )  # fmt: skip
         say("planning what else could be")
         built = build_report(sources)
@@ -95,13 +101,13 @@ def _sources(
     keep: tuple[str, ...],
     divide: tuple[str, ...],
     max_tensors: int,
+    micro_batch_only: int | None,
 ) -> ReportSources:
     """Reads everything that was named."""
     import dataclasses
 
     from cutset.devices import load_cluster
     from cutset.report.sources import (
-        ReportSources,
         load_bench,
         load_plan_document,
         load_trace,
@@ -111,13 +117,18 @@ def _sources(
     if source.is_dir():
         sources = _of_bundle(source)
     else:
-        plan, gain = load_plan_document(source)
-        sources = ReportSources(plan=plan, gain_inside_units=gain)
+        sources = load_plan_document(source)
         if model is not None:
             from cutset.workflow import prepare_model
 
             prepared = prepare_model(
-                model, weights="random:0", keep=keep, divide=divide, max_tensors=max_tensors
+                model,
+                weights=options.any_weights(model),
+                keep=keep,
+                divide=divide,
+                max_tensors=max_tensors,
+                part=sources.part.path if sources.part else None,
+                micro_batch_only=micro_batch_only,
             )
             sources = dataclasses.replace(
                 sources,
@@ -154,7 +165,7 @@ def _of_bundle(folder: Path) -> ReportSources:
     """What a bundle's manifest holds; its other files are not opened."""
     from cutset.errors import ManifestError
     from cutset.graph.cuts import find_cut_points
-    from cutset.report.sources import BundleFile, ReportSources, StageContract
+    from cutset.report.sources import BundleFile, PartShare, ReportSources, StageContract
     from cutset.shards.manifest import MAX_MANIFEST_BYTES, decode_manifest
     from cutset.shards.strict_json import MANIFEST_NAME
 
@@ -187,4 +198,7 @@ def _of_bundle(folder: Path) -> ReportSources:
         ),
         versions=manifest.created_by,
         weights=manifest.weights,
+        part=PartShare(path=manifest.part.path, work_share=manifest.part.work_share)
+        if manifest.part
+        else None,
     )

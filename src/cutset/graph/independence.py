@@ -19,10 +19,11 @@ from cutset.graph.captured import Captured, with_rows
 from cutset.graph.diagnosis import place_in_words
 from cutset.graph.ir import Operation
 from cutset.graph.lowering import CapturedModel
-from cutset.graph.number_of_rows import Parting, find_parting
+from cutset.graph.number_of_rows import Parting, find_parting, in_words
 from cutset.graph.pieces import Piece, build_piece
 from cutset.tensors import TensorSpec, dim_factor
 
+_TWO = 2
 TRIED_ROWS = (1, 5)
 """Numbers of rows whose first row must be that of two."""
 
@@ -50,7 +51,7 @@ def check_rows(captured: Captured, model: torch.nn.Module) -> None:
             operation they first do, or which line decides by the number of rows.
     """
     only = captured.micro_batch_only
-    first = tuple(tensor[: only or 2] for tensor in captured.example_inputs)
+    first = tuple(tensor[: only or _TWO] for tensor in captured.example_inputs)
     with torch.inference_mode():
         usual = _check_memory(captured, model, first)
         if only != 1:
@@ -59,7 +60,32 @@ def check_rows(captured: Captured, model: torch.nn.Module) -> None:
         if isinstance(captured, CapturedModel):
             piece = build_piece(captured, 0, len(captured.graph.operations))
         for num_rows in TRIED_ROWS if only is None else (only,):
-            _check_number(captured, model, usual, num_rows, piece)
+            _check_number(captured, model, usual, only or _TWO, num_rows, piece)
+
+
+def check_micro_batch(captured: Captured, model: torch.nn.Module, num_rows: int) -> None:
+    """Computes a row among as many as a micro-batch has, where `check_rows` did not.
+
+    It is compared with the row alone; of a model that was captured for one number of rows there is
+    nothing more to see.
+
+    Args:
+        captured: as for `check_rows`, and checked by it.
+        model: as for `check_rows`.
+        num_rows: rows of a micro-batch, at least 1.
+
+    Raises:
+        CaptureError: the results differ; names the line that decides.
+    """
+    if captured.micro_batch_only is not None or num_rows in (*TRIED_ROWS, _TWO):
+        return
+    alone = _copies([tensor[:1] for tensor in captured.example_inputs])
+    with torch.inference_mode():
+        piece = None
+        if isinstance(captured, CapturedModel):
+            piece = build_piece(captured, 0, len(captured.graph.operations))
+        usual = _leaves(captured.call(model, alone))
+        _check_number(captured, model, usual, 1, num_rows, piece)
 
 
 def _check_memory(
@@ -138,15 +164,17 @@ def _check_number(
     captured: Captured,
     model: torch.nn.Module,
     usual: Sequence[torch.Tensor],
+    several: int,
     num_rows: int,
     piece: Piece | None,
 ) -> None:
-    """Compares the first row among `num_rows` with the first of two, and with the captured model's.
+    """Compares a row among `num_rows` with it among `several`, and with the captured model's.
 
     Args:
         captured: the captured model.
         model: the module itself.
-        usual: its results for two rows.
+        usual: its results for `several` rows.
+        several: a number with which it works.
         num_rows: another number.
         piece: the captured model as a module, or None where it is `model` itself.
 
@@ -154,11 +182,11 @@ def _check_number(
         CaptureError: they differ by more than rounding; names the line that decides.
     """
     specs = tuple(captured.graph.spec_of(name) for name in captured.graph.outputs)
-    several = captured.micro_batch_only or 2
+    most = max(several, captured.micro_batch_only or _TWO)
 
     def rows_of(count: int) -> tuple[torch.Tensor, ...]:
         pairs = zip(captured.example_inputs, captured.graph.inputs, strict=True)
-        return _copies([with_rows(tensor[:several], spec, count) for tensor, spec in pairs])
+        return _copies([with_rows(tensor[:most], spec, count) for tensor, spec in pairs])
 
     def run(count: int) -> list[torch.Tensor]:
         return _leaves(captured.call(model, rows_of(count)))
@@ -167,7 +195,7 @@ def _check_number(
         parting = find_parting(model, run, several, num_rows) or Parting(what=what)
         return parting.error(what)
 
-    rows = "1 row" if num_rows == 1 else f"{num_rows} rows"
+    rows = in_words(num_rows)
     try:
         alone = run(num_rows)
     except Exception as error:
@@ -180,12 +208,12 @@ def _check_number(
         _difference(spec, one, two) for spec, one, two in zip(specs, usual, alone, strict=True)
     ]
     if any(excess):
-        has_parted = find_parting(model, run, 2, num_rows) is not None
+        has_parted = find_parting(model, run, several, num_rows) is not None
         limits = [_limit(tensor, has_parted=has_parted) for tensor in alone]
         if any(by > limit for by, limit in zip(excess, limits, strict=True)):
             raise refused(
-                f"its first row differs by {max(excess):.2g} of the largest number between 2 rows "
-                f"and {rows}"
+                f"its first row differs by {max(excess):.2g} of the largest number between "
+                f"{in_words(several)} and {rows}"
             )
     if piece is None:
         return

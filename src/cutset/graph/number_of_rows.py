@@ -162,13 +162,13 @@ def find_parting(
     )
     if unusual.error is not None and step is None:
         text = (str(unusual.error).strip().splitlines() or [""])[0][:200]
-        what = f"with {_rows(other)} it fails: {type(unusual.error).__name__}: {text}"
+        what = f"with {in_words(other)} it fails: {type(unusual.error).__name__}: {text}"
         last = unusual.steps[-1].place if unusual.steps else None
         place = unusual.lines[-1] if unusual.lines else last
         return Parting(
             what=what, source=_source(place), module_path=_module(place), advice=_AFTER_FAILURE
         )
-    what = f"it takes another way with {_rows(other)} than with {_rows(several)}"
+    what = f"it takes another way with {in_words(other)} than with {in_words(several)}"
     return Parting(what=what, source=_source(place), module_path=_module(place))
 
 
@@ -201,7 +201,8 @@ def fixed_rows_error(
     return None
 
 
-def _rows(number: int) -> str:
+def in_words(number: int) -> str:
+    """``"1 row"``, ``"2 rows"``."""
     return f"{number} {'row' if number == 1 else 'rows'}"
 
 
@@ -219,13 +220,13 @@ def _at_a_step(first: _Step, second: _Step, several: int, other: int) -> Parting
     advice = WAY_OUT
     if first.numbers != second.numbers:
         what = (
-            f"{name} is given {_listed(second.numbers)} with {_rows(other)} and "
-            f"{_listed(first.numbers)} with {_rows(several)}"
+            f"{name} is given {_listed(second.numbers)} with {in_words(other)} and "
+            f"{_listed(first.numbers)} with {in_words(several)}"
         )
     else:
         what = (
-            f"{name} gives the shape {_listed(second.shapes)} with {_rows(other)} and "
-            f"{_listed(first.shapes)} with {_rows(several)}"
+            f"{name} gives the shape {_listed(second.shapes)} with {in_words(other)} and "
+            f"{_listed(first.shapes)} with {in_words(several)}"
         )
         if "squeeze" in name:
             advice = (

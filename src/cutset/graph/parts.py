@@ -149,7 +149,9 @@ def capture_part(
     assert call.arguments is not None
     share = call.work_share(seen[model][0])
     if share == 0.0:
-        raise ModelError(f"part {path!r} cannot be split: it does none of the model's work")
+        raise ModelError(
+            f"part {path!r} cannot be split: on the example it does none of the model's work"
+        )
     if why := _why_none(module, seen, _other_runs(model, example_inputs)):
         logger.warning("part %s: %s", path, why)
     return CapturedPart(

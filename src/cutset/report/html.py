@@ -13,7 +13,7 @@ from cutset.printable import visible
 from cutset.report.build import Report, build_report
 from cutset.report.front import Candidate
 from cutset.report.sources import ReportSources
-from cutset.report.text import format_bytes, format_count, format_seconds
+from cutset.report.text import format_bytes, format_count, format_seconds, part_in_words
 
 _VERSION = version_of("cutset")
 
@@ -97,6 +97,7 @@ def render(report: Report) -> str:
     return environment.get_template("report.html").render(
         report=report,
         sources=report.sources,
+        part_note=part_in_words(report.sources.part) if report.sources.part else "",
         plan=plan,
         bench=report.sources.bench,
         verification=report.sources.verification,

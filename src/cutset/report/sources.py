@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -101,6 +101,13 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
     traceEvents: tuple[TraceEvent, ...]  # noqa: N815  # the format's own name
 
 
+class PartShare(msgspec.Struct, frozen=True, kw_only=True):
+    """A module of a model, and the share of the model's work that it does, 0 to 1."""
+
+    path: str
+    work_share: Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageContract:
     """What a stage of a bundle takes and returns, and the files that hold it.
@@ -141,6 +148,7 @@ class ReportSources:
         files: of a bundle.
         versions: of what wrote the bundle, by name.
         weights: where the weights came from, in words.
+        part: which part of the model was planned, where it is not the whole.
         gain_inside_units: what cuts inside units would gain, as a fraction, where the caller knows;
             it is worked out where not.
     """
@@ -158,6 +166,7 @@ class ReportSources:
     files: tuple[BundleFile, ...] = ()
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     weights: str = ""
+    part: PartShare | None = None
     gain_inside_units: float | None = None
 
     def __post_init__(self) -> None:
@@ -260,11 +269,11 @@ def load_trace(path: str | Path) -> Trace:
     return _read(path, Trace, "Chrome trace of cutset bench --trace")
 
 
-def load_plan_document(path: str | Path) -> tuple[Plan, float | None]:
+def load_plan_document(path: str | Path) -> ReportSources:
     """Reads a plan, from `plan_to_json` or from the ``--json`` of plan and split.
 
     Returns:
-        The plan, and what cuts inside units would gain where the document says so.
+        The plan, and where the document says so its part and what cuts inside units would gain.
 
     Raises:
         PlanError: the file cannot be read or holds no plan.
@@ -278,8 +287,12 @@ def load_plan_document(path: str | Path) -> tuple[Plan, float | None]:
     if not isinstance(document, dict):
         raise PlanError(f"{path}: no valid plan: expected an object")
     document.pop("bundle", None)
-    document.pop("part", None)
+    try:
+        part = msgspec.convert(document.pop("part", None), PartShare | None)
+    except msgspec.ValidationError as error:
+        raise PlanError(f"{path}: no valid plan: part: {error}") from error
     gain = document.pop("gain_inside_units", None)
     if gain is not None and not isinstance(gain, (int, float)):
         raise PlanError(f"{path}: gain_inside_units is {gain!r}, expected a number")
-    return plan_from_json(msgspec.json.encode(document), source=str(path)), gain
+    plan = plan_from_json(msgspec.json.encode(document), source=str(path))
+    return ReportSources(plan=plan, gain_inside_units=gain, part=part)

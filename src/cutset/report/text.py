@@ -287,13 +287,15 @@ def print_bench(console: Console, document: Mapping[str, Any]) -> None:
 def print_part(console: Console, part: Part | None) -> None:
     """Says whose results these are, where a part of a model was split; else nothing."""
     if part is not None:
-        console.print(
-            f"only a part of the model: {part.path}, {part.work_share:.1%} of its work; the "
-            "results are the part's, the rest of the model stays with you (PreparedModel.part_in)",
-            soft_wrap=True,
-            markup=False,
-            highlight=False,
-        )
+        console.print(part_in_words(part), soft_wrap=True, markup=False, highlight=False)
+
+
+def part_in_words(part: Part) -> str:
+    """Whose results these are, where a part of a model was split."""
+    return (
+        f"only a part of the model: {part.path}, {part.work_share:.1%} of its work; the results "
+        "are the part's, the rest of the model stays with you (PreparedModel.part_in)"
+    )
 
 
 def print_checks(console: Console, checks: Sequence[tuple[str, bool, str]]) -> None:

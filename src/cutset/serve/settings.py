@@ -87,6 +87,10 @@ class ServeSettings:
                 f"the token has {len(self.token)} characters, expected at least "
                 f"{MIN_TOKEN_LENGTH}; make one with: openssl rand -hex 32"
             )
+        if self.token is not None and self.no_auth:
+            raise ValueError(
+                "--token-file lets in those who have the token, --no-auth everyone; give one"
+            )
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("--tls-cert and --tls-key belong together; one is missing")
         if self.nan_policy not in NAN_POLICIES:

@@ -42,21 +42,29 @@ def model_faults(
     model: torch.nn.Module,
     call: Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], Any],
 ) -> tuple[str, ...]:
-    """The first number of rows at which the whole model gives something else, in words."""
+    """What the whole model gives otherwise, and at which numbers of rows, in words."""
+    alike: list[int] = []
+    fault = ""
     for num_rows, reference in references.items():
         try:
             found = model_differences(bundle, model, reference, call)
         except _RUN_ERRORS as error:
             return (f"the given model does not run on the reference's inputs: {error}",)
-        if found:
-            first = found[0]
+        if not found:
+            alike.append(num_rows)
+        elif not fault:
             fault = (
-                f"the given model differs from the reference at output {first.tensor!r} with "
-                f"{count(num_rows, 'row')} by {first.max_abs_error:.6g}: other weights, or "
-                "another model"
+                f"the given model differs from the reference at output {found[0].tensor!r} with "
+                f"{count(num_rows, 'row')} by {found[0].max_abs_error:.6g}"
             )
-            return (fault,)
-    return ()
+    if not fault:
+        return ()
+    if not alike:
+        return (f"{fault}: other weights, or another model",)
+    advice = "Split it for one number alone: --micro-batch-only N (micro_batch_only=N)"
+    alike_at = rows_in_words(alike)
+    why = "it computes a row otherwise by how many there are"
+    return (f"{fault}, and equals it with {alike_at}: {why}. {advice}",)
 
 
 def rows_in_words(numbers: Iterable[int]) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cutset.errors import CaptureError
 from cutset.graph.capture import capture_model
-from cutset.graph.independence import check_rows
+from cutset.graph.independence import check_micro_batch, check_rows
 
 
 class Centred(nn.Module):
@@ -231,6 +231,25 @@ def test_what_squeezes_the_rows_away_at_the_end_is_refused() -> None:
 
     with pytest.raises(CaptureError, match=r"returns a result of shape \[\].*flatten\(1\)"):
         _check(Score(), torch.randn(2, 6))
+
+
+def _unseen_if_seven(_body: Body, x: Tensor) -> Tensor:
+    return x if torch.compiler.is_exporting() or len(x) != 7 else x * 2
+
+
+def test_a_micro_batch_s_own_number_of_rows_is_tried() -> None:
+    torch.manual_seed(0)
+    model = Body(_unseen_if_seven).eval()
+    captured = capture_model(model, torch.randn(2, 6))
+    check_rows(captured, model)
+    for num_rows in (1, 2, 3, 5, 6, 8):
+        check_micro_batch(captured, model, num_rows)
+    with pytest.raises(
+        CaptureError, match=r"between 1 row and 7 rows.*--micro-batch-only"
+    ) as caught:
+        check_micro_batch(captured, model, 7)
+    line = _unseen_if_seven.__code__.co_firstlineno + 1
+    assert caught.value.source == f"test_independence.py:{line}"
 
 
 def _honest_ways() -> list[Callable[[Body, Tensor], Tensor]]:

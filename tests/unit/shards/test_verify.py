@@ -90,6 +90,22 @@ def test_model_with_other_weights(good_bundle: Path) -> None:
     assert "other weights, or another model" in failed(report)["numerics"]
 
 
+def test_a_model_that_treats_one_row_otherwise_is_not_taken_for_another(good_bundle: Path) -> None:
+    def call(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        (rows,) = inputs
+        answer: torch.Tensor = model(rows)
+        return answer * 2 if len(rows) == 1 else answer
+
+    report = check_here(good_bundle, model=whole_model(), call_model=call, backends=())
+    detail = failed(report)["numerics"]
+    assert "with 1 row by" in detail
+    assert (
+        "equals it with 2 and 4 rows: it computes a row otherwise by how many there are" in detail
+    )
+    assert "--micro-batch-only N" in detail
+    assert "other weights" not in detail
+
+
 def test_model_of_another_kind(good_bundle: Path) -> None:
     report = check_here(good_bundle, model=nn.Linear(3, 5), backends=())
     assert "does not run on the reference's inputs" in failed(report)["numerics"]
