@@ -446,7 +446,8 @@ def split_model(
         part=prepared.part_entry,
         weights=prepared.found.weights,
         preprocessing=prepared.found.preprocessing,
-        labels=prepared.found.labels,
+        # They name what the whole model answers.
+        labels=None if prepared.part else prepared.found.labels,
         keep=prepared.keep,
         divide=prepared.divide,
         max_tensors=prepared.cuts.max_tensors,

@@ -129,7 +129,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         unused_parameters=(),
         plan=plan,
         preprocessing=draw(st.none() | preprocessings),
-        labels=draw(st.none() | st.lists(names, max_size=3).map(tuple)),
+        labels=draw(labels_for(chain[-1])),
         reference=listed[-1],
         num_threads=draw(st.integers(1, 1024)),
         files=tuple(
@@ -143,6 +143,13 @@ def manifests(draw: st.DrawFn) -> Manifest:
         micro_batch_only=draw(st.none() | st.just(plan.micro_batch)),
         torch_settings=draw(st.none() | st.fixed_dictionaries({}, optional=SETTINGS)),
     )
+
+
+def labels_for(output: TensorSpec) -> st.SearchStrategy[tuple[str, ...] | None]:
+    length = output.shape[-1] if output.shape else None
+    if not isinstance(length, int) or length > 100:
+        return st.none()
+    return st.none() | st.lists(names, min_size=length, max_size=length).map(tuple)
 
 
 @st.composite

@@ -21,7 +21,7 @@ import msgspec
 import torch
 from torch.utils import _pytree as pytree
 
-from cutset.errors import BundleError
+from cutset.errors import BundleError, ModelError
 from cutset.graph.arguments import ExampleInputs
 from cutset.graph.capture import capture_model
 from cutset.graph.captured import Captured, boundary_specs, with_rows
@@ -38,6 +38,7 @@ from cutset.shards.manifest import (
     PartEntry,
     StageEntry,
     encode_manifest,
+    num_classes_of,
     sha256_of,
 )
 from cutset.shards.reference import (
@@ -94,7 +95,8 @@ def export_bundle(
         part: where `model` is a part of the user's model, which.
         weights: where the weights came from, in words.
         preprocessing: how images become rows, or None.
-        labels: names of the classes, or None.
+        labels: names of the classes, as many as the first output's last dimension is long, or
+            None.
         keep: as given to `find_cut_points`; `verify_bundle` judges the cuts by it.
         divide: likewise.
         max_tensors: likewise.
@@ -110,6 +112,7 @@ def export_bundle(
     Raises:
         BundleError: the folder exists, or cannot be written (disk full, no permission).
         CaptureError: the model or a stage cannot be exported.
+        ModelError: the labels are not as many as the classes.
     """
     target = Path(directory).absolute()
     report = progress or (lambda _text: None)
@@ -118,6 +121,7 @@ def export_bundle(
         if example_inputs is None:
             raise ValueError("export_bundle needs either captured or example_inputs")
         captured = capture_model(model, example_inputs)
+    _check_labels(labels, _outputs(captured)[0])
     if isinstance(captured, CapturedModel):
         check_operations(captured)
     settings = current_settings()
@@ -146,6 +150,15 @@ def export_bundle(
             check(folder)
         _move_into_place(folder, target)
     return target
+
+
+def _check_labels(labels: Sequence[str] | None, output: TensorSpec) -> None:
+    num_classes = num_classes_of(output)
+    if labels is not None and len(labels) != num_classes:
+        raise ModelError(
+            f"{len(labels)} labels for the output {output}: expected one for each entry of its last "
+            "dimension"
+        )
 
 
 def _versions() -> dict[str, str]:

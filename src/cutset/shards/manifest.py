@@ -56,11 +56,13 @@ their folders only: the files of other stages may be missing there, and so may t
 
 **Tensors.** ``{"name", "shape", "dtype"}``; a shape holds lengths, ``"batch"`` for the number of
 rows, ``"batch*K"`` for K entries a row. The name is that of the operation or model input that makes
-the tensor and is unique within the bundle. At most 65535 tensors cross a boundary [M].
+the tensor and is unique within the bundle. What crosses a boundary is a model input or the result
+of an operation that has one result [M]. At most 65535 tensors cross a boundary [M].
 
 **Graph.** ``graph`` is the whole captured model (see `cutset.graph.ir`): inputs and operations
 have distinct names, an operation reads only inputs and earlier operations, ``graph.outputs`` are
-names of inputs or operations, an operation's parameters are listed in ``graph.parameters`` [M].
+names of inputs or of operations with one result, an operation's parameters are listed in
+``graph.parameters`` [M].
 
 **Stages.** At least one; ``index`` counts from 0; ``plan.stages`` has as many [M]. Their
 ``operations``, ``units`` and ``parameters`` are names from the graph [M]. Stage 0 takes the graph's
@@ -93,7 +95,7 @@ its tensors as they lie, must reproduce all of them bit for bit with torch, and 
 of their dtype with ONNX Runtime [R].
 
 **Words.** ``output_names`` has as many entries as ``outputs``; ``labels`` are in the order of the
-output's last dimension [M].
+first output's last dimension, whose length is their number [M].
 """
 
 from __future__ import annotations
@@ -200,7 +202,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         unused_parameters: parameters that no stage uses (auxiliary heads that only train).
         plan: the plan that made the stages.
         preprocessing: how images become rows, or None.
-        labels: names of the classes, by index of the output's last dimension, or None.
+        labels: names of the classes, by index of the first output's last dimension, or None.
         reference: path of the reference tensors.
         num_threads: threads with which the reference tensors were computed.
         files: every other file of the bundle; nothing else may be in the folder.
@@ -383,9 +385,22 @@ def check_manifest(manifest: Manifest) -> None:
             "$.output_names",
             f"has {len(manifest.output_names)} entries for {len(manifest.outputs)} outputs",
         )
+    num_classes = num_classes_of(manifest.outputs[0])
+    if manifest.labels is not None and len(manifest.labels) != num_classes:
+        raise contradiction(
+            "$.labels",
+            f"has {len(manifest.labels)} entries, but the first output has "
+            f"{'no classes' if num_classes is None else f'{num_classes} classes'}",
+        )
     known = {parameter.name for parameter in manifest.graph.parameters}
     for key in ("shared_parameters", "unused_parameters"):
         _check_known(getattr(manifest, key), known, f"$.{key}", "parameter")
+
+
+def num_classes_of(spec: TensorSpec) -> int | None:
+    """The length of an output's last dimension; None where it is as long as there are rows."""
+    last = spec.shape[-1] if spec.shape else None
+    return last if isinstance(last, int) else None
 
 
 def _check_known(names: Iterable[str], known: Collection[str], json_path: str, kind: str) -> None:
@@ -442,7 +457,13 @@ def _check_graph(graph: Graph) -> None:
         if operation.name in names:
             raise contradiction(f"{place}.name", f"repeats {operation.name!r}")
         names.add(operation.name)
-    _check_known(graph.outputs, names, "$.graph.outputs", "tensor")
+    _check_known(graph.outputs, _single_tensors(graph), "$.graph.outputs", "single tensor")
+
+
+def _single_tensors(graph: Graph) -> frozenset[str]:
+    """Names of the values that are one tensor each, so that a spec can be asked for by name."""
+    made = (each.name for each in graph.operations if len(each.outputs) == 1)
+    return frozenset((*(spec.name for spec in graph.inputs), *made))
 
 
 def _check_stages(manifest: Manifest) -> None:
@@ -466,6 +487,7 @@ def _check_stages(manifest: Manifest) -> None:
 def _check_chain(manifest: Manifest) -> None:
     """Each stage takes, by name, what the one before it returns."""
     stages = manifest.stages
+    known = _single_tensors(manifest.graph)
     given = {spec.name for spec in manifest.graph.inputs}
     source = "$.graph.inputs"
     for index, stage in enumerate(stages):
@@ -484,7 +506,9 @@ def _check_chain(manifest: Manifest) -> None:
                 f"$.stages[{index}].inputs",
                 f"and {source} do not meet: {odd[:120]!r} is in one of them only",
             )
-        given, source = {spec.name for spec in stage.outputs}, f"$.stages[{index}].outputs"
+        source = f"$.stages[{index}].outputs"
+        _check_known((spec.name for spec in stage.outputs), known, source, "single tensor")
+        given = {spec.name for spec in stage.outputs}
     outputs = tuple(spec.name for spec in manifest.outputs)
     if outputs != manifest.graph.outputs or set(outputs) != given:
         raise contradiction("$.outputs", f"are not those of $.graph.outputs and {source}")

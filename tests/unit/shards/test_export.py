@@ -13,7 +13,7 @@ from torch import nn
 from checked_here import check_here
 from cutset.costs.model import costs_from_flops
 from cutset.devices import equal_cluster
-from cutset.errors import BundleError, ChecksumMismatch
+from cutset.errors import BundleError, ChecksumMismatch, ModelError
 from cutset.graph.arguments import ExampleInputs
 from cutset.graph.capture import capture_model
 from cutset.graph.cuts import find_cut_points
@@ -272,4 +272,14 @@ def test_what_no_bundle_may_hold_is_said_before_anything_is_written(tmp_path: Pa
         BundleError, match=r"aten\.special_bessel_j0\.default in 1 \(test_export\.py:\d+\)"
     ):
         export_bundle(model, _plan(model, example, 1), tmp_path / "b", example_inputs=example)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("count", [0, 4, 6])
+def test_labels_are_as_many_as_classes(tmp_path: Path, count: int) -> None:
+    model = residual_net()
+    plan = _plan(model, EXAMPLE, 2)
+    wanted = rf"^{count} labels for the output float32\[batch, 5\]: expected one for each entry"
+    with pytest.raises(ModelError, match=wanted):
+        export_bundle(model, plan, tmp_path / "b", example_inputs=EXAMPLE, labels=["a"] * count)
     assert list(tmp_path.iterdir()) == []

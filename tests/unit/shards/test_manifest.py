@@ -111,6 +111,9 @@ def test_missing_key(document: dict[str, Any], key: str) -> None:
         ("reference", "nothing.safetensors", "$.reference"),
         ("outputs.0.name", "x", "$.outputs"),
         ("output_names", ["a", "b"], "$.output_names"),
+        ("labels", [], "$.labels"),
+        ("labels", ["a", "b", "c", "d"], "$.labels"),
+        ("labels", ["a"] * 6, "$.labels"),
         ("shared_parameters", ["nonsense"], "$.shared_parameters[0]"),
         ("unused_parameters", ["nonsense"], "$.unused_parameters[0]"),
         ("graph.operations.3.inputs", ["relu_4"], "$.graph.operations[3].inputs[0]"),
@@ -169,6 +172,30 @@ def test_missing_key(document: dict[str, Any], key: str) -> None:
 )
 def test_contradiction(document: dict[str, Any], path: str, value: Any, json_path: str) -> None:
     assert error_after(document, path, value).path == json_path
+
+
+@pytest.mark.parametrize("num_results", [0, 2])
+@pytest.mark.parametrize("json_path", ["$.graph.outputs[0]", "$.stages[0].outputs[0]"])
+def test_what_is_one_tensor_elsewhere_has_one_result(
+    document: dict[str, Any], json_path: str, num_results: int
+) -> None:
+    of_model = json_path == "$.graph.outputs[0]"
+    name = document["stages"][-1 if of_model else 0]["outputs"][0]["name"]
+    operations = document["graph"]["operations"]
+    (index,) = (i for i, operation in enumerate(operations) if operation["name"] == name)
+    outputs = operations[index]["outputs"] * num_results
+    error = error_after(document, f"graph.operations.{index}.outputs", outputs)
+    assert error.path == json_path
+    assert f"names the single tensor '{name}', which the graph lacks" in str(error)
+
+
+@pytest.mark.parametrize("shape", [[], ["batch"], [5, "batch"]])
+def test_labels_without_classes(document: dict[str, Any], shape: list[Any]) -> None:
+    labelled = {**document, "labels": ["a", "b", "c", "d", "e"]}
+    decode(labelled)
+    error = error_after(labelled, "outputs.0.shape", shape)
+    assert error.path == "$.labels"
+    assert "has 5 entries, but the first output has no classes" in str(error)
 
 
 @pytest.mark.parametrize(
