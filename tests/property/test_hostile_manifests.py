@@ -25,6 +25,7 @@ from cutset.graph.capture import capture_model
 from cutset.graph.cuts import find_cut_points
 from cutset.planning import make_plan
 from cutset.report.build import build_report
+from cutset.report.html import render
 from cutset.runtime.contract import links_of
 from cutset.shards.allowance import allowance_of
 from cutset.shards.export import export_bundle
@@ -141,7 +142,7 @@ class _Mutator:
 def _uses(folder: Path, bundle: Bundle) -> tuple[Callable[[], object], ...]:
     manifest = bundle.manifest
     return (
-        lambda: build_report(_of_bundle(folder)),
+        lambda: render(build_report(_of_bundle(folder))),
         bundle._repr_html_,
         lambda: (unit_faults(manifest), completeness_faults(manifest, {})),
         lambda: allowance_of(manifest, (1, 2, 5), range(len(manifest.stages))),

@@ -12,6 +12,7 @@ from cutset.notebooks import drawn
 from cutset.ranges import Count, Gap, NotNegative, PositiveCount, Rows, Seconds
 
 PLAN_FORMAT = "cutset-plan/1"
+OBJECTIVES = ("throughput", "latency")
 
 
 class StagePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -105,10 +106,15 @@ class Alternative(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """Checks what belongs together: a plan may come from a file.
 
         Raises:
-            ValueError: only one of period and latency is given.
+            ValueError: only one of period and latency is given, or there are not as many devices
+                as stages, or stages without times, or times without stages.
         """
         if (self.period_s is None) != (self.latency_s is None):
             raise ValueError("period_s and latency_s are given together or not at all")
+        if len(self.devices) != len(self.last):
+            raise ValueError(f"{len(self.devices)} devices for stages that end at {self.last}")
+        if bool(self.last) != (self.period_s is not None):
+            raise ValueError("last and period_s are given together or not at all")
 
 
 class MoreTensors(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -209,6 +215,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     notes: tuple[str, ...] = ()
     more_tensors: MoreTensors | None = None
     expected: Expected | None = None
+
+    def __post_init__(self) -> None:
+        """Checks what the types cannot say: a plan may come from a file.
+
+        Raises:
+            ValueError: the objective is none.
+        """
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective is 'throughput' or 'latency', got {self.objective[:60]!r}")
 
     @property
     def rows_per_s(self) -> float:

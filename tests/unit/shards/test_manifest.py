@@ -25,6 +25,13 @@ def document(good_bundle: Path) -> dict[str, Any]:
     return loaded
 
 
+_ALTERNATIVE = {
+    "num_stages": 3,
+    "devices": ["a", "b"],
+    "last": ["x", "y", "output"],
+    "period_s": 1.0,
+    "latency_s": 1.0,
+}
 _SHAPE = "$.graph.operations[0].outputs[0].shape"
 
 
@@ -157,6 +164,14 @@ def test_missing_key(document: dict[str, Any], key: str) -> None:
         ("graph.inputs.0.shape", ["batch", 10**9, 10**9, 3], "$.graph.inputs[0].shape"),
         ("graph.inputs.0.shape.0", f"batch*{10**12}", "$.graph.inputs[0].shape[0]"),
         ("graph.inputs.0.shape", ["batch", 10**9], "$.graph.inputs[0].shape"),
+        ("plan.objective", "", "$.plan"),
+        ("plan.alternatives", [_ALTERNATIVE], "$.plan.alternatives[0]"),
+        ("plan.alternatives", [{**_ALTERNATIVE, "devices": []}], "$.plan.alternatives[0]"),
+        (
+            "plan.alternatives",
+            [{**_ALTERNATIVE, "devices": [], "last": []}],
+            "$.plan.alternatives[0]",
+        ),
         (
             "plan.expected",
             {
