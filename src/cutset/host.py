@@ -149,9 +149,28 @@ def limit_memory(num_bytes: int) -> None:
         return
     import resource
 
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = pages * resource.getpagesize() + num_bytes
+    wanted = _data_bytes() + num_bytes
     limit = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def data_memory() -> tuple[int, int] | None:
+    """What this process holds in memory for data and the most it may, in bytes.
+
+    Counted as by `limit_memory`; None where nothing is limited.
+    """
+    if sys.platform != "linux":
+        return None
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    return None if limit == resource.RLIM_INFINITY else (_data_bytes(), limit)
+
+
+def _data_bytes() -> int:
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
+    return pages * resource.getpagesize()

@@ -20,6 +20,10 @@ MISFIT = 1004.0
 HANG = 1005.0
 WRONG_SHAPE = 1006.0
 SLOW = 1007.0
+GREEDY = 1008.0
+GREEDY_IN_PYTHON = 1009.0
+
+GREED_BYTES = 1 << 36
 
 
 def sick_engine(num_stages: int) -> LocalEngine:
@@ -50,6 +54,10 @@ class _SickProgram:
             threading.Event().wait()
         if symptom == SLOW:
             threading.Event().wait(3.0)
+        if symptom == GREEDY:
+            torch.empty(GREED_BYTES, dtype=torch.uint8)
+        if symptom == GREEDY_IN_PYTHON:
+            bytearray(GREED_BYTES)
         outputs = self._program(inputs)
         if symptom == WRONG_SHAPE:
             return tuple(output[:, :1] for output in outputs)

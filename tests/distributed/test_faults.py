@@ -18,6 +18,8 @@ from cutset.engines.local import LocalEngine
 from cutset.errors import ContractViolation, StageFailed
 from cutset.runtime.session import Session, open_session
 from cutset.runtime.status import Limits
+from cutset.shards.allowance import allowance_of
+from cutset.shards.load import open_bundle
 
 from . import sick_worker
 from .bundles import SmallNet, whole_model
@@ -179,6 +181,33 @@ def test_a_message_of_torch_never_comes_bare(bundle: Path) -> None:
     assert message.startswith("stage 0 (")
     assert "into stage 0, the model's input" in message
     assert "Likely cause: a residual block or an inception module was cut apart" in message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory for data is limited on Linux only")
+@pytest.mark.parametrize("symptom", [sick_worker.GREEDY, sick_worker.GREEDY_IN_PYTHON])
+def test_a_program_gets_no_more_memory_than_its_sizes_allow(bundle: Path, symptom: float) -> None:
+    manifest = open_bundle(bundle).manifest
+    granted = allowance_of(manifest, (4,), (0,), num_in_flight=5).memory_bytes
+    with open_session(
+        bundle, backend="torch", engine=sick_worker.sick_engine(2), limits=_QUICK
+    ) as session:
+        limits = [_data_limit_bytes(pid) for pid in session.worker_pids]
+        assert all(granted < limit < granted + (4 << 30) for limit in limits)
+        with pytest.raises(StageFailed, match="out of memory: the process holds") as caught:
+            session.run(_sick(symptom))
+        assert f"the bundle's stated sizes allow {limits[0]:,}. " in str(caught.value)
+        assert caught.value.stage == 0
+        assert len(session.run(torch.zeros(2, 3, 16, 16))) == 2
+        assert session.epoch == 1
+
+
+def _data_limit_bytes(pid: int) -> int:
+    (line,) = (
+        line
+        for line in Path(f"/proc/{pid}/limits").read_text().splitlines()
+        if line.startswith("Max data size")
+    )
+    return int(line.split()[3])
 
 
 def test_an_output_that_breaks_the_contract_names_the_boundary(bundle: Path) -> None:

@@ -139,9 +139,14 @@ def test_threads_at_full_speed(monkeypatch: pytest.MonkeyPatch, cores: float, th
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA is Linux's")
 def test_memory_beyond_the_limit_is_refused() -> None:
     program = """
-from cutset.host import limit_memory
+from cutset.host import data_memory, limit_memory
+assert data_memory() is None
 limit_memory(64 << 20)
+before, limit = data_memory()
 kept = bytearray(32 << 20)
+after, _ = data_memory()
+assert after - before >= 32 << 20
+assert before < limit <= before + (64 << 20)
 try:
     bytearray(64 << 20)
 except MemoryError:

@@ -49,6 +49,7 @@ class Load(_Message, frozen=True, kw_only=True):
         heartbeat_s: the session takes a worker for frozen after this many silent seconds.
         num_spans: how many micro-batches to keep a timeline of; 0 keeps none.
         num_slots: slots of the memory shared with each neighbour; 0 where none is shared.
+        num_in_flight: most micro-batches that the session has on their way at a time.
     """
 
     bundle: bytes
@@ -60,6 +61,7 @@ class Load(_Message, frozen=True, kw_only=True):
     heartbeat_s: float
     num_spans: int
     num_slots: int
+    num_in_flight: int
 
 
 class Connect(_Message, frozen=True, kw_only=True):

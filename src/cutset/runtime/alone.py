@@ -32,7 +32,9 @@ from typing_extensions import Self
 from cutset.backends.allocator import keep_freed_memory, malloc_environment, map_large_blocks
 from cutset.backends.base import StageProgram, load_stage, random_inputs
 from cutset.errors import EngineError
+from cutset.host import limit_memory
 from cutset.processes import LastWords, command_of, made_environment
+from cutset.shards.allowance import allowance_of
 from cutset.shards.load import open_bundle
 
 if TYPE_CHECKING:
@@ -312,6 +314,8 @@ def main() -> None:
     pairs = [pair.split(":") for pair in arguments.stages.split(",")]
     indices = [int(index) for index, _ in pairs]
     bundle = open_bundle(arguments.bundle, stages=indices)
+    allowance = allowance_of(bundle.manifest, (arguments.micro_batch,), indices)
+    limit_memory(allowance.memory_bytes)
     programs = [
         load_stage(
             bundle,

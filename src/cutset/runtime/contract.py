@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from cutset.errors import ContractViolation, EngineError, StageFailed
+from cutset.host import data_memory
 from cutset.runtime.channel import LinkContract
 from cutset.shards.manifest import Manifest
 from cutset.tensors import DTYPE_BYTES, TensorSpec, dim_factor
@@ -41,6 +42,11 @@ _MISFITS = (
             " was cut apart"
         ),
     ),
+)
+
+_NO_MEMORY = re.compile(
+    r"(can't|cannot|failed to|unable to) allocate|bad_alloc|(not enough|out of) memory",
+    re.IGNORECASE,
 )
 
 
@@ -214,6 +220,9 @@ def explain_failure(
         f" {boundary_into(manifest, stage)}"
     )
     text = " ".join(str(error).split()) or type(error).__name__
+    want = want_of_memory(error)
+    if want is not None:
+        return StageFailed(f"{where}: {want}", stage=stage, device=device)
     for pattern, cause in _MISFITS:
         if pattern.search(text):
             return StageFailed(
@@ -223,6 +232,21 @@ def explain_failure(
                 device=device,
             )
     return StageFailed(f"{where}: {type(error).__name__}: {text[:500]}", stage=stage, device=device)
+
+
+def want_of_memory(error: Exception) -> str | None:
+    """Says how much memory there was to be had, where `error` is for want of it; else None."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, MemoryError) and not _NO_MEMORY.search(text):
+        return None
+    found = data_memory()
+    if found is None:
+        return f"out of memory ({text[:300]})"
+    held_bytes, limit_bytes = found
+    return (
+        f"out of memory: the process holds {held_bytes:,} bytes of data, and the bundle's stated"
+        f" sizes allow {limit_bytes:,}. (The backend said: {text[:300]})"
+    )
 
 
 def _advice(spec: TensorSpec, dtype: str, tensor: torch.Tensor) -> str:

@@ -120,6 +120,7 @@ class Session:
                     heartbeat_s=limits.heartbeat_s,
                     num_spans=num_spans,
                     num_slots=num_slots,
+                    num_in_flight=window,
                 )
                 for index in range(len(links) - 1)
             ),

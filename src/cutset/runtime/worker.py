@@ -51,6 +51,7 @@ from cutset.engines.base import (
 )
 from cutset.engines.control import ControlSocket
 from cutset.errors import ContractViolation, CutsetError, StageFailed
+from cutset.host import limit_memory
 from cutset.runtime.arena import Arena
 from cutset.runtime.channel import LinkContract, Parcel
 from cutset.runtime.circuit import Circuit, HostEnd
@@ -60,8 +61,10 @@ from cutset.runtime.contract import (
     check_tensors,
     explain_failure,
     links_of,
+    want_of_memory,
 )
 from cutset.runtime.hostlink import can_hold_headers
+from cutset.shards.allowance import allowance_of
 from cutset.shards.load import Bundle, open_bundle
 
 _HEARTBEATS_PER_LIMIT = 10
@@ -251,6 +254,14 @@ class StageWorker:
         torch.set_num_threads(command.num_threads)
         try:
             self._bundle = open_bundle(Path(os.fsdecode(command.bundle)), stages=(command.stage,))
+            # Whatever the program does from here on, it does not take the machine's memory.
+            allowance = allowance_of(
+                self._bundle.manifest,
+                (command.micro_batch,),
+                (command.stage,),
+                num_in_flight=command.num_in_flight,
+            )
+            limit_memory(allowance.memory_bytes)
             self._program = load_stage(
                 self._bundle,
                 command.stage,
@@ -266,6 +277,13 @@ class StageWorker:
             self._control.send(
                 Refused(kind=type(error).__name__, message=str(error), details=details)
             )
+            return
+        except (MemoryError, RuntimeError) as error:
+            want = want_of_memory(error)
+            if want is None:
+                raise
+            message = f"stage {command.stage} cannot be loaded: {want}"
+            self._control.send(Refused(kind="EngineError", message=message, details={}))
             return
         give_back_memory()
         # What is loaded now stays; a full collection would look through it for a tenth of a second.

@@ -156,8 +156,8 @@ def _check_labels(labels: Sequence[str] | None, output: TensorSpec) -> None:
     num_classes = num_classes_of(output)
     if labels is not None and len(labels) != num_classes:
         raise ModelError(
-            f"{len(labels)} labels for the output {output}: expected one for each entry of its last "
-            "dimension"
+            f"{len(labels)} labels for the output {output}: expected one for each entry of its "
+            "last dimension"
         )
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from cutset.errors import ContractViolation, EngineError
-from cutset.runtime.contract import check_tensors, count_rows
+from cutset.runtime import contract
+from cutset.runtime.contract import check_tensors, count_rows, want_of_memory
 from cutset.tensors import TensorSpec
 
 _SPEC = TensorSpec(name="relu_3", shape=("batch", 64, 56, 56), dtype="float32")
@@ -45,3 +46,37 @@ def test_no_rows_and_no_dimensions_are_errors() -> None:
         count_rows((torch.zeros(0, 64, 56, 56),), (_SPEC,))
     with pytest.raises(ContractViolation, match="give it 4 dimensions"):
         count_rows((torch.tensor(1.0),), (_SPEC,))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        MemoryError("Unable to allocate 8.00 GiB for an array with shape (1073741824,)"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("Failed to allocate memory for requested buffer of size 68719476736"),
+        RuntimeError("out of memory"),
+    ],
+)
+def test_want_of_memory_names_use_and_limit(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(contract, "data_memory", lambda: (1_000_000, 3_000_000))
+    words = want_of_memory(error)
+    assert words is not None
+    assert words.startswith(
+        "out of memory: the process holds 1,000,000 bytes of data, and the bundle's stated sizes "
+        "allow 3,000,000. "
+    )
+    monkeypatch.setattr(contract, "data_memory", lambda: None)
+    words = want_of_memory(error)
+    assert words is not None
+    assert words.startswith("out of memory (")
+
+
+@pytest.mark.parametrize(
+    "words", ["", "no such luck", "shape '[2]' is invalid for input of size 3"]
+)
+def test_other_failures_are_no_want_of_memory(words: str) -> None:
+    assert want_of_memory(RuntimeError(words)) is None

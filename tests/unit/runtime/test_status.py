@@ -85,6 +85,7 @@ def _record() -> StageRecord:
             heartbeat_s=1.0,
             num_spans=2,
             num_slots=0,
+            num_in_flight=1,
         )
     )
 

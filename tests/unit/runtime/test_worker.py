@@ -39,6 +39,7 @@ def test_the_circuit_is_known_before_its_first_micro_batch_can_come(
         heartbeat_s=5.0,
         num_spans=0,
         num_slots=0,
+        num_in_flight=1,
     )
     stage_worker._connect(
         Connect(
