@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import shutil
@@ -353,13 +354,13 @@ def test_a_caller_that_lost_a_worker_between_hosts_ends_with_its_own_exit_code(
 
 
 _SLOW = """
-import sys, torch, cutset
+import json, sys, torch, cutset
 from cutset.engines.local import LocalEngine
 from cutset.runtime.status import Limits
 torch.set_num_threads(1)
 engine = LocalEngine(("a", "b"), num_threads=1, shares_memory=False)
-limits = Limits(link_timeout_s=1.0, max_restarts=0)
-rows = torch.zeros(4, 3, 256, 512)  # 6 MiB
+limits = Limits(max_restarts=0, **json.loads(sys.argv[3]))
+rows = torch.zeros(4, 3, int(sys.argv[2]), 512)
 with cutset.open_session(sys.argv[1], backend="torch", engine=engine, limits=limits) as session:
     print(session.run(rows).shape[0], session.epoch)
 """
@@ -369,17 +370,29 @@ with cutset.open_session(sys.argv[1], backend="torch", engine=engine, limits=lim
     os.geteuid() != 0 or not all(map(shutil.which, ("unshare", "ip", "tc"))),
     reason="a slow link is made in a network namespace, which needs root, iproute2 and unshare",
 )
-def test_a_link_that_is_slow_is_not_taken_for_dead(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("rate", "height", "limits"),
+    [
+        # 6 MiB in 2.5 s, of which each second must bring something.
+        ("20mbit", 256, {"link_timeout_s": 1.0}),
+        # 12 MiB in 10 s and more, which is the time-out where none is said.
+        pytest.param("10mbit", 512, {}, marks=pytest.mark.soak),
+    ],
+)
+def test_a_link_that_is_slow_is_not_taken_for_dead(
+    tmp_path: Path, rate: str, height: int, limits: dict[str, float]
+) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.AvgPool2d(64), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 4 * 8, 2)).eval()
-    bundle = write_bundle(model, (torch.randn(2, 3, 256, 512),), (2,), tmp_path / "wide.cutset")
-    # 20 Mbit/s: 2.5 s for the tensor, of which each second must bring something.
+    width = 3 * (height // 64) * 8
+    model = nn.Sequential(nn.AvgPool2d(64), nn.ReLU(), nn.Flatten(), nn.Linear(width, 2)).eval()
+    bundle = write_bundle(model, (torch.randn(2, 3, height, 512),), (2,), tmp_path / "wide.cutset")
     network = (
-        "ip link set lo up && tc qdisc add dev lo root tbf rate 20mbit burst 128kb latency 200ms"
+        f"ip link set lo up && tc qdisc add dev lo root tbf rate {rate} burst 128kb latency 200ms"
         ' && exec "$0" "$@"'
     )
+    program = [sys.executable, "-c", _SLOW, str(bundle), str(height), json.dumps(limits)]
     done = subprocess.run(
-        ["unshare", "--net", "sh", "-c", network, sys.executable, "-c", _SLOW, str(bundle)],
+        ["unshare", "--net", "sh", "-c", network, *program],
         capture_output=True,
         text=True,
         timeout=120,

@@ -65,7 +65,8 @@ class _Fault:
         if self._left:
             self._left -= 1
             self.raised.set()
-            raise self._error
+            # A new one: the tests' own would keep what its traceback leads to, links included.
+            raise type(self._error)(*self._error.args)
         return self._healthy(*args, **options)
 
 

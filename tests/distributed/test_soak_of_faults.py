@@ -60,6 +60,10 @@ def _good(chance: random.Random) -> torch.Tensor | np.ndarray:
             lambda: rows.numpy(),
             lambda: rows.numpy()[::-1].copy(),
             lambda: rows.numpy()[::-1],
+            lambda: rows[:1].numpy()[::-1],
+            lambda: rows.numpy().astype(">f4")[::-1],
+            lambda: torch.complex(rows, -rows).conj().imag,
+            lambda: torch.complex(rows, -rows).mH.mH.real,
             lambda: rows.contiguous(memory_format=torch.channels_last),
             lambda: torch.randn(len(rows), 16, 16, 3).permute(0, 3, 1, 2),
             lambda: torch.randn(2 * len(rows), 3, 16, 16)[::2],
@@ -79,6 +83,9 @@ def _bad(chance: random.Random) -> object:
             torch.zeros(2, 3, 16, 16, dtype=torch.float64),
             torch.zeros(2, 3, 16, 16, dtype=torch.int64),
             np.zeros((2, 3, 16, 16), dtype=np.complex64),
+            torch.zeros(2, 3, 16, 16, dtype=torch.complex64).conj(),
+            torch.zeros(2, 3, 16, 16).to_sparse(),
+            torch.zeros(2, 3, 16, 16, device="meta"),
             np.array([["text"]]),
             torch.tensor(1.0),
             [[1.0]],
@@ -150,7 +157,10 @@ class _Callers:
         except StageFailed:  # three deaths, or no memory: said, not lost
             self._count("failed")
             return
-        rows = torch.as_tensor(item.copy() if isinstance(item, np.ndarray) else item)
+        if isinstance(item, np.ndarray):  # what torch can hold, by NumPy's own conversion
+            rows = torch.from_numpy(np.array(item, dtype=np.float32, order="C"))
+        else:
+            rows = item.resolve_neg()
         same = torch.equal(torch.as_tensor(answer), whole_model(self._model, rows, 4))
         self._count("equal" if same else "WRONG: another answer")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import gc
 import json
 import logging
 import sys
@@ -11,11 +12,14 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from cutset.backends.allocator import give_back_memory
 from cutset.engines.base import Span
 from cutset.errors import CutsetError
 from cutset.runtime.timeline import ProcessTimeline
@@ -143,6 +147,40 @@ def test_stages_of_an_answer_are_those_of_its_rows(traced: Running) -> None:
         if span.activity == "compute"
     }
     assert sequences == set(range(num_sent))
+
+
+def test_an_hour_of_looking_keeps_nothing(traced: Running) -> None:
+    """What is asked every second while somebody looks, as often as in an hour, amid requests."""
+    session, monitor = traced.session, traced.server.service.monitor
+    rows = torch.zeros(4, 3, 16, 16)
+
+    async def look(times: int) -> None:
+        for index in range(times):
+            await monitor.sample()
+            document = monitor.document()
+            timelines = session.timeline()
+            if index % 8 == 0:
+                session.run(rows)
+        assert len(document["history"]) <= 60
+        assert [len(timeline.spans) for timeline in timelines] == [2 * 64, 3 * 64, 3 * 64]
+
+    def kept() -> tuple[int, int]:
+        gc.collect()
+        give_back_memory()
+        return len(gc.get_objects()), psutil.Process().memory_info().rss
+
+    def workers() -> list[int]:
+        return [psutil.Process(pid).memory_info().rss for pid in session.worker_pids]
+
+    asyncio.run(look(600))  # what is kept of the newest is full by now
+    (num_objects, resident_bytes), workers_bytes = kept(), workers()
+    asyncio.run(look(3000))
+    num_later, later_bytes = kept()
+    # Of each look one number kept would be 3000 objects; one timeline more than 300 spans.
+    assert num_later - num_objects < 1000
+    assert later_bytes - resident_bytes < 8 << 20
+    for before, after in zip(workers_bytes, workers(), strict=True):
+        assert after - before < 8 << 20
 
 
 def test_times_of_stages_are_picked_by_micro_batch() -> None:

@@ -287,6 +287,10 @@ class Circuit:
             if self._receives_inline:
                 raise  # ends the process, which says more
             self._lost(link, error)
+        finally:
+            # Where not even a receiver was made of it.
+            if self._receive_end is not None:
+                self._receive_end.connection.close()
 
     def _make_receiver(self, link: LinkContract) -> Receiver | HostReceiver:
         end = self._receive_end
@@ -315,6 +319,9 @@ class Circuit:
                     sender.close()
         except BaseException as error:  # noqa: BLE001  # no thread ends without a word
             self._lost(link, error)
+        finally:
+            if self._send_end is not None:
+                self._send_end.connection.close()
 
     def _make_sender(self, link: LinkContract) -> Sender | HostSender:
         end = self._send_end

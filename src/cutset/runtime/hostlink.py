@@ -66,38 +66,45 @@ class HostSender:
         self._arena = arena
         self._timeout_s = timeout_s
         self._buffer = bytearray(link.header_bytes)
+        self._room = select.poll()
+        self._room.register(connection, select.POLLOUT)
         connection.settimeout(timeout_s)
         arena.enter(epoch, as_sender=True)
 
     def send(self, parcel: Parcel) -> None:
-        """Sends one micro-batch, waiting for a free slot if need be.
+        """Sends one micro-batch, waiting for room and a free slot if need be.
 
         Raises:
             LinkClosedError: the neighbour is gone.
-            LinkTimeout: the neighbour gave no slot back in time.
+            LinkTimeout: the neighbour took no header, or gave no slot back, in time.
             UnsendableError: a tensor is of a kind that cannot be sent. Nothing was sent.
         """
         deadline_s = time.monotonic() + self._timeout_s
         while not self.try_send(parcel):
-            # Slots outnumber the window, so this happens only where micro-batches fail faster
-            # than their slots are given back.
             if time.monotonic() > deadline_s:
                 raise LinkTimeout(
-                    f"link {self._link.name}: the neighbour gave no slot back for"
-                    f" {self._timeout_s:.1f} s",
+                    f"link {self._link.name}: the neighbour took no header and gave no slot back"
+                    f" for {self._timeout_s:.1f} s",
                     link=self._link.name,
                     seconds=self._timeout_s,
                 )
-            time.sleep(_SLOT_PAUSE_S)
+            if self._has_room(self._timeout_s):
+                # Slots outnumber the window, so this happens only where micro-batches fail faster
+                # than their slots are given back.
+                time.sleep(_SLOT_PAUSE_S)
 
     def try_send(self, parcel: Parcel) -> bool:
-        """Sends one micro-batch if a slot is free; says whether it did.
+        """Sends one micro-batch if that needs no waiting; says whether it did.
+
+        Returns:
+            False where no slot is free, or so many headers wait that another might not find room.
 
         Raises:
             LinkClosedError: the neighbour is gone.
-            LinkTimeout: the neighbour takes no headers any more.
             UnsendableError: a tensor is of a kind that cannot be sent. Nothing was sent.
         """
+        if not self._has_room(0):
+            return False
         tensors, layouts = sendable(parcel, self._link)
         slot = self._arena.put(self._epoch, tensors)
         if slot is None:
@@ -119,16 +126,20 @@ class HostSender:
 
         Raises:
             LinkClosedError: the neighbour is gone.
-            LinkTimeout: the neighbour takes no headers any more.
         """
-        writable = select.poll()
-        writable.register(self._connection, select.POLLOUT)
-        if writable.poll(0):
+        if self._has_room(0):
             self._send(Header(kind=KEEP_ALIVE, epoch=self._epoch))
 
     def close(self) -> None:
         """Closes this end of the pair."""
         self._connection.close()
+
+    def _has_room(self, timeout_s: float) -> bool:
+        """Whether a header finds room, or the link is closed and sending says so at once.
+
+        The system says so while most of the pair's buffer is free, more than any header needs.
+        """
+        return bool(self._room.poll(1000 * timeout_s))
 
     def _send(self, header: Header) -> None:
         pack_header(header, self._buffer, self._link.max_rank)

@@ -196,6 +196,20 @@ def test_a_full_arena_is_told_at_once(make_ends: _MakeEnds) -> None:
     assert sender.try_send(_parcel(_NUM_SLOTS, 1))
 
 
+def test_that_a_neighbour_reads_no_header_is_told_at_once() -> None:
+    ours, theirs = socket.socketpair()
+    num_slots = 2000  # headers enough to fill the pair's buffer
+    file = create_file(_LINK.slot_bytes, num_slots)
+    arena = Arena(file, _LINK.slot_bytes, num_slots)
+    os.close(file)
+    with ours, theirs:
+        sender = HostSender(ours, _LINK, 1, arena, 0.3)
+        sent = list(iter(lambda: sender.try_send(_parcel(0, 1)), False))
+        assert 10 < len(sent) < num_slots
+        with pytest.raises(LinkTimeout, match="took no header"):
+            sender.send(_parcel(0, 1))
+
+
 def test_a_neighbour_with_much_to_read_is_not_waited_for(make_ends: _MakeEnds) -> None:
     sender, receiver = make_ends(shared=True)
     for _ in range(2000):  # more than a socket pair holds
