@@ -59,6 +59,7 @@ class HeldSession:
             directory=Path("held.cutset"),
             manifest=types.SimpleNamespace(
                 micro_batch_only=micro_batch_only,
+                part=None,
                 model="held",
                 graph=graph,
                 outputs=(output_spec,),
