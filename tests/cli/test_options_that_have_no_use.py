@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from cutset.errors import EngineError
+from cutset.probe import Probe, ProbeRequest
+
 from .conftest import Cutset
 
 
@@ -118,3 +121,35 @@ def test_what_has_no_use_is_wrong_usage(
     outcome = cutset(*(places.get(each, each) for each in arguments))
     assert outcome.code == 2
     assert words in " ".join(outcome.err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("options", "num_rows", "sent"),
+    [
+        ((), 1, ()),
+        (("--micro-batch-only", 3), 3, ("--micro-batch-only", "3")),
+        (("--batch-size", 3, "--micro-batch-only", 3), 3, ("--micro-batch-only", "3")),
+        (("--part", "body", "--batch-size", 2), 2, ("--part", "body")),
+    ],
+)
+def test_the_nodes_of_a_probe_are_sent_what_was_asked_for(
+    cutset: Cutset,
+    small_model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[object, ...],
+    num_rows: int,
+    sent: tuple[str, ...],
+) -> None:
+    asked: list[ProbeRequest] = []
+
+    def probe_cluster(request: ProbeRequest, *, say: object) -> Probe:
+        asked.append(request)
+        raise EngineError("no cluster")
+
+    monkeypatch.setattr("cutset.probe.probe_cluster", probe_cluster)
+    outcome = cutset("probe", small_model, "-o", tmp_path / "c.toml", *options)
+    assert "no cluster" in outcome.err
+    (request,) = asked
+    assert request.batch_size == num_rows
+    assert request.options == ("--max-tensors", "1", *sent)
