@@ -7,11 +7,13 @@ custom objects, subgraphs, formulas outside the grammar, guards that are no comp
 types that would have to be imported, programs that change their own weights.
 
 Source: ``torch/_export/serde/schema.py`` (schema version 8) and ``serialize.py``, as in torch 2.15.
-Keys that another minor version adds are not read.
+A key that is given twice, or that no minor version up to `_SCHEMA_MINOR` has, is refused; what a
+later one adds is not read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -31,10 +33,16 @@ from cutset.shards.schema import (
     ModuleCallEntry,
     Node,
     PayloadConfig,
+    SchemaVersion,
     TensorMeta,
+    unknown_key,
 )
+from cutset.shards.strict_json import repeated_key
 
 _SCHEMA_MAJOR = 8
+_SCHEMA_MINOR = 20
+"""The latest whose keys are all in `cutset.shards.schema`; a later one may have added some."""
+
 _MAX_DIMS = 64
 _MAX_ITEMS = 4096
 """Longest list of numbers or tensors; the longest known cuts a tensor into a few dozen parts."""
@@ -86,6 +94,10 @@ def read_program(archive: ProgramArchive) -> Program:
     return _Reader(archive).read()
 
 
+class _Version(msgspec.Struct, frozen=True):
+    schema_version: SchemaVersion
+
+
 class _Reader:
     """Reads one program; a class only so that errors know the file and the entry."""
 
@@ -93,6 +105,7 @@ class _Reader:
         self._archive = archive
         self._path = archive.path
         self._defined: set[str] = set()
+        self._knows_all_keys = self._minor_version() <= _SCHEMA_MINOR
 
     def _refusal(self, where: str, why: str) -> UnsafeBundle:
         return UnsafeBundle(
@@ -130,6 +143,12 @@ class _Reader:
             stored_bytes=sum(map(self._archive.num_bytes, self._archive.tensor_members)),
         )
 
+    def _minor_version(self) -> int:
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            head = msgspec.json.decode(self._archive.read(MODEL), type=_Version)
+            return head.schema_version.minor
+        return 0
+
     def _decode(self, member: str, kind: type[Any]) -> Any:
         text = self._archive.read(member)
         if sum(map(text.count, (b"{", b"[", b","))) > _MAX_MARKS:
@@ -137,11 +156,20 @@ class _Reader:
                 f"{self._path}: {member} has more than {_MAX_MARKS} entries", path=self._path
             )
         try:
-            return msgspec.json.decode(text, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            decoded = msgspec.json.decode(text, type=kind)
+            twice = repeated_key(text)
+            odd = unknown_key(json.loads(text), kind) if self._knows_all_keys else None
+        except (ValueError, UnicodeDecodeError, RecursionError) as error:
             raise UnsafeBundle(
                 f"{self._path}: {member} is not what torch.export writes: {error}", path=self._path
             ) from error
+        for place, fault in ((twice, "is there twice"), (odd and f"${odd}", "is no key of it")):
+            if place is not None:
+                raise UnsafeBundle(
+                    f"{self._path}: {member} is not what torch.export writes: {place} {fault}",
+                    path=self._path,
+                )
+        return decoded
 
     def _one(self, union: dict[str, Any], where: str) -> tuple[str, Any]:
         """The single member of a union of the schema: ``{"as_int": 3}``."""
@@ -150,7 +178,7 @@ class _Reader:
         return next(iter(union.items()))
 
     def _name(self, holder: Any, where: str, key: str = "name") -> str:
-        name = holder.get(key) if isinstance(holder, dict) else None
+        name = holder.get(key) if isinstance(holder, dict) and len(holder) == 1 else None
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise self._refusal(where, f"has the name {str(name)[:80]!r}")
         return name

@@ -38,6 +38,9 @@ def refusal(bundle: Path, *, program: str = PROGRAM) -> str:
     return str(caught.value)
 
 
+WEIGHTS_JSON = "data/weights/model_weights_config.json"
+
+
 class TestMembers:
     @pytest.mark.parametrize(
         "name",
@@ -507,3 +510,65 @@ class TestDocument:
 def test_the_bombs_of_these_tests_do_go_off(tmp_path: Path) -> None:
     pickle.loads(bomb(tmp_path / "was-run"))
     assert (tmp_path / "was-run").exists()
+
+
+class TestKeys:
+    @pytest.mark.parametrize(
+        ("member", "key", "place"),
+        [
+            (MODEL_JSON, "schema_version", "$.schema_version"),
+            (MODEL_JSON, "target", "$.graph_module.graph.nodes[0].target"),
+            (WEIGHTS_JSON, "config", "$.config"),
+            (WEIGHTS_JSON, "use_pickle", "$.config."),
+        ],
+    )
+    def test_twice(self, bundle: Path, member: str, key: str, place: str) -> None:
+        def double(members: dict[str, bytes], root: str) -> None:
+            name, first = f"{root}/{member}", f'"{key}":'.encode()
+            assert first in members[name]
+            doubled = first + _value(key) + b"," + first
+            members[name] = members[name].replace(first, doubled, 1)
+
+        edit_members(bundle, double)
+        words = refusal(bundle)
+        assert f"{member} is not what torch.export writes: {place}" in words
+        assert words.endswith(" is there twice")
+
+    @pytest.mark.parametrize(
+        "where",
+        [
+            (),
+            ("schema_version",),
+            ("graph_module",),
+            ("graph_module", "graph"),
+            ("graph_module", "graph", "nodes", 0),
+            ("graph_module", "graph", "nodes", 0, "inputs", 0),
+            ("graph_module", "signature"),
+            ("graph_module", "module_call_graph", 0),
+        ],
+    )
+    def test_unknown_one_of_a_known_version(self, bundle: Path, where: tuple[Any, ...]) -> None:
+        def add(document: dict[str, Any]) -> None:
+            place: Any = document
+            for key in where:
+                place = place[key]
+            place["extra"] = {"anything": 1}
+
+        edit_model_json(bundle, add)
+        path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in where)
+        assert f"${path}.extra is no key of it" in refusal(bundle)
+
+    def test_unknown_one_of_a_later_version_is_not_read(self, bundle: Path) -> None:
+        def add(document: dict[str, Any]) -> None:
+            document["schema_version"]["minor"] = 21
+            document["graph_module"]["graph"]["extra"] = 1
+
+        edit_model_json(bundle, add)
+        load_program(open_bundle(bundle), 1)
+
+
+def _value(key: str) -> bytes:
+    """A value that the key's type permits, so that only its being there twice is wrong."""
+    known = {"target": b'"x"', "use_pickle": b"true", "config": b"{}"}
+    version = b'{"major": 8, "minor": 1}'
+    return known.get(key, version)
