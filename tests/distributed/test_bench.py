@@ -22,6 +22,7 @@ def test_the_report_has_the_keys_that_scripts_rely_on(bundle: Path) -> None:
         "slowest_stage_alone_s",
         "whole_model_period_s",
         "stages",
+        "part",
     ]
     assert list(document["latency_s"]) == ["p50", "p95", "p99"]
     assert [list(stage) for stage in document["stages"]] == [

@@ -98,9 +98,9 @@ class _Checking:
 
     def run(self) -> VerificationReport:
         """All checks; integrity is looked at first, since the others stand on it."""
-        integrity = self._integrity()
         manifest = self._bundle.manifest
         with using_settings(manifest.torch_settings), compute_threads(manifest.num_threads):
+            integrity = self._integrity()
             contracts = self._contracts()
             completeness = self._completeness()
             units = self._units()

@@ -40,6 +40,7 @@ from cutset.shards.manifest import (
 )
 from cutset.shards.program import Program
 from cutset.shards.strict_json import MANIFEST_NAME, contradiction
+from cutset.torch_settings import using_settings
 
 _HASHING_THREADS = 2
 _LARGE_BYTES = 64 << 20
@@ -239,7 +240,8 @@ def load_program(bundle: Bundle, stage_index: int, *, device: str = "cpu") -> St
         num_rows = bundle.manifest.micro_batch_only or bundle.manifest.plan.micro_batch
         shapes = [spec.concrete_shape(num_rows) for spec in entry.inputs]
         dtypes = [getattr(torch, spec.dtype) for spec in entry.inputs]
-        dry_run.run(list(zip(shapes, dtypes, strict=True)))
+        with using_settings(bundle.manifest.torch_settings):  # the default dtype decides on some
+            dry_run.run(list(zip(shapes, dtypes, strict=True)))
     return StageProgram(module, program, dry_run)
 
 
