@@ -25,13 +25,12 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## split a trained MobileNetV2, verify it, run photographs through two processes
 	@$(BIN)/python examples/demo.py
 
-# Folders whose tests start workers have the machine to themselves; the others share its cores. The
-# server's minute of hostile clients runs beside its other tests.
+# Each file keeps to one process. A testbed has the machine to itself.
 test: $(STAMP)  ## the whole test suite
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile \
 		--ignore tests/distributed --ignore tests/serve --ignore tests/beds
-	$(BIN)/python -m pytest $(wildcard tests/distributed tests/beds)
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/serve
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/serve $(wildcard tests/distributed)
+	$(BIN)/python -m pytest $(wildcard tests/beds)
 
 fast: $(STAMP)  ## unit and property tests only
 	$(BIN)/python -m pytest tests/unit tests/property

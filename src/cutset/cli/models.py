@@ -191,7 +191,7 @@ def plan(
         costs, backends = _costs(
             prepared, request, cluster, cost, backend, profile_file, batch_size, threads, say
         )
-        say("planning")
+        say(f"planning, at most {request.time_limit_s:g} s")
         if is_front:
             front = plan_front(prepared, request, profile=costs, batch_size=batch_size)
         else:
@@ -269,7 +269,7 @@ def split(
         costs, backends = _costs(
             prepared, request, cluster, cost, backend, profile_file, batch_size, threads, say
         )
-        say("planning")
+        say(f"planning, at most {request.time_limit_s:g} s")
         result = _best_plan(prepared, request, costs, backends, batch_size, threads or 1, say)
         path, report = split_model(
             prepared, result, output, num_threads=threads or 1, replace=force, say=say
