@@ -25,11 +25,13 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## split a trained MobileNetV2, verify it, run photographs through two processes
 	@$(BIN)/python examples/demo.py
 
-# Each file keeps to one process. A testbed has the machine to itself.
+# Each file keeps to one process, and each folder that starts workers to itself: at the end of a test
+# of tests/distributed its process has no child. A testbed has the machine to itself.
 test: $(STAMP)  ## the whole test suite
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile \
 		--ignore tests/distributed --ignore tests/serve --ignore tests/beds
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/serve $(wildcard tests/distributed)
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/serve
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(wildcard tests/distributed)
 	$(BIN)/python -m pytest $(wildcard tests/beds)
 
 fast: $(STAMP)  ## unit and property tests only
