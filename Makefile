@@ -26,11 +26,12 @@ demo: $(STAMP)  ## split a trained MobileNetV2, verify it, run photographs throu
 	@$(BIN)/python examples/demo.py
 
 # Each file keeps to one process, and each folder that starts workers to itself: at the end of a test
-# of tests/distributed its process has no child. A testbed has the machine to itself.
+# of tests/distributed its process has no child. The server's minute of hostile clients begins first.
+# A testbed has the machine to itself.
 test: $(STAMP)  ## the whole test suite
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile \
 		--ignore tests/distributed --ignore tests/serve --ignore tests/beds
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/serve
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/serve/test_soak.py tests/serve
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(wildcard tests/distributed)
 	$(BIN)/python -m pytest $(wildcard tests/beds)
 
