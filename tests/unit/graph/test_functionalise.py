@@ -79,6 +79,20 @@ def test_who_read_a_tensor_before_it_changed_does_not_matter() -> None:
         assert torch.equal(build_piece(captured, 0, 5)(rows)[0], expected)
 
 
+def test_what_an_earlier_change_gave_sees_a_later_one() -> None:
+    def change(hidden: Tensor) -> Tensor:
+        shifted = hidden.add_(0.5)  # another name of the same memory
+        nn.functional.dropout(hidden, 0.5, training=False).relu_()
+        return shifted * 2.0
+
+    model = Changes(change).eval()
+    rows = torch.randn(3, 4)
+    captured = capture_model(model, (torch.randn(2, 4),))
+    piece = build_piece(captured, 0, len(captured.graph.operations))
+    with torch.no_grad():
+        assert torch.equal(piece(rows)[0], model(rows))
+
+
 @pytest.mark.parametrize(
     ("alias", "name"),
     [
