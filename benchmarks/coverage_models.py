@@ -31,6 +31,8 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+import cutset
+
 ROOT = Path(__file__).resolve().parent.parent
 STATE = Path(__file__).with_name("coverage.jsonl")
 LIST = ROOT / "build" / "coverage-list.json"
@@ -223,7 +225,7 @@ def _version() -> str:
     command = ("git", "describe", "--always", "--dirty")
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     commit = done.stdout.strip()
-    return metadata.version("cutset") + (f" ({commit})" if commit else "")
+    return cutset.__version__ + (f" ({commit})" if commit else "")
 
 
 def report_text(wanted: Iterable[tuple[str, str]], rows: dict[str, dict[str, Any]]) -> str:

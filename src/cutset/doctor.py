@@ -22,10 +22,10 @@ import msgspec
 import psutil
 from packaging.requirements import Requirement
 
-import cutset
 from cutset import host
 from cutset.errors import CutsetError
 from cutset.printable import printable
+from cutset.version import __version__
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # only its size is looked at
 _TRIAL_BYTES = 1 << 20
@@ -148,7 +148,7 @@ def examine_machine(*, trial: bool = False) -> Examination:
     if trial:
         abilities.append(_ability("split, prove and run a small model", _run_trial))
     return Examination(
-        cutset=cutset.__version__,
+        cutset=__version__,
         machine=_machine(),
         packages=packages,
         abilities=tuple(abilities),

@@ -17,11 +17,11 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from cutset import __version__
 from cutset.cli import bundles, machine, models, reporting, serving
 from cutset.cli.screen import show_logs, show_traceback
 from cutset.errors import CutsetError
 from cutset.printable import printable
+from cutset.version import __version__
 
 
 class _Commands(TyperGroup):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import importlib.metadata
 import threading
 import time
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ import msgspec
 from cutset.engines.ray_nodes import RayNode
 from cutset.errors import BundleError, CutsetError, EngineError
 from cutset.shards.manifest import FileEntry
+from cutset.version import __version__
 
 ANSWER_TIMEOUT_S = 120.0
 """How long a node may take for one call; hashing a large shard on a small one is the longest."""
@@ -196,9 +196,8 @@ def require_same_version(about: Mapping[str, str], device: str) -> None:
     Raises:
         EngineError: it has another version of this package.
     """
-    ours = importlib.metadata.version("cutset")
-    if about["cutset"] != ours:
+    if about["cutset"] != __version__:
         raise EngineError(
-            f"{device} has Cutset {about['cutset']} and this machine {ours}; install the same"
-            " version on every node"
+            f"{device} has Cutset {about['cutset']} and this machine {__version__}; install the"
+            " same version on every node"
         )

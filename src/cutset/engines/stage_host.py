@@ -28,6 +28,7 @@ from cutset.engines.local import LocalEngine, LocalWorker
 from cutset.errors import EngineError
 from cutset.shards.cache import Incoming, ShardCache, default_cache_folder, stage_files
 from cutset.shards.manifest import FileEntry
+from cutset.version import __version__
 
 GROUPS = {"commands": 1, "files": 1, "events": 1}
 """Ray runs the calls of a group one after the other in order, and the groups side by side."""
@@ -70,7 +71,7 @@ class StageHost:
         """What is installed here."""
         self._touch()
         return {
-            "cutset": importlib.metadata.version("cutset"),
+            "cutset": __version__,
             "torch": importlib.metadata.version("torch"),
             "python": platform.python_version(),
             "pid": str(os.getpid()),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-from importlib.metadata import version as version_of
 from typing import Any
 
 from cutset.errors import CutsetError
@@ -14,8 +13,7 @@ from cutset.report.build import Report, build_report
 from cutset.report.front import Candidate
 from cutset.report.sources import ReportSources
 from cutset.report.text import format_bytes, format_count, format_seconds, part_in_words
-
-_VERSION = version_of("cutset")
+from cutset.version import __version__
 
 
 def require_extra() -> None:
@@ -113,7 +111,7 @@ def render(report: Report) -> str:
         library=markupsafe.Markup(library),  # noqa: S704  # vl-convert's own
         script=markupsafe.Markup(script),  # noqa: S704  # the package's own
         script_hashes=[markupsafe.Markup(_hash(text)) for text in (library, script)],  # noqa: S704
-        version=_VERSION,
+        version=__version__,
         data=_data(report, drawings, plans),
     )
 

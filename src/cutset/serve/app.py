@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import importlib.metadata
 import importlib.resources
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -48,6 +47,7 @@ from cutset.serve.refusal import Refusal
 from cutset.serve.settings import ServeSettings, default_model_name
 from cutset.serve.stage_times import StageTimes
 from cutset.serve.work import ClientLeft, compute
+from cutset.version import __version__
 
 if TYPE_CHECKING:  # an extra of its own
     from cutset.serve.tracing import Tracing
@@ -177,7 +177,7 @@ class Service:
         return JSONResponse(
             {
                 "name": "cutset",
-                "version": importlib.metadata.version("cutset"),
+                "version": __version__,
                 "extensions": ["binary_tensor_data"],
             }
         )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import Any
 
 from cutset.serve.protocol import DATATYPES, Contract
+from cutset.version import __version__
 
 _ERRORS = {
     "400": "The request is wrong; the message names the field.",
@@ -31,7 +31,7 @@ def openapi_document(contract: Contract, *, with_token: bool) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "Cutset",
-            "version": importlib.metadata.version("cutset"),
+            "version": __version__,
             "description": "Open Inference Protocol v2 over a pipeline of stages.",
         },
         "paths": _paths(contract),

@@ -7,7 +7,6 @@ ever sees half a bundle, and an interrupted export leaves nothing behind.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import logging
 import os
 import platform
@@ -58,6 +57,7 @@ from cutset.shards.strict_json import MANIFEST_NAME
 from cutset.tensors import TensorSpec
 from cutset.threads import compute_threads
 from cutset.torch_settings import current_settings, using_settings
+from cutset.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def _check_labels(labels: Sequence[str] | None, output: TensorSpec) -> None:
 
 def _versions() -> dict[str, str]:
     return {
-        "cutset": importlib.metadata.version("cutset"),
+        "cutset": __version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
