@@ -40,8 +40,8 @@ from cluster_bed import (
     with_profiles,
     write_measured,
 )
-from cutset.devices import Cluster, cluster_from_toml, load_cluster
-from cutset.shards.load import open_bundle
+from cutset.bundles.open import open_bundle
+from cutset.cluster.devices import Cluster, cluster_from_toml, load_cluster
 from cutset.workflow import (
     PlanRequest,
     load_profiles,

@@ -17,9 +17,9 @@ import msgspec
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from cutset.devices import Cluster, LinkOverride, cluster_to_toml
-from cutset.overhead import TYPICAL_ROW_BYTES, Overhead
-from cutset.runtime.linkprobe import LinkResult, links_of
+from cutset.cluster.devices import Cluster, LinkOverride, cluster_to_toml
+from cutset.measure.link_speed import LinkResult, links_of
+from cutset.measure.overhead import TYPICAL_ROW_BYTES, Overhead
 from testbed.build import down, up
 from testbed.cgroups import find_cgroups
 from testbed.nodes import command_on, environment_on
@@ -99,7 +99,7 @@ def _measure_pair(
     start_source: Start, start_target: Start, addresses: tuple[str, str]
 ) -> tuple[LinkResult, LinkResult]:
     serve = (
-        "import sys; from cutset.runtime.channel import serve_store;"
+        "import sys; from cutset.links.network import serve_store;"
         "s = serve_store(sys.argv[1]); print(s.port, flush=True); sys.stdin.read()"
     )
     store = start_source(["-c", serve, addresses[0]])
@@ -111,7 +111,7 @@ def _measure_pair(
         (start_target, addresses[1], []),
     ):
         rest = ["--prefix", "p", "--listen-host", address, *more]
-        ends.append(start(["-m", "cutset.runtime.linkprobe", *place, *rest]))
+        ends.append(start(["-m", "cutset.measure.link_speed", *place, *rest]))
     first, second = (msgspec.json.decode(finish(end), type=LinkResult) for end in ends)
     store.kill()
     store.communicate()
@@ -154,8 +154,9 @@ def measure_on(
 def time_on(state: State, node: str, bundle: Path, *, cluster: Path) -> None:
     """Has the nodes time their stages as wholes, as ``cutset split --address auto`` does."""
     program = (
-        "import sys; from cutset.devices import load_cluster;"
-        "from cutset.engines.ray import RayCluster; from cutset.workflow import time_on_cluster;"
+        "import sys; from cutset.cluster.devices import load_cluster;"
+        "from cutset.engines.ray.engine import RayCluster;"
+        "from cutset.workflow import time_on_cluster;"
         "time_on_cluster(sys.argv[1], RayCluster(cluster=load_cluster(sys.argv[2])))"
     )
     paths = [str(bundle.resolve()), str(cluster.resolve())]
@@ -201,5 +202,5 @@ def write_measured(state: State, cluster: Cluster, file: Path) -> None:
 
 def _measure_overhead(state: State, node: str) -> Overhead:
     say(f"what messages cost on {node}")
-    arguments = ["-m", "cutset.overhead", "--bytes", str(TYPICAL_ROW_BYTES)]
+    arguments = ["-m", "cutset.measure.overhead", "--bytes", str(TYPICAL_ROW_BYTES)]
     return msgspec.json.decode(finish(start_on(state, node, arguments)), type=Overhead)

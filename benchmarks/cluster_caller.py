@@ -19,9 +19,9 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from cutset.devices import load_cluster
-from cutset.engines.ray import RayCluster
-from cutset.runtime.bench import measure_latency, measure_throughput
+from cutset.cluster.devices import load_cluster
+from cutset.engines.ray.engine import RayCluster
+from cutset.measure.bench import measure_latency, measure_throughput
 from cutset.runtime.session import open_session
 
 _WARM_UP = 12

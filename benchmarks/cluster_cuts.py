@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster_bed import measure_on, say, testbed, with_profiles, write_measured
-from cutset.devices import cluster_from_toml, load_cluster
+from cutset.bundles.open import open_bundle
+from cutset.cluster.devices import cluster_from_toml, load_cluster
 from cutset.planning import Plan
-from cutset.shards.load import open_bundle
 from cutset.workflow import (
     PlanRequest,
     load_profiles,

@@ -34,16 +34,16 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from cutset.backends.base import StageProgram, load_stage
+from cutset.bundles.open import open_bundle
+from cutset.bundles.proof.torch.running_checks import max_abs_difference, tolerance_of
+from cutset.capture.lowering import CapturedModel, unfused
 from cutset.costs.model import Profile
 from cutset.errors import CaptureError, CutsetError
 from cutset.graph.cuts import find_cut_points
-from cutset.graph.lowering import CapturedModel, unfused
+from cutset.links.wire import is_dense
+from cutset.measure.local_plans import plan_here
 from cutset.models import FoundModel, find_model
 from cutset.planning import Plan
-from cutset.runtime.expect import plan_here
-from cutset.runtime.wire import is_dense
-from cutset.shards.load import open_bundle
-from cutset.shards.running_checks import max_abs_difference, tolerance_of
 from cutset.workflow import (
     PreparedModel,
     plan_stages,

@@ -39,14 +39,14 @@ import torch
 import pipeline_hop
 import pipeline_page
 from cutset.backends.base import random_inputs
-from cutset.costs.base import measure_worker_base
+from cutset.bundles.open import Bundle, load_program, open_bundle
 from cutset.costs.model import with_backend
+from cutset.measure.bench import measure_latency, measure_throughput
+from cutset.measure.idle_memory import measure_worker_base
+from cutset.measure.local_plans import plan_here
+from cutset.measure.stages import AloneProcesses
 from cutset.preparation import prepare_model
-from cutset.runtime.alone import AloneProcesses
-from cutset.runtime.bench import measure_latency, measure_throughput
-from cutset.runtime.expect import plan_here
 from cutset.runtime.session import Session, open_session
-from cutset.shards.load import Bundle, load_program, open_bundle
 from cutset.workflow import (
     plan_stages,
     profile_model,

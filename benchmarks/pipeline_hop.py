@@ -9,11 +9,11 @@ from statistics import median
 import torch
 from torch import nn
 
+from cutset.bundles.open import Bundle, open_bundle
 from cutset.engines.local import LocalEngine
 from cutset.models import FoundModel
 from cutset.preparation import prepare_found
 from cutset.runtime.session import open_session
-from cutset.shards.load import Bundle, open_bundle
 from cutset.workflow import plan_stages, split_model
 
 _ROW = (1, 400, 1000)  # of float32: 1.6 MB

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cutset.planning.downset_search import solve_downsets
-from cutset.planning.downsets import DagProblem, Space
+from cutset.planning.anyorder.downsets import DagProblem, Space
+from cutset.planning.anyorder.search import solve_downsets
 from cutset.planning.problem import ChainProblem
-from cutset.planning.solve import solve_period
+from cutset.planning.solvers.solve import solve_period
 from planner_inputs import (
     INPUTS,
     chain_problem,

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from cutset.planning.downsets import DagProblem, Space, Tensor
+from cutset.planning.anyorder.downsets import DagProblem, Space, Tensor
 from cutset.planning.problem import ChainProblem, Placed, Variant
 
 INPUTS = Path(__file__).resolve().parents[2] / "shared" / "planner-inputs"

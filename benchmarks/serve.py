@@ -36,9 +36,9 @@ import psutil
 import torch
 
 from cutset.backends.base import random_inputs
-from cutset.runtime.bench import measure_throughput
+from cutset.bundles.open import Bundle, open_bundle
+from cutset.measure.bench import measure_throughput
 from cutset.runtime.session import open_session
-from cutset.shards.load import Bundle, open_bundle
 from cutset.workflow import plan_stages, prepare_model, split_model
 
 CONCURRENCY = 16

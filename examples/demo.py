@@ -14,10 +14,10 @@ import torch
 from demo_assets import mobilenet_weights, photographs
 from rich.console import Console
 
-from cutset.images import read_image
-from cutset.inputs import top_k
+from cutset.data.array_files import top_k
+from cutset.data.images import read_image
+from cutset.measure.local_plans import plan_here
 from cutset.report.text import print_answers, print_checks, print_plan
-from cutset.runtime.expect import plan_here
 from cutset.runtime.session import open_session
 from cutset.workflow import (
     plan_stages,

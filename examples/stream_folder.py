@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 import cutset
-from cutset.images import find_images, read_image
-from cutset.inputs import top_k
+from cutset.data.array_files import top_k
+from cutset.data.images import find_images, read_image
 
 NUM_PICTURES = 8
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from cutset.devices import Cluster
+from cutset.cluster.devices import Cluster
 from testbed import network
 from testbed import state as stored
 from testbed.cgroups import Cgroups, end_processes, find_cgroups, remove_group

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from cutset.devices import Cluster, Device
+from cutset.cluster.devices import Cluster, Device
 from testbed.errors import TestbedError
 
 RAY_BYTES = 512 * 2**20

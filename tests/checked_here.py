@@ -1,7 +1,7 @@
 """`verify_bundle` without a process of its own, for bundles that a test made and means no harm by.
 
 A process a call would cost seconds; that the real one runs none of a bundle's programs here, and
-what it does with those that end their process, is tested in ``unit/shards/test_checking.py``.
+what it does with those that end their process, is tested in ``unit/bundles/proof/test_child.py``.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from cutset.shards.checks import check_bundle
-from cutset.shards.load import Bundle, open_bundle
-from cutset.shards.running_checks import call_with_positional
-from cutset.shards.verification import BACKENDS, VerificationReport
-from cutset.shards.verify import compare_model
+from cutset.bundles.open import Bundle, open_bundle
+from cutset.bundles.proof.results import BACKENDS, VerificationReport
+from cutset.bundles.proof.torch.checks import check_bundle
+from cutset.bundles.proof.torch.running_checks import call_with_positional
+from cutset.bundles.proof.verify import compare_model
 
 
 def check_here(

@@ -26,15 +26,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cutset.bundles.open import StageProgram
+from cutset.bundles.reading.torch.archive import ProgramArchive
+from cutset.bundles.reading.torch.decode import read_program
+from cutset.bundles.reading.torch.dry_run import DryRun
+from cutset.bundles.reading.torch.functions import build_module
+from cutset.bundles.reading.torch.operators import _ATEN
+from cutset.capture.pieces import build_piece
+from cutset.capture.torch_export import capture_model, export_piece
 from cutset.errors import CutsetError
-from cutset.graph.capture import capture_model, export_piece
-from cutset.graph.pieces import build_piece
-from cutset.shards.archive import ProgramArchive
-from cutset.shards.build import build_module
-from cutset.shards.decode import read_program
-from cutset.shards.dry_run import DryRun
-from cutset.shards.load import StageProgram
-from cutset.shards.operators import _ATEN
 
 ROWS = 2
 MEMORY_BYTES = 1 << 28

@@ -11,25 +11,30 @@ from typing import TYPE_CHECKING, Any
 from cutset.version import __version__
 
 if TYPE_CHECKING:
+    from cutset.bundles.open import Bundle as Bundle
+    from cutset.bundles.open import open_bundle as open_bundle
+    from cutset.bundles.proof.results import VerificationReport as VerificationReport
+    from cutset.bundles.proof.verify import verify_bundle as verify_bundle
+    from cutset.bundles.write.export import export_bundle as export_bundle
+    from cutset.capture.torch_export import capture_graph as capture_graph
+    from cutset.capture.torch_export import capture_model as capture_model
+    from cutset.cluster.devices import Cluster as Cluster
+    from cutset.cluster.devices import Device as Device
+    from cutset.cluster.devices import Link as Link
+    from cutset.cluster.devices import equal_cluster as equal_cluster
+    from cutset.cluster.devices import load_cluster as load_cluster
     from cutset.costs.model import CostModel as CostModel
     from cutset.costs.model import Profile as Profile
     from cutset.costs.model import costs_from_flops as costs_from_flops
     from cutset.costs.model import costs_from_profile as costs_from_profile
-    from cutset.costs.profile import profile_costs as profile_costs
-    from cutset.devices import Cluster as Cluster
-    from cutset.devices import Device as Device
-    from cutset.devices import Link as Link
-    from cutset.devices import equal_cluster as equal_cluster
-    from cutset.devices import load_cluster as load_cluster
     from cutset.errors import CutsetError as CutsetError
-    from cutset.graph.capture import capture_graph as capture_graph
-    from cutset.graph.capture import capture_model as capture_model
     from cutset.graph.cuts import CutPoint as CutPoint
     from cutset.graph.cuts import CutPoints as CutPoints
     from cutset.graph.cuts import find_cut_points as find_cut_points
     from cutset.graph.ir import Graph as Graph
     from cutset.graph.units import Unit as Unit
     from cutset.graph.units import find_units as find_units
+    from cutset.measure.profiling import profile_costs as profile_costs
     from cutset.models import FoundModel as FoundModel
     from cutset.models import find_model as find_model
     from cutset.planning import Plan as Plan
@@ -41,11 +46,6 @@ if TYPE_CHECKING:
     from cutset.preparation import prepare_model as prepare_model
     from cutset.runtime.session import Session as Session
     from cutset.runtime.session import open_session as open_session
-    from cutset.shards.export import export_bundle as export_bundle
-    from cutset.shards.load import Bundle as Bundle
-    from cutset.shards.load import open_bundle as open_bundle
-    from cutset.shards.verification import VerificationReport as VerificationReport
-    from cutset.shards.verify import verify_bundle as verify_bundle
     from cutset.workflow import plan_stages as plan_stages
     from cutset.workflow import profile_model as profile_model
     from cutset.workflow import split_model as split_model

@@ -350,7 +350,7 @@ def _local_engine() -> str:
 
 def _shared_memory() -> str:
     """Makes a nameless file of memory as two neighbours share it, writes it, and reads it back."""
-    from cutset.runtime.arena import create_file
+    from cutset.links.arena import create_file
 
     file = create_file(_TRIAL_BYTES, 1)
     try:

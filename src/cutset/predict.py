@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
+from cutset.data.array_files import ARRAY_SUFFIXES, RankedLabels, read_arrays, top_k
+from cutset.data.images import find_images, read_image
 from cutset.errors import ModelError
-from cutset.images import find_images, read_image
-from cutset.inputs import ARRAY_SUFFIXES, RankedLabels, read_arrays, top_k
 from cutset.runtime.rows import Answer
 from cutset.runtime.session import Session
 

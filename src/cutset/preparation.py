@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cutset.bundles.manifest import PartEntry
+from cutset.capture.arguments import ExampleInputs, untouched
+from cutset.capture.captured import Captured, check_computes
+from cutset.capture.independence import check_rows
+from cutset.capture.onnx.onnx_file import OnnxModule
+from cutset.capture.onnx.onnx_graph import capture_onnx
+from cutset.capture.parts import CapturedPart, capture_part, find_parts
+from cutset.capture.torch_export import capture_model
+from cutset.data.arrays import to_tensor
 from cutset.errors import CaptureError, ModelError
-from cutset.graph.arguments import ExampleInputs, untouched
-from cutset.graph.capture import capture_model
-from cutset.graph.captured import Captured, check_computes
 from cutset.graph.cuts import CutPoints, find_cut_points
-from cutset.graph.independence import check_rows
-from cutset.graph.onnx_capture import capture_onnx
-from cutset.graph.onnx_model import OnnxModule
-from cutset.graph.parts import CapturedPart, capture_part, find_parts
 from cutset.models import FoundModel, find_model
 from cutset.notebooks import drawn
-from cutset.runtime.arrays import to_tensor
-from cutset.shards.manifest import PartEntry
 
 if TYPE_CHECKING:
     from cutset.runtime.session import Session

@@ -20,8 +20,14 @@ import msgspec
 
 from cutset.backends.allocator import keep_freed_memory
 from cutset.backends.base import AUTO, BACKENDS, missing_here
-from cutset.backends.pieces import piece_backends
-from cutset.costs.base import measure_worker_base
+from cutset.bundles.open import Bundle, open_bundle, read_manifest
+from cutset.bundles.proof.results import VerificationReport
+from cutset.bundles.proof.verify import verify_bundle
+from cutset.bundles.reference import reference_rows
+from cutset.bundles.write.export import export_bundle, replace_plan
+from cutset.capture.arguments import untouched
+from cutset.capture.independence import check_micro_batch
+from cutset.cluster.devices import Cluster, equal_cluster
 from cutset.costs.model import (
     REFERENCE,
     CostModel,
@@ -30,12 +36,11 @@ from cutset.costs.model import (
     costs_from_profile,
     load_profile,
 )
-from cutset.costs.profile import PieceBackend, profile_costs
-from cutset.devices import Cluster, equal_cluster
 from cutset.errors import BundleError, PlanError, VerificationError
-from cutset.graph.arguments import untouched
 from cutset.graph.cuts import CutPoints
-from cutset.graph.independence import check_micro_batch
+from cutset.measure.idle_memory import measure_worker_base
+from cutset.measure.piece_backends import piece_backends
+from cutset.measure.profiling import PieceBackend, profile_costs
 from cutset.planning import (
     TIME_LIMIT_S,
     MoreTensors,
@@ -53,14 +58,9 @@ from cutset.preparation import (
     prepare_model,
     say_nothing,
 )
-from cutset.shards.export import export_bundle, replace_plan
-from cutset.shards.load import Bundle, open_bundle, read_manifest
-from cutset.shards.reference import reference_rows
-from cutset.shards.verification import VerificationReport
-from cutset.shards.verify import verify_bundle
 
 if TYPE_CHECKING:
-    from cutset.engines.ray import RayCluster
+    from cutset.engines.ray.engine import RayCluster
 
 __all__ = [
     "PlanRequest",
@@ -105,7 +105,7 @@ def stage_backends(
 ) -> Mapping[str, PieceBackend]:
     """What can run pieces of a prepared model here.
 
-    For `profile_model` and `cutset.runtime.expect.expect_here`.
+    For `profile_model` and `cutset.measure.local_plans.expect_here`.
 
     Args and errors as for `piece_backends`.
     """
@@ -484,7 +484,7 @@ def time_on_cluster(
         BundleError: the bundle cannot be read, or not be written anew.
         ValueError: `settings` names no cluster.
     """
-    from cutset.runtime.alone_on_nodes import time_stages_on_nodes
+    from cutset.measure.stages_on_nodes import time_stages_on_nodes
 
     if settings.cluster is None:
         raise ValueError("settings.cluster is None: what messages take there is not known")

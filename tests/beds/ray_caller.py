@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from cutset.engines.ray import RayCluster
+from cutset.engines.ray.engine import RayCluster
 from cutset.errors import CutsetError
 from cutset.runtime.session import open_session
 from cutset.runtime.status import Limits

@@ -19,9 +19,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from cutset.bundles.open import open_bundle
+from cutset.cluster.devices import cluster_from_toml, load_cluster
 from cutset.costs.model import load_profile
-from cutset.devices import cluster_from_toml, load_cluster
-from cutset.shards.load import open_bundle
 from distributed import bundles
 from testbed import faults
 from testbed.build import down, up
@@ -195,7 +195,7 @@ def _is_ours(process: psutil.Process) -> bool:
         line = process.cmdline()
     except psutil.NoSuchProcess:
         return False
-    ours = ("cutset.runtime.worker", "cutset.runtime.alone", "ray::StageHost", "ray::ProbeHost")
+    ours = ("cutset.runtime.worker", "cutset.measure.stages", "ray::StageHost", "ray::ProbeHost")
     return any(word in " ".join(line) for word in ours)
 
 
@@ -238,8 +238,8 @@ def test_a_caller_that_is_killed_leaves_no_process(bed: State, bundle: Path, row
 
 _TIMED = """
 import sys
-from cutset.devices import load_cluster
-from cutset.engines.ray import RayCluster
+from cutset.cluster.devices import load_cluster
+from cutset.engines.ray.engine import RayCluster
 from cutset.workflow import time_on_cluster
 time_on_cluster(sys.argv[1], RayCluster(cluster=load_cluster(sys.argv[2])), duration_s=0.5)
 """

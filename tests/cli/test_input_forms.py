@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.export import Dim, export, save
 
+from cutset.bundles.open import open_bundle
 from cutset.models import find_model
-from cutset.shards.load import open_bundle
 
 from .conftest import Cutset
 

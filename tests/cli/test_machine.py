@@ -33,7 +33,7 @@ def test_doctor_fails_where_something_needed_is_missing(
     def refuse(slot_bytes: int, num_slots: int) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cutset.runtime.arena.create_file", refuse)
+    monkeypatch.setattr("cutset.links.arena.create_file", refuse)
     outcome = cutset("doctor")
     assert outcome.code == 1
     assert "no   share memory between workers: [Errno 28] No space left on device" in outcome.out

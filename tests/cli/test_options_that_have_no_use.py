@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cutset.errors import EngineError
-from cutset.probe import Probe, ProbeRequest
+from cutset.measure.probe import Probe, ProbeRequest
 
 from .conftest import Cutset
 
@@ -147,7 +147,7 @@ def test_the_nodes_of_a_probe_are_sent_what_was_asked_for(
         asked.append(request)
         raise EngineError("no cluster")
 
-    monkeypatch.setattr("cutset.probe.probe_cluster", probe_cluster)
+    monkeypatch.setattr("cutset.measure.probe.probe_cluster", probe_cluster)
     outcome = cutset("probe", small_model, "-o", tmp_path / "c.toml", *options)
     assert "no cluster" in outcome.err
     (request,) = asked

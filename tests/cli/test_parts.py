@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cutset.shards.load import open_bundle
+from cutset.bundles.open import open_bundle
 
 from .conftest import Cutset
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from cutset.cli.screen import NOTE, LogFormatter, show_traceback, stdout
+from cutset.cluster.devices import Cluster, Device, cluster_to_toml
 from cutset.costs.model import load_profile, profile_to_json
-from cutset.devices import Cluster, Device, cluster_to_toml
 from cutset.errors import CutsetError
 from cutset.report.text import print_bench, print_checks
 from cutset.serve.logs import JsonFormatter

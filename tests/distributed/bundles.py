@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cutset.graph.capture import capture_model
-from cutset.graph.lowering import CapturedModel
+from cutset.bundles.write.export import export_bundle
+from cutset.capture.lowering import CapturedModel
+from cutset.capture.torch_export import capture_model
 from cutset.planning.plan import PLAN_FORMAT, Plan, StagePlan
-from cutset.shards.export import export_bundle
 
 
 def hand_plan(captured: CapturedModel, positions: tuple[int, ...], micro_batch: int) -> Plan:

@@ -5,10 +5,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from cutset.bundles.open import open_bundle
 from cutset.errors import EngineError
-from cutset.runtime.alone import measure_alone
-from cutset.runtime.bench import bench_bundle
-from cutset.shards.load import open_bundle
+from cutset.measure.bench import bench_bundle
+from cutset.measure.stages import measure_alone
 
 
 def test_the_report_has_the_keys_that_scripts_rely_on(bundle: Path) -> None:

@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import nn
 
+from cutset.bundles.open import open_bundle
 from cutset.engines.local import LocalEngine
 from cutset.errors import EngineError
 from cutset.runtime.session import open_session
 from cutset.runtime.status import Limits
-from cutset.shards.load import open_bundle
 
 from .bundles import SmallNet, whole_model, write_bundle
 

@@ -14,12 +14,12 @@ import psutil
 import pytest
 import torch
 
+from cutset.bundles.allowance import allowance_of
+from cutset.bundles.open import open_bundle
 from cutset.engines.local import LocalEngine
 from cutset.errors import ContractViolation, StageFailed
 from cutset.runtime.session import Session, open_session
 from cutset.runtime.status import Limits
-from cutset.shards.allowance import allowance_of
-from cutset.shards.load import open_bundle
 
 from . import sick_worker
 from .bundles import SmallNet, whole_model

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import cutset
+from cutset.bundles.manifest import encode_manifest
+from cutset.bundles.open import open_bundle
+from cutset.capture.torch_export import capture_model
 from cutset.errors import ContractViolation, EngineError, ManifestError, PlanError
-from cutset.graph.capture import capture_model
-from cutset.shards.load import open_bundle
-from cutset.shards.manifest import encode_manifest
 
 
 class IfSeveral(nn.Module):

@@ -8,12 +8,12 @@ import sys
 import msgspec
 import pytest
 
-from cutset.overhead import Overhead
+from cutset.measure.overhead import Overhead
 
 ON_ONE_CORE = """
 import os, runpy, sys
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-runpy.run_module("cutset.overhead", run_name="__main__")
+runpy.run_module("cutset.measure.overhead", run_name="__main__")
 """
 
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import cutset.runtime.session as session_module
-from cutset.engines.base import LinkLost
 from cutset.engines.local import LocalEngine
+from cutset.engines.protocol import LinkLost
 from cutset.errors import EngineError
+from cutset.links.circuit import Circuit
+from cutset.links.network import Receiver, Sender
+from cutset.links.shared_memory import HostReceiver, HostSender
 from cutset.runtime import callerend
-from cutset.runtime.channel import Receiver, Sender
-from cutset.runtime.circuit import Circuit
-from cutset.runtime.hostlink import HostReceiver, HostSender
 from cutset.runtime.ledger import Request
 from cutset.runtime.session import Session, open_session
 from cutset.runtime.status import Limits

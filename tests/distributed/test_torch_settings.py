@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from checked_here import check_here
-from cutset.graph.capture import capture_model
-from cutset.runtime.session import open_session
-from cutset.shards.load import load_program, open_bundle
-from cutset.shards.verify import verify_bundle
-from cutset.torch_settings import (
+from cutset.bundles.open import load_program, open_bundle
+from cutset.bundles.proof.verify import verify_bundle
+from cutset.capture.torch_export import capture_model
+from cutset.capture.torch_settings import (
     TORCH_SETTINGS,
     apply_settings,
     current_settings,
     using_settings,
 )
+from cutset.runtime.session import open_session
 from distributed.bundles import write_bundle
 
 

@@ -18,12 +18,12 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from cutset.capture.lowering import CapturedModel
+from cutset.capture.pieces import build_piece
+from cutset.capture.torch_export import capture_model
+from cutset.cluster.devices import equal_cluster
 from cutset.costs.model import costs_from_flops
-from cutset.devices import equal_cluster
-from cutset.graph.capture import capture_model
 from cutset.graph.cuts import CutPoints, find_cut_points
-from cutset.graph.lowering import CapturedModel
-from cutset.graph.pieces import build_piece
 from cutset.models.randomise import randomise
 from cutset.planning import make_plan
 

@@ -12,11 +12,11 @@ import torch
 from torchvision.models import resnet18
 
 from cutset.backends.base import load_stage
+from cutset.bundles.open import open_bundle
+from cutset.bundles.proof.verify import verify_bundle
 from cutset.errors import EngineError, ManifestError, ModelError
 from cutset.models.randomise import randomise
 from cutset.runtime.session import open_session
-from cutset.shards.load import open_bundle
-from cutset.shards.verify import verify_bundle
 from cutset.workflow import PreparedModel, plan_stages, prepare_model, split_model
 from hostile import edit_manifest, relist
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchvision.models import get_model, get_model_weights
 
-from cutset.graph.capture import capture_graph
+from cutset.capture.torch_export import capture_graph
 from six_models import SIX, prepared
 
 MOBILENET_V2 = [

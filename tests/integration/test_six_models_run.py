@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cutset.graph.capture import capture_model
+from cutset.capture.torch_export import capture_model
 from cutset.graph.cuts import find_cut_points
 from cutset.runtime.session import open_session
 from cutset.workflow import PreparedModel, plan_stages, split_model

@@ -10,8 +10,8 @@ from types import ModuleType
 
 import torch
 
-from cutset.images import read_image
-from cutset.inputs import top_k
+from cutset.data.array_files import top_k
+from cutset.data.images import read_image
 from cutset.models import FoundModel, find_model
 
 

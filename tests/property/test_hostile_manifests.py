@@ -14,20 +14,20 @@ from typing import Any
 import pytest
 import torch
 
+from cutset.bundles.allowance import allowance_of
+from cutset.bundles.open import Bundle, open_bundle
+from cutset.bundles.proof.structure import completeness_faults, unit_faults
+from cutset.bundles.write.export import export_bundle
+from cutset.capture.torch_export import capture_model
 from cutset.cli.reporting import _of_bundle
+from cutset.cluster.devices import equal_cluster
 from cutset.costs.model import costs_from_flops
-from cutset.devices import equal_cluster
 from cutset.errors import BundleError, CutsetError
-from cutset.graph.capture import capture_model
 from cutset.graph.cuts import find_cut_points
 from cutset.planning import make_plan
-from cutset.report.build import build_report
+from cutset.report.compose import build_report
 from cutset.report.html import render
 from cutset.runtime.contract import links_of
-from cutset.shards.allowance import allowance_of
-from cutset.shards.export import export_bundle
-from cutset.shards.load import Bundle, open_bundle
-from cutset.shards.static_checks import completeness_faults, unit_faults
 from hostile import edit_manifest
 from hostile_json import Mutator
 from models_of_trouble import residual_net

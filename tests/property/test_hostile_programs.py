@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from cutset.bundles.open import load_program, open_bundle
 from cutset.errors import CutsetError
-from cutset.shards.load import load_program, open_bundle
 from distributed.bundles import write_bundle
 from hostile import MODEL_JSON, PROGRAM, copy_of, edit_members, members_of, root_of
 from hostile_json import Mutator

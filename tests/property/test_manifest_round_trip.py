@@ -14,12 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cutset.errors import BundleError, ManifestError
-from cutset.graph.ir import Graph, ModuleCall, Operation, Parameter
-from cutset.images import Preprocessing
-from cutset.planning.plan import PLAN_FORMAT, Plan, StagePlan
-from cutset.shards.load import load_program, open_bundle
-from cutset.shards.manifest import (
+from cutset.bundles.manifest import (
     BUNDLE_FORMAT,
     FileEntry,
     Manifest,
@@ -28,8 +23,13 @@ from cutset.shards.manifest import (
     decode_manifest,
     encode_manifest,
 )
+from cutset.bundles.open import load_program, open_bundle
+from cutset.capture.torch_settings import TORCH_SETTINGS
+from cutset.data.images import Preprocessing
+from cutset.errors import BundleError, ManifestError
+from cutset.graph.ir import Graph, ModuleCall, Operation, Parameter
+from cutset.planning.plan import PLAN_FORMAT, Plan, StagePlan
 from cutset.tensors import DTYPE_BYTES, TensorSpec
-from cutset.torch_settings import TORCH_SETTINGS
 from distributed.bundles import write_bundle
 from hostile import edit_model_json, relist
 from models_of_trouble import residual_net

@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import planner_twin as twin
-from cutset.planning import solve, threshold
-from cutset.planning.bounds import latency_certificates, period_certificates
+from cutset.planning.certificates import latency_certificates, period_certificates
 from cutset.planning.deadline import OverBudget
 from cutset.planning.problem import ByteCosts, ChainProblem, Variant
-from cutset.planning.relaxed import Goal, solve_wide
-from cutset.planning.solve import (
+from cutset.planning.solvers import solve, threshold
+from cutset.planning.solvers.relaxed import Goal, solve_wide
+from cutset.planning.solvers.solve import (
     Infeasible,
     find_best,
     solve_front,

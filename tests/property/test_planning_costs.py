@@ -9,8 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import planner_twin as twin
-from cutset.costs.model import CostModel, PieceSeconds, SharedWeight
-from cutset.devices import (
+from cutset.cluster.devices import (
     Cluster,
     Device,
     Link,
@@ -18,8 +17,9 @@ from cutset.devices import (
     cluster_from_toml,
     cluster_to_toml,
 )
-from cutset.planning.build import MemoryTable, build_problem
-from cutset.planning.solve import Infeasible, solve_period
+from cutset.costs.model import CostModel, PieceSeconds, SharedWeight
+from cutset.planning.formulate import MemoryTable, build_problem
+from cutset.planning.solvers.solve import Infeasible, solve_period
 
 quick = settings(
     max_examples=200,

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cutset.planning.downset_goals import Goals, OutOfReach
-from cutset.planning.downset_orders import certificates_for_all
-from cutset.planning.downset_search import open_searches, solve_downsets
-from cutset.planning.downsets import DagProblem, Tensor, contract, list_downsets
+from cutset.planning.anyorder.downsets import DagProblem, Tensor, contract, list_downsets
+from cutset.planning.anyorder.fewer_downsets import certificates_for_all
+from cutset.planning.anyorder.goals import Goals, OutOfReach
+from cutset.planning.anyorder.search import open_searches, solve_downsets
 from cutset.planning.simulate import simulate
 
 quick = settings(

@@ -11,8 +11,14 @@ import pytest
 import planner_twin as twin
 from cutset.planning.deadline import within
 from cutset.planning.problem import ByteCosts, ChainProblem, Variant
-from cutset.planning.relaxed import Goal, solve_wide
-from cutset.planning.solve import Infeasible, find_best, solve_front, solve_latency, solve_period
+from cutset.planning.solvers.relaxed import Goal, solve_wide
+from cutset.planning.solvers.solve import (
+    Infeasible,
+    find_best,
+    solve_front,
+    solve_latency,
+    solve_period,
+)
 
 LIMIT_S = 20.0
 NUM_QUICK, NUM_SOAK = 120, 3000

@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from cutset.capture.pieces import build_piece
+from cutset.capture.torch_export import capture_model
 from cutset.graph.calls import PLAIN_CONTAINERS, call_regions
-from cutset.graph.capture import capture_model
 from cutset.graph.cuts import CutPoints, find_cut_points
 from cutset.graph.ir import Graph
-from cutset.graph.pieces import build_piece
 
 WIDTH = 4
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
+from cutset.data.array_files import read_arrays
+from cutset.data.images import Preprocessing, read_image
 from cutset.errors import ModelError
-from cutset.images import Preprocessing, read_image
-from cutset.inputs import read_arrays
 from cutset.models.checkpoint import read_checkpoint
 from cutset.tensors import TensorSpec
 

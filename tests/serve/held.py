@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from cutset.data.images import Preprocessing
 from cutset.errors import CutsetError
 from cutset.graph.ir import Graph
-from cutset.images import Preprocessing
 from cutset.runtime.status import SessionStatus, StageStats, StageStatus
 from cutset.tensors import TensorSpec
 from distributed.bundles import hand_plan

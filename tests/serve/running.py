@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from cutset.graph.capture import capture_model
-from cutset.images import Preprocessing
+from cutset.bundles.write.export import export_bundle
+from cutset.capture.torch_export import capture_model
+from cutset.data.images import Preprocessing
 from cutset.runtime.session import Session, open_session
 from cutset.serve.server import Server, address_of, bind, serve
 from cutset.serve.settings import ServeSettings
-from cutset.shards.export import export_bundle
 from distributed.bundles import SmallNet, hand_plan
 
 INFER = "/v2/models/small/infer"

@@ -14,8 +14,8 @@ import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
-from cutset.graph.capture import capture_model
-from cutset.shards.export import export_bundle
+from cutset.bundles.write.export import export_bundle
+from cutset.capture.torch_export import capture_model
 from distributed.bundles import SmallNet, hand_plan, whole_model
 
 from .running import Running, TwoInTwoOut, serving

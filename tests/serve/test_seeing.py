@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from cutset.backends.allocator import give_back_memory
-from cutset.engines.base import Span
+from cutset.engines.protocol import Span
 from cutset.errors import CutsetError
 from cutset.runtime.timeline import ProcessTimeline
 from cutset.serve.app import Service

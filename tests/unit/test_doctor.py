@@ -87,7 +87,7 @@ def test_memory_that_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(slot_bytes: int, num_slots: int) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cutset.runtime.arena.create_file", refuse)
+    monkeypatch.setattr("cutset.links.arena.create_file", refuse)
     found = ability("share memory between workers")
     assert not found.ok
     assert "No space left" in found.detail

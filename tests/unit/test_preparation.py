@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from cutset.capture.torch_export import capture_model
 from cutset.errors import CaptureError, ModelError
-from cutset.graph.capture import capture_model
 from cutset.models import FoundModel
 from cutset.preparation import PreparedModel, prepare_found, prepare_model
 from models_of_trouble import Detector, Pyramid

@@ -4,8 +4,8 @@ import msgspec
 import pytest
 
 from cutset import workflow
+from cutset.cluster.devices import Cluster, Device, equal_cluster
 from cutset.costs.model import PieceProfile, Profile, Timing
-from cutset.devices import Cluster, Device, equal_cluster
 
 
 def _profile(*backends: str) -> Profile:

@@ -10,7 +10,7 @@ between two large ones and keeps them from becoming one again. So small blocks a
 (`malloc_environment`), and those that stay are made before any large one (`map_large_blocks`).
 Measured on the first stages of an Inception v3, a ResNet18 and a ResNet50 with 8 rows, whose
 activations need 84, 49 and 74 MiB: a worker had 178, 102 and 160 MiB of private memory more than an
-idle process before, and 112, 76 and 98 MiB with this and `cutset.graph.reuse`.
+idle process before, and 112, 76 and 98 MiB with this and `cutset.capture.reuse`.
 """
 
 from __future__ import annotations

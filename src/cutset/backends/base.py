@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from cutset.capture.torch_settings import apply_settings
 from cutset.errors import CutsetError, EngineError
-from cutset.torch_settings import apply_settings
 
 if TYPE_CHECKING:
-    from cutset.shards.load import Bundle
-    from cutset.shards.manifest import StageEntry
+    from cutset.bundles.manifest import StageEntry
+    from cutset.bundles.open import Bundle
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,10 +33,10 @@ QUICK_BACKENDS: tuple[str, ...] = BACKENDS[:3]
 AUTO = "auto"
 
 _MODULES = {
-    "torch": "cutset.backends.eager",
-    "onnxruntime": "cutset.backends.onnx",
+    "torch": "cutset.backends.torch_eager",
+    "onnxruntime": "cutset.backends.onnxruntime",
     "openvino": "cutset.backends.openvino",
-    "torch-compiled": "cutset.backends.compiled",
+    "torch-compiled": "cutset.backends.torch_compiled",
 }
 _TRIAL_LIMIT_S = 0.5
 _TRIAL_RUNS = 5

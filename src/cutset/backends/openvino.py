@@ -14,15 +14,15 @@ import numpy as np
 import torch
 
 from cutset.backends.allocator import give_back_mapping
-from cutset.backends.onnx import one_convolution, rows_of
+from cutset.backends.onnxruntime import one_convolution, rows_of
+from cutset.bundles.open import load_onnx_model
 from cutset.errors import EngineError
-from cutset.shards.load import load_onnx_model
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cutset.shards.load import Bundle
-    from cutset.shards.manifest import StageEntry
+    from cutset.bundles.manifest import StageEntry
+    from cutset.bundles.open import Bundle
     from cutset.tensors import TensorSpec
 
 DTYPES = frozenset(

@@ -79,7 +79,7 @@ def run(
     as_json: options.Json = False,
 ) -> None:
     """Run images or arrays through the stages of a bundle, a process each."""
-    from cutset.inputs import write_outputs
+    from cutset.data.array_files import write_outputs
     from cutset.predict import predict_files
     from cutset.report.documents import run_document
     from cutset.report.text import print_answers, print_part
@@ -149,8 +149,8 @@ def bench(
     """Measure throughput and latency against the prediction and the whole model."""
     import msgspec
 
+    from cutset.measure.bench import bench_bundle
     from cutset.report.text import print_bench, print_part
-    from cutset.runtime.bench import bench_bundle
 
     if seconds < _MIN_BENCH_S:
         usage_error(f"--seconds must be at least {_MIN_BENCH_S}, got {seconds:g}")

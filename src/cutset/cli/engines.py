@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cutset.cli.screen import usage_error
 
 if TYPE_CHECKING:
-    from cutset.engines.ray import RayCluster
+    from cutset.engines.ray.engine import RayCluster
 
 
 def chosen_engine(
@@ -28,8 +28,8 @@ def chosen_engine(
             if value is not None:
                 usage_error(f"{name} is for --engine ray")
         return engine
-    from cutset.devices import load_cluster
-    from cutset.engines.ray import RayCluster
+    from cutset.cluster.devices import load_cluster
+    from cutset.engines.ray.engine import RayCluster
 
     if address is not None and not address.strip():
         usage_error("--address is empty; leave it out for this machine's cluster")

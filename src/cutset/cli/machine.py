@@ -59,9 +59,9 @@ def probe(
     """Measure the nodes of a Ray cluster and their links; write a cluster file and profiles."""
     import msgspec
 
+    from cutset.cluster.devices import cluster_to_toml
     from cutset.costs.model import profile_to_json
-    from cutset.devices import cluster_to_toml
-    from cutset.probe import ProbeRequest, describe_probe, probe_cluster
+    from cutset.measure.probe import ProbeRequest, describe_probe, probe_cluster
 
     if output.suffix != ".toml":
         usage_error(f"{output}: a cluster file ends in .toml")

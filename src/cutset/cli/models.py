@@ -24,7 +24,7 @@ from cutset.errors import CutsetError
 
 if TYPE_CHECKING:
     from cutset.costs.model import Profile
-    from cutset.costs.profile import PieceBackend
+    from cutset.measure.profiling import PieceBackend
     from cutset.planning import Plan
     from cutset.workflow import PlanRequest, PreparedModel
 
@@ -252,9 +252,9 @@ def split(
     as_json: options.Json = False,
 ) -> None:
     """Capture, profile, plan, export and verify: from a model to a proven bundle."""
+    from cutset.bundles.write.export import check_target
     from cutset.report.documents import plan_document
     from cutset.report.text import print_checks, print_part, print_plan
-    from cutset.shards.export import check_target
     from cutset.workflow import split_model
 
     if address is not None and cluster is None:
@@ -289,7 +289,7 @@ def _time_on_cluster(
     bundle: Path, address: str, request: PlanRequest, threads: int, say: Say
 ) -> Plan:
     """The plan with what the nodes of the Ray cluster at `address` measured."""
-    from cutset.engines.ray import RayCluster
+    from cutset.engines.ray.engine import RayCluster
     from cutset.workflow import time_on_cluster
 
     settings = RayCluster(address=address, cluster=request.cluster)
@@ -342,7 +342,7 @@ def _request(
     if cluster is None and stages is None and not cut:
         usage_error("say how to divide the model: --stages N, --cluster FILE.toml or --cut AFTER")
     _check_limits(max_latency, min_throughput, time_limit)
-    from cutset.devices import load_cluster
+    from cutset.cluster.devices import load_cluster
     from cutset.workflow import PlanRequest
 
     return PlanRequest(
@@ -401,7 +401,7 @@ def _plan_cost_graph(
     **wanted: Any,
 ) -> Sequence[Plan]:
     """The plan, or the plans of the front, for a cost graph."""
-    from cutset.devices import equal_cluster, load_cluster
+    from cutset.cluster.devices import equal_cluster, load_cluster
     from cutset.planning import pareto_cost_graph, plan_cost_graph
 
     if objective not in ("throughput", "latency", "pareto"):
@@ -526,7 +526,7 @@ def _best_plan(
 
     if not backends:
         return make(costs)
-    from cutset.runtime.expect import plan_here
+    from cutset.measure.local_plans import plan_here
 
     assert isinstance(costs, Profile), "without a cluster there is one profile"
     return plan_here(prepared.captured, make, costs, backends, num_threads=threads, say=say)

@@ -13,8 +13,8 @@ from cutset.cli.screen import print_json, progress, tell, usage_error, write_tex
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cutset.cluster.devices import Cluster
     from cutset.costs.model import Profile
-    from cutset.devices import Cluster
     from cutset.report.sources import ReportSources
 
 
@@ -61,7 +61,7 @@ def report(
         )
     if given and model is None:
         usage_error(f"{options.written(given[0])} is for the plan's --model, which is not named")
-    from cutset.report.build import build_report
+    from cutset.report.compose import build_report
     from cutset.report.drawings import save_drawings
     from cutset.report.html import render, require_extra
 
@@ -106,7 +106,7 @@ def _sources(
     """Reads everything that was named."""
     import dataclasses
 
-    from cutset.devices import load_cluster
+    from cutset.cluster.devices import load_cluster
     from cutset.report.sources import (
         load_bench,
         load_plan_document,
@@ -163,11 +163,11 @@ def _profiles(
 
 def _of_bundle(folder: Path) -> ReportSources:
     """What a bundle's manifest holds; its other files are not opened."""
+    from cutset.bundles.manifest import MAX_MANIFEST_BYTES, decode_manifest
+    from cutset.bundles.strict_json import MANIFEST_NAME
     from cutset.errors import ManifestError
     from cutset.graph.cuts import find_cut_points
     from cutset.report.sources import BundleFile, PartShare, ReportSources, StageContract
-    from cutset.shards.manifest import MAX_MANIFEST_BYTES, decode_manifest
-    from cutset.shards.strict_json import MANIFEST_NAME
 
     try:
         with (folder / MANIFEST_NAME).open("rb") as file:

@@ -1,1 +1,1 @@
-"""What a stage, a link and a device cost: counted from the graph or measured."""
+"""What a stage, a link and a device cost, as plain numbers."""

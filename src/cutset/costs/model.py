@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from cutset.devices import Device
+from cutset.cluster.devices import Device
 from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoint, CutPoints
 from cutset.graph.ir import Graph

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from cutset.engines.base import Command, Event
+from cutset.engines.protocol import Command, Event
 from cutset.errors import EngineError
 from cutset.processes import encodable
 

@@ -18,8 +18,8 @@ import threading
 from collections.abc import Callable
 
 from cutset.backends.allocator import malloc_environment
-from cutset.engines.base import Command, Event, Exited, WorkerHandle
 from cutset.engines.control import ControlSocket
+from cutset.engines.protocol import Command, Event, Exited, WorkerHandle
 from cutset.errors import EngineError
 from cutset.host import core_numbers, num_usable_cores
 from cutset.processes import LastWords, command_of, made_environment
@@ -31,7 +31,7 @@ _REAP_TIMEOUT_S = 5.0
 
 
 class LocalWorker:
-    """A worker process of this machine; see `cutset.engines.base.WorkerHandle`.
+    """A worker process of this machine; see `cutset.engines.protocol.WorkerHandle`.
 
     It begins as a spare: its events wait until `adopt` says which stage it is for. Two threads
     belong to it: one reads its control messages, one its standard error.
@@ -149,7 +149,7 @@ def signal_name(number: int) -> str:
 
 
 class LocalEngine:
-    """Processes of this machine; see `cutset.engines.base.Engine`.
+    """Processes of this machine; see `cutset.engines.protocol.Engine`.
 
     Args:
         devices: name of each stage's device, for messages.

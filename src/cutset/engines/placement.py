@@ -12,12 +12,12 @@ from collections.abc import Collection
 
 import msgspec
 
+from cutset.bundles.manifest import Manifest
+from cutset.cluster.devices import Cluster, Device, Link
 from cutset.costs.model import INPUT_NAME, OUTPUT_NAME, REFERENCE, CostModel, PieceSeconds
-from cutset.devices import Cluster, Device, Link
 from cutset.errors import EngineError, PlanError
 from cutset.graph.cuts import find_cut_points
 from cutset.planning import Plan, make_plan
-from cutset.shards.manifest import Manifest
 
 
 def cluster_of_plan(plan: Plan) -> Cluster:

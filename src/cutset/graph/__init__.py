@@ -1,1 +1,1 @@
-"""The model as a graph: capture it, find its units, find where it may be cut."""
+"""The model as a graph: its operations, its units, and where it may be cut."""

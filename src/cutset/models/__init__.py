@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cutset.capture.arguments import Arguments, ExampleInputs
 from cutset.errors import ModelError
-from cutset.graph.arguments import Arguments, ExampleInputs
 from cutset.models.found import FoundModel
 from cutset.models.request import WeightsRequest, parse_weights
 

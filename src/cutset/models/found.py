@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from cutset.graph.arguments import ExampleInputs
-from cutset.images import Preprocessing
+from cutset.capture.arguments import ExampleInputs
+from cutset.data.images import Preprocessing
 
 if TYPE_CHECKING:
     import torch

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from cutset.capture.arguments import Arguments, ExampleInputs, split_inputs
 from cutset.errors import ModelError
-from cutset.graph.arguments import Arguments, ExampleInputs, split_inputs
 from cutset.models.found import FoundModel
 from cutset.models.randomise import randomise
 from cutset.models.request import NamedWeights, RandomWeights, WeightsRequest, near_names

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cutset.capture.onnx.onnx_file import read_onnx_file
 from cutset.errors import ModelError
-from cutset.graph.onnx_model import read_onnx_file
 from cutset.models.found import FoundModel
 from cutset.models.request import WeightsRequest
 from cutset.models.weights import file_sha256

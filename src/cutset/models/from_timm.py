@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import torch
 from torch import nn
 
+from cutset.data.images import INTERPOLATIONS, Preprocessing
 from cutset.errors import ModelError
-from cutset.images import INTERPOLATIONS, Preprocessing
 from cutset.models.found import FoundModel, random_rows
 from cutset.models.randomise import randomise
 from cutset.models.request import (

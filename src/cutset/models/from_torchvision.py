@@ -25,8 +25,8 @@ from torchvision import models as zoo
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms import InterpolationMode, _presets
 
+from cutset.data.images import Preprocessing
 from cutset.errors import ModelError, WeightsMismatch
-from cutset.images import Preprocessing
 from cutset.models.checkpoint import StateDict, pick_state, read_checkpoint
 from cutset.models.found import FoundModel, random_rows
 from cutset.models.randomise import randomise

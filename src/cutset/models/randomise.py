@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from cutset.capture.arguments import ExampleInputs, call_model, untouched
 from cutset.errors import ModelError
-from cutset.graph.arguments import ExampleInputs, call_model, untouched
 
 _SCALE_RANGE = (0.5, 1.5)
 _SHIFT_RANGE = (-0.25, 0.25)

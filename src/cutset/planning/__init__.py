@@ -1,16 +1,17 @@
 """Placement: which stages, on which devices, in which order, and the proof that none is better."""
 
-from cutset.planning.assemble import gain_inside_units
-from cutset.planning.cost_graph import (
+from cutset.planning.anyorder.cost_graph import (
     CostGraph,
     load_cost_graph,
     pareto_cost_graph,
     plan_cost_graph,
 )
+from cutset.planning.assemble import gain_inside_units
 from cutset.planning.deadline import TIME_LIMIT_S
-from cutset.planning.expect import expect_on_cluster
+from cutset.planning.expected import expect_on_cluster
 from cutset.planning.make import make_plan, pareto_plans
 from cutset.planning.more_rows import more_rows_advice
+from cutset.planning.more_tensors import try_more_tensors
 from cutset.planning.plan import (
     Alternative,
     Certificate,
@@ -22,7 +23,6 @@ from cutset.planning.plan import (
     plan_to_json,
 )
 from cutset.planning.simulate import Slot, Timeline, simulate, simulate_plan
-from cutset.planning.wider import try_more_tensors
 
 __all__ = [
     "TIME_LIMIT_S",

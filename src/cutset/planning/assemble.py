@@ -7,11 +7,11 @@ import numpy as np
 from cutset.costs.model import CostModel
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
-from cutset.planning.bounds import latency_certificates, period_certificates
-from cutset.planning.build import BuiltProblem
+from cutset.planning.certificates import latency_certificates, period_certificates
+from cutset.planning.formulate import BuiltProblem
 from cutset.planning.plan import PLAN_FORMAT, Alternative, Plan, StagePlan, gap_of, proven_among
 from cutset.planning.problem import ChainProblem, Placed
-from cutset.planning.solve import Solution
+from cutset.planning.solvers.solve import Solution
 
 
 def assemble_plan(

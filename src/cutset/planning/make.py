@@ -11,19 +11,19 @@ from typing import NoReturn, TypeAlias
 
 import msgspec
 
+from cutset.cluster.devices import Cluster
 from cutset.costs.model import CostModel
-from cutset.devices import Cluster
 from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
+from cutset.planning.anyorder.prefixes import prefixes_are_all_cuts
 from cutset.planning.assemble import assemble_plan
-from cutset.planning.build import BuiltProblem, build_problem
 from cutset.planning.deadline import TIME_LIMIT_S, Deadline, OverBudget, within
+from cutset.planning.formulate import BuiltProblem, build_problem
 from cutset.planning.memory import explain_infeasible
-from cutset.planning.orders import prefixes_are_all_cuts
 from cutset.planning.plan import Alternative, Plan
 from cutset.planning.problem import Placed
-from cutset.planning.solve import (
+from cutset.planning.solvers.solve import (
     Infeasible,
     Solution,
     is_exact,
@@ -101,7 +101,7 @@ def make_plan(
         graph: the captured model.
         cuts: its positions, judged.
         costs: what its pieces cost, from the same graph and cuts.
-        cluster: the devices and links; `cutset.devices.equal_cluster` for N equal ones.
+        cluster: the devices and links; `cutset.cluster.devices.equal_cluster` for N equal ones.
         objective: ``"throughput"`` (least period) or ``"latency"``.
         num_stages: exactly this many, or None for as many as are best; not every device need
             be used.

@@ -6,11 +6,11 @@ import dataclasses
 
 import numpy as np
 
-from cutset.devices import Cluster
+from cutset.cluster.devices import Cluster
 from cutset.errors import InfeasiblePlan, PlanError
-from cutset.planning.build import BuiltProblem
+from cutset.planning.formulate import BuiltProblem
 from cutset.planning.problem import ChainProblem, Variant
-from cutset.planning.solve import is_exact, period_oracle
+from cutset.planning.solvers.solve import is_exact, period_oracle
 from cutset.planning.totals import Ints
 
 MAX_LISTED_PIECES = 600

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from cutset.cluster.devices import Cluster
 from cutset.costs.model import CostModel, with_more_rows
-from cutset.devices import Cluster
 from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
 from cutset.planning.deadline import TIME_LIMIT_S, within
 from cutset.planning.make import make_plan
+from cutset.planning.more_tensors import is_hard
 from cutset.planning.plan import Plan
-from cutset.planning.wider import is_hard
 
 TRIED_FACTORS = (4, 16)
 """How many times as many rows are tried."""

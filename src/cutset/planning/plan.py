@@ -72,8 +72,8 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     Attributes:
         name: ``"volume"``, ``"sharing"``, ``"largest node"``, ``"cover"``, ``"cut count"``,
-            ``"exhaustion"``, ``"search"`` or ``"relaxation"``; `cutset.planning.bounds` says what
-            each proves.
+            ``"exhaustion"``, ``"search"`` or ``"relaxation"``;
+            `cutset.planning.certificates` says what each proves.
         bound_s: seconds.
         detail: the numbers behind it, in words.
     """

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from cutset.cluster.devices import Cluster, Device
 from cutset.costs.model import (
     PROFILE_FORMAT,
     CostModel,
@@ -22,7 +23,6 @@ from cutset.costs.model import (
     costs_from_flops,
     costs_from_profile,
 )
-from cutset.devices import Cluster, Device
 from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph

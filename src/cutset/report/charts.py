@@ -12,7 +12,7 @@ from typing import Any
 
 import altair as alt
 
-from cutset.report.look import (
+from cutset.report.style import (
     BOUND_COLOUR,
     CHOSEN_COLOUR,
     LABEL_WIDTH,

@@ -7,17 +7,17 @@ from typing import Any
 
 from cutset.errors import CutsetError
 from cutset.printable import printable_lines
-from cutset.report.build import Report
+from cutset.report.alternatives import DEVICES, FRONT, THIS, Candidate
 from cutset.report.charts import (
     devices_chart,
     front_chart,
     load_chart,
     memory_chart,
 )
-from cutset.report.front import DEVICES, FRONT, THIS, Candidate
+from cutset.report.compose import Report
 from cutset.report.loads import load_rows, memory_rows
-from cutset.report.look import Spec, theme
 from cutset.report.strip_chart import strip_chart
+from cutset.report.style import Spec, theme
 from cutset.report.timeline_chart import timeline_chart
 
 LIGHT = theme("#1a2229", "#aab4bd")

@@ -9,8 +9,8 @@ from typing import Any
 
 from cutset.errors import CutsetError
 from cutset.printable import visible
-from cutset.report.build import Report, build_report
-from cutset.report.front import Candidate
+from cutset.report.alternatives import Candidate
+from cutset.report.compose import Report, build_report
 from cutset.report.sources import ReportSources
 from cutset.report.text import format_bytes, format_count, format_seconds, part_in_words
 from cutset.version import __version__
@@ -73,7 +73,7 @@ def render(report: Report) -> str:
     import markupsafe
 
     from cutset.report.drawings import make_drawings
-    from cutset.report.look import STAGE_COLOURS
+    from cutset.report.style import STAGE_COLOURS
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cutset.report", "page"),

@@ -15,12 +15,12 @@ from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
 from cutset.planning.plan import Plan
 from cutset.printable import visible
-from cutset.report.build import build_report
+from cutset.report.compose import build_report
 from cutset.report.drawings import make_drawings, svg_of
-from cutset.report.look import STAGE_COLOURS
 from cutset.report.sources import ReportSources
 from cutset.report.strip import make_strip, strip_rows
 from cutset.report.strip_chart import strip_chart
+from cutset.report.style import STAGE_COLOURS
 from cutset.report.text import format_bytes, format_count, format_seconds
 
 _PLAN_DRAWINGS = ("strip", "load", "predicted")

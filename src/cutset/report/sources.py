@@ -14,8 +14,8 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from cutset.cluster.devices import Cluster
 from cutset.costs.model import Profile
-from cutset.devices import Cluster
 from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph

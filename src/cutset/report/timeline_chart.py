@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import altair as alt
 
-from cutset.report.look import (
+from cutset.report.style import (
     IDLE_COLOUR,
     LABEL_WIDTH,
     QUIET_COLOUR,

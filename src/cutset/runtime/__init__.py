@@ -1,1 +1,1 @@
-"""The pipeline at work: channels between neighbours, workers, and the caller's session."""
+"""The pipeline at work: workers, the ledger of what is on its way, and the caller's session."""

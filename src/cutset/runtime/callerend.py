@@ -13,16 +13,16 @@ from collections.abc import Callable
 
 import torch
 
-from cutset.engines.base import Address, Connect, LinkLost
+from cutset.bundles.manifest import Manifest
+from cutset.engines.protocol import Address, Connect, LinkLost
 from cutset.errors import ContractViolation, EngineError
-from cutset.runtime.arena import Arena, create_file
-from cutset.runtime.channel import LinkContract, Parcel
-from cutset.runtime.circuit import Circuit, HostEnd
+from cutset.links.arena import Arena, create_file
+from cutset.links.circuit import Circuit, HostEnd
+from cutset.links.network import LinkContract, Parcel
 from cutset.runtime.contract import boundary_into, boundary_out_of, check_tensors
 from cutset.runtime.ledger import Ledger
 from cutset.runtime.status import Limits
 from cutset.runtime.timeline import CallerTimeline
-from cutset.shards.manifest import Manifest
 
 
 class CallerEnd:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import torch
 
+from cutset.bundles.manifest import Manifest
 from cutset.errors import ContractViolation, EngineError, StageFailed
 from cutset.host import data_memory
-from cutset.runtime.channel import LinkContract
-from cutset.shards.manifest import Manifest
+from cutset.links.network import LinkContract
 from cutset.tensors import DTYPE_BYTES, TensorSpec, dim_factor
 
 CALLER = "caller"

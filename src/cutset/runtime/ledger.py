@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from cutset.errors import CutsetError, EngineError, StageFailed
-from cutset.runtime.channel import Parcel
+from cutset.links.network import Parcel
 from cutset.tensors import TensorSpec, dim_factor
 
 _LOG = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from collections.abc import Callable
 import msgspec
 
 from cutset import errors
-from cutset.engines.base import (
+from cutset.engines.protocol import (
     Address,
     BatchFailed,
     Collect,
@@ -49,8 +49,8 @@ from cutset.errors import (
     LinkTimeout,
     StageFailed,
 )
+from cutset.links.circuit import Circuit
 from cutset.runtime.callerend import CallerEnd
-from cutset.runtime.circuit import Circuit
 from cutset.runtime.ledger import Ledger
 from cutset.runtime.status import Limits, StageRecord
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from cutset.runtime.arrays import Array, to_numpy, to_tensor
+from cutset.bundles.manifest import Manifest
+from cutset.data.arrays import Array, to_numpy, to_tensor
 from cutset.runtime.contract import boundary_into, check_multiple, check_tensors, count_rows
 from cutset.runtime.ledger import Outputs
-from cutset.shards.manifest import Manifest
 from cutset.tensors import TensorSpec, dim_factor
 
 Answer: TypeAlias = Array | dict[str, Array]

@@ -27,12 +27,13 @@ import torch
 from typing_extensions import Self
 
 from cutset.backends.base import check_backend_name
-from cutset.engines.base import Engine, Load
+from cutset.bundles.open import Bundle, open_bundle
+from cutset.data.arrays import Array
 from cutset.engines.local import LocalEngine, cores_of
-from cutset.engines.ray import RayCluster
+from cutset.engines.protocol import Engine, Load
+from cutset.engines.ray.engine import RayCluster
 from cutset.errors import EngineError
 from cutset.ranges import MAX_ROWS, MAX_THREADS
-from cutset.runtime.arrays import Array
 from cutset.runtime.callbacks import AnswerFuture, CallbackThread
 from cutset.runtime.callerend import CallerEnd
 from cutset.runtime.contract import check_micro_batch, links_of
@@ -41,7 +42,6 @@ from cutset.runtime.recovery import Supervisor
 from cutset.runtime.rows import Answer, cut_inputs, present
 from cutset.runtime.status import Limits, SessionStatus, StageStatus, checked_count
 from cutset.runtime.timeline import CallerTimeline, ProcessTimeline
-from cutset.shards.load import Bundle, open_bundle
 
 _LOG = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import threading
 
 import msgspec
 
-from cutset.engines.base import Load, Span, StageStats, WorkerHandle
+from cutset.engines.protocol import Load, Span, StageStats, WorkerHandle
 
 _LONGEST_S = 1e6  # eleven days; threads cannot wait much longer than a year
 _MOST_TIMES = 1_000_000

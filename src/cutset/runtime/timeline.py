@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from cutset.engines.base import Span
-from cutset.runtime.channel import Parcel
+from cutset.engines.protocol import Span
+from cutset.links.network import Parcel
 
 
 class ProcessTimeline(msgspec.Struct, frozen=True, kw_only=True):

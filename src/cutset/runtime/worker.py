@@ -4,7 +4,7 @@ Threads: the main thread computes; one reads commands; one says regularly that t
 two belong to the circuit of the present epoch. So receiving, computing and sending overlap, and a
 computation of any length does not look like a frozen process. On one host, where tensors are in
 shared memory and only headers move, the main thread receives and sends too: see
-`cutset.runtime.circuit`.
+`cutset.links.circuit`.
 
 The process never outlives its session: when the control connection closes, for whatever reason,
 it leaves at once, without waiting for anything. See `cutset.launch` for what ends it before it
@@ -31,7 +31,10 @@ import torch
 
 from cutset.backends.allocator import give_back_memory, keep_freed_memory, map_large_blocks
 from cutset.backends.base import StageProgram, load_stage
-from cutset.engines.base import (
+from cutset.bundles.allowance import allowance_of
+from cutset.bundles.open import Bundle, open_bundle
+from cutset.engines.control import ControlSocket
+from cutset.engines.protocol import (
     Address,
     BatchFailed,
     Collect,
@@ -49,12 +52,12 @@ from cutset.engines.base import (
     Stop,
     Timeline,
 )
-from cutset.engines.control import ControlSocket
 from cutset.errors import ContractViolation, CutsetError, StageFailed
 from cutset.host import limit_memory
-from cutset.runtime.arena import Arena
-from cutset.runtime.channel import LinkContract, Parcel
-from cutset.runtime.circuit import Circuit, HostEnd
+from cutset.links.arena import Arena
+from cutset.links.circuit import Circuit, HostEnd
+from cutset.links.network import LinkContract, Parcel
+from cutset.links.shared_memory import can_hold_headers
 from cutset.runtime.contract import (
     boundary_into,
     boundary_out_of,
@@ -63,9 +66,6 @@ from cutset.runtime.contract import (
     links_of,
     want_of_memory,
 )
-from cutset.runtime.hostlink import can_hold_headers
-from cutset.shards.allowance import allowance_of
-from cutset.shards.load import Bundle, open_bundle
 
 _HEARTBEATS_PER_LIMIT = 10
 _SPANS_PER_MESSAGE = 2000

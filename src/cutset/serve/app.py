@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Scope
 
 from cutset.errors import CutsetError
 from cutset.runtime.session import Session
-from cutset.serve.answers import encode_answer
+from cutset.serve.admission import Door, refusal_message
 from cutset.serve.batching import Batcher, Outputs
 from cutset.serve.bodies import (
     JSON_GROWTH,
@@ -30,11 +30,12 @@ from cutset.serve.bodies import (
     too_long,
 )
 from cutset.serve.classify import Classifier
-from cutset.serve.door import Door, refusal_message
+from cutset.serve.handling import ClientLeft, compute
 from cutset.serve.metrics import CONTENT_TYPE, Metrics
 from cutset.serve.monitor import Monitor
 from cutset.serve.openapi import openapi_document
-from cutset.serve.protocol import (
+from cutset.serve.refusal import Refusal
+from cutset.serve.requests import (
     MODEL_VERSION,
     InferRequest,
     check_content_type,
@@ -43,10 +44,9 @@ from cutset.serve.protocol import (
     model_metadata,
     parse_header_length,
 )
-from cutset.serve.refusal import Refusal
+from cutset.serve.responses import encode_answer
 from cutset.serve.settings import ServeSettings, default_model_name
 from cutset.serve.stage_times import StageTimes
-from cutset.serve.work import ClientLeft, compute
 from cutset.version import __version__
 
 if TYPE_CHECKING:  # an extra of its own

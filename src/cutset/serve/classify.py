@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from starlette.requests import Request
 
+from cutset.bundles.manifest import Manifest
+from cutset.data.array_files import top_k
+from cutset.data.images import Preprocessing, read_image
 from cutset.errors import ModelError
-from cutset.images import Preprocessing, read_image
-from cutset.inputs import top_k
 from cutset.serve.batching import Batcher
 from cutset.serve.bodies import Lease, read_body
 from cutset.serve.forms import FormError, file_of
+from cutset.serve.handling import compute, place
 from cutset.serve.refusal import Refusal, invalid
 from cutset.serve.settings import ServeSettings
 from cutset.serve.stage_times import StageTimes
-from cutset.serve.work import compute, place
-from cutset.shards.manifest import Manifest
 
 _NUM_READERS = 2
 _MAX_LABELS = 1000

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cutset.engines.ray import RayCluster
+from cutset.engines.ray.engine import RayCluster
 from cutset.errors import CutsetError
 from cutset.serve.logs import JsonFormatter
 from cutset.serve.settings import ServeSettings
@@ -62,9 +62,9 @@ def serve_bundle(
     """
     try:
         from cutset.backends.allocator import map_large_blocks
+        from cutset.capture.torch_threads import compute_threads
         from cutset.runtime.session import open_session
         from cutset.serve.server import address_of, bind, serve
-        from cutset.threads import compute_threads
 
         make_tracing = None
         if with_tracing:

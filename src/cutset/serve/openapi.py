@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cutset.serve.protocol import DATATYPES, Contract
+from cutset.serve.requests import DATATYPES, Contract
 from cutset.version import __version__
 
 _ERRORS = {

@@ -11,9 +11,9 @@ import torch
 
 from cutset.backends import base, openvino
 from cutset.backends.base import load_stage, random_inputs
-from cutset.backends.onnx import rows_of
+from cutset.backends.onnxruntime import rows_of
+from cutset.bundles.open import Bundle, open_bundle
 from cutset.errors import EngineError
-from cutset.shards.load import Bundle, open_bundle
 from cutset.tensors import TensorSpec
 from distributed.bundles import SmallNet, small_net, write_bundle
 

@@ -1,6 +1,7 @@
 import msgspec
 import pytest
 
+from cutset.cluster.devices import Device
 from cutset.costs.model import (
     PieceProfile,
     PieceSeconds,
@@ -13,7 +14,6 @@ from cutset.costs.model import (
     with_backend,
     with_stages,
 )
-from cutset.devices import Device
 from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph, Operation

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from cutset.engines.base import Connected, LinkLost, Refused, Started, Stop
 from cutset.engines.control import MAX_LINE_BYTES, ControlSocket
+from cutset.engines.protocol import Connected, LinkLost, Refused, Started, Stop
 from cutset.errors import EngineError
 
 

@@ -8,8 +8,8 @@ import sys
 import psutil
 import pytest
 
-from cutset.engines.base import Event, Exited, WorkerHandle
 from cutset.engines.local import LocalEngine, LocalWorker, cores_of, signal_name
+from cutset.engines.protocol import Event, Exited, WorkerHandle
 from cutset.errors import EngineError
 
 

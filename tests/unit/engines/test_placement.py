@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from cutset.devices import Cluster, Device, Link
+from cutset.bundles.manifest import Manifest
+from cutset.bundles.open import open_bundle
+from cutset.cluster.devices import Cluster, Device, Link
 from cutset.engines.placement import cluster_of_plan, place_stages, with_speeds
 from cutset.errors import EngineError
-from cutset.shards.load import open_bundle
-from cutset.shards.manifest import Manifest
 from distributed.bundles import write_bundle
 
 _MIB = 1 << 20

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cutset.graph.capture import capture_graph
+from cutset.capture.torch_export import capture_graph
 from cutset.graph.cuts import CutPoints, find_cut_points
 from models_of_trouble import ForkAtTheRoot, ReadsTheBatchSize, SelfGated, residual_net
 

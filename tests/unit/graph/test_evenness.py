@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cutset.graph.capture import capture_graph
+from cutset.capture.torch_export import capture_graph
 from cutset.graph.cuts import find_cut_points
 from cutset.graph.evenness import slowest_over_even, suggest_max_tensors
 from models_of_trouble import ForkAtTheRoot, UShape

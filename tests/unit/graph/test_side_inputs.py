@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cutset.graph.capture import capture_graph
+from cutset.capture.torch_export import capture_graph
 from cutset.graph.cuts import CutPoints, find_cut_points
 from cutset.graph.side_inputs import side_inputs
 

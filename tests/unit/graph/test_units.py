@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from cutset.capture.torch_export import capture_graph
 from cutset.errors import PlanError
-from cutset.graph.capture import capture_graph
 from cutset.graph.ir import Graph
 from cutset.graph.units import find_units
 from models_of_trouble import CalledTwice, ForkAtTheRoot, residual_net

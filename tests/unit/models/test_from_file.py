@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from torch.export import Dim, export, save
 
+from cutset.capture.torch_export import capture_graph
 from cutset.errors import ModelError, WeightsMismatch
-from cutset.graph.capture import capture_graph
 from cutset.models import find_model
 
 SOURCE = """
 import torch
 from torch import nn
-from cutset.images import Preprocessing
+from cutset.data.images import Preprocessing
 from cutset.models import FoundModel
 from neighbour import WIDTH
 

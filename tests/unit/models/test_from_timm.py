@@ -11,8 +11,8 @@ import timm
 import torch
 from timm.data import create_transform, resolve_data_config
 
+from cutset.data.images import Preprocessing, read_image
 from cutset.errors import ModelError, WeightsMismatch
-from cutset.images import Preprocessing, read_image
 from cutset.models import find_model
 
 

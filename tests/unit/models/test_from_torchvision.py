@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import MobileNet_V2_Weights, get_model
 
+from cutset.data.images import Preprocessing
 from cutset.errors import ModelError, WeightsMismatch
-from cutset.images import Preprocessing
 from cutset.models import find_model
 
 SMALL = "mobilenet_v3_small"

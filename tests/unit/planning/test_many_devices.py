@@ -8,13 +8,13 @@ import msgspec
 import numpy as np
 import pytest
 
+from cutset.cluster.devices import Cluster, Device, Link, equal_cluster
 from cutset.costs.model import CostModel, PieceSeconds, costs_from_flops
-from cutset.devices import Cluster, Device, Link, equal_cluster
 from cutset.errors import PlanError
 from cutset.planning import make_plan, pareto_plans
-from cutset.planning.build import build_problem
 from cutset.planning.deadline import Deadline
-from cutset.planning.solve import Infeasible, solve_period
+from cutset.planning.formulate import build_problem
+from cutset.planning.solvers.solve import Infeasible, solve_period
 from planner_graphs import chain
 
 NEVER = (1e6, 1e9, 1e12, 1e15, 1e18, float("inf"))

@@ -3,8 +3,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from cutset.cluster.devices import Cluster, Device, Link
 from cutset.costs.model import costs_from_flops
-from cutset.devices import Cluster, Device, Link
 from cutset.planning import make_plan, more_rows_advice, try_more_tensors
 from planner_graphs import chain
 

@@ -3,8 +3,8 @@ import json
 import msgspec
 import pytest
 
+from cutset.cluster.devices import Cluster, Device, Link
 from cutset.costs.model import costs_from_flops
-from cutset.devices import Cluster, Device, Link
 from cutset.errors import PlanError
 from cutset.planning import load_plan, make_plan, plan_from_json, plan_to_json, simulate_plan
 from planner_graphs import chain

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cutset.planning.downset_search import solve_downsets
-from cutset.planning.downsets import DagProblem, Space, Tensor
-from cutset.planning.solve import solve_period
+from cutset.planning.anyorder.downsets import DagProblem, Space, Tensor
+from cutset.planning.anyorder.search import solve_downsets
+from cutset.planning.solvers.solve import solve_period
 
 ROOT = Path(__file__).parents[3]
 INPUTS = ROOT.parent / "shared" / "planner-inputs"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cutset.devices import Cluster, Device, Link
+from cutset.cluster.devices import Cluster, Device, Link
 from cutset.planning import plan_cost_graph, plan_from_json, plan_to_json
-from cutset.planning.cost_graph import CostGraph, CostNode, CostTensor
+from cutset.planning.anyorder.cost_graph import CostGraph, CostNode, CostTensor
 
 TWO = Cluster(
     devices=(Device(name="a"), Device(name="b")),

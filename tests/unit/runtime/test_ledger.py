@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from cutset.errors import EngineError, StageFailed
+from cutset.links.network import Parcel
 from cutset.runtime.callbacks import AnswerFuture, CallbackThread
-from cutset.runtime.channel import Parcel
 from cutset.runtime.ledger import Ledger, Request
 from cutset.tensors import TensorSpec
 

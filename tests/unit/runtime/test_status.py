@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from cutset.engines.base import Load, Span
+from cutset.engines.protocol import Load, Span
 from cutset.runtime.status import Limits, StageRecord, checked_count
 
 _NONE = [True, False, "5", None, b"5", [5], math.nan, np.bool_(True), 1j, np.array([1.0, 2.0])]

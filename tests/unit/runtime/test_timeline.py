@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from cutset.engines.base import Span
-from cutset.runtime.channel import Parcel
+from cutset.engines.protocol import Span
+from cutset.links.network import Parcel
 from cutset.runtime.timeline import CallerTimeline, ProcessTimeline, chrome_trace
 
 

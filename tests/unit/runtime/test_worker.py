@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from cutset.engines.base import Connect, Load
 from cutset.engines.control import ControlSocket
+from cutset.engines.protocol import Connect, Load
 from cutset.runtime import worker
 
 

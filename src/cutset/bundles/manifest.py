@@ -1,0 +1,514 @@
+"""``manifest.json``, the contract of a bundle: this docstring is the format's specification.
+
+A bundle is a folder::
+
+    NAME.cutset/
+      manifest.json            this file; UTF-8 JSON, at most 16 MiB and 2^20 values
+      stage-0/program.pt2      the stage for torch (missing where the model was an ONNX file)
+      stage-0/model.onnx       the stage for onnxruntime and openvino (may be missing)
+      stage-0/model.onnx.data  its weights, where they are larger than 32 MiB
+      stage-1/...
+      reference.safetensors    a small input and the true tensor at every boundary
+
+The words *must* and *may* below are meant strictly. A reader refuses a bundle that breaks a rule
+marked [M] with `ManifestError`, [U] with `UnsafeBundle`, [C] with `ChecksumMismatch`,
+[V] with `UnsupportedVersion`; `cutset verify` reports the rules marked [R].
+
+**Version.** ``format`` is ``"cutset-bundle/N"``. It is read before anything else. A reader of
+version N refuses a greater one [V] and reads all before it. Every change of this specification gets
+a new N. Format 2 adds the keys ``part``, ``micro_batch_only`` and ``torch_settings``; in a document
+of format 1 they are unknown keys [M].
+
+**Keys.** The document is one JSON object with exactly the keys of `Manifest`; objects within it
+have exactly the keys of their types. An unknown, missing or wrongly typed key is an error [M] that
+names its JSON path (``$.stages[1].flops``); only a key that a later format added may be missing,
+and then is null. A key that an object has twice is an error too [M]. A tuple is a JSON array. Key
+order means nothing.
+Writers write UTF-8 without a byte order mark, sorted by nothing, and end with a newline.
+
+**Part.** Where only a part of the user's model was split, ``part`` names it: the path of the module
+(``"backbone"``) and ``work_share``, above 0 and at most 1, the share of the whole model's
+multiply-adds that it does [M]. Everything else in the document is of that part. Where ``part`` is
+null, the bundle is the whole model.
+
+**One number of rows.** Where ``micro_batch_only`` is a number, at least 1, the model was captured
+for that many rows alone: every micro-batch must have exactly as many, those of ``plan`` too [M].
+Where it is null, a micro-batch may have any number of rows.
+
+**Settings.** ``torch_settings`` are the process-wide settings of torch under which the model was
+captured and the reference computed; a reader that runs a program sets them first. Their names and
+values are those of `cutset.capture.torch_settings.TORCH_SETTINGS` [M].
+
+**Numbers.** Every number has its range [M]: counts, sizes and multiply-adds 0 to 2^60, seconds and
+ratios 0 to 1e300, rows of a micro-batch 1 to 2^24, threads 1 to 1024. A length in a shape is at
+most 2^31 - 1, a tensor has at most 64 of them, and its row at most 2^31 bytes where it crosses a
+boundary (2^36 with all rows of a micro-batch), 2^40 within a stage.
+
+**Paths.** Every path is relative to the folder, with ``/`` between its parts; a part consists of
+ASCII letters, digits, ``.``, ``_``, ``-``, begins with a letter, digit or ``_``, and so is never
+``.`` or ``..`` [U]. No file or folder in a bundle may be a symbolic link or anything but a plain
+file or folder [U]. The files of stage k lie in ``stage-k/`` and no other stage's do [M].
+
+**Files.** ``files`` lists every file but ``manifest.json``, each once, with its size in bytes and
+its sha256 in lower-case hex. A listed file that is missing, or differs in size or hash, is an error
+[C]; so is a file or folder that is not listed [U]. A node that runs some stages only may hold
+their folders only: the files of other stages may be missing there, and so may the reference.
+
+**Tensors.** ``{"name", "shape", "dtype"}``; a shape holds lengths, ``"batch"`` for the number of
+rows, ``"batch*K"`` for K entries a row. The name is that of the operation or model input that makes
+the tensor and is unique within the bundle. What crosses a boundary is a model input or the result
+of an operation that has one result [M]. At most 65535 tensors cross a boundary [M].
+
+**Graph.** ``graph`` is the whole captured model (see `cutset.graph.ir`): inputs and operations
+have distinct names, an operation reads only inputs and earlier operations, ``graph.outputs`` are
+names of inputs or of operations with one result, an operation's parameters are listed in
+``graph.parameters`` [M].
+
+**Stages.** At least one; ``index`` counts from 0; ``plan.stages`` has as many [M]. Their
+``operations``, ``units`` and ``parameters`` are names from the graph [M]. Stage 0 takes the graph's
+inputs, stage k+1 takes what stage k returns, and the last stage returns the graph's outputs, by
+names [M], shapes and dtypes [R]. A tensor that a later stage needs is passed on by the stages
+between. Every operation is in exactly one stage [R]; every parameter is in one, or in several and
+then in ``shared_parameters``, or in none and then in ``unused_parameters`` [R]. Every boundary is a
+legal cut point of the graph under ``keep``, ``divide`` and ``max_tensors`` [R].
+
+**Programs.** ``program.pt2`` is what `torch.export.save` writes, restricted as ``archive`` and
+``decode`` in `cutset.bundles.reading.torch` say [U]: raw tensors, listed operations, no pickle at
+all. It takes the stage's ``inputs`` and returns its ``outputs``, in order; holds the
+stage's ``parameters`` under their original names and no others [R]; and its calls are the stage's
+operations [R]. ``model.onnx`` computes the same, restricted as
+`cutset.bundles.reading.onnx_safety` says [U]; where it is null, ``model_missing`` says why [M].
+
+**ONNX alone.** A model that was an ONNX file has no torch program: ``program`` is null in every
+stage or in none, and a stage without one has a ``model`` [M]. Such a model holds the stage's
+``parameters`` under their original names and no others, and its nodes are the stage's operations,
+as `cutset.capture.onnx.operations` reads them [R].
+
+**Reference.** ``reference`` is a safetensors file whose keys are tensor names: the model's inputs,
+the tensors of every boundary, the model's outputs, computed by the whole model with
+``num_threads`` threads (1 to 1024 [M]), in torch, or in ONNX Runtime where there are no programs.
+All have the same number of rows. A key ``rows-N/NAME`` is the same tensor for N rows, the inputs'
+rows repeated or cut off to so many; a writer has them for every boundary tensor and output or for
+none [R]. Tensors are stored contiguous; where one lies otherwise in the whole model, the file's
+metadata have its strides in elements, as JSON by key under ``strides``. Chained stages, each given
+its tensors as they lie, must reproduce all of them bit for bit with torch, and within the tolerance
+of their dtype with ONNX Runtime [R].
+
+**Words.** ``output_names`` has as many entries as ``outputs``; ``labels`` are in the order of the
+first output's last dimension, whose length is their number [M].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from cutset.bundles.sizes import check_sizes
+from cutset.bundles.strict_json import MANIFEST_NAME, contradiction, repeated_key
+from cutset.data.images import Preprocessing
+from cutset.errors import ManifestError, UnsafeBundle, UnsupportedVersion
+from cutset.graph.ir import Graph
+from cutset.planning.plan import Plan
+from cutset.ranges import Count, PositiveCount, Rows, Threads
+from cutset.tensors import MAX_TENSORS, TensorSpec
+
+BUNDLE_FORMAT = "cutset-bundle/2"
+READABLE_FORMATS = ("cutset-bundle/1", BUNDLE_FORMAT)
+MAX_MANIFEST_BYTES = 16 << 20
+MAX_MANIFEST_VALUES = 1 << 20
+
+_FORMAT = re.compile(r"cutset-bundle/([1-9][0-9]{0,8})")
+_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,127}){0,7}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_HASHED_AT_ONCE_BYTES = 1 << 18
+_JSON_PATH = re.compile(r" - at `(.+)`$")
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file of the bundle: relative POSIX path, size in bytes, sha256 in lower-case hex."""
+
+    path: str
+    num_bytes: Count
+    sha256: str
+
+
+class PartEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which part of the user's model a bundle holds.
+
+    Attributes:
+        path: the module's path in the model, e.g. ``"backbone"``.
+        work_share: the share of the whole model's multiply-adds that it does, above 0, at most 1.
+    """
+
+    path: str
+    work_share: float
+
+
+class StageEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One stage of the bundle.
+
+    Attributes:
+        index: its place in the pipeline, from 0.
+        operations: names of its operations in the graph, in execution order.
+        units: paths of the units that it holds.
+        parameters: original names of the parameters, buffers and constants that it holds.
+        inputs: the tensors that it takes, in the order of its program's arguments.
+        outputs: the tensors that it returns, in the order of its program's results.
+        program: path of the torch program (``stage-0/program.pt2``), or None where the model was
+            an ONNX file.
+        model: path of the ONNX model (``stage-0/model.onnx``), or None where ONNX cannot
+            express the stage; then `model_missing` says why.
+        model_missing: why there is no ONNX model, or "".
+        weight_bytes: bytes of what `parameters` names.
+        peak_activation_bytes: most bytes of activations alive at once, for one row.
+        flops: multiply-adds for one row.
+    """
+
+    index: Count
+    operations: tuple[str, ...]
+    units: tuple[str, ...]
+    parameters: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    program: str | None
+    model: str | None
+    model_missing: str
+    weight_bytes: Count
+    peak_activation_bytes: Count
+    flops: Count
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole contract.
+
+    Attributes:
+        format: one of `READABLE_FORMATS`.
+        created_by: versions of what wrote the bundle, e.g. ``{"cutset": "0.1.0", "torch": ...}``.
+        model: the model's name as it was given, e.g. ``"torchvision:resnet50"``.
+        weights: where the weights came from, in words.
+        keep: classes that the caller made units.
+        divide: classes that the caller allowed to be cut between their children.
+        max_tensors: how many tensors were allowed to cross a cut.
+        graph: the whole captured model; `verify` judges the cuts by it.
+        stages: in pipeline order.
+        outputs: the model's outputs, in order, by their tensors' names.
+        output_names: how the caller knows the outputs: keys of a dict, or ``"0"``, ``"1"``, ...
+        shared_parameters: parameters that several stages hold.
+        unused_parameters: parameters that no stage uses (auxiliary heads that only train).
+        plan: the plan that made the stages.
+        preprocessing: how images become rows, or None.
+        labels: names of the classes, by index of the first output's last dimension, or None.
+        reference: path of the reference tensors.
+        num_threads: threads with which the reference tensors were computed.
+        files: every other file of the bundle; nothing else may be in the folder.
+        part: the part of the user's model that the bundle holds, or None where it is the whole.
+        micro_batch_only: the only number of rows that a micro-batch may have, or None for any.
+        torch_settings: process-wide settings of torch at capture, or None where unknown.
+    """
+
+    format: str
+    created_by: dict[str, str]
+    model: str
+    weights: str
+    keep: tuple[str, ...]
+    divide: tuple[str, ...]
+    max_tensors: PositiveCount
+    graph: Graph
+    stages: tuple[StageEntry, ...]
+    outputs: tuple[TensorSpec, ...]
+    output_names: tuple[str, ...]
+    shared_parameters: tuple[str, ...]
+    unused_parameters: tuple[str, ...]
+    plan: Plan
+    preprocessing: Preprocessing | None
+    labels: tuple[str, ...] | None
+    reference: str
+    num_threads: Threads
+    files: tuple[FileEntry, ...]
+    part: PartEntry | None = None
+    micro_batch_only: Rows | None = None
+    torch_settings: dict[str, str] | None = None
+
+    @property
+    def has_programs(self) -> bool:
+        """Whether the stages have torch programs, and torch made the reference."""
+        return all(stage.program is not None for stage in self.stages)
+
+
+def manifest_file(folder: Path) -> FileEntry:
+    """The manifest of the bundle in `folder` as a file, which `Manifest.files` does not list."""
+    path = folder / MANIFEST_NAME
+    return FileEntry(path=MANIFEST_NAME, num_bytes=path.stat().st_size, sha256=sha256_of(path))
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's content, in lower-case hex."""
+    digest = hashlib.sha256()
+    # One buffer, small enough for the processor's cache and read into again and again.
+    buffer = memoryview(bytearray(_HASHED_AT_ONCE_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while num_read := file.readinto(buffer):
+            digest.update(buffer[:num_read])
+    return digest.hexdigest()
+
+
+class _Version(msgspec.Struct, frozen=True):
+    """What is read before all else: the version, and whether keys of later ones are there."""
+
+    format: str
+    part: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    micro_batch_only: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    torch_settings: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The manifest as it is written to disk, after checking that it can be read again.
+
+    Raises:
+        ManifestError: it contradicts itself, or holds what JSON cannot express (an infinite
+            number).
+        UnsafeBundle: a path in it is not permitted.
+    """
+    data = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+    decode_manifest(data)
+    return data
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Reads and checks the content of a manifest.json.
+
+    Raises:
+        UnsupportedVersion: it is of a newer format.
+        ManifestError: it is no JSON, has an unknown or wrong key, or contradicts itself; `path`
+            is the JSON path of the place.
+        UnsafeBundle: a path in it is not permitted.
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise ManifestError(
+            f"{MANIFEST_NAME}: {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are read", path="$"
+        )
+    # Each value but the first of its array or object has a comma before it.
+    if (num_values := data.count(b",")) > MAX_MANIFEST_VALUES:
+        raise ManifestError(
+            f"{MANIFEST_NAME}: about {num_values} values, at most {MAX_MANIFEST_VALUES} are read",
+            path="$",
+        )
+    head = _decode(data, _Version)
+    version = head.format
+    match = _FORMAT.fullmatch(version)
+    if match is not None and version not in READABLE_FORMATS:
+        raise UnsupportedVersion(
+            f"{MANIFEST_NAME}: format {version[:60]!r}, this Cutset reads {BUNDLE_FORMAT!r}; "
+            f"update Cutset, or split the model again with this version",
+            path=MANIFEST_NAME,
+            expected=BUNDLE_FORMAT,
+            actual=version,
+        )
+    if match is None:
+        raise contradiction("$.format", f"is {version[:60]!r}, expected {BUNDLE_FORMAT!r}")
+    if version == READABLE_FORMATS[0]:
+        for key in ("part", "micro_batch_only", "torch_settings"):
+            if getattr(head, key) is not msgspec.UNSET:
+                raise contradiction(f"$.{key}", f"is a key that {version!r} does not have")
+    manifest = _decode(data, Manifest)
+    _check_keys(data)
+    check_manifest(manifest)
+    return manifest
+
+
+def _check_keys(data: bytes) -> None:
+    try:
+        path = repeated_key(data)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{MANIFEST_NAME}: not JSON: {error}", path="$") from error
+    if path is not None:
+        raise contradiction(path, "is there twice")
+
+
+_T = TypeVar("_T")
+
+
+def _decode(data: bytes, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        found = _JSON_PATH.search(text)
+        raise ManifestError(f"{MANIFEST_NAME}: {text}", path=found[1] if found else "$") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ManifestError(f"{MANIFEST_NAME}: not JSON: {error}", path="$") from error
+
+
+def check_relative_path(path: str, *, json_path: str) -> None:
+    """Checks that `path` cannot lead out of the bundle.
+
+    Raises:
+        UnsafeBundle: it is absolute, not normalised, or has characters beyond the permitted.
+    """
+    if not _PATH.fullmatch(path):
+        raise UnsafeBundle(
+            f"{MANIFEST_NAME}: {json_path} is the path {path[:120]!r}; a bundle's paths are "
+            f"relative, without '..', of letters, digits, '.', '_', '-' and '/'",
+            path=path,
+        )
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Checks what the types cannot say: the rules marked [M], and paths.
+
+    Raises:
+        ManifestError: two places contradict each other; `path` is the JSON path of one.
+        UnsafeBundle: a path in it is not permitted.
+    """
+    _check_files(manifest)
+    _check_graph(manifest.graph)
+    _check_stages(manifest)
+    _check_chain(manifest)
+    check_sizes(manifest)
+    if manifest.part is not None and not 0 < manifest.part.work_share <= 1:
+        raise contradiction(
+            "$.part.work_share", f"is {manifest.part.work_share}, expected above 0 and at most 1"
+        )
+    if manifest.micro_batch_only not in (None, manifest.plan.micro_batch):
+        raise contradiction(
+            "$.micro_batch_only",
+            f"is {manifest.micro_batch_only}, but $.plan.micro_batch is "
+            f"{manifest.plan.micro_batch}",
+        )
+    if len(manifest.output_names) != len(manifest.outputs):
+        raise contradiction(
+            "$.output_names",
+            f"has {len(manifest.output_names)} entries for {len(manifest.outputs)} outputs",
+        )
+    num_classes = num_classes_of(manifest.outputs[0])
+    if manifest.labels is not None and len(manifest.labels) != num_classes:
+        raise contradiction(
+            "$.labels",
+            f"has {len(manifest.labels)} entries, but the first output has "
+            f"{'no classes' if num_classes is None else f'{num_classes} classes'}",
+        )
+    known = {parameter.name for parameter in manifest.graph.parameters}
+    for key in ("shared_parameters", "unused_parameters"):
+        _check_known(getattr(manifest, key), known, f"$.{key}", "parameter")
+
+
+def num_classes_of(spec: TensorSpec) -> int | None:
+    """The length of an output's last dimension; None where it is as long as there are rows."""
+    last = spec.shape[-1] if spec.shape else None
+    return last if isinstance(last, int) else None
+
+
+def _check_known(names: Iterable[str], known: Collection[str], json_path: str, kind: str) -> None:
+    for index, name in enumerate(names):
+        if name not in known:
+            raise contradiction(
+                f"{json_path}[{index}]", f"names the {kind} {name[:120]!r}, which the graph lacks"
+            )
+
+
+def _check_files(manifest: Manifest) -> None:
+    seen: set[str] = set()
+    for index, entry in enumerate(manifest.files):
+        check_relative_path(entry.path, json_path=f"$.files[{index}].path")
+        if entry.path in seen or entry.path == MANIFEST_NAME:
+            raise contradiction(f"$.files[{index}].path", f"lists {entry.path!r} twice")
+        seen.add(entry.path)
+        if not _SHA256.fullmatch(entry.sha256):
+            raise contradiction(f"$.files[{index}].sha256", "is no sha256 in lower-case hex")
+    places = [("$.reference", manifest.reference, "")]
+    for index, stage in enumerate(manifest.stages):
+        for key, path in (("program", stage.program), ("model", stage.model)):
+            if path is not None:
+                places.append((f"$.stages[{index}].{key}", path, f"stage-{index}/"))
+        if (stage.program is None) != (manifest.stages[0].program is None):
+            raise contradiction(f"$.stages[{index}].program", "is null in some stages only")
+        if stage.program is None and stage.model is None:
+            raise contradiction(f"$.stages[{index}].program", "is null and so is model")
+        if (stage.model is None) != bool(stage.model_missing):
+            raise contradiction(
+                f"$.stages[{index}].model_missing", "is given exactly where model is null"
+            )
+    for json_path, path, folder in places:
+        check_relative_path(path, json_path=json_path)
+        if path not in seen:
+            raise contradiction(json_path, f"is {path!r}, which $.files does not list")
+        if not path.startswith(folder):
+            raise contradiction(json_path, f"is {path!r}, expected a file in {folder!r}")
+
+
+def _check_graph(graph: Graph) -> None:
+    names: set[str] = set()
+    for index, spec in enumerate(graph.inputs):
+        if spec.name in names:
+            raise contradiction(f"$.graph.inputs[{index}].name", f"repeats {spec.name!r}")
+        names.add(spec.name)
+    parameters = {parameter.name for parameter in graph.parameters}
+    if len(parameters) != len(graph.parameters):
+        raise contradiction("$.graph.parameters", "has a name twice")
+    for index, operation in enumerate(graph.operations):
+        place = f"$.graph.operations[{index}]"
+        _check_known(operation.inputs, names, f"{place}.inputs", "earlier tensor")
+        _check_known(operation.parameters, parameters, f"{place}.parameters", "parameter")
+        if operation.name in names:
+            raise contradiction(f"{place}.name", f"repeats {operation.name!r}")
+        names.add(operation.name)
+    _check_known(graph.outputs, _single_tensors(graph), "$.graph.outputs", "single tensor")
+
+
+def _single_tensors(graph: Graph) -> frozenset[str]:
+    """Names of the values that are one tensor each, so that a spec can be asked for by name."""
+    made = (each.name for each in graph.operations if len(each.outputs) == 1)
+    return frozenset((*(spec.name for spec in graph.inputs), *made))
+
+
+def _check_stages(manifest: Manifest) -> None:
+    graph, stages = manifest.graph, manifest.stages
+    if not stages:
+        raise contradiction("$.stages", "is empty")
+    if len(manifest.plan.stages) != len(stages):
+        raise contradiction(
+            "$.plan.stages", f"has {len(manifest.plan.stages)} entries for {len(stages)} stages"
+        )
+    operations = {operation.name for operation in graph.operations}
+    parameters = {parameter.name for parameter in graph.parameters}
+    for index, stage in enumerate(stages):
+        place = f"$.stages[{index}]"
+        if stage.index != index:
+            raise contradiction(f"{place}.index", f"is {stage.index}, expected {index}")
+        _check_known(stage.operations, operations, f"{place}.operations", "operation")
+        _check_known(stage.parameters, parameters, f"{place}.parameters", "parameter")
+
+
+def _check_chain(manifest: Manifest) -> None:
+    """Each stage takes, by name, what the one before it returns."""
+    stages = manifest.stages
+    known = _single_tensors(manifest.graph)
+    given = {spec.name for spec in manifest.graph.inputs}
+    source = "$.graph.inputs"
+    for index, stage in enumerate(stages):
+        for key, specs in (("inputs", stage.inputs), ("outputs", stage.outputs)):
+            if not specs or len({spec.name for spec in specs}) != len(specs):
+                raise contradiction(f"$.stages[{index}].{key}", "is empty or names a tensor twice")
+            if len(specs) > MAX_TENSORS:
+                raise contradiction(
+                    f"$.stages[{index}].{key}",
+                    f"has {len(specs)} tensors, at most {MAX_TENSORS} may cross a boundary",
+                )
+        taken = {spec.name for spec in stage.inputs}
+        if taken != given:
+            odd = min(taken ^ given)
+            raise contradiction(
+                f"$.stages[{index}].inputs",
+                f"and {source} do not meet: {odd[:120]!r} is in one of them only",
+            )
+        source = f"$.stages[{index}].outputs"
+        _check_known((spec.name for spec in stage.outputs), known, source, "single tensor")
+        given = {spec.name for spec in stage.outputs}
+    outputs = tuple(spec.name for spec in manifest.outputs)
+    if outputs != manifest.graph.outputs or set(outputs) != given:
+        raise contradiction("$.outputs", f"are not those of $.graph.outputs and {source}")

@@ -1,0 +1,1 @@
+"""Proving that a bundle is whole and equals its model."""

@@ -1,0 +1,1 @@
+"""The checks that run torch programs, beside the numbers of the whole model."""

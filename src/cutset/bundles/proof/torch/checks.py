@@ -1,0 +1,280 @@
+"""The checks on a bundle, which load its programs and run them.
+
+They belong into a process of their own, with limits: `cutset.bundles.proof.child` starts one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+import torch
+
+from cutset.bundles.manifest import Manifest
+from cutset.bundles.open import (
+    Bundle,
+    StageFunction,
+    StageProgram,
+    load_onnx_model,
+    load_program,
+    open_bundle,
+)
+from cutset.bundles.proof.onnx_checks import OnnxStage, onnx_faults
+from cutset.bundles.proof.results import BACKENDS, CHECKS, CheckResult, VerificationReport
+from cutset.bundles.proof.structure import completeness_faults, summary, unit_faults
+from cutset.bundles.proof.torch import running_checks
+from cutset.bundles.proof.torch.whole_model import count, opened_reference, rows_in_words
+from cutset.bundles.reference import Reference
+from cutset.capture.torch_settings import using_settings
+from cutset.capture.torch_threads import compute_threads
+from cutset.errors import BundleError, ManifestError, UnsafeBundle
+
+
+def row_counts(manifest: Manifest) -> tuple[int, ...]:
+    """Numbers of rows with which the stages' contracts are tried."""
+    return (1, 2, 5) if manifest.micro_batch_only is None else (manifest.micro_batch_only,)
+
+
+_RUN_ERRORS = (UnsafeBundle, RuntimeError, ValueError, TypeError, IndexError, MemoryError)
+
+
+def check_bundle(
+    directory: str | os.PathLike[str],
+    *,
+    stages: Iterable[int] | None = None,
+    backends: Collection[str] = BACKENDS,
+    on_step: Callable[[str, str], None] = lambda _check, _words: None,
+    on_check: Callable[[CheckResult], None] = lambda _result: None,
+) -> VerificationReport:
+    """Opens a bundle, loads its programs and runs them, all in this process.
+
+    Args:
+        directory: its folder.
+        stages: indices of the stages to look at; None for all.
+        backends: which of `BACKENDS` to run; what made the reference always is.
+        on_step: told of every step: the check that it belongs to, and a few words.
+        on_check: told of every check as it ends.
+    """
+    on_step("integrity", "checking files")
+    try:
+        bundle = open_bundle(directory, stages=stages)
+    except BundleError as error:
+        return unopened(error)
+    return _Checking(bundle, backends, on_step, on_check).run()
+
+
+def unopened(error: BundleError) -> VerificationReport:
+    """The report on a bundle that cannot be opened: only the last check has an answer."""
+    later = "not checked: the bundle cannot be opened, see integrity"
+    checks = [CheckResult(name=name, ok=False, detail=later) for name in CHECKS[:-1]]
+    checks.append(CheckResult(name=CHECKS[-1], ok=False, detail=str(error)))
+    return VerificationReport(
+        checks=tuple(checks), max_abs_error=None, bit_exact=False, error=error
+    )
+
+
+class _Checking:
+    """The checks on one opened bundle; a class only to hold what they share."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        backends: Collection[str],
+        on_step: Callable[[str, str], None],
+        on_check: Callable[[CheckResult], None],
+    ) -> None:
+        self._bundle = bundle
+        self._backends = backends
+        self._on_step = on_step
+        self._on_check = on_check
+        self._maker = "torch" if bundle.manifest.has_programs else "onnxruntime"
+        self._stages: dict[int, StageFunction] = {}
+        self._programs: dict[int, StageProgram] = {}
+        self._models: dict[int, OnnxStage] = {}
+        self._references: Reference = {}
+        self._comparisons: tuple[running_checks.Difference, ...] = ()
+        self._max_abs_error: float | None = None
+        self._error: BundleError | None = None
+
+    def run(self) -> VerificationReport:
+        """All checks; integrity is looked at first, since the others stand on it."""
+        manifest = self._bundle.manifest
+        with using_settings(manifest.torch_settings), compute_threads(manifest.num_threads):
+            integrity = self._integrity()
+            contracts = self._contracts()
+            completeness = self._completeness()
+            units = self._units()
+            numerics = self._numerics()
+        return VerificationReport(
+            checks=(contracts, completeness, units, numerics, integrity),
+            max_abs_error=self._max_abs_error,
+            bit_exact=self._max_abs_error == 0.0,
+            differences=tuple(
+                d for d in self._comparisons if d.backend == self._maker and d.is_too_large
+            ),
+            comparisons=self._comparisons,
+            error=self._error,
+        )
+
+    def _result(self, name: str, faults: tuple[str, ...], otherwise: str) -> CheckResult:
+        result = CheckResult(name=name, ok=not faults, detail=summary(faults, otherwise))
+        self._on_check(result)
+        return result
+
+    def _integrity(self) -> CheckResult:
+        bundle = self._bundle
+        faults: list[str] = []
+        for index in bundle.stages:
+            self._on_step("integrity", f"loading stage {index}")
+            try:
+                self._load(index)
+            except BundleError as error:
+                faults.append(str(error))
+                self._error = self._error or error
+        faults += self._read_reference()
+        num_files = len(bundle.manifest.files) + 1
+        return self._result(
+            "integrity", tuple(faults), f"{num_files} files, sizes and hashes agree, safe to load"
+        )
+
+    def _load(self, index: int) -> None:
+        """Loads what is run of a stage, and checks what is not."""
+        bundle = self._bundle
+        if not bundle.manifest.has_programs:
+            self._models[index] = self._stages[index] = OnnxStage(bundle, index)
+            return
+        self._programs[index] = self._stages[index] = load_program(bundle, index)
+        if bundle.manifest.stages[index].model is not None:
+            load_onnx_model(bundle, index)
+
+    def _read_reference(self) -> tuple[str, ...]:
+        try:
+            self._references = opened_reference(self._bundle)
+        except ManifestError as error:
+            self._error = self._error or error
+            return (str(error),)
+        return ()
+
+    @property
+    def _reference(self) -> Mapping[str, torch.Tensor]:
+        """The tensors of the first number of rows."""
+        return next(iter(self._references.values()), {})
+
+    @property
+    def _obstacle(self) -> tuple[str, ...]:
+        """Why the stages cannot be run, if they cannot."""
+        missing = [index for index in self._bundle.stages if index not in self._stages]
+        if missing:
+            return (f"not checked: stage {missing[0]} was not loaded, see integrity",)
+        if not self._references:
+            return ("not checked: there are no reference tensors, see integrity",)
+        return ()
+
+    def _contracts(self) -> CheckResult:
+        self._on_step("contracts", "checking contracts")
+        faults = self._obstacle or running_checks.contract_faults(
+            self._bundle, self._stages, self._reference, row_counts(self._bundle.manifest)
+        )
+        num_boundaries = len(self._bundle.manifest.stages) - 1
+        counts = row_counts(self._bundle.manifest)
+        rows = f"{', '.join(map(str, counts))} {'row' if counts == (1,) else 'rows'}"
+        return self._result(
+            "contracts", faults, f"{count(num_boundaries, 'boundary')} met with {rows}"
+        )
+
+    def _completeness(self) -> CheckResult:
+        self._on_step("completeness", "checking completeness")
+        manifest = self._bundle.manifest
+        programs = {index: stage.program for index, stage in self._programs.items()}
+        faults = completeness_faults(manifest, programs) + onnx_faults(manifest, self._models)
+        if len(self._stages) < len(self._bundle.stages):
+            faults += ("not checked against every stage's program, see integrity",)
+        detail = (
+            f"{count(len(manifest.graph.operations), 'operation')} and "
+            f"{count(len(manifest.graph.parameters), 'parameter')} accounted for, "
+            f"{len(manifest.shared_parameters)} shared, {len(manifest.unused_parameters)} unused"
+        )
+        return self._result("completeness", faults, detail)
+
+    def _units(self) -> CheckResult:
+        self._on_step("units", "checking units")
+        manifest = self._bundle.manifest
+        cuts = len(manifest.stages) - 1
+        return self._result(
+            "units", unit_faults(manifest), f"no unit is divided by {count(cuts, 'cut')}"
+        )
+
+    def _numerics(self) -> CheckResult:
+        self._on_step("numerics", "comparing numbers")
+        if self._obstacle:
+            return self._result("numerics", self._obstacle, "")
+        num_rows = 0
+        try:
+            for rows, reference in self._references.items():
+                num_rows = rows
+                self._comparisons += running_checks.chain_differences(
+                    self._bundle,
+                    self._stages,
+                    reference,
+                    backend=self._maker,
+                    num_rows=num_rows,
+                )
+        except _RUN_ERRORS as error:
+            fault = f"the stages do not run with {count(num_rows, 'row')}: {error}"
+            return self._result("numerics", (fault,), "")
+        self._max_abs_error = max((d.max_abs_error for d in self._comparisons), default=0.0)
+        faults = [self._sentence(d) for d in self._comparisons if d.is_too_large][:1]
+        details = [self._equality()]
+        if "onnxruntime" in self._backends and self._maker == "torch":
+            onnx_faults, detail = self._onnx()
+            faults += onnx_faults
+            details.append(detail)
+        return self._result("numerics", tuple(faults), ", ".join(details))
+
+    def _equality(self) -> str:
+        """How the backend that made the reference compares with it, where nothing is wrong."""
+        if not self._max_abs_error:
+            rows = rows_in_words(self._references)
+            return f"{self._maker} equals the reference bit for bit with {rows}"
+        largest = max(
+            running_checks.relative_difference(
+                [d for d in self._comparisons if d.num_rows == num_rows], reference
+            )
+            for num_rows, reference in self._references.items()
+        )
+        return f"{self._maker} within tolerance ({largest:.1e} of a tensor's magnitude)"
+
+    def _onnx(self) -> tuple[list[str], str]:
+        try:
+            found, largest, failures = running_checks.onnx_differences(
+                self._bundle, tuple(self._programs), self._reference
+            )
+        except BundleError as error:
+            return [f"not checked with onnxruntime: {error}"], ""
+        self._comparisons += found
+        faults = [self._sentence(d) for d in found if d.is_too_large][:1]
+        stages = self._bundle.manifest.stages
+        missing = [stage for stage in stages if stage.model is None]
+        if len(missing) == len(stages):
+            return [*failures], f"no stage has an ONNX model ({stages[0].model_missing})"
+        detail = f"onnxruntime within tolerance ({largest:.1e} of a tensor's magnitude)"
+        for stage in missing:
+            detail += f"; stage {stage.index} has no ONNX model ({stage.model_missing})"
+        return [*faults, *failures], detail
+
+    def _sentence(self, difference: running_checks.Difference) -> str:
+        last = len(self._bundle.manifest.stages) - 1
+        boundary = (
+            "the model's output"
+            if difference.stage == last
+            else f"the boundary to stage {difference.stage + 1}"
+        )
+        where = (
+            f"with {difference.backend} stage {difference.stage} is the first that differs: "
+            f"{difference.tensor!r} at {boundary}, with {count(difference.num_rows, 'row')},"
+        )
+        if difference.max_abs_error <= difference.tolerance:
+            return f"{where} lies in memory otherwise than in the whole model"
+        return (
+            f"{where} is off by {difference.max_abs_error:.6g}, allowed {difference.tolerance:.3g}"
+        )

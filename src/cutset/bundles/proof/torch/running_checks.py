@@ -1,0 +1,330 @@
+"""What is proven by running the stages: contracts at any number of rows, and equal numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import onnxruntime
+import torch
+from torch.utils import _pytree as pytree
+
+from cutset.bundles.manifest import Manifest, StageEntry
+from cutset.bundles.open import Bundle, StageFunction, load_onnx_model
+from cutset.bundles.reference import as_sent, describe, fits
+from cutset.capture.captured import with_rows
+from cutset.errors import CutsetError
+from cutset.tensors import TensorSpec
+
+Tensors = tuple[torch.Tensor, ...]
+
+_TOLERANCES = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-4,
+    torch.float16: 2e-2,
+    torch.bfloat16: 1e-1,
+    torch.complex64: 1e-4,
+    torch.complex128: 1e-9,
+}
+"""Largest difference from the reference that another backend than torch may show, relative to the
+largest magnitude in the reference tensor. Other dtypes must be equal."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Difference:
+    """By how much the numbers of one tensor differ from the reference's.
+
+    Attributes:
+        stage: index of the stage.
+        tensor: name of the tensor at its boundary.
+        max_abs_error: largest absolute difference; infinite where shapes or dtypes differ.
+        tolerance: the largest that was allowed.
+        backend: what computed it.
+        num_rows: with how many rows.
+        lies_otherwise: whether it lies in memory otherwise than in the whole model.
+    """
+
+    stage: int
+    tensor: str
+    max_abs_error: float
+    tolerance: float
+    backend: str = "torch"
+    num_rows: int = 0
+    lies_otherwise: bool = False
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether it is beyond what was allowed."""
+        return self.max_abs_error > self.tolerance or self.lies_otherwise
+
+
+def expected_tensors(manifest: Manifest) -> tuple[TensorSpec, ...]:
+    """Every tensor that the reference must hold, once, inputs first."""
+    specs = {spec.name: spec for spec in manifest.graph.inputs}
+    for stage in manifest.stages:
+        specs |= {spec.name: spec for spec in (*stage.inputs, *stage.outputs)}
+    specs |= {spec.name: spec for spec in manifest.outputs}
+    return tuple(specs.values())
+
+
+def contract_faults(
+    bundle: Bundle,
+    programs: Mapping[int, StageFunction],
+    reference: Mapping[str, torch.Tensor],
+    row_counts: Sequence[int],
+) -> tuple[str, ...]:
+    """Where neighbours do not meet, on paper and when run with each number of rows.
+
+    Args:
+        bundle: opened.
+        programs: its stages, by index, those that are at hand.
+        reference: valid input rows, repeated as often as needed.
+        row_counts: numbers of rows to run with.
+    """
+    faults = list(_paper_faults(bundle))
+    for num_rows in row_counts:
+        faults += _run_faults(bundle, programs, reference, num_rows)
+    return tuple(faults)
+
+
+def _paper_faults(bundle: Bundle) -> Iterator[str]:
+    """Shapes and dtypes of each tensor, wherever the manifest states them."""
+    manifest = bundle.manifest
+    made = {spec.name: spec for spec in manifest.graph.inputs}
+    for operation in manifest.graph.operations:
+        if len(operation.outputs) == 1:
+            made[operation.name] = operation.outputs[0]
+    for stage in manifest.stages:
+        for side, specs in (("takes", stage.inputs), ("returns", stage.outputs)):
+            for spec in specs:
+                if spec.name not in made:
+                    yield f"stage {stage.index} {side} {spec.name!r}, which nothing makes"
+                elif made[spec.name] != spec:
+                    yield (
+                        f"stage {stage.index} {side} {spec.name!r} as {spec}, it is made as "
+                        f"{made[spec.name]}"
+                    )
+    for spec in manifest.outputs:
+        if made.get(spec.name) != spec:
+            yield f"the output {spec.name!r} is {spec}, it is made as {made.get(spec.name)}"
+
+
+def _run_faults(
+    bundle: Bundle,
+    programs: Mapping[int, StageFunction],
+    reference: Mapping[str, torch.Tensor],
+    num_rows: int,
+) -> Iterator[str]:
+    given: dict[str, torch.Tensor] = {}
+    for index, program in programs.items():
+        stage = bundle.manifest.stages[index]
+        inputs = tuple(
+            given[spec.name]
+            if spec.name in given
+            else with_rows(reference[spec.name], spec, num_rows)
+            for spec in stage.inputs
+        )
+        where = f"stage {index} with {num_rows} {'row' if num_rows == 1 else 'rows'}"
+        try:
+            outputs = program(inputs)
+        except (CutsetError, RuntimeError, ValueError, TypeError, IndexError) as error:
+            yield f"{where} fails: {_first_line(error)}"
+            return
+        given = {s.name: t for s, t in zip(stage.outputs, outputs, strict=True)}
+        wrong = [s for s in stage.outputs if not fits(given[s.name], s, num_rows)]
+        for spec in wrong:
+            yield f"{where} returns {spec.name!r} as {describe(given[spec.name])}, expected {spec}"
+        if wrong:
+            return
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def max_abs_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest absolute difference; 0 only if all bits that matter agree, NaN counts as NaN."""
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        return float("inf")
+    if torch.equal(actual, expected) or actual.numel() == 0:
+        return 0.0
+    wide = torch.complex128 if actual.is_complex() else torch.float64
+    difference = (actual.to(wide) - expected.to(wide)).abs()
+    # Equal infinities and NaNs on both sides differ by nothing; on one side, by everything.
+    same = (actual == expected) | (actual.isnan() & expected.isnan())
+    difference = torch.where(same, 0.0, difference)
+    return float(torch.nan_to_num(difference, nan=float("inf"), posinf=float("inf")).max())
+
+
+def chain_differences(
+    bundle: Bundle,
+    programs: Mapping[int, StageFunction],
+    reference: Mapping[str, torch.Tensor],
+    *,
+    backend: str,
+    num_rows: int,
+) -> tuple[Difference, ...]:
+    """Every boundary tensor of the chained stages against the reference's.
+
+    Each stage takes its tensors as a link delivers them. One that lies in memory otherwise than in
+    the whole model counts as different: the stage after it may run other kernels.
+
+    Args:
+        bundle: opened.
+        programs: its stages, by index, those that are at hand.
+        reference: what the whole model gave for one number of rows.
+        backend: what runs them; of torch's tensors none may differ.
+        num_rows: the number of rows.
+
+    Raises:
+        RuntimeError: a stage cannot be run; `contract_faults` says so in words.
+    """
+    found: list[Difference] = []
+    given: dict[str, torch.Tensor] = {}
+    for index, program in programs.items():
+        stage = bundle.manifest.stages[index]
+        outputs = program(tuple(given.get(s.name, reference[s.name]) for s in stage.inputs))
+        given = {s.name: as_sent(t) for s, t in zip(stage.outputs, outputs, strict=True)}
+        found += _differences(stage, given, reference, backend=backend, num_rows=num_rows)
+    return tuple(found)
+
+
+def _differences(
+    stage: StageEntry,
+    given: Mapping[str, torch.Tensor],
+    reference: Mapping[str, torch.Tensor],
+    *,
+    backend: str,
+    num_rows: int,
+) -> Iterator[Difference]:
+    is_torch = backend == "torch"
+    for spec in stage.outputs:
+        actual, expected = given[spec.name], reference[spec.name]
+        yield Difference(
+            stage=stage.index,
+            tensor=spec.name,
+            max_abs_error=max_abs_difference(actual, expected),
+            tolerance=0.0 if is_torch else tolerance_of(expected),
+            backend=backend,
+            num_rows=num_rows,
+            lies_otherwise=is_torch and _lies_otherwise(actual, expected),
+        )
+
+
+def _lies_otherwise(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether the strides differ; of a dimension with one entry it is never used."""
+    lengths = zip(actual.shape, actual.stride(), expected.stride(), strict=False)
+    return any(length > 1 and one != other for length, one, other in lengths)
+
+
+def magnitude_of(tensor: torch.Tensor) -> float:
+    """The largest finite absolute value in a tensor, 0 if it is empty."""
+    if tensor.numel() == 0:
+        return 0.0
+    wide = torch.complex128 if tensor.is_complex() else torch.float64
+    return float(torch.nan_to_num(tensor.to(wide).abs(), nan=0.0, posinf=0.0).max())
+
+
+def relative_difference(
+    found: Sequence[Difference], reference: Mapping[str, torch.Tensor]
+) -> float:
+    """The largest difference, relative to the largest magnitude in its reference tensor."""
+    return max(
+        (d.max_abs_error / (magnitude_of(reference[d.tensor]) or 1.0) for d in found), default=0.0
+    )
+
+
+def tolerance_of(expected: torch.Tensor) -> float:
+    """The absolute difference that another backend than torch may show for a tensor."""
+    return _TOLERANCES.get(expected.dtype, 0.0) * magnitude_of(expected)
+
+
+def onnx_differences(
+    bundle: Bundle, indices: Sequence[int], reference: Mapping[str, torch.Tensor]
+) -> tuple[tuple[Difference, ...], float, tuple[str, ...]]:
+    """Each stage's ONNX model on the reference's tensors, against the reference's.
+
+    Returns:
+        The difference of every tensor; the largest of all, relative to the largest magnitude in
+        its tensor; and in words the stages that could not be run.
+
+    Raises:
+        UnsafeBundle: a model could load code or files.
+    """
+    found: list[Difference] = []
+    failures: list[str] = []
+    for index in indices:
+        stage = bundle.manifest.stages[index]
+        if stage.model is None:
+            continue
+        inputs = tuple(reference[spec.name] for spec in stage.inputs)
+        try:
+            outputs = _run_onnx(bundle, stage, inputs)
+        except CutsetError:
+            raise
+        except Exception as error:  # noqa: BLE001 - onnxruntime's errors derive from Exception
+            failures.append(f"stage {index} fails in onnxruntime: {_first_line(error)}")
+            continue
+        given = {s.name: t for s, t in zip(stage.outputs, outputs, strict=True)}
+        num_rows = inputs[0].shape[0] if inputs and inputs[0].dim() else 0
+        found += _differences(stage, given, reference, backend="onnxruntime", num_rows=num_rows)
+    return tuple(found), relative_difference(found, reference), tuple(failures)
+
+
+def _run_onnx(bundle: Bundle, stage: StageEntry, inputs: Tensors) -> Tensors:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = bundle.manifest.num_threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        str(load_onnx_model(bundle, stage.index)), options, providers=["CPUExecutionProvider"]
+    )
+    feed = {
+        argument.name: tensor.contiguous().numpy()
+        for argument, tensor in zip(session.get_inputs(), inputs, strict=True)
+    }
+    results: list[Any] = session.run(None, feed)
+    return tuple(torch.from_numpy(result) for result in results)
+
+
+def call_with_positional(model: torch.nn.Module, inputs: Tensors) -> Any:
+    """Calls a model with one positional argument for each input."""
+    return model(*inputs)
+
+
+def model_differences(
+    bundle: Bundle,
+    model: torch.nn.Module,
+    reference: Mapping[str, torch.Tensor],
+    call_model: Callable[[torch.nn.Module, Tensors], Any],
+) -> tuple[Difference, ...]:
+    """The whole model's outputs on the reference's inputs, against the reference's.
+
+    Raises:
+        RuntimeError: the model does not take these inputs.
+    """
+    manifest = bundle.manifest
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            # Copies, since a model may write to its inputs.
+            inputs = tuple(reference[spec.name].clone() for spec in manifest.graph.inputs)
+            results = call_model(model, inputs)
+    finally:
+        model.train(was_training)
+    leaves = [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, torch.Tensor)]
+    if len(leaves) != len(manifest.outputs):
+        raise RuntimeError(
+            f"the model returns {len(leaves)} tensors, the bundle {len(manifest.outputs)}"
+        )
+    last = len(manifest.stages) - 1
+    errors = [
+        (spec.name, max_abs_difference(leaf, reference[spec.name]))
+        for spec, leaf in zip(manifest.outputs, leaves, strict=True)
+    ]
+    return tuple(
+        Difference(stage=last, tensor=name, max_abs_error=error, tolerance=0.0)
+        for name, error in errors
+        if error > 0.0
+    )

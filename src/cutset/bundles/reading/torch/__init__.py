@@ -1,0 +1,1 @@
+"""Stage programs of torch (pt2): decoded as data, checked call by call, built without pickle."""

@@ -1,0 +1,1 @@
+"""Writing a bundle: programs, ONNX models, manifest, reference."""

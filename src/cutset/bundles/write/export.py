@@ -1,0 +1,374 @@
+"""Writes a bundle: one program per stage, the manifest, the reference tensors.
+
+Everything is written to a temporary folder beside the target, which is renamed at the end: nobody
+ever sees half a bundle, and an interrupted export leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import torch
+from torch.utils import _pytree as pytree
+
+from cutset.bundles.manifest import (
+    BUNDLE_FORMAT,
+    FileEntry,
+    Manifest,
+    PartEntry,
+    StageEntry,
+    encode_manifest,
+    num_classes_of,
+    sha256_of,
+)
+from cutset.bundles.open import Bundle
+from cutset.bundles.reference import (
+    REFERENCE_NAME,
+    Reference,
+    encode_reference,
+    reference_rows,
+)
+from cutset.bundles.strict_json import MANIFEST_NAME
+from cutset.bundles.write.stage_writers import (
+    OnnxStageWriter,
+    StageWriter,
+    TorchStageWriter,
+    boundary_tensors,
+    check_operations,
+)
+from cutset.capture.arguments import ExampleInputs
+from cutset.capture.captured import Captured, boundary_specs, with_rows
+from cutset.capture.lowering import CapturedModel
+from cutset.capture.onnx.onnx_graph import CapturedOnnx
+from cutset.capture.torch_export import capture_model
+from cutset.capture.torch_settings import current_settings, using_settings
+from cutset.capture.torch_threads import compute_threads
+from cutset.data.images import Preprocessing
+from cutset.errors import BundleError, ModelError
+from cutset.planning.plan import Plan
+from cutset.processes import encodable
+from cutset.tensors import TensorSpec
+from cutset.version import __version__
+
+logger = logging.getLogger(__name__)
+
+
+def export_bundle(
+    model: torch.nn.Module,
+    plan: Plan,
+    directory: str | os.PathLike[str],
+    *,
+    captured: Captured | None = None,
+    example_inputs: ExampleInputs | None = None,
+    model_name: str = "",
+    part: PartEntry | None = None,
+    weights: str = "",
+    preprocessing: Preprocessing | None = None,
+    labels: Sequence[str] | None = None,
+    keep: Collection[str] = (),
+    divide: Collection[str] = (),
+    max_tensors: int = 1,
+    num_threads: int = 1,
+    replace: bool = False,
+    check: Callable[[Path], None] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Writes the stages of a plan as a bundle.
+
+    Args:
+        model: the whole model, in evaluation mode; its results are the reference.
+        plan: which operations each stage holds.
+        directory: the bundle's folder; by custom it ends in ``.cutset``.
+        captured: what `capture_model` or `capture_onnx` returned for `model`; a module of torch is
+            captured again if None.
+        example_inputs: inputs to capture with, needed when `captured` is None.
+        model_name: how the model was asked for; its class's name if empty.
+        part: where `model` is a part of the user's model, which.
+        weights: where the weights came from, in words.
+        preprocessing: how images become rows, or None.
+        labels: names of the classes, as many as the first output's last dimension is long, or
+            None.
+        keep: as given to `find_cut_points`; `verify_bundle` judges the cuts by it.
+        divide: likewise.
+        max_tensors: likewise.
+        num_threads: threads with which the reference tensors are computed.
+        replace: whether a bundle that is there already may be replaced.
+        check: called with the finished folder before it gets its name; if it raises, nothing is
+            left behind and a bundle that was there stays.
+        progress: called with a few words before each step.
+
+    Returns:
+        The bundle's folder.
+
+    Raises:
+        BundleError: the folder exists, or cannot be written (disk full, no permission).
+        CaptureError: the model or a stage cannot be exported.
+        ModelError: the labels are not as many as the classes.
+    """
+    target = Path(directory).absolute()
+    report = progress or (lambda _text: None)
+    check_target(target, replace=replace)
+    if captured is None:
+        if example_inputs is None:
+            raise ValueError("export_bundle needs either captured or example_inputs")
+        captured = capture_model(model, example_inputs)
+    _check_labels(labels, _outputs(captured)[0])
+    if isinstance(captured, CapturedModel):
+        check_operations(captured)
+    settings = current_settings()
+    with (
+        using_settings(settings),
+        compute_threads(num_threads),
+        _temporary_folder(target) as folder,
+    ):
+        writer = _BundleWriter(captured, plan, folder, report)
+        stages = writer.write_stages()
+        writer.write_reference(model)
+        manifest = msgspec.structs.replace(
+            writer.manifest(stages, num_threads),
+            model=model_name or captured.graph.model_class,
+            part=part,
+            weights=weights,
+            keep=tuple(keep),
+            divide=tuple(divide),
+            max_tensors=max_tensors,
+            preprocessing=preprocessing,
+            torch_settings=settings,
+            labels=tuple(labels) if labels is not None else None,
+        )
+        _write(folder / MANIFEST_NAME, encode_manifest(manifest))
+        if check is not None:
+            check(folder)
+        _move_into_place(folder, target)
+    return target
+
+
+def _check_labels(labels: Sequence[str] | None, output: TensorSpec) -> None:
+    num_classes = num_classes_of(output)
+    if labels is not None and len(labels) != num_classes:
+        raise ModelError(
+            f"{len(labels)} labels for the output {output}: expected one for each entry of its "
+            "last dimension"
+        )
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "cutset": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+
+
+class _BundleWriter:
+    """Writes the stages and the reference into a folder."""
+
+    def __init__(
+        self,
+        captured: Captured,
+        plan: Plan,
+        folder: Path,
+        report: Callable[[str], None],
+    ) -> None:
+        self._captured = captured
+        self._plan = plan
+        self._folder = folder
+        self._report = report
+        self._boundaries = _boundaries(captured, plan)
+        specs = (*captured.graph.inputs, *self._boundaries, *_outputs(captured))
+        self._row_counts = reference_rows(
+            dict.fromkeys(specs), plan.micro_batch, captured.micro_batch_only
+        )
+
+    def _inputs(self, num_rows: int) -> tuple[torch.Tensor, ...]:
+        """Rows of the example; for all but the reference's first number those of the first."""
+        pairs = zip(self._captured.example_inputs, self._captured.graph.inputs, strict=True)
+        first = self._row_counts[0]
+        return tuple(with_rows(with_rows(t, spec, first), spec, num_rows) for t, spec in pairs)
+
+    def write_stages(self) -> tuple[StageEntry, ...]:
+        """Writes every stage's programs."""
+        writer: StageWriter
+        if isinstance(self._captured, CapturedOnnx):
+            writer = OnnxStageWriter(self._captured)
+        else:
+            assert isinstance(self._captured, CapturedModel)
+            writer = TorchStageWriter(self._captured, self._inputs(self._row_counts[0]))
+        entries = []
+        for stage in self._plan.stages:
+            self._report(f"exporting stage {stage.index} ({stage.first} ... {stage.last})")
+            (self._folder / f"stage-{stage.index}").mkdir()
+            entries.append(writer.write(stage, self._folder))
+        return tuple(entries)
+
+    def manifest(self, stages: tuple[StageEntry, ...], num_threads: int) -> Manifest:
+        """What the bundle holds; what people say of the model is still missing."""
+        graph = self._captured.graph
+        return Manifest(
+            format=BUNDLE_FORMAT,
+            created_by=_versions(),
+            model="",
+            weights="",
+            keep=(),
+            divide=(),
+            max_tensors=1,
+            graph=graph,
+            stages=stages,
+            outputs=tuple(graph.spec_of(name) for name in graph.outputs),
+            output_names=self._captured.output_names,
+            shared_parameters=_shared(stages),
+            unused_parameters=_unused(self._captured, stages),
+            plan=self._plan,
+            preprocessing=None,
+            labels=None,
+            reference=REFERENCE_NAME,
+            num_threads=num_threads,
+            files=_file_entries(self._folder),
+            micro_batch_only=self._captured.micro_batch_only,
+        )
+
+    def write_reference(self, model: torch.nn.Module) -> None:
+        """Writes inputs, boundaries and, from the whole model itself, the results."""
+        reference: Reference = {}
+        for num_rows in self._row_counts:
+            rows = "row" if num_rows == 1 else "rows"
+            self._report(f"running the whole model with {num_rows} {rows} for the reference")
+            inputs = self._inputs(num_rows)
+            tensors = {s.name: t for s, t in zip(self._captured.graph.inputs, inputs, strict=True)}
+            group = dict(tensors) if num_rows == self._row_counts[0] else {}
+            group |= boundary_tensors(self._captured, self._boundaries, inputs)
+            with torch.no_grad():
+                results = self._captured.call(model, tuple(t.clone() for t in inputs))
+            leaves = [t for t in pytree.tree_leaves(results) if isinstance(t, torch.Tensor)]
+            for name, tensor in zip(self._captured.graph.outputs, leaves, strict=True):
+                if name not in tensors:
+                    group[name] = tensor
+            reference[num_rows] = group
+        _write(self._folder / REFERENCE_NAME, encode_reference(reference))
+
+
+def _boundaries(captured: Captured, plan: Plan) -> tuple[TensorSpec, ...]:
+    """What crosses the plan's cuts and is no input of the model, each tensor once."""
+    given = {spec.name for spec in captured.graph.inputs}
+    specs = [spec for stage in plan.stages[:-1] for spec in boundary_specs(captured, stage.stop)]
+    return tuple(spec for spec in dict.fromkeys(specs) if spec.name not in given)
+
+
+def _outputs(captured: Captured) -> tuple[TensorSpec, ...]:
+    return tuple(captured.graph.spec_of(name) for name in captured.graph.outputs)
+
+
+def replace_plan(bundle: Bundle, plan: Plan) -> None:
+    """Writes a bundle's manifest anew, with a plan that says more of the same stages.
+
+    Raises:
+        BundleError: it cannot be written; the old one is still there.
+    """
+    target = bundle.directory / MANIFEST_NAME
+    manifest = msgspec.structs.replace(bundle.manifest, plan=plan)
+    # Beside the bundle: a file within that is not listed would spoil it, were this interrupted.
+    fresh = bundle.directory.parent / f".{bundle.directory.name}-{secrets.token_hex(4)}.json"
+    try:
+        _write(fresh, encode_manifest(manifest))
+        fresh.replace(target)
+    except OSError as error:
+        raise BundleError(f"{target} cannot be written: {error.strerror}") from error
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def check_target(target: Path, *, replace: bool) -> None:
+    """Refuses a target that must not be overwritten.
+
+    Raises:
+        BundleError: something is there that is no bundle, or a bundle that may not be replaced.
+    """
+    try:
+        os.fspath(target.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise BundleError(
+            f"{encodable(str(target))}: torch and ONNX cannot write into a folder whose name is no"
+            " UTF-8; write the bundle elsewhere and move it",
+            path=str(target),
+        ) from error
+    if not (target.exists() or target.is_symlink()):
+        return
+    is_bundle = target.is_dir() and (target / MANIFEST_NAME).is_file()
+    is_empty = target.is_dir() and not any(target.iterdir())
+    if is_empty or (is_bundle and replace):
+        return
+    what = "a bundle is there already" if is_bundle else "it exists and is no bundle"
+    raise BundleError(f"{target}: {what}; choose another folder", path=str(target))
+
+
+@contextlib.contextmanager
+def _temporary_folder(target: Path) -> Iterator[Path]:
+    """A folder beside the target, gone when the block ends unless it was moved away."""
+    folder: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        folder.chmod(0o755)
+        yield folder
+    except OSError as error:
+        raise BundleError(
+            f"{target}: the bundle cannot be written: {error.strerror or error}; "
+            "nothing was left behind",
+            path=str(target),
+        ) from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move_into_place(folder: Path, target: Path) -> None:
+    if target.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+        target.rename(old / "bundle")
+        try:
+            folder.rename(target)
+        except OSError:
+            (old / "bundle").rename(target)
+            raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
+    else:
+        folder.rename(target)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+
+
+def _shared(stages: Sequence[StageEntry]) -> tuple[str, ...]:
+    holders: dict[str, int] = {}
+    for stage in stages:
+        for name in stage.parameters:
+            holders[name] = holders.get(name, 0) + 1
+    return tuple(name for name, count in holders.items() if count > 1)
+
+
+def _unused(captured: Captured, stages: Sequence[StageEntry]) -> tuple[str, ...]:
+    used = {name for stage in stages for name in stage.parameters}
+    return tuple(p.name for p in captured.graph.parameters if p.name not in used)
+
+
+def _file_entries(folder: Path) -> tuple[FileEntry, ...]:
+    return tuple(
+        FileEntry(
+            path=path.relative_to(folder).as_posix(),
+            num_bytes=path.stat().st_size,
+            sha256=sha256_of(path),
+        )
+        for path in sorted(path for path in folder.rglob("*") if path.is_file())
+    )

@@ -1,0 +1,1 @@
+"""From a model to a graph: captured once, cut into pieces, followed by rows."""

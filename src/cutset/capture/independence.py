@@ -1,0 +1,316 @@
+"""Whether a row's result is its own: not its neighbours', not their number's, not the last call's.
+
+A pipeline cuts batches, in whatever way. A model that normalises, averages or ranks over its first
+dimension, that treats a single row otherwise than several, or that keeps something from one call to
+the next, then computes something else. No capture fails on that and no shape shows it, so it is
+tried with the model itself, and the captured model is compared with it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch.utils import _pytree as pytree
+
+from cutset.capture.captured import Captured, with_rows
+from cutset.capture.diagnosis import place_in_words
+from cutset.capture.lowering import CapturedModel
+from cutset.capture.number_of_rows import Parting, find_parting, in_words
+from cutset.capture.pieces import Piece, build_piece
+from cutset.errors import CaptureError
+from cutset.graph.ir import Operation
+from cutset.tensors import TensorSpec, dim_factor
+
+_TWO = 2
+TRIED_ROWS = (1, 5)
+"""Numbers of rows whose first row must be that of two."""
+
+_TOLERANCES = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_OTHERWISE = 1e-5
+"""Differences that are none, relative to the largest magnitude in the tensor. As the number of
+rows stays the same, so do the kernels, and there should be no difference at all."""
+
+_ANOTHER_WAY = 10.0
+_SAME_WAY = 0.05
+"""With another number of rows other kernels may run, and their last bits grow on the way through a
+deep model. Where the model's code takes the same way, differences up to `_SAME_WAY` of the largest
+magnitude are that; where it takes another, up to `_ANOTHER_WAY` times the tolerance."""
+
+
+def check_rows(captured: Captured, model: torch.nn.Module) -> None:
+    """Computes a row again, beside other neighbours, and among other numbers of rows.
+
+    Args:
+        captured: the captured model; its example's first two rows are used.
+        model: the module that was captured, in evaluation mode.
+
+    Raises:
+        CaptureError: the results differ; says by how much, and for a module of torch after which
+            operation they first do, or which line decides by the number of rows.
+    """
+    only = captured.micro_batch_only
+    first = tuple(tensor[: only or _TWO] for tensor in captured.example_inputs)
+    with torch.inference_mode():
+        usual = _check_memory(captured, model, first)
+        if only != 1:
+            _check_neighbours(captured, model, first, usual)
+        piece = None
+        if isinstance(captured, CapturedModel):
+            piece = build_piece(captured, 0, len(captured.graph.operations))
+        for num_rows in TRIED_ROWS if only is None else (only,):
+            _check_number(captured, model, usual, only or _TWO, num_rows, piece)
+
+
+def check_micro_batch(captured: Captured, model: torch.nn.Module, num_rows: int) -> None:
+    """Computes a row among as many as a micro-batch has, where `check_rows` did not.
+
+    It is compared with the row alone; of a model that was captured for one number of rows there is
+    nothing more to see.
+
+    Args:
+        captured: as for `check_rows`, and checked by it.
+        model: as for `check_rows`.
+        num_rows: rows of a micro-batch, at least 1.
+
+    Raises:
+        CaptureError: the results differ; names the line that decides.
+    """
+    if captured.micro_batch_only is not None or num_rows in (*TRIED_ROWS, _TWO):
+        return
+    alone = _copies([tensor[:1] for tensor in captured.example_inputs])
+    with torch.inference_mode():
+        piece = None
+        if isinstance(captured, CapturedModel):
+            piece = build_piece(captured, 0, len(captured.graph.operations))
+        usual = _leaves(captured.call(model, alone))
+        _check_number(captured, model, usual, 1, num_rows, piece)
+
+
+def _check_memory(
+    captured: Captured, model: torch.nn.Module, rows: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """The results for some rows, after they came twice.
+
+    Raises:
+        CaptureError: the second answer differs from the first.
+    """
+    one = _leaves(captured.call(model, _copies(rows)))
+    before = _attributes(model)
+    other = _leaves(captured.call(model, _copies(rows)))
+    pairs = zip(one, other, strict=True)
+    differences = [1.0 if a.shape != b.shape else _difference(None, a, b) for a, b in pairs]
+    if not any(differences):
+        return one
+    changed = [name for name, value in _attributes(model).items() if before.get(name) != value]
+    where = f" (in its {', '.join(map(repr, changed[:3]))})" if changed else ""
+    raise CaptureError(
+        f"the model remembers{where}: the same rows twice give two answers, which differ by "
+        f"{max(differences):.2g} of the largest number. The stages of a pipeline keep nothing from "
+        "one micro-batch to the next, and each may be sent again: make the forward begin anew at "
+        "every call, or hand the state in as an input and out as a result",
+        module_path=changed[0].rpartition(".")[0] or None if changed else None,
+    )
+
+
+def _attributes(model: torch.nn.Module) -> dict[str, object]:
+    """What could change between two calls: plain attributes, and versions of tensors, by path."""
+    found: dict[str, object] = {}
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        for name, value in (*vars(module).items(), *module.named_buffers(recurse=False)):
+            if isinstance(value, torch.Tensor):
+                version = 0 if value.is_inference() else value._version
+                found[prefix + name] = (id(value), version)
+            elif isinstance(value, (int, float, str, type(None))):
+                found[prefix + name] = value
+            elif isinstance(value, (tuple, list)):
+                found[prefix + name] = tuple(map(id, value))
+    return found
+
+
+def _check_neighbours(
+    captured: Captured,
+    model: torch.nn.Module,
+    first: Sequence[torch.Tensor],
+    usual: Sequence[torch.Tensor],
+) -> None:
+    second = _with_another_neighbour(first)
+    specs = tuple(captured.graph.spec_of(name) for name in captured.graph.outputs)
+    other = _leaves(captured.call(model, _copies(second)))
+    difference = max(map(_difference, specs, usual, other), default=0.0)
+    if difference == 0.0:
+        return
+    is_of_torch = isinstance(captured, CapturedModel)
+    found = _first_mixing(captured, first, second) if is_of_torch else None
+    module_path = found.modules[-1].path if found and found.modules else None
+    source = found.source if found else None
+    operation = found.target if found else None
+    place = place_in_words(module_path, source, operation)
+    raise CaptureError(
+        f"the model cannot be split{place}: a row's result depends on the rows beside it (with "
+        f"another neighbour it differs by {difference:.2g} of the largest number), so that cutting "
+        "a batch into micro-batches would change the answers. Keep what looks across rows (a mean, "
+        "maximum, softmax or normalisation over the first dimension) outside the model that is "
+        "split",
+        module_path=module_path,
+        source=source,
+        operation=operation,
+    )
+
+
+def _check_number(
+    captured: Captured,
+    model: torch.nn.Module,
+    usual: Sequence[torch.Tensor],
+    several: int,
+    num_rows: int,
+    piece: Piece | None,
+) -> None:
+    """Compares a row among `num_rows` with it among `several`, and with the captured model's.
+
+    Args:
+        captured: the captured model.
+        model: the module itself.
+        usual: its results for `several` rows.
+        several: a number with which it works.
+        num_rows: another number.
+        piece: the captured model as a module, or None where it is `model` itself.
+
+    Raises:
+        CaptureError: they differ by more than rounding; names the line that decides.
+    """
+    specs = tuple(captured.graph.spec_of(name) for name in captured.graph.outputs)
+    most = max(several, captured.micro_batch_only or _TWO)
+
+    def rows_of(count: int) -> tuple[torch.Tensor, ...]:
+        pairs = zip(captured.example_inputs, captured.graph.inputs, strict=True)
+        return _copies([with_rows(tensor[:most], spec, count) for tensor, spec in pairs])
+
+    def run(count: int) -> list[torch.Tensor]:
+        return _leaves(captured.call(model, rows_of(count)))
+
+    def refused(what: str) -> CaptureError:
+        parting = find_parting(model, run, several, num_rows) or Parting(what=what)
+        return parting.error(what)
+
+    rows = in_words(num_rows)
+    try:
+        alone = run(num_rows)
+    except Exception as error:
+        text = (str(error).strip().splitlines() or [""])[0][:200]
+        raise refused(f"with {rows} it fails: {type(error).__name__}: {text}") from error
+    words = _other_shapes(specs, alone, num_rows)
+    if words:
+        raise refused(f"with {rows} it {words}")
+    excess = [
+        _difference(spec, one, two) for spec, one, two in zip(specs, usual, alone, strict=True)
+    ]
+    if any(excess):
+        has_parted = find_parting(model, run, several, num_rows) is not None
+        limits = [_limit(tensor, has_parted=has_parted) for tensor in alone]
+        if any(by > limit for by, limit in zip(excess, limits, strict=True)):
+            raise refused(
+                f"its first row differs by {max(excess):.2g} of the largest number between "
+                f"{in_words(several)} and {rows}"
+            )
+    if piece is None:
+        return
+    try:
+        got = list(piece(*rows_of(num_rows)))
+        words = _other_shapes(piece.output_specs, got, num_rows)
+    except Exception as error:
+        text = (str(error).strip().splitlines() or [""])[0][:200]
+        raise refused(f"captured with 2 rows or more, it fails with {rows}: {text}") from error
+    by_name = {spec.name: tensor for spec, tensor in zip(piece.output_specs, got, strict=True)}
+    differences = (
+        ()
+        if words
+        else tuple(
+            _difference(None, one, by_name[name])
+            for one, name in zip(alone, captured.graph.outputs, strict=True)
+        )
+    )
+    if words or any(map(operator.gt, differences, (_limit(t, has_parted=True) for t in alone))):
+        raise refused(f"captured with 2 rows or more, it computes {rows} otherwise")
+
+
+def _other_shapes(
+    specs: Sequence[TensorSpec], results: Sequence[torch.Tensor], num_rows: int
+) -> str:
+    """How results have other shapes than promised, or ``""``."""
+    if len(specs) != len(results):
+        return f"returns {len(results)} tensors instead of {len(specs)}"
+    for spec, tensor in zip(specs, results, strict=True):
+        if tuple(tensor.shape) != spec.concrete_shape(num_rows):
+            return f"returns a result of shape {list(tensor.shape)}, expected {spec}"
+    return ""
+
+
+def _limit(tensor: torch.Tensor, *, has_parted: bool) -> float:
+    """The largest difference that may still be rounding."""
+    if has_parted:
+        return _ANOTHER_WAY * _TOLERANCES.get(tensor.dtype, _OTHERWISE)
+    return _SAME_WAY if tensor.is_floating_point() or tensor.is_complex() else float("inf")
+
+
+def _copies(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Copies, since a model may write to its inputs."""
+    return tuple(tensor.clone() for tensor in rows)
+
+
+def _leaves(results: object) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, torch.Tensor)]
+
+
+def _with_another_neighbour(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """The first row of each input, and beside it itself; changed where it was there already."""
+    others = []
+    for tensor in rows:
+        row = tensor[:1]
+        if torch.equal(row, tensor[1:2]) and row.is_floating_point():
+            others.append(torch.cat([row, *[row * 0.5 + 0.25] * (tensor.shape[0] - 1)]))
+        else:
+            others.append(torch.cat([row] * tensor.shape[0]))
+    return tuple(others)
+
+
+def _difference(spec: TensorSpec | None, one: torch.Tensor, other: torch.Tensor) -> float:
+    """By how much numbers differ, relative to the largest; 0 where it is little.
+
+    Args:
+        spec: says which dimensions grow with the rows, so that the first row alone is compared; all
+            is compared where None.
+        one: a result.
+        other: another of the same shape but for the number of rows.
+    """
+    for dim, length in enumerate(spec.shape if spec else ()):
+        factor = dim_factor(length)
+        if factor is not None:
+            one, other = one.narrow(dim, 0, factor), other.narrow(dim, 0, factor)
+    if one.numel() == 0 or torch.equal(one, other):
+        return 0.0
+    wide = torch.complex128 if one.is_complex() else torch.float64
+    error = torch.nan_to_num((one.to(wide) - other.to(wide)).abs(), nan=0.0, posinf=0.0)
+    magnitude = torch.nan_to_num(one.to(wide).abs(), nan=0.0, posinf=0.0)
+    ratio = float(error.max() / magnitude.max().clamp(1e-30))
+    return ratio if ratio > _TOLERANCES.get(one.dtype, _OTHERWISE) else 0.0
+
+
+def _first_mixing(
+    captured: Captured, first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]
+) -> Operation:
+    """The operation after which the first difference shows, found by halving."""
+    assert isinstance(captured, CapturedModel)
+    operations = captured.graph.operations
+    same, differ = 0, len(operations)
+    while differ - same > 1:
+        middle = (same + differ) // 2
+        piece = build_piece(captured, 0, middle)
+        results = [piece(*_copies(rows)) for rows in (first, second)]
+        if any(map(_difference, piece.output_specs, *results)):
+            differ = middle
+        else:
+            same = middle
+    return operations[differ - 1]

@@ -1,0 +1,1 @@
+"""ONNX files as models: read as data, their rows freed, their pieces extracted and run."""

@@ -1,0 +1,249 @@
+"""From a model to a graph: the one user of `torch.export`.
+
+The captured program is brought into one form: no operation changes a tensor in place, so that
+a stage can never alter what another stage still reads. Where every in-place operation acts on a
+tensor that nobody else sees (``relu_`` after a convolution), it is exchanged for its twin that
+returns a new tensor. Where a view is changed, torch's own functionalisation rewrites the program.
+Both compute the same numbers with the same kernels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch._dynamo.exc import UserError, UserErrorType
+from torch.export import Dim as ExportDim
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from cutset.capture.arguments import ExampleInputs, split_inputs, untouched
+from cutset.capture.captured import check_computes, leaf_with_rows
+from cutset.capture.constants import fold_constant_items
+from cutset.capture.diagnosis import check_conditions, check_program, export_error
+from cutset.capture.functionalise import replace_inplace_operations
+from cutset.capture.input_rows import check_input_rows, name_input_without_rows
+from cutset.capture.lowering import CapturedModel, lower_program
+from cutset.capture.number_of_rows import fixed_rows_error
+from cutset.capture.regions import inline_regions
+from cutset.capture.rehearsal import check_runs, kept_from_calls
+from cutset.capture.torch_settings import plain_modes
+from cutset.errors import CaptureError
+from cutset.graph.ir import Graph
+from cutset.tensors import BATCH, TensorSpec
+
+logger = logging.getLogger(__name__)
+
+MAX_ROWS = 1 << 24
+"""Upper end of the range of rows that a captured model is asked to hold for."""
+
+
+def capture_graph(model: torch.nn.Module, example_inputs: ExampleInputs) -> Graph:
+    """Captures a model as plain data; see `capture_model`."""
+    return capture_model(model, example_inputs).graph
+
+
+@plain_modes()
+def capture_model(
+    model: torch.nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    micro_batch_only: int | None = None,
+) -> CapturedModel:
+    """Captures a model in evaluation mode with a dynamic number of rows, or for one alone.
+
+    Args:
+        model: any module that `torch.export` can trace; it is not changed, but for being put
+            into evaluation mode.
+        example_inputs: inputs with at least two rows along the first dimension of every tensor.
+        micro_batch_only: capture the way that the model takes with just so many rows, those of the
+            example repeated or cut off, of which one is enough; 1 or more. None for any number.
+
+    Raises:
+        ValueError: `micro_batch_only` is below 1.
+        CaptureError: an input has fewer than two rows, the model cannot be traced, or its
+            result does not grow with the rows.
+    """
+    model.eval()
+    args, kwargs = split_inputs(example_inputs)
+    if micro_batch_only is not None and micro_batch_only < 1:
+        raise ValueError(f"micro_batch_only={micro_batch_only}: a micro-batch has one row or more")
+    check_input_rows(model, args, kwargs, least=1 if micro_batch_only else 2)
+    if micro_batch_only is not None:
+        args, kwargs = pytree.tree_map(
+            lambda leaf: leaf_with_rows(leaf, micro_batch_only), (args, kwargs)
+        )
+    with untouched(model):
+        check_runs(model, args, kwargs)
+        try:
+            return _capture(model, args, kwargs, micro_batch_only)
+        except CaptureError:
+            captured = _capture_without_what_was_kept(model, args, kwargs, micro_batch_only)
+            if captured is None:
+                raise
+            return captured
+
+
+def _capture(
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    micro_batch_only: int | None,
+) -> CapturedModel:
+    if micro_batch_only is None:
+        exported = _export(model, args, kwargs)
+    else:
+        exported = _export_for_one_number(model, args, kwargs)
+    inline_regions(exported)
+    fold_constant_items(exported)
+    check_program(exported)
+    exported = replace_inplace_operations(exported)
+    captured = lower_program(model, exported, (args, kwargs), micro_batch_only=micro_batch_only)
+    check_computes(captured.graph)
+    return captured
+
+
+def _capture_without_what_was_kept(
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    micro_batch_only: int | None,
+) -> CapturedModel | None:
+    """The model as if no call had left anything in it; None where none did, or it does not help.
+
+    A grid that is kept with the shape it was made for binds a capture to that many rows. Verifying
+    a bundle compares what is captured with the model as it is.
+    """
+    kept = kept_from_calls(model, args, kwargs)
+    if not kept:
+        return None
+    paths = {module: path for path, module in model.named_modules()}
+    names = ", ".join(f"{paths[module]}.{name}".lstrip(".") for module, name in kept)
+    with untouched(model):
+        for module, name in kept:
+            vars(module)[name] = None
+        try:
+            captured = _capture(model, args, kwargs, micro_batch_only)
+        except (CaptureError, TypeError, AttributeError):
+            return None
+    logger.info("captured as if no earlier call had left %s in the model", names)
+    return captured
+
+
+def export_piece(
+    piece: torch.nn.Module, inputs: Sequence[torch.Tensor], *, is_free: bool = True
+) -> ExportedProgram:
+    """Exports a piece of a captured model.
+
+    Args:
+        piece: what `cutset.capture.pieces.build_piece` made.
+        inputs: tensors with two rows or more; dimensions that grow with the rows are recognised
+            by the piece's ``input_specs``.
+        is_free: whether the number of rows is to be free; otherwise it is that of the inputs.
+
+    Raises:
+        CaptureError: the piece cannot be exported with a free number of rows.
+    """
+    specs: Sequence[TensorSpec] = piece.input_specs  # type: ignore[assignment]
+    shapes = tuple(
+        {i: ExportDim.AUTO for i, dim in enumerate(spec.shape) if is_free and isinstance(dim, str)}
+        for spec in specs
+    )
+    try:
+        with torch.no_grad():
+            exported = torch.export.export(
+                piece, tuple(inputs), dynamic_shapes=shapes, strict=False
+            )
+    except Exception as error:
+        raise export_error(piece, error) from error
+    for name, spec in zip(exported.graph_signature.user_inputs, specs, strict=True):
+        value = next(node for node in exported.graph.nodes if node.name == name).meta["val"]
+        for length, dim in zip(value.shape, spec.shape, strict=True):
+            if is_free and isinstance(length, int) and not isinstance(dim, int):
+                raise CaptureError(
+                    f"{spec.name}: the number of rows became fixed at {length} when the piece "
+                    "was exported; an operation in it works for this number only"
+                )
+    # Conditions on lengths that only a whole program's own call would check; a pipeline's
+    # contracts say more, and those of several inputs can be of any complexity.
+    exported._guards_code = []
+    return exported
+
+
+def _export(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> ExportedProgram:
+    try:
+        return _export_with(model, args, kwargs, ExportDim(BATCH, min=1, max=MAX_ROWS))
+    except UserError as error:
+        # torch could not prove its own conditions on the number of rows for the whole range; it
+        # is right to be strict, and yet most such conditions do hold. They are tried instead.
+        refusal = error
+    except Exception as error:
+        raise _rows_error(model, args, kwargs, error) from error
+    try:
+        exported = _export_with(model, args, kwargs, ExportDim.AUTO)
+    except Exception as error:
+        raise export_error(model, error) from error
+    check_conditions(exported, _rows_error(model, args, kwargs, refusal), refusal)
+    return exported
+
+
+def _rows_error(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], cause: Exception
+) -> CaptureError:
+    """Why the number of rows is not free: the input or the line to blame, if it is found."""
+    kind = cause.error_type if isinstance(cause, UserError) else None
+    if kind is not UserErrorType.CONSTRAINT_VIOLATION and f" for {BATCH} " not in str(cause):
+        return export_error(model, cause)
+    plain = export_error(model, cause)
+    finding = str(plain).partition(": ")[2].partition(". ")[0]
+    elsewhere = name_input_without_rows(model, args, kwargs)
+    return elsewhere or fixed_rows_error(model, args, kwargs, finding) or plain
+
+
+def _export_for_one_number(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> ExportedProgram:
+    try:
+        return _export_with(model, args, kwargs, None)
+    except Exception as error:
+        raise export_error(model, error) from error
+
+
+def _export_with(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Any
+) -> ExportedProgram:
+    """Exports with the first dimension of every tensor as `rows` says; fixed where None."""
+
+    def dims(value: Any) -> dict[int, Any] | None:
+        return {0: rows} if rows is not None and isinstance(value, torch.Tensor) else None
+
+    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    shapes = pytree.tree_map(dims, dict(bound))
+    with torch.no_grad(), _without_torchs_words(), warnings.catch_warnings():
+        # A forward that keeps a tensor in a plain attribute (a cache, what it last saw) computes
+        # the same without; what a program holds is in its signature.
+        warnings.filterwarnings("ignore", message="The tensor attribute.* assigned during exp")
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+@contextlib.contextmanager
+def _without_torchs_words() -> Iterator[None]:
+    """Keeps off the terminal what torch prints where it cannot trace: whole graphs, and a warning.
+
+    What it says of the cause is in the error that it raises.
+    """
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        log.disabled = was_disabled

@@ -1,0 +1,1 @@
+"""Files and arrays to rows, and answers to words."""

@@ -1,0 +1,1 @@
+"""The engine for many machines: an actor of a Ray cluster for each stage."""

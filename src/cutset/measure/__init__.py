@@ -1,0 +1,1 @@
+"""Measuring: pieces, stages, messages, links, whole pipelines and clusters."""

@@ -1,0 +1,280 @@
+"""How fast a bundle runs, against its prediction, its slowest stage alone and the whole model.
+
+What ``cutset bench DIR`` prints. Everything is measured on random rows, now: the whole model on
+this machine, the rest where the engine runs it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from cutset.backends.base import random_inputs
+from cutset.bundles.manifest import PartEntry
+from cutset.bundles.open import Bundle, open_bundle
+from cutset.engines.ray.engine import RayCluster
+from cutset.measure.stages import AloneResult, measure_alone
+from cutset.measure.stages_on_nodes import time_stages_on_nodes
+from cutset.runtime.session import Session, open_session
+from cutset.runtime.status import SessionStatus
+from cutset.runtime.timeline import chrome_trace
+
+_NUM_WARM_UP = 10
+_MIN_MICRO_BATCHES = 20
+_MIN_LATENCIES = 20
+_MAX_LATENCIES = 1000
+_NUM_SPANS = 2000
+_TELL_EVERY_S = 0.2
+
+
+class Quantiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Median, 95th and 99th percentile, in seconds."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
+class StageShare(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a stage's worker did with its time, as shares of the measured time (0 to 1).
+
+    Attributes:
+        busy: share spent computing.
+        waiting: share in which the computing thread had no work.
+        sending: share spent sending; between hosts on a thread of its own, so it overlaps with the
+            others.
+        backend: the backend that ran the stage.
+    """
+
+    busy: float
+    waiting: float
+    sending: float
+    backend: str
+
+
+class BenchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What was measured; its fields are the keys of ``cutset bench --json``.
+
+    Attributes:
+        period_s: seconds per micro-batch in steady state.
+        rows_per_s: rows per second in steady state.
+        latency_s: of one micro-batch alone in the pipeline, from submission to answer.
+        predicted_period_s: what the plan promised, from its stages measured as wholes where they
+            were (`Plan.expected`).
+        slowest_stage_alone_s: mean seconds, as a period is, of the slowest stage without transfers,
+            each stage in a process of its own; on one machine all of them busy, on nodes one after
+            the other.
+        whole_model_period_s: mean seconds per micro-batch of all stages in one process, with as
+            many threads as the pipeline has in all.
+        stages: one for each stage.
+        part: what the bundle holds of the model, or None where it is the whole.
+    """
+
+    period_s: float
+    rows_per_s: float
+    latency_s: Quantiles
+    predicted_period_s: float
+    slowest_stage_alone_s: float
+    whole_model_period_s: float
+    stages: tuple[StageShare, ...]
+    part: PartEntry | None = None
+
+
+def bench_bundle(
+    bundle: Bundle | str | Path,
+    *,
+    engine: str | RayCluster = "local",
+    backend: str = "auto",
+    micro_batch: int | None = None,
+    num_threads: int = 1,
+    duration_s: float = 5.0,
+    trace: bool = False,
+    say: Callable[[str], None] = lambda _text: None,
+) -> tuple[BenchReport, dict[str, Any] | None]:
+    """Measures a bundle.
+
+    Args:
+        bundle: a bundle, or the path of its folder.
+        engine: as for `open_session`.
+        backend: as for `open_session`.
+        micro_batch: rows of a micro-batch; the plan's where None.
+        num_threads: threads of each stage.
+        duration_s: seconds for each of the four measurements, at least.
+        trace: also return a timeline.
+        say: told what is measured now, and what was found so far.
+
+    Returns:
+        The report, and with `trace` a document in the Chrome trace format, else None.
+
+    Raises:
+        BundleError: the bundle cannot be read.
+        EngineError: the pipeline does not come up.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
+    manifest = opened.manifest
+    rows = manifest.plan.micro_batch if micro_batch is None else micro_batch
+    inputs = random_inputs(manifest.stages[0], rows)
+    with open_session(
+        opened,
+        engine=engine,
+        backend=backend,
+        micro_batch=rows,
+        num_threads=num_threads,
+        num_spans=_NUM_SPANS if trace else 0,
+    ) as session:
+        for _ in session.stream(itertools.repeat(inputs, _NUM_WARM_UP)):
+            pass
+        before, asked_s = session.stats(), time.perf_counter()
+        num_done, elapsed_s = measure_throughput(
+            session,
+            inputs,
+            duration_s,
+            progress=lambda done, spent_s: say(
+                f"1 of 4, throughput: {done * rows / spent_s:.4g} rows/s"
+            ),
+        )
+        after, stats_s = session.stats(), time.perf_counter() - asked_s
+        found = f"{num_done * rows / elapsed_s:.4g} rows/s"
+        say(f"2 of 4, latency of one alone ({found})")
+        latencies = measure_latency(session, inputs, duration_s)
+        document = chrome_trace(session.timeline()) if trace else None
+    backends = [stage.backend for stage in after.stages]
+    indices = range(len(backends))
+    found += f", {quantiles(latencies).p50 * 1e3:.3g} ms for one alone"
+    say(f"3 of 4, each stage alone ({found})")
+    where = RayCluster() if engine == "ray" else engine
+    alone = _time_stages(opened, where, backends, num_threads, rows, duration_s)
+    say(f"4 of 4, the whole model in one process ({found})")
+    (whole,) = measure_alone(
+        opened,
+        [tuple(indices)],
+        backends=backends,
+        num_threads=num_threads * len(backends),
+        micro_batch=rows,
+        duration_s=duration_s,
+    )
+    report = BenchReport(
+        period_s=elapsed_s / num_done,
+        rows_per_s=num_done * rows / elapsed_s,
+        latency_s=quantiles(latencies),
+        predicted_period_s=manifest.plan.expected_period_s,
+        slowest_stage_alone_s=max(result.mean_s for result in alone),
+        whole_model_period_s=whole.mean_s,
+        stages=_shares(before, after, stats_s),
+        part=manifest.part,
+    )
+    return report, document
+
+
+def _time_stages(
+    bundle: Bundle,
+    engine: str | RayCluster,
+    backends: Sequence[str],
+    num_threads: int,
+    micro_batch: int,
+    duration_s: float,
+) -> tuple[AloneResult, ...]:
+    """Every stage without transfers, where the engine computes it."""
+    if isinstance(engine, RayCluster):
+        return time_stages_on_nodes(
+            bundle,
+            engine,
+            backends=backends,
+            num_threads=num_threads,
+            micro_batch=micro_batch,
+            duration_s=duration_s,
+        )
+    return measure_alone(
+        bundle,
+        [(index,) for index in range(len(backends))],
+        backends=backends,
+        num_threads=num_threads,
+        micro_batch=micro_batch,
+        duration_s=duration_s,
+    )
+
+
+def measure_throughput(
+    session: Session,
+    inputs: tuple[torch.Tensor, ...],
+    duration_s: float,
+    *,
+    least: int = _MIN_MICRO_BATCHES,
+    progress: Callable[[int, float], None] | None = None,
+) -> tuple[int, float]:
+    """Streams one micro-batch again and again.
+
+    Args:
+        session: warm.
+        inputs: the model's inputs, one micro-batch of rows.
+        duration_s: for how long, at least.
+        least: never fewer micro-batches than this.
+        progress: told now and then how many were answered so far, and in how many seconds.
+
+    Returns:
+        How many micro-batches were answered, and in how many seconds, both counted from the answer
+        after the pipeline was full to the last answer before it ran empty.
+    """
+    num_done = 0
+    skip = session.window
+    started_s = time.perf_counter()
+    stopped_s = told_s = started_s
+    for index, _ in enumerate(session.stream(itertools.repeat(inputs))):
+        stopped_s = time.perf_counter()
+        if index == skip:
+            started_s = stopped_s
+        num_done = max(0, index - skip)
+        if progress is not None and num_done and stopped_s - told_s > _TELL_EVERY_S:
+            progress(num_done, stopped_s - started_s)
+            told_s = stopped_s
+        if num_done >= least and stopped_s - started_s >= duration_s:
+            break
+    return num_done, stopped_s - started_s
+
+
+def measure_latency(
+    session: Session,
+    inputs: tuple[torch.Tensor, ...],
+    duration_s: float,
+    *,
+    least: int = _MIN_LATENCIES,
+) -> list[float]:
+    """Seconds from submission to answer, one micro-batch at a time; never fewer than `least`."""
+    samples: list[float] = []
+    begun_s = time.perf_counter()
+    while len(samples) < _MAX_LATENCIES:
+        started_s = time.perf_counter()
+        if len(samples) >= least and started_s - begun_s >= duration_s:
+            break
+        session.run(*inputs)
+        samples.append(time.perf_counter() - started_s)
+    return samples
+
+
+def quantiles(samples: Sequence[float]) -> Quantiles:
+    """The nearest-rank percentiles of at least one sample."""
+    ordered = sorted(samples)
+    p50, p95, p99 = (
+        ordered[max(0, -(-percent * len(ordered) // 100) - 1)] for percent in (50, 95, 99)
+    )
+    return Quantiles(p50=p50, p95=p95, p99=p99)
+
+
+def _shares(
+    before: SessionStatus, after: SessionStatus, elapsed_s: float
+) -> tuple[StageShare, ...]:
+    return tuple(
+        StageShare(
+            busy=(new.stats.busy_s - old.stats.busy_s) / elapsed_s,
+            waiting=(new.stats.waiting_s - old.stats.waiting_s) / elapsed_s,
+            sending=(new.stats.sending_s - old.stats.sending_s) / elapsed_s,
+            backend=new.backend,
+        )
+        for old, new in zip(before.stages, after.stages, strict=True)
+    )

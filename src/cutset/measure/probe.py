@@ -1,0 +1,260 @@
+"""Measures a Ray cluster for the planner: each node's profile of a model, and each directed link.
+
+What is measured is what will happen: the profile runs on the node itself; links, and what messages
+take from computing, are measured over the channel that the runtime uses. One thing is measured at a
+time, so that nodes that share something do not disturb each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from cutset.bundles.manifest import FileEntry, sha256_of
+from cutset.cluster.devices import Cluster, Device, LinkOverride
+from cutset.costs.model import Profile, profile_from_json
+from cutset.engines.ray.host_calls import Host, HostAwayError
+from cutset.engines.ray.nodes import (
+    RayNode,
+    import_ray,
+    join_cluster,
+    living_nodes,
+)
+from cutset.engines.ray.probe_host import ProbeHost
+from cutset.engines.ray.stage_host import LEASE_S, make_host
+from cutset.errors import EngineError
+from cutset.links.network import serve_store
+from cutset.measure.link_speed import LinkResult, links_of
+from cutset.measure.overhead import TYPICAL_ROW_BYTES, Overhead
+
+_LOG = logging.getLogger(__name__)
+
+_PROFILE_LIMIT_S = 1800.0
+_OVERHEAD_LIMIT_S = 600.0
+_LINK_LIMIT_S = 180.0
+_FILE_SUFFIXES = (".pt2", ".onnx", ".py")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What was measured.
+
+    Attributes:
+        cluster: devices with address, memory, threads, overhead and the name of their profile's
+            file, and all links.
+        profiles: by the name of the file that the cluster names.
+    """
+
+    cluster: Cluster
+    profiles: dict[str, Profile]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProbeRequest:
+    """What to measure.
+
+    Attributes:
+        model: as `prepare_model` takes it; a file is sent to the nodes.
+        address: of the Ray cluster.
+        options: further options of ``cutset profile`` (``("--keep", "Block")``).
+        batch_size: rows of a micro-batch.
+        num_threads: threads that compute on each node.
+        num_runs: measured runs on each node.
+    """
+
+    model: str
+    address: str = "auto"
+    options: tuple[str, ...] = ()
+    batch_size: int = 1
+    num_threads: int = 1
+    num_runs: int = 20
+
+
+def probe_cluster(
+    request: ProbeRequest, *, say: Callable[[str], None] = lambda _text: None
+) -> Probe:
+    """Measures all living nodes of a Ray cluster, one after the other.
+
+    Args:
+        request: what to measure.
+        say: told of every step.
+
+    Raises:
+        EngineError: no Ray or no cluster, a node that does not answer, or a measurement that failed
+            there; says which and why.
+    """
+    ray = import_ray()
+    joined = join_cluster(ray, request.address)
+    hosts: dict[str, Host] = {}
+    done = threading.Event()
+    try:
+        nodes = {_name_of(node): node for node in living_nodes(ray)}
+        caller_address = ray.util.get_node_ip_address()
+        never = threading.Event()
+        for name, node in sorted(nodes.items()):
+            actor = make_host(ray, ProbeHost, node.node_id)
+            hosts[name] = Host(ray, actor, node, name, never)
+        threading.Thread(target=_keep, args=(hosts, done), daemon=True).start()
+        return _probe(request, hosts, caller_address, say)
+    except HostAwayError as error:
+        raise EngineError(str(error)) from error
+    finally:
+        done.set()
+        for host in hosts.values():
+            host.kill().join(1.0)
+        if joined:
+            ray.shutdown()
+
+
+def _keep(hosts: dict[str, Host], done: threading.Event) -> None:
+    """Lets hosts whose turn it is not know that they are still wanted."""
+    while not done.wait(LEASE_S / 4):
+        for host in hosts.values():
+            with contextlib.suppress(Exception):  # whoever asks it next says so
+                host.tell("clock")
+
+
+def _name_of(node: RayNode) -> str:
+    return node.devices[0] if node.devices else node.name
+
+
+def _probe(
+    request: ProbeRequest,
+    hosts: dict[str, Host],
+    caller_address: str,
+    say: Callable[[str], None],
+) -> Probe:
+    facts: dict[str, dict[str, int]] = {}
+    profiles: dict[str, Profile] = {}
+    overheads: dict[str, Overhead] = {}
+    for name, host in hosts.items():
+        say(f"profiling on {name}")
+        facts[name] = host.ask("facts")
+        profiles[name] = _profile(request, host, name)
+        say(f"measuring what messages cost on {name}")
+        overheads[name] = _overhead(request, host)
+    links: list[LinkOverride] = []
+    store = serve_store(caller_address)
+    for source, target in itertools.combinations(hosts, 2):
+        say(f"measuring the link between {source} and {target}")
+        links += _links(request, hosts, source, target, (caller_address, store.port))
+    del store
+    times = {name: _whole_s(profile) for name, profile in profiles.items()}
+    fastest_s = min(times.values())
+    devices = tuple(
+        Device(
+            name=name,
+            speed=fastest_s / times[name],
+            memory_bytes=facts[name]["memory_bytes"],
+            profile=_file_name(name),
+            threads=request.num_threads,
+            address=host.node.address,
+            overhead_s=overheads[name].stage_s,
+        )
+        for name, host in hosts.items()
+    )
+    caller = next((n for n, host in hosts.items() if host.node.address == caller_address), None)
+    cluster = Cluster(
+        devices=devices,
+        overrides=tuple(links),
+        caller=caller,
+        caller_overhead_s=overheads[caller].caller_s if caller is not None else 0.0,
+    )
+    return Probe(cluster=cluster, profiles={_file_name(name): p for name, p in profiles.items()})
+
+
+def _file_name(device: str) -> str:
+    kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in device)
+    return f"{kept}.json"
+
+
+def _whole_s(profile: Profile) -> float:
+    return min(timing.median_s for timing in profile.whole.values())
+
+
+def _profile(request: ProbeRequest, host: Host, device: str) -> Profile:
+    model = _sent(request.model, host)
+    arguments = [
+        *("profile", model, "--json", "--device", device),
+        *("--batch-size", str(request.batch_size)),
+        *("--threads", str(request.num_threads)),
+        *("--runs", str(request.num_runs)),
+        *request.options,
+    ]
+    host.ask("start_program", "profile", arguments, request.num_threads)
+    text = host.program_result(_PROFILE_LIMIT_S)
+    return profile_from_json(text, source=f"the profile of {device}")
+
+
+def _overhead(request: ProbeRequest, host: Host) -> Overhead:
+    num_bytes = request.batch_size * TYPICAL_ROW_BYTES
+    arguments = ["--bytes", str(num_bytes), "--threads", str(request.num_threads)]
+    host.ask("start_program", "overhead", arguments, request.num_threads)
+    return msgspec.json.decode(host.program_result(_OVERHEAD_LIMIT_S), type=Overhead)
+
+
+def _sent(model: str, host: Host) -> str:
+    """The model's name as the node knows it, after sending its file if it is one."""
+    file, colon, factory = model.partition(":")
+    path = Path(file)
+    if path.suffix not in _FILE_SUFFIXES or not path.is_file():
+        return model
+    entry = FileEntry(path=path.name, num_bytes=path.stat().st_size, sha256=sha256_of(path))
+    fields = msgspec.structs.astuple(entry)
+    if host.ask("missing_manifest", fields, group="files"):
+        host.send_file(path.parent, entry)
+    kept: str = host.ask("keep_model", entry.sha256, path.suffix)
+    return kept + colon + factory
+
+
+def _links(
+    request: ProbeRequest,
+    hosts: dict[str, Host],
+    source: str,
+    target: str,
+    store: tuple[str, int],
+) -> tuple[LinkOverride, LinkOverride]:
+    """Both directions between two nodes."""
+    prefix = f"probe/{secrets.token_hex(8)}"
+    for name in (source, target):
+        arguments = [
+            *("--store-host", store[0], "--store-port", str(store[1])),
+            *("--prefix", prefix, "--listen-host", hosts[name].node.address),
+            *("--threads", str(request.num_threads)),
+            *(("--first",) if name == source else ()),
+        ]
+        hosts[name].ask("start_program", "link", arguments, 1)
+    ends = (
+        msgspec.json.decode(hosts[name].program_result(_LINK_LIMIT_S), type=LinkResult)
+        for name in (source, target)
+    )
+    there, back = links_of(*ends)
+    return (
+        LinkOverride(source=source, target=target, link=there),
+        LinkOverride(source=target, target=source, link=back),
+    )
+
+
+def describe_probe(probe: Probe) -> Sequence[str]:
+    """Lines for people: devices, then links."""
+    lines = [
+        f"{device.name}: {_whole_s(probe.profiles[device.profile or '']) * 1e3:.1f} ms for the"
+        f" whole model, {(device.memory_bytes or 0) >> 20:,} MiB free,"
+        f" {device.threads} threads, {device.overhead_s * 1e3:.2f} ms lost to messages,"
+        f" at {device.address}"
+        for device in probe.cluster.devices
+    ]
+    lines += [
+        f"{each.source} -> {each.target}:"
+        f" {each.link.bandwidth_bytes_per_s * 8e-6:.1f} Mbit/s, {each.link.latency_s * 1e3:.2f} ms"
+        for each in probe.cluster.overrides
+    ]
+    return lines

@@ -1,0 +1,299 @@
+"""From a cost model and a cluster to the plain problem, and which device each class stands for."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from cutset.cluster.devices import Cluster, Device, Link
+from cutset.costs.model import CostModel, PieceSeconds
+from cutset.errors import PlanError
+from cutset.planning.deadline import NEVER, Deadline
+from cutset.planning.problem import ByteCosts, ChainProblem, Variant
+from cutset.planning.totals import Floats, Ints
+
+KIND_PREFERENCE = ("block", "pool", "activation", "", "head")
+"""Kinds of cuts, the preferred first; "" is an operation inside a unit."""
+
+UNLIMITED_BYTES = 2**62
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuiltProblem:
+    """A problem and what its numbers stand for.
+
+    Attributes:
+        problem: the numbers.
+        classes: the devices of each class, in the cluster's order.
+        boundaries: index in the cost model of each of the problem's boundaries, shape (n + 1,).
+        memory: what any stage needs.
+    """
+
+    problem: ChainProblem
+    classes: tuple[tuple[Device, ...], ...]
+    boundaries: tuple[int, ...]
+    memory: MemoryTable
+
+
+class MemoryTable:
+    """Bytes that any stage needs, for pieces that are merged between chosen boundaries."""
+
+    def __init__(self, costs: CostModel, boundaries: Sequence[int]) -> None:
+        num = len(boundaries) - 1
+        edges = np.asarray(boundaries, dtype=np.int64)
+        own = np.concatenate([[0], np.cumsum(np.asarray(costs.own_weight_bytes, dtype=np.int64))])
+        self._own: Ints = own[edges]
+        factor = costs.num_in_flight * costs.micro_batch
+        peaks = np.asarray(costs.peak_bytes_per_row, dtype=np.int64) * factor
+        row = np.maximum.reduceat(peaks, edges[:-1])
+        self._peaks: list[Ints] = [row]
+        while 2 ** len(self._peaks) <= num:
+            half = 2 ** (len(self._peaks) - 1)
+            row = self._peaks[-1].copy()
+            row[:-half] = np.maximum(row[:-half], row[half:])
+            self._peaks.append(row)
+        self._table = np.stack(self._peaks)
+        self._base = costs.base_bytes
+        self._shared: list[tuple[int, Ints]] = []
+        for weight in costs.shared_weights:
+            users = np.unique(np.searchsorted(edges, weight.pieces, side="right") - 1)
+            if len(users) == 1:
+                self._own = self._own + weight.num_bytes * (np.arange(num + 1) > users[0])
+            else:
+                following = np.append(users, num)[np.searchsorted(users, np.arange(num))]
+                self._shared.append((weight.num_bytes, following))
+        self.num_pieces = num
+
+    def needed(self, starts: Ints, stops: Ints) -> Ints:
+        """Bytes that the stages [start, stop) need, element by element; each start < stop."""
+        level = np.frexp(stops - starts)[1].astype(np.int64) - 1
+        peak = np.maximum(self._table[level, starts], self._table[level, stops - 2**level])
+        total: Ints = self._base + self._own[stops] - self._own[starts] + peak
+        for num_bytes, following in self._shared:
+            total += num_bytes * (following[starts] < stops)
+        return total
+
+    def furthest(self, limit_bytes: int) -> Ints:
+        """For each start the largest stop of a stage that fits, the start itself if none."""
+        starts = np.arange(self.num_pieces)
+        low, high = starts.copy(), np.full(self.num_pieces, self.num_pieces)
+        while (low < high).any():  # a larger stage never needs less
+            middle = np.maximum((low + high + 1) // 2, starts + 1)
+            fits = self.needed(starts, middle) <= limit_bytes
+            low = np.where(fits & (low < high), middle, low)
+            high = np.where(~fits & (low < high), middle - 1, high)
+        furthest: Ints = low
+        return furthest
+
+
+def build_problem(
+    costs: CostModel,
+    cluster: Cluster,
+    boundaries: Sequence[int],
+    *,
+    serial: bool = False,
+    fixed_order: bool = False,
+    num_stages: int | None = None,
+    deadline: Deadline = NEVER,
+) -> BuiltProblem:
+    """The plain problem of placing a model on a cluster.
+
+    Args:
+        costs: the model.
+        cluster: the devices.
+        boundaries: indices of the cost model's boundaries at which cuts may be, rising, with the
+            first and the last one.
+        serial: whether a stage receives, computes and sends one after the other.
+        fixed_order: whether stages must keep the cluster's order of devices.
+        num_stages: exactly this many, or None for any number.
+        deadline: when searches end.
+
+    Raises:
+        PlanError: a device has no costs, or negative ones.
+    """
+    devices = cluster.devices
+    seconds = [_checked(costs.seconds_on(device)) for device in devices]
+    tables = _link_tables(cluster)
+    edges = np.asarray(boundaries, dtype=np.int64)
+    crossing = np.asarray(costs.cut_bytes_per_row, dtype=np.float64) * costs.micro_batch
+    source = [cluster.caller_transfer_s(d, crossing[0], back=False) for d in devices]
+    sink = [cluster.caller_transfer_s(d, crossing[-1], back=True) for d in devices]
+    overhead = [cluster.overhead_on(d) for d in devices]
+    outer = _outer_bytes_s(cluster, crossing[0], crossing[-1])
+    keys = [
+        (tuple((s.backend, s.seconds) for s in own), d.memory_bytes, a, b, o, *outer[:, k])
+        for k, (d, own, a, b, o) in enumerate(
+            zip(devices, seconds, source, sink, overhead, strict=True)
+        )
+    ]
+    members = _classes(keys, tables)
+    if fixed_order and len(members) > 1:
+        members = [[index] for index in range(len(devices))]
+    memory = MemoryTable(costs, boundaries)
+    firsts = np.asarray([group[0] for group in members])
+    merged = [table[np.ix_(firsts, firsts)] for table in tables]
+    for k, group in enumerate(members):
+        second = group[min(1, len(group) - 1)]  # a second member, if any
+        for table, whole in zip(merged, tables, strict=True):
+            table[k, k] = whole[group[0], second]
+    byte_costs = ByteCosts(
+        send_s_per_byte=merged[2],
+        receive_s_per_byte=merged[3],
+        first_s=outer[0, firsts],
+        last_s=outer[1, firsts],
+        not_first_s=outer[2, firsts],
+        not_last_s=outer[3, firsts],
+    )
+    problem = ChainProblem(
+        num_pieces=len(boundaries) - 1,
+        counts=tuple(len(group) for group in members),
+        variants=_variants(devices, seconds, members, edges, memory),
+        cut_bytes=crossing[edges],
+        link_latency_s=merged[0],
+        link_s_per_byte=merged[1],
+        source_s=np.asarray(source, dtype=np.float64)[firsts],
+        sink_s=np.asarray(sink, dtype=np.float64)[firsts],
+        overhead_s=np.asarray(overhead, dtype=np.float64)[firsts],
+        byte_costs=byte_costs if any(table.any() for table in (*merged[2:], outer)) else None,
+        tie_cost=_tie_costs(costs, edges),
+        serial=serial,
+        fixed_order=fixed_order and len(members) > 1,
+        num_stages=num_stages,
+        deadline=deadline,
+    )
+    classes = tuple(tuple(devices[index] for index in group) for group in members)
+    return BuiltProblem(
+        problem=problem, classes=classes, boundaries=tuple(boundaries), memory=memory
+    )
+
+
+def _checked(entries: tuple[PieceSeconds, ...]) -> tuple[PieceSeconds, ...]:
+    """The same; seconds are from 0, infinity or None where a piece may not run."""
+    for entry in entries:
+        for k, value in enumerate(entry.seconds):
+            if value is not None and not value >= 0:
+                raise PlanError(
+                    f"piece {k} takes {value} s on {entry.device or 'the reference'!r}: seconds are"
+                    " 0 or more; None or infinity says that a piece may not run there"
+                )
+    return entries
+
+
+def _link_tables(cluster: Cluster) -> list[Floats]:
+    """Latency, and seconds per byte of the link, its sender, its receiver: shape (p, p) each."""
+    index = {device.name: k for k, device in enumerate(cluster.devices)}
+
+    def numbers(link: Link) -> tuple[float, float, float, float]:
+        return (
+            link.latency_s,
+            1 / link.bandwidth_bytes_per_s,
+            link.send_s_per_byte,
+            link.receive_s_per_byte,
+        )
+
+    tables = [np.full((len(index), len(index)), value) for value in numbers(cluster.link)]
+    for override in cluster.overrides:
+        pair = index[override.source], index[override.target]
+        for table, value in zip(tables, numbers(override.link), strict=True):
+            table[pair] = value
+    for table in tables:
+        np.fill_diagonal(table, 0.0)
+    return tables
+
+
+def _outer_bytes_s(cluster: Cluster, input_bytes: float, output_bytes: float) -> Floats:
+    """What the model's inputs and outputs take from computing, shape (4, p).
+
+    By device as `ByteCosts` wants it: of a first and of a last stage there, and of one there that
+    is not the first, or not the last: that the caller on its device sends to, or receives from,
+    another one. Where the caller's links differ this counts as the dearest of them does.
+    """
+    rows = np.zeros((4, len(cluster.devices)))
+    if cluster.caller is None:
+        return rows
+    others = [d.name for d in cluster.devices if d.name != cluster.caller]
+    there = [cluster.link_between(cluster.caller, name) for name in others]
+    back = [cluster.link_between(name, cluster.caller) for name in others]
+    for k, device in enumerate(cluster.devices):
+        if device.name == cluster.caller:
+            rows[2, k] = input_bytes * max((link.send_s_per_byte for link in there), default=0.0)
+            rows[3, k] = output_bytes * max((link.receive_s_per_byte for link in back), default=0.0)
+        else:
+            at = others.index(device.name)
+            rows[0, k] = input_bytes * there[at].receive_s_per_byte
+            rows[1, k] = output_bytes * back[at].send_s_per_byte
+    return rows
+
+
+def _classes(keys: Sequence[object], tables: Sequence[Floats]) -> list[list[int]]:
+    """Groups devices that can be exchanged for one another without changing any cost.
+
+    That two can be exchanged carries over (if a and b, and b and c, then a and c), so it is
+    enough to compare with the first of each group.
+    """
+    groups: list[list[int]] = []
+    for index, key in enumerate(keys):
+        for group in groups:
+            first = group[0]
+            if keys[first] == key and all(_alike(table, first, index) for table in tables):
+                group.append(index)
+                break
+        else:
+            groups.append([index])
+    return groups
+
+
+def _alike(table: Floats, a: int, b: int) -> bool:
+    others = np.ones(len(table), dtype=bool)
+    others[[a, b]] = False
+    rows = np.array_equal(table[a, others], table[b, others])
+    return (
+        rows and np.array_equal(table[others, a], table[others, b]) and table[a, b] == table[b, a]
+    )
+
+
+def _variants(
+    devices: Sequence[Device],
+    seconds: Sequence[tuple[PieceSeconds, ...]],
+    members: list[list[int]],
+    edges: Ints,
+    memory: MemoryTable,
+) -> tuple[Variant, ...]:
+    variants = []
+    reach_of: dict[int | None, Ints] = {}
+    for k, group in enumerate(members):
+        limit = devices[group[0]].memory_bytes
+        if limit not in reach_of:
+            reach_of[limit] = memory.furthest(UNLIMITED_BYTES if limit is None else limit)
+        for entry in seconds[group[0]]:
+            own = [math.inf if s is None else s for s in entry.seconds]
+            merged = [math.fsum(own[a:b]) for a, b in itertools.pairwise(edges.tolist())]
+            variants.append(
+                Variant(
+                    device_class=k,
+                    backend=entry.backend,
+                    seconds=np.asarray(merged),
+                    furthest=reach_of[limit],
+                )
+            )
+    return tuple(variants)
+
+
+def _tie_costs(costs: CostModel, edges: Ints) -> Floats:
+    """Fewer bytes first, then kinds, then fewer stages, in one number for each cut.
+
+    Exact while all bytes of a plan are below 2^29, and up to 1,000 stages.
+    """
+    ranks = {kind: rank for rank, kind in enumerate(KIND_PREFERENCE)}
+    return np.asarray(
+        [
+            costs.cut_bytes_per_row[k] * costs.micro_batch * 2.0**24
+            + ranks.get(costs.kinds[k], len(ranks)) * 2.0**10
+            + 1.0
+            for k in edges
+        ]
+    )

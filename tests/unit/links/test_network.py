@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import dataclasses
+import gc
+import itertools
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from cutset.errors import LinkTimeout
+from cutset.links.arena import Arena, create_file
+from cutset.links.network import (
+    LinkClosedError,
+    LinkContract,
+    Parcel,
+    Receiver,
+    Sender,
+    StoreAddress,
+    UnsendableError,
+    connect,
+    serve_store,
+)
+from cutset.links.shared_memory import HostReceiver, HostSender, can_hold_headers
+from cutset.links.wire import KEEP_ALIVE
+from cutset.tensors import TensorSpec
+
+_LINK = LinkContract(
+    index=1,
+    name="stage 0 -> stage 1",
+    specs=(
+        TensorSpec(name="a", shape=("batch", 3, 4, 4), dtype="float32"),
+        TensorSpec(name="b", shape=("batch",), dtype="int64"),
+    ),
+    max_rows=4,
+)
+_NUM_SLOTS = 3
+_Ends = tuple[Sender | HostSender, Receiver | HostReceiver]
+_MakeEnds = Callable[..., _Ends]
+
+
+@pytest.fixture
+def make_ends() -> Iterator[_MakeEnds]:
+    """Makes both ends of `_LINK` in this process, in a fresh epoch each time."""
+    store = serve_store("127.0.0.1")
+    epochs = iter(range(1, 100))
+    made: list[Sender | HostSender | Receiver | HostReceiver] = []
+
+    def make(*, shared: bool, idle_s: float = 20.0, reuse: bool = True) -> _Ends:
+        epoch = next(epochs)
+        if shared:
+            file = create_file(_LINK.slot_bytes, _NUM_SLOTS)
+            arenas = [Arena(file, _LINK.slot_bytes, _NUM_SLOTS) for _ in range(2)]
+            os.close(file)
+            pair = socket.socketpair()
+            sender = HostSender(pair[0], _LINK, epoch, arenas[0], idle_s)
+            receiver = HostReceiver(pair[1], _LINK, epoch, arenas[1], idle_s, reuse=reuse)
+            made.extend((sender, receiver))
+            return sender, receiver
+        address = StoreAddress(
+            host="127.0.0.1", port=store.port, prefix=f"test/{epoch}", listen_host="127.0.0.1"
+        )
+        groups: dict[bool, object] = {}
+
+        def join(sends: bool) -> None:
+            groups[sends] = connect(address, _LINK, sends=sends, timeout_s=20.0)
+
+        other = threading.Thread(target=join, args=(True,))
+        other.start()
+        join(False)
+        other.join()
+        made.extend(
+            (
+                Sender(groups.pop(True), _LINK, epoch, idle_s),
+                Receiver(groups.pop(False), _LINK, epoch, idle_s, reuse=reuse),
+            )
+        )
+        return made[-2], made[-1]  # type: ignore[return-value]
+
+    yield make
+    for end in made:
+        end.close()
+    gc.collect()  # process groups of failed tests hang on tracebacks
+
+
+def _parcel(sequence: int, num_rows: int) -> Parcel:
+    images = torch.full((num_rows, 3, 4, 4), float(sequence))
+    images = images.contiguous(memory_format=torch.channels_last)
+    return Parcel(
+        sequence=sequence,
+        num_rows=num_rows,
+        tensors=(images, torch.arange(num_rows) + sequence),
+    )
+
+
+def _send_all(sender: Sender, parcels: list[Parcel]) -> threading.Thread:
+    def work() -> None:
+        for parcel in parcels:
+            sender.send(parcel)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
+def test_parcels_arrive_in_order_with_their_strides(
+    make_ends: _MakeEnds, shared: bool, reuse: bool
+) -> None:
+    sender, receiver = make_ends(shared=shared, reuse=reuse)
+    parcels = [_parcel(sequence, 1 + sequence % 4) for sequence in range(12)]
+    thread = _send_all(sender, parcels)
+    for sent in parcels:
+        _, received = receiver.receive()
+        assert (received.sequence, received.num_rows) == (sent.sequence, sent.num_rows)
+        for ours, theirs in zip(sent.tensors, received.tensors, strict=True):
+            assert torch.equal(ours, theirs)
+            assert ours.stride() == theirs.stride()
+        received.release()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_parcel_that_is_kept_is_not_overwritten(make_ends: _MakeEnds, shared: bool) -> None:
+    sender, receiver = make_ends(shared=shared)
+    thread = _send_all(sender, [_parcel(sequence, 2) for sequence in range(6)])
+    _, kept = receiver.receive()
+    for _ in range(5):
+        receiver.receive()[1].release()
+    thread.join(20)
+    assert torch.equal(kept.tensors[0], torch.zeros(2, 3, 4, 4))
+
+
+def test_a_tensor_with_gaps_is_sent_densely(make_ends: _MakeEnds) -> None:
+    sender, receiver = make_ends(shared=True)
+    wide = torch.randn(2, 3, 4, 8)
+    sender.send(Parcel(sequence=0, num_rows=2, tensors=(wide[..., ::2], torch.zeros(2).long())))
+    _, received = receiver.receive()
+    assert torch.equal(received.tensors[0], wide[..., ::2])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_keep_alive_has_no_tensors(make_ends: _MakeEnds, shared: bool) -> None:
+    sender, receiver = make_ends(shared=shared)
+    sender.keep_alive()
+    header, parcel = receiver.receive()
+    assert header.kind == KEEP_ALIVE
+    assert parcel.tensors == ()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_silent_neighbour_is_a_time_out(make_ends: _MakeEnds, shared: bool) -> None:
+    sender, receiver = make_ends(shared=shared, idle_s=0.3)
+    with pytest.raises(LinkTimeout, match="stage 0 -> stage 1") as caught:
+        receiver.receive()
+    assert caught.value.link == "stage 0 -> stage 1"
+    assert 0.3 <= caught.value.seconds < 5.0
+    del sender
+
+
+def test_a_neighbour_that_keeps_all_slots_is_a_time_out(make_ends: _MakeEnds) -> None:
+    sender, receiver = make_ends(shared=True, idle_s=0.3)
+    for sequence in range(_NUM_SLOTS):
+        sender.send(_parcel(sequence, 1))
+    with pytest.raises(LinkTimeout, match="gave no slot back"):
+        sender.send(_parcel(_NUM_SLOTS, 1))
+    del receiver
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_neighbour_that_leaves_closes_the_link(make_ends: _MakeEnds, shared: bool) -> None:
+    sender, receiver = make_ends(shared=shared)
+    sender.close()
+    with pytest.raises(LinkClosedError, match="was closed by the neighbour"):
+        receiver.receive()
+
+
+def test_sending_to_a_neighbour_that_left_is_a_closed_link(make_ends: _MakeEnds) -> None:
+    sender, receiver = make_ends(shared=True)
+    receiver.close()
+    with pytest.raises(LinkClosedError, match="was closed by the neighbour"):
+        sender.send(_parcel(0, 1))
+
+
+def test_a_full_arena_is_told_at_once(make_ends: _MakeEnds) -> None:
+    sender, receiver = make_ends(shared=True)
+    assert isinstance(sender, HostSender)
+    assert all(sender.try_send(_parcel(sequence, 1)) for sequence in range(_NUM_SLOTS))
+    assert not sender.try_send(_parcel(_NUM_SLOTS, 1))
+    receiver.receive()[1].release()
+    assert sender.try_send(_parcel(_NUM_SLOTS, 1))
+
+
+def test_that_a_neighbour_reads_no_header_is_told_at_once() -> None:
+    ours, theirs = socket.socketpair()
+    num_slots = 2000  # headers enough to fill the pair's buffer
+    file = create_file(_LINK.slot_bytes, num_slots)
+    arena = Arena(file, _LINK.slot_bytes, num_slots)
+    os.close(file)
+    with ours, theirs:
+        sender = HostSender(ours, _LINK, 1, arena, 0.3)
+        sent = list(iter(lambda: sender.try_send(_parcel(0, 1)), False))
+        assert 10 < len(sent) < num_slots
+        with pytest.raises(LinkTimeout, match="took no header"):
+            sender.send(_parcel(0, 1))
+
+
+def test_a_neighbour_with_much_to_read_is_not_waited_for(make_ends: _MakeEnds) -> None:
+    sender, receiver = make_ends(shared=True)
+    for _ in range(2000):  # more than a socket pair holds
+        sender.keep_alive()
+    assert receiver.receive()[0].kind == KEEP_ALIVE
+
+
+def test_who_waits_for_a_message_can_be_called_away(make_ends: _MakeEnds) -> None:
+    _, receiver = make_ends(shared=True)
+    assert isinstance(receiver, HostReceiver)
+    waiting = threading.Thread(target=receiver.interrupt)
+    waiting.start()
+    with pytest.raises(LinkClosedError):
+        receiver.receive()
+    waiting.join()
+    receiver.close()
+    receiver.interrupt()  # too late, and no matter
+
+
+def test_headers_of_few_slots_fit_a_socket_pair_and_of_many_do_not() -> None:
+    first, second = socket.socketpair()
+    with first, second:
+        assert can_hold_headers(first, _LINK, 3)
+        most = next(n for n in itertools.count(1) if not can_hold_headers(first, _LINK, n))
+        first.setblocking(False)
+        for _ in range(most):
+            assert first.send(bytes(_LINK.header_bytes)) == _LINK.header_bytes
+
+
+def test_more_rows_than_the_link_carries_end_it(make_ends: _MakeEnds) -> None:
+    sender, receiver = make_ends(shared=True)
+    small = torch.zeros(1, 3, 4, 4), torch.zeros(1, dtype=torch.int64)
+    sender._link = dataclasses.replace(_LINK, max_rows=5)  # a neighbour that believes otherwise
+    sender.send(Parcel(sequence=0, num_rows=5, tensors=small))
+    with pytest.raises(LinkClosedError, match="5 rows announced"):
+        receiver.receive()
+
+
+_GIVEN_BACK = torch.zeros(2, 3, 4, 4)
+_GIVEN_BACK.untyped_storage().resize_(16)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(
+    ("parcel", "words"),
+    [
+        ((torch.zeros(2, 3, 4, 4).to_sparse(),), "layout torch.sparse_coo"),
+        ((_GIVEN_BACK,), "memory was given back"),
+        ((torch.zeros(2, 3, 4, 4, device="meta"),), "meta"),
+        ((torch.zeros(2, 3, 4, 4, dtype=torch.uint16),), "uint16"),
+        ((torch.zeros(2, 3, 4, 4, 1),), "do not fit link stage 0 -> stage 1"),
+        ((torch.zeros(9, 3, 4, 4),), "carries at most 832 bytes of 4 rows"),
+        ((torch.zeros(1), torch.zeros(1), torch.zeros(1)), "do not fit link"),
+        ((None,), "NoneType"),
+    ],
+)
+def test_what_cannot_be_sent_is_told_and_leaves_the_link_whole(
+    make_ends: _MakeEnds, shared: bool, parcel: tuple[torch.Tensor, ...], words: str
+) -> None:
+    sender, receiver = make_ends(shared=shared)
+    with pytest.raises(UnsendableError, match=words):
+        sender.send(Parcel(sequence=7, num_rows=2, tensors=parcel))
+    thread = _send_all(sender, [_parcel(8, 2)])
+    assert receiver.receive()[1].sequence == 8
+    thread.join(20)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_lazy_conjugation_and_negation_are_resolved(make_ends: _MakeEnds, shared: bool) -> None:
+    sender, receiver = make_ends(shared=shared)
+    turned = torch.randn(2, 3, 4, 4, dtype=torch.complex64).conj().imag
+    assert turned.is_neg()
+    thread = _send_all(
+        sender,
+        [Parcel(sequence=0, num_rows=2, tensors=(turned, torch._neg_view(torch.arange(2))))],
+    )
+    images, numbers = receiver.receive()[1].tensors
+    thread.join(20)
+    assert torch.equal(images, turned.resolve_neg())
+    assert numbers.tolist() == [0, -1]
+
+
+def test_nobody_at_the_other_end_is_a_time_out() -> None:
+    store = serve_store("127.0.0.1")
+    address = StoreAddress(
+        host="127.0.0.1", port=store.port, prefix="alone", listen_host="127.0.0.1"
+    )
+    with pytest.raises(LinkTimeout, match="did not connect"):
+        connect(address, _LINK, sends=True, timeout_s=0.5)
+    del store
