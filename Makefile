@@ -38,11 +38,13 @@ test: $(STAMP)  ## the whole test suite
 fast: $(STAMP)  ## unit and property tests only
 	$(BIN)/python -m pytest tests/unit tests/property
 
-check: $(STAMP)  ## style, types, import rules
+check: $(STAMP)  ## style, types, import rules, declared packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry src
+	$(BIN)/deptry tests benchmarks examples docs testbed --ignore DEP002,DEP004
 
 format: $(STAMP)  ## bring the code into shape
 	$(BIN)/ruff check --fix .

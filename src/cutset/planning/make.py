@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import NoReturn, TypeAlias
+from typing import NoReturn
 
 import msgspec
 
@@ -36,8 +36,6 @@ logger = logging.getLogger(__name__)
 
 HEAD_GAIN = 1.05
 """A cut inside the classifier is used where the plan without it is worse by more than this."""
-
-Solver: TypeAlias = Callable[[BuiltProblem], Solution]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

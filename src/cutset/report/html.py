@@ -10,8 +10,7 @@ from typing import Any
 from cutset.errors import CutsetError
 from cutset.printable import visible
 from cutset.report.alternatives import Candidate
-from cutset.report.compose import Report, build_report
-from cutset.report.sources import ReportSources
+from cutset.report.compose import Report
 from cutset.report.text import format_bytes, format_count, format_seconds, part_in_words
 from cutset.version import __version__
 
@@ -50,17 +49,6 @@ def _inline(script: str) -> str:
 def _hash(script: str) -> str:
     digest = hashlib.sha256(script.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
-
-
-def report_page(sources: ReportSources) -> str:
-    """The whole page.
-
-    Raises:
-        CutsetError: the extra ``cutset[report]`` is missing.
-        PlanError: the sources do not belong together.
-    """
-    require_extra()
-    return render(build_report(sources))
 
 
 def render(report: Report) -> str:
