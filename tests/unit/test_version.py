@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from cutset.shards.load import open_bundle
 
 import cutset
+from cutset.bundles.open import open_bundle
 from distributed.bundles import write_bundle
 from models_of_trouble import residual_net
 
