@@ -41,7 +41,8 @@ from cluster_bed import (
     write_measured,
 )
 from cutset.bundles.open import open_bundle
-from cutset.cluster.devices import Cluster, cluster_from_toml, load_cluster
+from cutset.cluster.cluster_file import cluster_from_toml, load_cluster
+from cutset.cluster.devices import Cluster
 from cutset.workflow import (
     PlanRequest,
     load_profiles,

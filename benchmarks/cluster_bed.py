@@ -17,7 +17,8 @@ import msgspec
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from cutset.cluster.devices import Cluster, LinkOverride, cluster_to_toml
+from cutset.cluster.cluster_file import cluster_to_toml
+from cutset.cluster.devices import Cluster, LinkOverride
 from cutset.measure.link_speed import LinkResult, links_of
 from cutset.measure.overhead import TYPICAL_ROW_BYTES, Overhead
 from testbed.build import down, up
@@ -154,7 +155,7 @@ def measure_on(
 def time_on(state: State, node: str, bundle: Path, *, cluster: Path) -> None:
     """Has the nodes time their stages as wholes, as ``cutset split --address auto`` does."""
     program = (
-        "import sys; from cutset.cluster.devices import load_cluster;"
+        "import sys; from cutset.cluster.cluster_file import load_cluster;"
         "from cutset.engines.ray.engine import RayCluster;"
         "from cutset.workflow import time_on_cluster;"
         "time_on_cluster(sys.argv[1], RayCluster(cluster=load_cluster(sys.argv[2])))"

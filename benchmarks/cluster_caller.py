@@ -19,7 +19,7 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from cutset.cluster.devices import load_cluster
+from cutset.cluster.cluster_file import load_cluster
 from cutset.engines.ray.engine import RayCluster
 from cutset.measure.bench import measure_latency, measure_throughput
 from cutset.runtime.session import open_session

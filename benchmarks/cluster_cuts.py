@@ -18,7 +18,7 @@ from typing import Any
 
 from cluster_bed import measure_on, say, testbed, with_profiles, write_measured
 from cutset.bundles.open import open_bundle
-from cutset.cluster.devices import cluster_from_toml, load_cluster
+from cutset.cluster.cluster_file import cluster_from_toml, load_cluster
 from cutset.planning import Plan
 from cutset.workflow import (
     PlanRequest,

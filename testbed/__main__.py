@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 import testbed
-from cutset.cluster.devices import load_cluster
+from cutset.cluster.cluster_file import load_cluster
 from cutset.errors import CutsetError
 from testbed import faults
 from testbed.build import down, require_machine, up

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from cutset.bundles.write.export import export_bundle as export_bundle
     from cutset.capture.torch_export import capture_graph as capture_graph
     from cutset.capture.torch_export import capture_model as capture_model
+    from cutset.cluster.cluster_file import load_cluster as load_cluster
     from cutset.cluster.devices import Cluster as Cluster
     from cutset.cluster.devices import Device as Device
     from cutset.cluster.devices import Link as Link
     from cutset.cluster.devices import equal_cluster as equal_cluster
-    from cutset.cluster.devices import load_cluster as load_cluster
     from cutset.costs.model import CostModel as CostModel
     from cutset.costs.model import Profile as Profile
     from cutset.costs.model import costs_from_flops as costs_from_flops

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cutset.cluster.devices import cluster_from_toml
+from cutset.cluster.cluster_file import cluster_from_toml
 from testbed import state as stored
 from testbed.build import down, up
 from testbed.cgroups import find_cgroups, members

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cutset.cluster.devices import cluster_from_toml
+from cutset.cluster.cluster_file import cluster_from_toml
 from testbed import faults
 from testbed.build import down, up
 from testbed.cgroups import Cgroups, find_cgroups

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cutset.cluster.devices import cluster_from_toml
+from cutset.cluster.cluster_file import cluster_from_toml
 from testbed.errors import TestbedError
 from testbed.layout import Layout, Node, Rate, layout_of
 

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from cutset.bundles.open import open_bundle
-from cutset.cluster.devices import cluster_from_toml, load_cluster
+from cutset.cluster.cluster_file import cluster_from_toml, load_cluster
 from cutset.costs.model import load_profile
 from distributed import bundles
 from testbed import faults
@@ -238,7 +238,7 @@ def test_a_caller_that_is_killed_leaves_no_process(bed: State, bundle: Path, row
 
 _TIMED = """
 import sys
-from cutset.cluster.devices import load_cluster
+from cutset.cluster.cluster_file import load_cluster
 from cutset.engines.ray.engine import RayCluster
 from cutset.workflow import time_on_cluster
 time_on_cluster(sys.argv[1], RayCluster(cluster=load_cluster(sys.argv[2])), duration_s=0.5)

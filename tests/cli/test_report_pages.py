@@ -13,7 +13,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from cutset.cluster.devices import load_cluster
+from cutset.cluster.cluster_file import load_cluster
 from cutset.planning.plan import plan_to_json
 from cutset.report.documents import verification_document
 from cutset.workflow import PlanRequest, plan_stages, prepare_model, split_model

@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 
 from command_line import call_cutset
-from cutset.cluster.devices import load_cluster
+from cutset.cluster.cluster_file import load_cluster
 
 from .blocks import Block, Command, agrees, blocks_of, commands_of
 

@@ -28,7 +28,7 @@ def chosen_engine(
             if value is not None:
                 usage_error(f"{name} is for --engine ray")
         return engine
-    from cutset.cluster.devices import load_cluster
+    from cutset.cluster.cluster_file import load_cluster
     from cutset.engines.ray.engine import RayCluster
 
     if address is not None and not address.strip():

@@ -342,7 +342,7 @@ def _request(
     if cluster is None and stages is None and not cut:
         usage_error("say how to divide the model: --stages N, --cluster FILE.toml or --cut AFTER")
     _check_limits(max_latency, min_throughput, time_limit)
-    from cutset.cluster.devices import load_cluster
+    from cutset.cluster.cluster_file import load_cluster
     from cutset.workflow import PlanRequest
 
     return PlanRequest(
@@ -401,7 +401,8 @@ def _plan_cost_graph(
     **wanted: Any,
 ) -> Sequence[Plan]:
     """The plan, or the plans of the front, for a cost graph."""
-    from cutset.cluster.devices import equal_cluster, load_cluster
+    from cutset.cluster.cluster_file import load_cluster
+    from cutset.cluster.devices import equal_cluster
     from cutset.planning import pareto_cost_graph, plan_cost_graph
 
     if objective not in ("throughput", "latency", "pareto"):

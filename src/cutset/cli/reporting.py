@@ -106,7 +106,7 @@ def _sources(
     """Reads everything that was named."""
     import dataclasses
 
-    from cutset.cluster.devices import load_cluster
+    from cutset.cluster.cluster_file import load_cluster
     from cutset.report.sources import (
         load_bench,
         load_plan_document,

@@ -4,7 +4,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cutset.cluster.devices import Cluster, Device, Link, LinkOverride, load_cluster
+from cutset.cluster.cluster_file import load_cluster
+from cutset.cluster.devices import Cluster, Device, Link, LinkOverride
 from cutset.errors import InfeasiblePlan, PlanError
 from cutset.planning import (
     load_cost_graph,
