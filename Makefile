@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test check fast format bench bench-planner bench-serve bench-cluster coverage-models \
-  matrix mutations soak soak-serve docs pictures dist wheel-smoke smoke-oldest clean help
+  matrix mutations soak soak-serve docs pictures dist wheel-smoke smoke-oldest changelog release clean help
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -44,7 +44,7 @@ check: $(STAMP)  ## style, types, import rules, declared packages
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry src
-	$(BIN)/deptry tests benchmarks examples docs testbed --ignore DEP002,DEP004
+	$(BIN)/deptry tests benchmarks examples docs testbed release --ignore DEP002,DEP004
 
 format: $(STAMP)  ## bring the code into shape
 	$(BIN)/ruff check --fix .
@@ -98,6 +98,15 @@ smoke-oldest: dist  ## the same with the oldest torch that is supported, install
 	$(BIN)/python tests/smoke/environment.py dist/*.whl build/smoke-oldest \
 		--torch 2.9.1 --torchvision 0.24.1
 	build/smoke-oldest/bin/python -m $(SMOKE)
+
+changelog: $(STAMP)  ## the entries of changelog.d become the version's part of CHANGELOG.md
+	$(BIN)/python -m release changelog
+
+# The sub-make of wheel-smoke builds what is tagged. Nothing is uploaded or pushed.
+release: $(STAMP)  ## builds and checks this version, and sets its tag here
+	$(BIN)/python -m release ready
+	$(MAKE) check wheel-smoke
+	$(BIN)/python -m release tag
 
 clean:  ## remove what was installed and made
 	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -12,6 +12,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from cutset.serve.settings import ServeSettings
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -79,9 +81,19 @@ def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
     assert found == set()
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"])
 def test_no_link_of_a_page_outside_the_site_is_dead(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     targets = re.findall(r"\]\(([^)#]+)[^)]*\)", text) + re.findall(r'(?:src|href)="([^"#]+)', text)
     dead = [each for each in targets if "://" not in each and not (ROOT / each).exists()]
     assert dead == []
+    for page, anchor in re.findall(r"\]\(([^)#]+\.md)#([^)]+)\)", text):
+        titles = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+        anchors = {re.sub(r"[^a-z0-9 -]", "", each.lower()).replace(" ", "-") for each in titles}
+        assert anchor in anchors, page
+
+
+def test_the_server_listens_where_the_security_policy_says() -> None:
+    settings = ServeSettings()
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    assert f"`cutset serve` listens on {settings.host}:{settings.port};" in text

@@ -1,0 +1,1 @@
+"""How a version is released: its part of the changelog, the checks before it, its tag."""
