@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from cutset.programs import NOTEBOOK_DRAWINGS
+
 
 def drawn(what: str, *values: Any) -> str | None:
     """HTML from a function of `cutset.report.notebook`.
@@ -21,7 +23,7 @@ def drawn(what: str, *values: Any) -> str | None:
         None where the extra ``cutset[report]`` is not installed: notebooks then show the text.
     """
     try:
-        html: str = getattr(importlib.import_module("cutset.report.notebook"), what)(*values)
+        html: str = getattr(importlib.import_module(NOTEBOOK_DRAWINGS), what)(*values)
     except ModuleNotFoundError:
         return None
     return html

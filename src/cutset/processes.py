@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from cutset.errors import EngineError
+from cutset.programs import PROGRAMS
 
 PASSING: Mapping[str, tuple[str, ...]] = {
     "where things are": (
@@ -81,20 +82,22 @@ def made_environment(
     }
 
 
-def command_of(module: str, *, caller: int = 0, control: int = -1) -> tuple[str, ...]:
-    """The command line that runs ``main`` of a module of this package, without its arguments.
+def command_of(program: str, *, caller: int = 0, control: int = -1) -> tuple[str, ...]:
+    """The command line that starts a program of this package, without its arguments.
 
     The process imports the very package that the caller has, and all else from where the caller
     does, except from the folder of the caller's script and its working directory.
 
     Args:
-        module: its name.
+        program: its name in `cutset.programs.PROGRAMS`.
         caller: the process with which it ends, see `cutset.launch`; 0 where it does not.
         control: descriptor of its connection to that.
 
     Raises:
-        EngineError: there is no interpreter or no file to start.
+        EngineError: there is no such program, no interpreter or no file to start.
     """
+    if program not in PROGRAMS:
+        raise EngineError(f"there is no program {program!r}; known: {', '.join(PROGRAMS)}")
     if not _LAUNCHER.is_file():
         raise EngineError(
             f"processes are started with {_LAUNCHER}, which is no file; install cutset into a"
@@ -106,7 +109,7 @@ def command_of(module: str, *, caller: int = 0, control: int = -1) -> tuple[str,
             " that is; set it to the interpreter's path"
         )
     path = json.dumps(_import_path())
-    return (sys.executable, str(_LAUNCHER), str(caller), str(control), path, module)
+    return (sys.executable, str(_LAUNCHER), str(caller), str(control), path, PROGRAMS[program])
 
 
 def _import_path() -> list[str]:

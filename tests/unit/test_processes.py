@@ -10,6 +10,7 @@ import pytest
 import cutset
 from cutset.errors import EngineError
 from cutset.processes import PASSING, LastWords, command_of, made_environment
+from cutset.programs import PROGRAMS
 
 _STRANGE = {
     "OMP_PROC_BIND": "close",
@@ -62,13 +63,15 @@ def test_a_process_imports_what_its_caller_does_but_nothing_beside_its_script(
     vendored = tmp_path / "vendored"
     vendored.mkdir()
     monkeypatch.setattr(sys, "path", ["", str(vendored), str(tmp_path / "gone"), *sys.path])
-    path = json.loads(command_of("cutset.runtime.worker")[4])
+    path = json.loads(command_of("worker")[4])
     assert path[0] == str(vendored)
     assert "" not in path
     assert str(tmp_path / "gone") not in path
 
 
-def test_a_process_has_the_very_package_of_its_caller(tmp_path: Path) -> None:
+def test_a_process_has_the_very_package_of_its_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Another of the same name comes first on the path.
     other = tmp_path / "cutset"
     other.mkdir()
@@ -76,7 +79,8 @@ def test_a_process_has_the_very_package_of_its_caller(tmp_path: Path) -> None:
     (tmp_path / "told.py").write_text(
         "def main():\n    import cutset, sys\n    print(cutset.__file__, *sys.argv)\n"
     )
-    command = list(command_of("told"))
+    monkeypatch.setitem(PROGRAMS, "tell", "told")
+    command = list(command_of("tell"))
     command[4] = json.dumps([str(tmp_path), *json.loads(command[4])])
     done = subprocess.run(
         [*command, "--flag"], capture_output=True, text=True, check=True, timeout=60
@@ -87,11 +91,11 @@ def test_a_process_has_the_very_package_of_its_caller(tmp_path: Path) -> None:
 def test_without_an_interpreter_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "")
     with pytest.raises(EngineError, match=r"sys\.executable does not say"):
-        command_of("cutset.runtime.worker")
+        command_of("worker")
 
 
 def test_a_process_whose_caller_is_gone_already_leaves_before_it_imports_anything() -> None:
-    command = list(command_of("no.such.module", caller=1, control=0))
+    command = [*command_of("worker", caller=1, control=0)[:-1], "no.such.module"]
     done = subprocess.run(command, stderr=subprocess.PIPE, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (1, b"")
 

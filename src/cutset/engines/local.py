@@ -231,7 +231,7 @@ class LocalEngine:
         try:
             control = theirs.fileno()
             command = self._worker_command or command_of(
-                "cutset.runtime.worker", caller=os.getpid(), control=control
+                "worker", caller=os.getpid(), control=control
             )
             # The arguments are ours alone, so nothing a bundle says reaches this command line.
             process = subprocess.Popen(  # noqa: S603

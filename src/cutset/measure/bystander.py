@@ -2,42 +2,24 @@
 
 What a stage's computing loses to messages cannot be read from clocks: cores that are idle take
 nothing from it, and what the system does for a message is charged to whoever happens to run. So
-something computes meanwhile, and is watched.
+something computes meanwhile (`cutset.measure.bystander_work`), and is watched.
 """
 
 from __future__ import annotations
 
 import mmap
 import subprocess
-import sys
 import tempfile
 import time
 
 from typing_extensions import Self
 
 from cutset.errors import EngineError
-from cutset.processes import made_environment
+from cutset.processes import command_of, made_environment
 
 _LIMIT_S = 600.0
 _START_TIMEOUT_S = 60.0
 _PAUSE_S = 0.01
-# Does what a stage does, about half of the time each: multiplies matrices that fill a core's cache,
-# and goes through more weights than any cache holds. So it also feels what others do to caches and
-# memory. Counts what it gets done in the file that is its standard output, and ends by itself when
-# the process that started it is gone.
-_PROGRAM = """
-import mmap, os, sys, time
-import numpy as np
-count = memoryview(mmap.mmap(1, 8)).cast("q")
-parent, until = os.getppid(), time.monotonic() + float(sys.argv[1])
-a, b, c = np.ones((3, 256, 256), np.float32)
-weights, row = np.ones((8, 512, 2048), np.float32), np.ones(2048, np.float32)
-while os.getppid() == parent and time.monotonic() < until:
-    for block in weights:
-        np.matmul(a, b, out=c)
-        block @ row
-        count[0] += 1
-"""
 
 
 class Bystanders:
@@ -67,7 +49,7 @@ class Bystanders:
             self._counts.append(memoryview(mmap.mmap(file.fileno(), 8)).cast("q"))
             # Nothing of it comes from outside.
             process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-c", _PROGRAM, str(_LIMIT_S)],
+                [*command_of("bystander"), str(_LIMIT_S)],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 env=made_environment(1),

@@ -27,7 +27,7 @@ def measure_worker_base(backend: str = "torch") -> int:
     try:
         # A process of its own: this one holds a model already.
         done = subprocess.run(  # noqa: S603  # this interpreter, a fixed program
-            [*command_of("cutset.measure.idle_worker"), backend],
+            [*command_of("idle-worker"), backend],
             capture_output=True,
             text=True,
             timeout=_LIMIT_S,

@@ -189,7 +189,7 @@ def _profile(request: ProbeRequest, host: Host, device: str) -> Profile:
         *("--runs", str(request.num_runs)),
         *request.options,
     ]
-    host.ask("start_program", "profile", arguments, request.num_threads)
+    host.ask("start_program", "command", arguments, request.num_threads)
     text = host.program_result(_PROFILE_LIMIT_S)
     return profile_from_json(text, source=f"the profile of {device}")
 
@@ -231,7 +231,7 @@ def _links(
             *("--threads", str(request.num_threads)),
             *(("--first",) if name == source else ()),
         ]
-        hosts[name].ask("start_program", "link", arguments, 1)
+        hosts[name].ask("start_program", "link-speed", arguments, 1)
     ends = (
         msgspec.json.decode(hosts[name].program_result(_LINK_LIMIT_S), type=LinkResult)
         for name in (source, target)

@@ -171,7 +171,7 @@ class _Process:
             # Indices, backend names from our own list, and a folder that was opened as a bundle.
             self._process = subprocess.Popen(  # noqa: S603
                 [
-                    *command_of("cutset.measure.stages"),
+                    *command_of("stages-alone"),
                     *(str(Path(directory).resolve()), stages, str(num_threads), str(micro_batch)),
                 ],
                 stdin=subprocess.PIPE,

@@ -108,7 +108,7 @@ def _time_stage(
         *(there, f"{stage}:{backend}", str(num_threads), str(micro_batch)),
         *("--seconds", str(duration_s)),
     ]
-    host.ask("start_program", "alone", arguments, num_threads)
+    host.ask("start_program", "stages-alone", arguments, num_threads)
     text = host.program_result(_LIMIT_S + 2 * duration_s)
     try:
         return msgspec.json.decode(text, type=AloneResult)

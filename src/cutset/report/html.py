@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+from pathlib import Path
 from typing import Any
 
 from cutset.errors import CutsetError
@@ -64,7 +65,7 @@ def render(report: Report) -> str:
     from cutset.report.style import STAGE_COLOURS
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cutset.report", "page"),
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("page")),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=visible,

@@ -6,6 +6,7 @@ Needs the extra ``cutset[report]``. Nothing in it runs: a notebook may be read b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -77,7 +78,9 @@ def verification_html(ok: bool, checks: Sequence[tuple[str, bool, str]]) -> str:
 
 def _render(**values: Any) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cutset.report", "page"), autoescape=True, finalize=visible
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("page")),
+        autoescape=True,
+        finalize=visible,
     )
     environment.filters |= {"bytes": format_bytes, "seconds": format_seconds}
     # The drawings escape what they show themselves.

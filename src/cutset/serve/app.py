@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import importlib.resources
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -299,7 +299,7 @@ def _state(request: Request) -> tuple[Lease, float]:
 
 
 async def _file(name: str, media_type: str, _request: Request) -> Response:
-    text = importlib.resources.files("cutset.serve").joinpath("page").joinpath(name).read_bytes()
+    text = Path(__file__).with_name("page").joinpath(name).read_bytes()
     return Response(text, media_type=media_type)
 
 

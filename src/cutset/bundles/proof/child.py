@@ -116,7 +116,7 @@ def check_in_child(
     try:
         # This interpreter and a fixed program; what is asked goes through the pipe.
         process = subprocess.Popen(  # noqa: S603
-            command or command_of(__name__, caller=os.getpid(), control=_STANDARD_INPUT),
+            command or command_of("verification", caller=os.getpid(), control=_STANDARD_INPUT),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -299,8 +299,11 @@ def main() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     source = sys.stdin.buffer
-    length = int.from_bytes(source.read(_LENGTH_BYTES), "little")
-    request = msgspec.msgpack.decode(source.read(length), type=Request)
+    length = source.read(_LENGTH_BYTES)
+    if len(length) < _LENGTH_BYTES:
+        raise SystemExit("nothing was asked")  # whoever started it is gone
+    data = source.read(int.from_bytes(length, "little"))
+    request = msgspec.msgpack.decode(data, type=Request)
     limit_memory(request.memory_bytes)
 
     def tell(message: Message) -> None:

@@ -12,18 +12,11 @@ from cutset.errors import EngineError
 from cutset.host import free_memory_bytes, num_usable_cores
 from cutset.processes import command_of, made_environment
 
-PROGRAMS = {
-    "alone": "cutset.measure.stages",
-    "profile": "cutset.cli",
-    "overhead": "cutset.measure.overhead",
-    "link": "cutset.measure.link_speed",
-}
-
 _LAST_WORDS_CHARS = 2000
 
 
 class ProbeHost(StageHost):
-    """Runs a program of `PROGRAMS`, one at a time; ends like a `StageHost`."""
+    """Runs programs of `cutset.programs`, one at a time; ends like a `StageHost`."""
 
     def __init__(self, lease_s: float, linger_s: float) -> None:
         super().__init__(lease_s, linger_s)
@@ -48,11 +41,15 @@ class ProbeHost(StageHost):
         return str(path)
 
     def start_program(self, name: str, arguments: list[str], num_threads: int) -> None:
-        """Starts one of the programs; its answer is fetched with `program_result`."""
+        """Starts a program of `cutset.programs`; its answer is fetched with `program_result`.
+
+        Raises:
+            EngineError: there is none of that name.
+        """
         self._touch()
         # Programs of this package alone, with this interpreter.
         self._process = subprocess.Popen(  # noqa: S603
-            [*command_of(PROGRAMS[name]), *arguments],
+            [*command_of(name), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

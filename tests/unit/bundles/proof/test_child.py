@@ -165,7 +165,7 @@ CALLER = """
 import os, subprocess, time
 from cutset.processes import command_of
 child = subprocess.Popen(
-    command_of("cutset.bundles.proof.child", caller=os.getpid(), control=0),
+    command_of("verification", caller=os.getpid(), control=0),
     stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
 )
 print(child.pid, flush=True)

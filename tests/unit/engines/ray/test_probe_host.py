@@ -7,6 +7,7 @@ import pytest
 
 from cutset.engines.ray import probe_host
 from cutset.host import memory_bytes, num_usable_cores
+from cutset.programs import PROGRAMS
 
 
 def test_a_program_says_what_it_printed_or_why_it_failed(
@@ -16,8 +17,8 @@ def test_a_program_says_what_it_printed_or_why_it_failed(
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "says.py").write_text("def main(): print('done')")
     (tmp_path / "fails.py").write_text("def main(): raise SystemExit('no such model')")
-    monkeypatch.setitem(probe_host.PROGRAMS, "say", "says")
-    monkeypatch.setitem(probe_host.PROGRAMS, "fail", "fails")
+    monkeypatch.setitem(PROGRAMS, "say", "says")
+    monkeypatch.setitem(PROGRAMS, "fail", "fails")
     host = probe_host.ProbeHost(lease_s=math.inf, linger_s=30.0)
     with pytest.raises(probe_host.EngineError, match="no program was started"):
         host.program_result()
