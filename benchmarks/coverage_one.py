@@ -37,6 +37,7 @@ from cutset.backends.base import StageProgram, load_stage
 from cutset.bundles.open import open_bundle
 from cutset.bundles.proof.torch.running_checks import max_abs_difference, tolerance_of
 from cutset.capture.lowering import CapturedModel, unfused
+from cutset.capture.torch_arrays import as_array, as_tensor
 from cutset.costs.model import Profile
 from cutset.errors import CaptureError, CutsetError
 from cutset.graph.cuts import find_cut_points
@@ -339,7 +340,7 @@ def _split_and_compare(
             load = functools.partial(load_stage, bundle, entry.index, num_threads=1, micro_batch=5)
             program = load(backend="torch")
             for values in given:
-                results = program(tuple(values[spec.name] for spec in entry.inputs))
+                results = _run(program, tuple(values[spec.name] for spec in entry.inputs))
                 values |= {
                     spec.name: _arrived(result)
                     for spec, result in zip(entry.outputs, results, strict=True)
@@ -351,7 +352,7 @@ def _split_and_compare(
                 continue
             session = load(backend="onnxruntime")
             for values in given:
-                results = session(tuple(values[spec.name] for spec in entry.inputs))
+                results = _run(session, tuple(values[spec.name] for spec in entry.inputs))
                 for spec, result in zip(entry.outputs, results, strict=True):
                     row.onnx = row.onnx or _over_tolerance(spec.name, result, values[spec.name])
         if prepared.part:
@@ -361,6 +362,11 @@ def _split_and_compare(
         for name, expected in zip(outputs, whole, strict=True):
             if off_by := max_abs_difference(values[name], expected):
                 raise CutsetError(f"{name} with {rows[0].shape[0]} rows is off by {off_by:g}")
+
+
+def _run(program: StageProgram, values: Values) -> Values:
+    """Runs a stage on tensors."""
+    return tuple(map(as_tensor, program(tuple(map(as_array, values)))))
 
 
 def _check_around(prepared: PreparedModel, programs: Sequence[StageProgram]) -> None:
@@ -374,7 +380,7 @@ def _check_around(prepared: PreparedModel, programs: Sequence[StageProgram]) -> 
 
     def run(values: Values) -> Values:
         for program in programs:
-            values = program(values)
+            values = _run(program, values)
         return values
 
     with torch.inference_mode():

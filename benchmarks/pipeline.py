@@ -40,6 +40,7 @@ import pipeline_hop
 import pipeline_page
 from cutset.backends.base import random_inputs
 from cutset.bundles.open import Bundle, load_program, open_bundle
+from cutset.capture.torch_arrays import as_tensor
 from cutset.costs.model import with_backend
 from cutset.measure.bench import measure_latency, measure_throughput
 from cutset.measure.idle_memory import measure_worker_base
@@ -201,13 +202,14 @@ def gpipe_rank(arguments: argparse.Namespace) -> None:
             rank,
             2,
             torch.device("cpu"),
-            input_args=random_inputs(entry, micro_batch),
+            input_args=tuple(map(as_tensor, random_inputs(entry, micro_batch))),
             output_args=tuple(
                 torch.empty(spec.concrete_shape(micro_batch)) for spec in entry.outputs
             ),
         )
         schedule = ScheduleGPipe(stage, GPIPE_CHUNKS)
-        batch = random_inputs(bundle.manifest.stages[0], micro_batch * GPIPE_CHUNKS)
+        many = random_inputs(bundle.manifest.stages[0], micro_batch * GPIPE_CHUNKS)
+        batch = tuple(map(as_tensor, many))
 
         def step() -> None:
             schedule.eval(*batch) if rank == 0 else schedule.eval()
@@ -265,7 +267,8 @@ def measure(
     bundles: dict[str, Bundle], micro_batch: int, rounds: int, duration_s: float
 ) -> dict[str, Any]:
     """One case: all contestants in turn, `rounds` times."""
-    inputs = random_inputs(bundles["torch"].manifest.stages[0], micro_batch)
+    entry = bundles["torch"].manifest.stages[0]
+    inputs = tuple(map(as_tensor, random_inputs(entry, micro_batch)))
     facts: dict[str, Any] = {"rounds": rounds, "seconds": duration_s, "memory": {}}
     facts["predicted_s"] = bundles["auto"].manifest.plan.expected_period_s
     with contextlib.ExitStack() as stack:

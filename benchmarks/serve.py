@@ -37,6 +37,7 @@ import torch
 
 from cutset.backends.base import random_inputs
 from cutset.bundles.open import Bundle, open_bundle
+from cutset.capture.torch_arrays import as_tensor
 from cutset.measure.bench import measure_throughput
 from cutset.runtime.session import open_session
 from cutset.workflow import plan_stages, prepare_model, split_model
@@ -78,7 +79,7 @@ def request_message(bundle: Bundle) -> bytes:
     """An inference request of one row, in binary."""
     spec = bundle.manifest.graph.inputs[0]
     row = random_inputs(bundle.manifest.stages[0], 1)[0]
-    raw = row.numpy().tobytes()
+    raw = row.tobytes()
     tensor = {
         "name": spec.name,
         "shape": list(row.shape),
@@ -199,7 +200,7 @@ def measure(
     """All numbers, and which of them have a target."""
     opened = open_bundle(bundle)
     micro_batch = opened.manifest.plan.micro_batch
-    inputs = random_inputs(opened.manifest.stages[0], micro_batch)
+    inputs = tuple(map(as_tensor, random_inputs(opened.manifest.stages[0], micro_batch)))
     alone, over_http = [], []
     with served(opened, backend, folder) as server:
         clients = ("--concurrency", str(CONCURRENCY))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from cutset.backends.base import Arrays
 from cutset.engines.local import LocalEngine
 from cutset.runtime import worker
 
@@ -40,8 +41,8 @@ class _SickProgram:
         self._program = program
         self.backend = program.backend
 
-    def __call__(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        symptom = float(inputs[0].flatten()[0])
+    def __call__(self, inputs: Arrays) -> Arrays:
+        symptom = float(inputs[0].flat[0])
         if symptom == KILL:
             os.kill(os.getpid(), signal.SIGKILL)
         if symptom == ABORT:

@@ -1,6 +1,6 @@
 """What a backend is, which ones there are, and how one is chosen.
 
-A backend turns a stage's file into a function from tensors to tensors. The runtime knows no more
+A backend turns a stage's file into a function from arrays to arrays. The runtime knows no more
 of it than `StageProgram`. Only the backend that is asked for is imported.
 """
 
@@ -11,11 +11,12 @@ import importlib.util
 import logging
 import time
 from statistics import median
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-import torch
+import numpy as np
 
 from cutset.capture.torch_settings import apply_settings
+from cutset.dtypes import FLOATING, NUMPY_DTYPES, empty_array
 from cutset.errors import CutsetError, EngineError
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ _MODULES = {
 _TRIAL_LIMIT_S = 0.5
 _TRIAL_RUNS = 5
 
+Arrays: TypeAlias = tuple[np.ndarray, ...]
+
 
 class StageProgram(Protocol):
     """One loaded stage."""
@@ -49,11 +52,12 @@ class StageProgram(Protocol):
     def backend(self) -> str:
         """Name of the backend that runs it."""
 
-    def __call__(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def __call__(self, inputs: Arrays) -> Arrays:
         """Computes the stage's outputs, in the order of its contract.
 
-        The caller has checked rank, shape and dtype of the inputs. The outputs may share memory
-        with the inputs (a stage may pass a tensor on), never with an earlier call's outputs.
+        The caller has checked rank, shape and dtype of the inputs, which may have any strides. The
+        outputs may share memory with the inputs (a stage may pass an array on), never with an
+        earlier call's outputs: another thread may still be sending those.
         """
 
 
@@ -187,7 +191,7 @@ def _fastest(programs: list[StageProgram], entry: StageEntry, micro_batch: int) 
     return best
 
 
-def _median_time(program: StageProgram, inputs: tuple[torch.Tensor, ...]) -> float:
+def _median_time(program: StageProgram, inputs: Arrays) -> float:
     program(inputs)
     samples: list[float] = []
     started = time.perf_counter()
@@ -198,20 +202,19 @@ def _median_time(program: StageProgram, inputs: tuple[torch.Tensor, ...]) -> flo
     return median(samples) if samples else time.perf_counter() - started
 
 
-def random_inputs(entry: StageEntry, num_rows: int) -> tuple[torch.Tensor, ...]:
+def random_inputs(entry: StageEntry, num_rows: int) -> Arrays:
     """Seeded inputs for a stage: normal for floating and complex dtypes, zeros for the others.
 
     Args:
         entry: the stage.
         num_rows: rows of the inputs.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = np.random.default_rng(0)
     inputs = []
     for spec in entry.inputs:
-        dtype: torch.dtype = getattr(torch, spec.dtype)
-        shape = spec.concrete_shape(num_rows)
-        if dtype.is_floating_point or dtype.is_complex:
-            inputs.append(torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype))
-        else:
-            inputs.append(torch.zeros(shape, dtype=dtype))
+        array = empty_array(spec.concrete_shape(num_rows), NUMPY_DTYPES[spec.dtype])
+        array[...] = 0
+        if spec.dtype in FLOATING:
+            array[...] = generator.standard_normal(array.shape, np.float32)
+        inputs.append(array)
     return tuple(inputs)

@@ -1,6 +1,6 @@
 """The ``onnxruntime`` backend: the stage's ONNX model on ONNX Runtime's CPU provider.
 
-Inputs and outputs are bound where torch keeps them, so no tensor is copied on the way in or out.
+Inputs and outputs are bound where they lie, so none is copied on the way in or out.
 Its results differ from torch's in the last bits (other kernels, fused operations).
 """
 
@@ -10,13 +10,14 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from cutset.bundles.open import load_onnx_model
 from cutset.capture.onnx.inference import ELEMENT_TYPES, make_session
+from cutset.dtypes import NUMPY_DTYPES, empty_array, row_major
 from cutset.errors import EngineError
 
 if TYPE_CHECKING:
+    from cutset.backends.base import Arrays
     from cutset.bundles.manifest import StageEntry
     from cutset.bundles.open import Bundle
     from cutset.tensors import TensorSpec
@@ -48,8 +49,8 @@ class OnnxProgram:
             (name, spec, ELEMENT_TYPES[spec.dtype]) for name, spec in zip(names, specs, strict=True)
         )
 
-    def __call__(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """Computes the outputs into fresh tensors, whose shapes the contract gives.
+    def __call__(self, inputs: Arrays) -> Arrays:
+        """Computes the outputs into fresh arrays, whose shapes the contract gives.
 
         Raises:
             EngineError: ONNX Runtime cannot compute them, or gives an output of another shape than
@@ -57,14 +58,14 @@ class OnnxProgram:
         """
         num_rows = rows_of(inputs, self._input_specs)
         binding = self._session.io_binding()
-        held = [tensor.contiguous() for tensor in inputs]  # alive until the run has ended
-        for tensor, (name, _, element_type) in zip(held, self._inputs, strict=True):
-            binding.bind_input(name, "cpu", 0, element_type, list(tensor.shape), tensor.data_ptr())
+        held = [row_major(array) for array in inputs]  # alive until the run has ended
+        for array, (name, _, element_type) in zip(held, self._inputs, strict=True):
+            binding.bind_input(name, "cpu", 0, element_type, list(array.shape), array.ctypes.data)
         outputs = []
         for name, spec, element_type in self._outputs:
             shape = spec.concrete_shape(num_rows)
-            output = torch.empty(shape, dtype=getattr(torch, spec.dtype))
-            binding.bind_output(name, "cpu", 0, element_type, list(shape), output.data_ptr())
+            output = empty_array(shape, NUMPY_DTYPES[spec.dtype])
+            binding.bind_output(name, "cpu", 0, element_type, list(shape), output.ctypes.data)
             outputs.append(output)
         try:
             self._session.run_with_iobinding(binding)
@@ -74,14 +75,14 @@ class OnnxProgram:
         return tuple(outputs)
 
 
-def rows_of(tensors: tuple[torch.Tensor, ...], specs: tuple[TensorSpec, ...]) -> int:
-    """How many rows `tensors` hold, read from the first length that grows with the rows.
+def rows_of(arrays: Arrays, specs: tuple[TensorSpec, ...]) -> int:
+    """How many rows `arrays` hold, read from the first length that grows with the rows.
 
     Returns:
         The number of rows; 1 where no length grows with them.
     """
-    for tensor, spec in zip(tensors, specs, strict=True):
-        for length, dim in zip(tensor.shape, spec.shape, strict=True):
+    for array, spec in zip(arrays, specs, strict=True):
+        for length, dim in zip(array.shape, spec.shape, strict=True):
             if isinstance(dim, str):
                 return int(length) // int(dim.partition("*")[2] or 1)
     return 1

@@ -1,7 +1,7 @@
 """The ``openvino`` backend: the stage's ONNX model in OpenVINO's CPU plugin (an extra).
 
 It reads the same file as the ``onnxruntime`` backend, after the same checks. Inputs and outputs are
-used where torch keeps them. It computes in the precision of the model, also on processors that
+used where they lie. It computes in the precision of the model, also on processors that
 would be faster with bfloat16; results differ from torch's in the last bits.
 """
 
@@ -11,16 +11,17 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from cutset.backends.allocator import give_back_mapping
 from cutset.backends.onnxruntime import one_convolution, rows_of
 from cutset.bundles.open import load_onnx_model
+from cutset.dtypes import NUMPY_DTYPES, empty_array, row_major
 from cutset.errors import EngineError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from cutset.backends.base import Arrays
     from cutset.bundles.manifest import StageEntry
     from cutset.bundles.open import Bundle
     from cutset.tensors import TensorSpec
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 DTYPES = frozenset(
     {"float32", "float64", "float16", "int8", "int16", "int32", "int64", "uint8", "bool"}
 )
-"""What both NumPy, through which tensors are handed over, and OpenVINO can hold."""
+"""What both NumPy and OpenVINO can hold."""
 
 
 class OpenvinoProgram:
@@ -61,18 +62,18 @@ class OpenvinoProgram:
         self._inputs = inputs
         self._outputs = outputs
 
-    def __call__(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """Computes the outputs into fresh tensors, whose shapes the contract gives."""
+    def __call__(self, inputs: Arrays) -> Arrays:
+        """Computes the outputs into fresh arrays, whose shapes the contract gives."""
         num_rows = rows_of(inputs, self._inputs)
-        held = [tensor.contiguous().numpy() for tensor in inputs]  # alive until the run has ended
+        held = [row_major(array) for array in inputs]  # alive until the run has ended
         for index, array in enumerate(held):
             self._request.set_input_tensor(index, self._tensor(array, shared_memory=True))
         outputs = tuple(
-            torch.empty(spec.concrete_shape(num_rows), dtype=getattr(torch, spec.dtype))
+            empty_array(spec.concrete_shape(num_rows), NUMPY_DTYPES[spec.dtype])
             for spec in self._outputs
         )
         for index, output in enumerate(outputs):
-            shared = self._tensor(output.numpy(), shared_memory=True)
+            shared = self._tensor(output, shared_memory=True)
             self._request.set_output_tensor(index, shared)
         self._request.infer()
         return outputs
@@ -133,10 +134,7 @@ def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> O
     entry = bundle.manifest.stages[stage]
     file = load_onnx_model(bundle, stage)
     program = OpenvinoProgram(compile_model(file, num_threads), entry.inputs, entry.outputs)
-    zeros = (
-        torch.zeros(spec.concrete_shape(1), dtype=getattr(torch, spec.dtype))
-        for spec in entry.inputs
-    )
+    zeros = (np.zeros(spec.concrete_shape(1), NUMPY_DTYPES[spec.dtype]) for spec in entry.inputs)
     try:
         program(tuple(zeros))
     except RuntimeError as error:

@@ -20,11 +20,13 @@ import torch
 
 from cutset.backends import torch_eager
 from cutset.bundles.open import load_program
+from cutset.capture.torch_arrays import as_array, as_tensor
 from cutset.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cutset.backends.base import Arrays
     from cutset.bundles.manifest import StageEntry
     from cutset.bundles.open import Bundle
     from cutset.tensors import TensorSpec
@@ -60,13 +62,16 @@ class CompiledProgram:
         self._shapes = tuple(tensor.shape for tensor in examples)
         self._compiled = compile_module(module, examples)
 
-    def __call__(self, inputs: Tensors) -> Tensors:
+    def __call__(self, inputs: Arrays) -> Arrays:
         """Computes the outputs; other shapes than it was compiled for in eager torch."""
-        if tuple(tensor.shape for tensor in inputs) != self._shapes:
-            self._check(inputs)
+        tensors = tuple(as_tensor(array) for array in inputs)
+        if tuple(tensor.shape for tensor in tensors) == self._shapes:
+            outputs = self._compiled(tensors)
+        else:
+            self._check(tensors)
             with torch.inference_mode():
-                return self._module(*inputs)
-        return self._compiled(inputs)
+                outputs = self._module(*tensors)
+        return tuple(as_array(tensor) for tensor in outputs)
 
 
 def compile_module(

@@ -7,17 +7,19 @@ model, since it calls the same kernels in the same order.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
 from cutset.bundles.open import load_program
+from cutset.capture.torch_arrays import as_array, as_tensor
 
 if TYPE_CHECKING:
+    from cutset.backends.base import Arrays
     from cutset.bundles.manifest import StageEntry
     from cutset.bundles.open import Bundle
 
-_Function = Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
+_Function: TypeAlias = Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
 
 
 class EagerProgram:
@@ -28,10 +30,11 @@ class EagerProgram:
     def __init__(self, function: _Function) -> None:
         self._function = function
 
-    def __call__(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def __call__(self, inputs: Arrays) -> Arrays:
         """Computes the outputs without recording anything for gradients."""
         with torch.inference_mode():
-            return self._function(inputs)
+            outputs = self._function(tuple(as_tensor(array) for array in inputs))
+        return tuple(as_array(tensor) for tensor in outputs)
 
 
 def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> EagerProgram:  # noqa: ARG001

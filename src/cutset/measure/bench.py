@@ -18,6 +18,7 @@ import torch
 from cutset.backends.base import random_inputs
 from cutset.bundles.manifest import PartEntry
 from cutset.bundles.open import Bundle, open_bundle
+from cutset.capture.torch_arrays import as_tensor
 from cutset.engines.ray.engine import RayCluster
 from cutset.measure.stages import AloneResult, measure_alone
 from cutset.measure.stages_on_nodes import time_stages_on_nodes
@@ -119,7 +120,7 @@ def bench_bundle(
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
     manifest = opened.manifest
     rows = manifest.plan.micro_batch if micro_batch is None else micro_batch
-    inputs = random_inputs(manifest.stages[0], rows)
+    inputs = tuple(as_tensor(array) for array in random_inputs(manifest.stages[0], rows))
     with open_session(
         opened,
         engine=engine,

@@ -23,6 +23,7 @@ from cutset.capture.onnx.inference import make_session
 from cutset.capture.onnx.lengths import extract_piece
 from cutset.capture.onnx.onnx_graph import CapturedOnnx
 from cutset.capture.pieces import build_piece
+from cutset.capture.torch_arrays import as_array, as_tensor
 from cutset.capture.torch_export import export_piece
 from cutset.errors import EngineError
 from cutset.graph.cuts import CutPoints
@@ -233,8 +234,8 @@ def _runner(
 
     def run(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         named = {s.name: t for s, t in zip(specs, inputs, strict=True)}
-        results = program(tuple(named[name] for name in named if name in taken))
-        named |= {s.name: t for s, t in zip(made, results, strict=True)}
+        results = program(tuple(as_array(named[name]) for name in named if name in taken))
+        named |= {s.name: as_tensor(array) for s, array in zip(made, results, strict=True)}
         return tuple(named[spec.name] for spec in outputs)
 
     return run

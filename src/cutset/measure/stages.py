@@ -30,7 +30,7 @@ import torch
 from typing_extensions import Self
 
 from cutset.backends.allocator import keep_freed_memory, malloc_environment, map_large_blocks
-from cutset.backends.base import StageProgram, load_stage, random_inputs
+from cutset.backends.base import Arrays, StageProgram, load_stage, random_inputs
 from cutset.bundles.allowance import allowance_of
 from cutset.bundles.open import open_bundle
 from cutset.errors import EngineError
@@ -234,7 +234,7 @@ class _Process:
         return EngineError(f"a stage cannot be timed alone: {self._last_words.last() or 'it left'}")
 
 
-def _serve(programs: Sequence[StageProgram], inputs: tuple[torch.Tensor, ...]) -> None:
+def _serve(programs: Sequence[StageProgram], inputs: Arrays) -> None:
     """Measures as often as the standard input says."""
     print(_READY.decode(), flush=True)  # noqa: T201  # the parent process reads it
     while line := sys.stdin.readline():
@@ -249,9 +249,7 @@ def _await_line(stop: threading.Event) -> None:
     stop.set()
 
 
-def _serve_once(
-    programs: Sequence[StageProgram], inputs: tuple[torch.Tensor, ...], duration_s: float
-) -> None:
+def _serve_once(programs: Sequence[StageProgram], inputs: Arrays, duration_s: float) -> None:
     busy = _measure(programs, inputs, _set_after(duration_s))
     rest_s = max(_LEAST_REST_S, busy.mean_s)
     rested = _measure(programs, inputs, _set_after(duration_s), rest_s=rest_s)
@@ -266,17 +264,17 @@ def _set_after(seconds: float) -> threading.Event:
     return event
 
 
-def _timed_run_s(programs: Sequence[StageProgram], inputs: tuple[torch.Tensor, ...]) -> float:
+def _timed_run_s(programs: Sequence[StageProgram], inputs: Arrays) -> float:
     started_s = time.perf_counter()
-    tensors = inputs
+    arrays = inputs
     for program in programs:
-        tensors = program(tensors)
+        arrays = program(arrays)
     return time.perf_counter() - started_s
 
 
 def _measure(
     programs: Sequence[StageProgram],
-    inputs: tuple[torch.Tensor, ...],
+    inputs: Arrays,
     stop: threading.Event,
     *,
     rest_s: float = 0.0,

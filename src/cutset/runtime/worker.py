@@ -33,6 +33,7 @@ from cutset.backends.allocator import give_back_memory, keep_freed_memory, map_l
 from cutset.backends.base import StageProgram, load_stage
 from cutset.bundles.allowance import allowance_of
 from cutset.bundles.open import Bundle, open_bundle
+from cutset.capture.torch_arrays import as_array, as_tensor
 from cutset.engines.control import ControlSocket
 from cutset.engines.protocol import (
     Address,
@@ -343,7 +344,8 @@ class StageWorker:
         entry = manifest.stages[stage]
         check_tensors(parcel.tensors, entry.inputs, parcel.num_rows, boundary_into(manifest, stage))
         try:
-            outputs = self._program(parcel.tensors)
+            arrays = self._program(tuple(as_array(tensor) for tensor in parcel.tensors))
+            outputs = tuple(as_tensor(array) for array in arrays)
         except Exception as error:
             # Whatever a backend raises becomes a StageFailed that carries its words.
             device = manifest.plan.stages[stage].device

@@ -5,6 +5,7 @@ import torch
 
 from cutset.backends import torch_compiled
 from cutset.backends.torch_compiled import CompiledProgram, missing
+from cutset.capture.torch_arrays import as_array, as_tensor
 from cutset.errors import EngineError
 
 
@@ -24,11 +25,12 @@ def test_a_compiled_stage_is_close_and_other_sizes_are_eager() -> None:
     with torch.inference_mode():
         inference = torch.randn(4, 6)
     for rows in (torch.randn(4, 6), torch.randn(6, 4).T, inference):
-        for actual, expected in zip(program((rows,)), _layer(rows), strict=True):
-            torch.testing.assert_close(actual, expected)
+        for actual, expected in zip(program((as_array(rows),)), _layer(rows), strict=True):
+            torch.testing.assert_close(as_tensor(actual), expected)
     assert torch.compiler.is_compiling() is False
     few = torch.randn(3, 6)
-    assert all(torch.equal(a, b) for a, b in zip(program((few,)), _layer(few), strict=True))
+    given = zip(program((as_array(few),)), _layer(few), strict=True)
+    assert all(torch.equal(as_tensor(array), expected) for array, expected in given)
 
 
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,54 @@
+"""Torch tensors as arrays over the same memory, and back."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from cutset.dtypes import NUMPY_DTYPES
+
+_BFLOAT16 = NUMPY_DTYPES["bfloat16"]
+
+
+def as_tensor(array: np.ndarray) -> torch.Tensor:
+    """A tensor over an array's memory, with its strides.
+
+    A copy where torch cannot use that memory as it is: read-only, in a foreign byte order, at an
+    odd address, or with strides that are negative or end within an element. It has the order of the
+    array's dimensions.
+
+    Raises:
+        TypeError: torch has no such dtype.
+    """
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="), order="K")
+    elif not _is_usable(array):
+        array = np.array(array, order="K")
+    if array.dtype == _BFLOAT16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def as_array(tensor: torch.Tensor) -> np.ndarray:
+    """An array over a tensor's memory, with its strides.
+
+    A copy where the memory does not hold the numbers themselves (lazy conjugation or negation, a
+    device).
+
+    Raises:
+        TypeError: NumPy has no such dtype or layout.
+    """
+    if tensor.dtype is torch.bfloat16:
+        # Nothing but its negation is lazy in a real tensor, and a view of bits would lose that.
+        bits: np.ndarray = tensor.detach().resolve_neg().view(torch.int16).numpy(force=True)
+        return bits.view(_BFLOAT16)
+    array: np.ndarray = tensor.numpy(force=True)
+    return array
+
+
+def _is_usable(array: np.ndarray) -> bool:
+    return (
+        array.flags.writeable
+        and array.flags.aligned
+        and all(stride >= 0 and stride % array.itemsize == 0 for stride in array.strides)
+    )
