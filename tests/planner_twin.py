@@ -10,10 +10,11 @@ import math
 from cutset.planning.problem import ChainProblem
 
 
-def stage_seconds(problem, start, stop, device_class):
+def stage_seconds(problem, start, stop, device_class, num_stages):
     best = math.inf
     for variant in problem.variants:
-        if variant.device_class == device_class and stop <= variant.furthest[start]:
+        is_possible = variant.device_class == device_class and stop <= variant.furthest[start]
+        if is_possible and (variant.room is None or variant.room[start, stop] >= num_stages):
             best = min(best, math.fsum(variant.seconds[start:stop]))
     return best
 
@@ -37,7 +38,7 @@ def every_plan(problem: ChainProblem):
 
 def _cost(problem, edges, order):
     size = len(order)
-    work = [stage_seconds(problem, edges[k], edges[k + 1], order[k]) for k in range(size)]
+    work = [stage_seconds(problem, edges[k], edges[k + 1], order[k], size) for k in range(size)]
     moves = [float(problem.source_s[order[0]])]
     for k in range(1, size):
         a, b = order[k - 1], order[k]

@@ -49,17 +49,28 @@ def problems(
             )
         )
     num_classes = len(counts)
+    has_room = draw(st.booleans())
     weights = np.concatenate([[0], np.cumsum(draw(_row(WEIGHTS, num)))])
     variants = []
     for k in range(num_classes):
         limit = draw(st.one_of(st.none(), st.integers(2, 14)))
+        room = None
+        if has_room and draw(st.booleans()):
+            # Bytes that wait at the ends of a stage: what fits is neither a window nor one for all.
+            room = np.array(draw(_row(_row(st.integers(0, 5), num + 1), num)))
         for backend in range(draw(st.integers(1, 2))):
             seconds = np.array(draw(_row(costs, num)))
             reach = np.full(num, num)
             if limit is not None:
                 reach = np.searchsorted(weights, weights[:-1] + limit, side="right") - 1
             variants.append(
-                Variant(device_class=k, backend=f"b{backend}", seconds=seconds, furthest=reach)
+                Variant(
+                    device_class=k,
+                    backend=f"b{backend}",
+                    seconds=seconds,
+                    furthest=reach,
+                    room=room,
+                )
             )
     is_uniform = draw(st.booleans()) if uniform is None else uniform
 

@@ -13,6 +13,7 @@ from cutset.cluster.cluster_file import cluster_from_toml, cluster_to_toml
 from cutset.cluster.devices import Cluster, Device, Link, LinkOverride
 from cutset.costs.model import CostModel, PieceSeconds, SharedWeight
 from cutset.planning.formulate import MemoryTable, build_problem
+from cutset.planning.problem import Variant
 from cutset.planning.solvers.solve import Infeasible, solve_period
 
 quick = settings(
@@ -51,7 +52,7 @@ def cost_models(draw, max_pieces=6):
             PieceSeconds(device="", backend="b", seconds=tuple(draw(_row(seconds, num)))),
         ),
         base_bytes=draw(SMALL),
-        num_in_flight=draw(st.integers(1, 2)),
+        window=draw(st.one_of(st.none(), st.integers(1, 3))),
     )
 
 
@@ -71,7 +72,7 @@ def clusters(draw, max_devices=4):
             Device(
                 name=name,
                 speed=draw(st.sampled_from([0.5, 1.0])),
-                memory_bytes=draw(st.sampled_from([None, 20, 60])),
+                memory_bytes=draw(st.sampled_from([None, 40, 90, 150])),
                 overhead_s=draw(st.sampled_from([0.0, 0.25])),
             )
             for name in names
@@ -81,6 +82,19 @@ def clusters(draw, max_devices=4):
         caller=caller,
         caller_overhead_s=draw(st.sampled_from([0.0, 0.5])) if caller else 0.0,
     )
+
+
+def memory_bytes(costs, start, stop, num_stages):
+    """What a worker holds, from first principles: see `CostModel.memory_bytes`."""
+    total = costs.base_bytes + sum(costs.own_weight_bytes[start:stop])
+    for weight in costs.shared_weights:
+        if {*range(start, stop)} & {*weight.pieces}:
+            total += weight.num_bytes
+    in_flight = 2 * num_stages + 1 if costs.window is None else costs.window
+    per_row = max(costs.peak_bytes_per_row[start:stop])  # one computes
+    per_row += in_flight * costs.cut_bytes_per_row[start]  # all were received
+    per_row += (in_flight - 1) * costs.cut_bytes_per_row[stop]  # the others were computed
+    return total + costs.micro_batch * per_row
 
 
 @quick
@@ -93,15 +107,22 @@ def test_memory_is_what_the_cost_model_says(costs, data):
     num = len(edges) - 1
     stages = [(i, j) for i in range(num) for j in range(i + 1, num + 1)]
     for i, j in stages:
-        needed = int(table.needed(np.array([i]), np.array([j]))[0])
-        assert needed == costs.memory_bytes(edges[i], edges[j])
-    limit = data.draw(st.integers(0, 80))
-    expected = [
-        max([j for i, j in stages if i == k and costs.memory_bytes(edges[i], edges[j]) <= limit],
-            default=k)
-        for k in range(num)
-    ]  # fmt: skip
-    assert table.furthest(limit).tolist() == expected
+        for count in (1, 2, 5):
+            needed = int(table.needed(np.array([i]), np.array([j]), num_stages=count)[0])
+            assert needed == memory_bytes(costs, edges[i], edges[j], count)
+            assert needed == costs.memory_bytes(edges[i], edges[j], num_stages=count)
+            assert needed <= table.most_needed(num_stages=count)
+    limit, most = data.draw(st.integers(0, 200)), data.draw(st.integers(1, 4))
+    expected = np.zeros((num, num + 1), dtype=int)
+    for i, j in stages:
+        fits = [memory_bytes(costs, edges[i], edges[j], k) <= limit for k in range(1, most + 1)]
+        assert fits == sorted(fits, reverse=True)
+        expected[i, j] = sum(fits)
+    found = table.most_stages(limit, most)
+    if found is None:
+        assert all(expected[i, j] == most for i, j in stages)
+    else:
+        assert found.tolist() == expected.tolist()
 
 
 @quick
@@ -129,19 +150,21 @@ def _one_class_each(costs, cluster, problem, fixed_order):
     for k, device in enumerate(cluster.devices):
         for entry in costs.seconds:
             scaled = [None if s is None else s / device.speed for s in entry.seconds]
-            reach = []
-            for i in range(costs.num_pieces):
-                stop = i
-                while stop < costs.num_pieces and scaled[stop] is not None:
-                    limit = device.memory_bytes
-                    if limit is not None and costs.memory_bytes(i, stop + 1) > limit:
-                        break
-                    stop += 1
-                reach.append(stop)
-            seconds = np.array([math.inf if s is None else s for s in scaled])
+            pieces, limit = costs.num_pieces, device.memory_bytes
+            room = np.zeros((pieces, pieces + 1), dtype=int)
+            for i in range(pieces):
+                for j in range(i + 1, pieces + 1):
+                    room[i, j] = sum(
+                        limit is None or memory_bytes(costs, i, j, count) <= limit
+                        for count in range(1, len(names) + 1)
+                    )
             variants.append(
-                dataclasses.replace(
-                    problem.variants[0], device_class=k, seconds=seconds, furthest=np.array(reach)
+                Variant(
+                    device_class=k,
+                    backend=entry.backend,
+                    seconds=np.array([math.inf if s is None else s for s in scaled]),
+                    furthest=np.full(pieces, pieces),
+                    room=room,
                 )
             )
     rows = costs.micro_batch

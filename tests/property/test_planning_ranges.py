@@ -45,6 +45,7 @@ def draw_chain(rng: np.random.Generator) -> ChainProblem:
             if sum(counts) >= 4:
                 break
     size = len(counts)
+    has_room = rng.random() < 0.4
     weights = np.concatenate([[0], np.cumsum(rng.integers(0, 6, num))])
     variants = []
     for k in range(size):
@@ -52,12 +53,20 @@ def draw_chain(rng: np.random.Generator) -> ChainProblem:
         if rng.random() < 0.4:
             limit = rng.integers(3, 15)
             reach = np.searchsorted(weights, weights[:-1] + limit, side="right") - 1
+        # Bytes that wait at the ends of a stage: what fits is neither a window nor one for all.
+        room = rng.integers(0, 6, (num, num + 1)) if has_room and rng.random() < 0.7 else None
         for backend in range(int(rng.integers(1, 3))):
             seconds = draw_seconds(rng, num)
             if rng.random() < 0.4:
                 seconds[rng.random(num) < 0.3] = math.inf
             variants.append(
-                Variant(device_class=k, backend=f"b{backend}", seconds=seconds, furthest=reach)
+                Variant(
+                    device_class=k,
+                    backend=f"b{backend}",
+                    seconds=seconds,
+                    furthest=reach,
+                    room=room,
+                )
             )
     is_uniform = rng.random() < 0.5
 

@@ -6,7 +6,8 @@ where a cut may be. A stage is a run of pieces from one boundary to another, and
 
 - seconds: the sum of its pieces' on the device, with the fastest backend measured there;
 - memory: the runtime's base + its weights, a weight that several pieces share counted once + the
-  largest peak of activations among its pieces, times the micro-batches in flight.
+  largest peak of activations among its pieces + what the other micro-batches in flight hold while
+  they wait there: `CostModel.memory_bytes`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,14 @@ INPUT_NAME = "input"
 OUTPUT_NAME = "output"
 REFERENCE = ""
 """The name under which a cost model keeps the seconds of the device that others are scaled from."""
+
+
+def default_window(num_stages: int) -> int:
+    """Micro-batches that a session lets be in flight where nothing else is said.
+
+    Enough for every stage to have one at hand while it computes another, and one more.
+    """
+    return 2 * num_stages + 1
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -123,7 +132,8 @@ class CostModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         peak_bytes_per_row: most bytes of activations alive at once within each piece.
         seconds: by device and backend.
         base_bytes: what a worker needs before it holds any shard.
-        num_in_flight: micro-batches whose activations a stage holds at once.
+        window: micro-batches that the session will let be in flight; None for its own number,
+            `default_window`; 0 where what they hold is counted as weights.
     """
 
     micro_batch: int
@@ -137,7 +147,7 @@ class CostModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     peak_bytes_per_row: tuple[int, ...]
     seconds: tuple[PieceSeconds, ...]
     base_bytes: int = 0
-    num_in_flight: int = 1
+    window: int | None = None
 
     @property
     def num_pieces(self) -> int:
@@ -153,11 +163,30 @@ class CostModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         )
         return sum(self.own_weight_bytes[start:stop]) + shared
 
-    def memory_bytes(self, start: int, stop: int) -> int:
-        """Bytes that a stage of pieces `start` up to `stop` needs on its device."""
-        peak = max(self.peak_bytes_per_row[start:stop])
-        activations = self.num_in_flight * self.micro_batch * peak
-        return self.base_bytes + self.weight_bytes(start, stop) + activations
+    def window_with(self, num_stages: int) -> int:
+        """Micro-batches in flight in a plan of `num_stages` stages."""
+        return default_window(num_stages) if self.window is None else self.window
+
+    def memory_bytes(self, start: int, stop: int, *, num_stages: int) -> int:
+        """Bytes that a stage of pieces `start` up to `stop` needs on its device.
+
+        A worker computes one micro-batch at a time, but where its device or the link after it is
+        the slowest, all that are in flight come to wait there: each holds what was received until
+        its outputs are sent, and those that are computed hold their outputs too. One computes, the
+        others may all be at that point. Its inputs count beside its peak, which may come after the
+        model's last use of them. On one host a link's tensors lie in memory that both ends share,
+        so that all workers together hold less than the sum of this.
+
+        Args:
+            start: its first piece.
+            stop: the piece after its last.
+            num_stages: how many stages the plan has: with more of them more is in flight.
+        """
+        window = self.window_with(num_stages)
+        row_bytes = max(self.peak_bytes_per_row[start:stop])
+        row_bytes += window * self.cut_bytes_per_row[start]
+        row_bytes += max(window - 1, 0) * self.cut_bytes_per_row[stop]
+        return self.base_bytes + self.weight_bytes(start, stop) + self.micro_batch * row_bytes
 
     def seconds_on(self, device: Device) -> tuple[PieceSeconds, ...]:
         """Seconds of every piece on a device, one entry for each backend.
@@ -243,7 +272,7 @@ def costs_from_flops(
     micro_batch: int = 1,
     flops_per_s: float = 1e9,
     base_bytes: int = 0,
-    num_in_flight: int = 1,
+    window: int | None = None,
     granularity: str = "unit",
 ) -> CostModel:
     """A cost model in which time is multiply-adds alone (`--cost flops`).
@@ -254,18 +283,16 @@ def costs_from_flops(
         micro_batch: rows of a micro-batch, at least 1.
         flops_per_s: multiply-adds that a device of speed 1 does in a second; above 0.
         base_bytes: what a worker needs before it holds any shard.
-        num_in_flight: micro-batches whose activations a stage holds at once.
+        window: micro-batches in flight, at least 1, as in `CostModel`.
         granularity: ``"unit"`` to cut at the candidates only, ``"op"`` between any two operations.
 
     Raises:
         ValueError: a number is out of its range, or `granularity` unknown.
     """
-    if micro_batch < 1 or flops_per_s <= 0 or num_in_flight < 1 or base_bytes < 0:
-        raise ValueError(
-            "micro_batch, num_in_flight from 1, flops_per_s above 0, base_bytes from 0"
-        )
+    if micro_batch < 1 or flops_per_s <= 0:
+        raise ValueError("micro_batch from 1, flops_per_s above 0")
     points = _boundaries(cuts, granularity)
-    model = _without_seconds(graph, points, micro_batch, base_bytes, num_in_flight)
+    model = _without_seconds(graph, points, micro_batch, base_bytes, window)
     seconds = tuple(flops * micro_batch / flops_per_s for flops in model.flops_per_row)
     entry = PieceSeconds(device=REFERENCE, backend="", seconds=seconds)
     return msgspec.structs.replace(model, seconds=(entry,))
@@ -331,7 +358,7 @@ def costs_from_profile(
     profiles: Profile | Mapping[str, Profile],
     *,
     base_bytes: int = 0,
-    num_in_flight: int = 1,
+    window: int | None = None,
     granularity: str = "unit",
     finer: CutPoints | None = None,
 ) -> CostModel:
@@ -344,7 +371,7 @@ def costs_from_profile(
             of the device, or of the file that `Device.profile` names. Devices that are not named
             are scaled from the first.
         base_bytes: what a worker needs before it holds any shard.
-        num_in_flight: micro-batches whose activations a stage holds at once.
+        window: micro-batches in flight, at least 1, as in `CostModel`.
         granularity: ``"op"`` shares each piece's seconds among its operations by multiply-adds,
             for a look at what respecting units costs.
         finer: positions with more cut points, for a look at what these would give: each piece's
@@ -355,12 +382,12 @@ def costs_from_profile(
         ValueError: no profile, or a number out of its range.
     """
     named = {REFERENCE: profiles} if isinstance(profiles, Profile) else dict(profiles)
-    if not named or num_in_flight < 1 or base_bytes < 0:
-        raise ValueError("give at least one profile, num_in_flight from 1, base_bytes from 0")
+    if not named:
+        raise ValueError("give at least one profile")
     named = {REFERENCE: next(iter(named.values())), **named}
     micro_batch = named[REFERENCE].micro_batch
     points = _boundaries(finer or cuts, granularity)
-    model = _without_seconds(graph, points, micro_batch, base_bytes, num_in_flight)
+    model = _without_seconds(graph, points, micro_batch, base_bytes, window)
     entries: list[PieceSeconds] = []
     for name, profile in named.items():
         _check_profile(profile, cuts, micro_batch)
@@ -385,8 +412,10 @@ def _without_seconds(
     points: Sequence[CutPoint],
     micro_batch: int,
     base_bytes: int,
-    num_in_flight: int,
+    window: int | None,
 ) -> CostModel:
+    if base_bytes < 0 or (window is not None and window < 1):
+        raise ValueError("base_bytes from 0, window from 1")
     num_operations = len(graph.operations)
     inner = [point for point in points if 0 < point.position < num_operations]
     positions = (0, *(point.position for point in inner), num_operations)
@@ -426,7 +455,7 @@ def _without_seconds(
         peak_bytes_per_row=tuple(max(peaks[start:stop]) for start, stop in spans),
         seconds=(),
         base_bytes=base_bytes,
-        num_in_flight=num_in_flight,
+        window=window,
     )
 
 

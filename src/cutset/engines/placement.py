@@ -138,8 +138,8 @@ def _stages_as_pieces(manifest: Manifest, cluster: Cluster) -> CostModel:
     """Costs in which a piece is a stage.
 
     Each stage has a worker of its own, so the memory of several on a device adds up, that of the
-    runtime and of activations too; all of it is booked as weights. So do their overheads, which are
-    booked as computing.
+    runtime, of activations and of what waits too; all of it is booked as weights. So do their
+    overheads, which are booked as computing.
     """
     plan = manifest.plan
     speeds = {device.name: device.speed for device in cluster.devices}
@@ -160,4 +160,5 @@ def _stages_as_pieces(manifest: Manifest, cluster: Cluster) -> CostModel:
         shared_weights=(),
         peak_bytes_per_row=tuple(0 for _ in plan.stages),
         seconds=(PieceSeconds(device=REFERENCE, backend="", seconds=reference_s),),
+        window=0,
     )

@@ -78,7 +78,9 @@ def _stages(
         device = free[stage.device_class].pop(0)
         first, last = built.boundaries[stage.start], built.boundaries[stage.stop]
         start, stop = costs.positions[first], costs.positions[last]
-        needed = built.memory.needed(np.asarray([stage.start]), np.asarray([stage.stop]))
+        needed = built.memory.needed(
+            np.asarray([stage.start]), np.asarray([stage.stop]), num_stages=len(placed)
+        )
         stages.append(
             StagePlan(
                 index=index,

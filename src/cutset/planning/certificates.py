@@ -8,8 +8,8 @@
   for each piece as it is. Any weights of the devices give such a bound (the dual of a linear
   program); weights are sought that give a large one.
 - *cover*: stages as long as a limit allows, each on whatever device reaches furthest and a device
-  as often as one likes, still need more stages than there may be. Greedy from the left is exact
-  for this relaxation, because a later start never reaches less far.
+  as often as one likes, still need more stages than there may be. A later start is taken to reach
+  as far as any earlier one, so that greedy from the left is exact for this relaxation.
 - *cut count*: a limit that forces k stages needs k - 1 cuts that some link can carry within it.
 - *exhaustion*: the exact search has ruled out every smaller value that a period can take.
 - *search*: the exact search was ended by its time limit; it had ruled out all below this.
@@ -98,11 +98,12 @@ def largest_node_bound(problem: ChainProblem) -> float:
 def least_stages(problem: ChainProblem, limit_s: float) -> int | None:
     """The fewest stages within a limit if devices could be reused and links were free.
 
-    None where even single pieces do not fit.
+    None where some piece is in no stage.
     """
     reach = np.zeros(problem.num_pieces, dtype=np.int64)
     for variant in problem.variants:
         np.maximum(reach, problem.stops_within(variant, limit_s), out=reach)
+    reach = np.maximum.accumulate(reach)
     at = count = 0
     while at < problem.num_pieces:
         if reach[at] <= at:

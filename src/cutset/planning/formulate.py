@@ -19,7 +19,8 @@ from cutset.planning.totals import Floats, Ints
 KIND_PREFERENCE = ("block", "pool", "activation", "", "head")
 """Kinds of cuts, the preferred first; "" is an operation inside a unit."""
 
-UNLIMITED_BYTES = 2**62
+_CELLS_AT_ONCE = 1 << 20
+"""Stages whose memory is worked out at a time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,15 +41,17 @@ class BuiltProblem:
 
 
 class MemoryTable:
-    """Bytes that any stage needs, for pieces that are merged between chosen boundaries."""
+    """Bytes that any stage needs, for pieces that are merged between chosen boundaries.
+
+    The same as `CostModel.memory_bytes`, for many stages at once.
+    """
 
     def __init__(self, costs: CostModel, boundaries: Sequence[int]) -> None:
         num = len(boundaries) - 1
         edges = np.asarray(boundaries, dtype=np.int64)
         own = np.concatenate([[0], np.cumsum(np.asarray(costs.own_weight_bytes, dtype=np.int64))])
         self._own: Ints = own[edges]
-        factor = costs.num_in_flight * costs.micro_batch
-        peaks = np.asarray(costs.peak_bytes_per_row, dtype=np.int64) * factor
+        peaks = np.asarray(costs.peak_bytes_per_row, dtype=np.int64) * costs.micro_batch
         row = np.maximum.reduceat(peaks, edges[:-1])
         self._peaks: list[Ints] = [row]
         while 2 ** len(self._peaks) <= num:
@@ -66,28 +69,64 @@ class MemoryTable:
             else:
                 following = np.append(users, num)[np.searchsorted(users, np.arange(num))]
                 self._shared.append((weight.num_bytes, following))
+        self._crossing = np.asarray(costs.cut_bytes_per_row, dtype=np.int64)[edges]
+        self._crossing *= costs.micro_batch
+        self._window_with = costs.window_with
+        self.window = costs.window
         self.num_pieces = num
 
-    def needed(self, starts: Ints, stops: Ints) -> Ints:
-        """Bytes that the stages [start, stop) need, element by element; each start < stop."""
+    def needed(self, starts: Ints, stops: Ints, *, num_stages: int) -> Ints:
+        """Bytes that the stages [start, stop) need in a plan of so many; each start < stop."""
+        window = self._window_with(num_stages)
+        taken, given = self._crossing[starts], self._crossing[stops]
+        total: Ints = self._alone(starts, stops) + window * taken + max(window - 1, 0) * given
+        return total
+
+    def most_needed(self, *, num_stages: int) -> int:
+        """No stage needs more than this in a plan of so many."""
+        window = self._window_with(num_stages)
+        whole = self._alone(np.zeros(1, np.int64), np.full(1, self.num_pieces))
+        return int(whole[0]) + 2 * window * int(self._crossing.max())
+
+    def most_stages(self, limit_bytes: int, at_most: int) -> Ints | None:
+        """With how many stages in its plan a stage still fits.
+
+        The more stages, the more micro-batches are in flight and wait.
+
+        Args:
+            limit_bytes: what the device has.
+            at_most: the most stages that there can be.
+
+        Returns:
+            Numbers from 0 (it never fits) to `at_most`, shape (n, n + 1), start by stop; None where
+            every stage fits with every number.
+        """
+        if self.most_needed(num_stages=at_most) <= limit_bytes:
+            return None
+        num = self.num_pieces
+        windows = [self._window_with(k) for k in range(1, at_most + 1)]
+        found = np.zeros((num, num + 1), dtype=np.min_scalar_type(at_most))
+        rows = max(1, _CELLS_AT_ONCE // num)
+        for first in range(0, num, rows):
+            starts = np.arange(first, min(num, first + rows))[:, None]
+            stops = np.arange(first + 1, num + 1)[None, :]
+            later = np.maximum(stops, starts + 1)  # where there is no stage, any will do
+            taken, given = self._crossing[starts], self._crossing[later]
+            room = limit_bytes - self._alone(starts, later)
+            fits = np.zeros(room.shape, dtype=np.int64)
+            for window in windows:
+                fits += window * taken + max(window - 1, 0) * given <= room
+            found[first : first + rows, first + 1 :] = np.where(stops > starts, fits, 0)
+        return found
+
+    def _alone(self, starts: Ints, stops: Ints) -> Ints:
+        """Bytes without those that wait at the stage's two ends."""
         level = np.frexp(stops - starts)[1].astype(np.int64) - 1
         peak = np.maximum(self._table[level, starts], self._table[level, stops - 2**level])
         total: Ints = self._base + self._own[stops] - self._own[starts] + peak
         for num_bytes, following in self._shared:
             total += num_bytes * (following[starts] < stops)
         return total
-
-    def furthest(self, limit_bytes: int) -> Ints:
-        """For each start the largest stop of a stage that fits, the start itself if none."""
-        starts = np.arange(self.num_pieces)
-        low, high = starts.copy(), np.full(self.num_pieces, self.num_pieces)
-        while (low < high).any():  # a larger stage never needs less
-            middle = np.maximum((low + high + 1) // 2, starts + 1)
-            fits = self.needed(starts, middle) <= limit_bytes
-            low = np.where(fits & (low < high), middle, low)
-            high = np.where(~fits & (low < high), middle - 1, high)
-        furthest: Ints = low
-        return furthest
 
 
 def build_problem(
@@ -148,10 +187,12 @@ def build_problem(
         not_first_s=outer[2, firsts],
         not_last_s=outer[3, firsts],
     )
+    counts = tuple(len(group) for group in members)
+    most = num_stages or min(len(devices), len(boundaries) - 1)
     problem = ChainProblem(
         num_pieces=len(boundaries) - 1,
-        counts=tuple(len(group) for group in members),
-        variants=_variants(devices, seconds, members, edges, memory),
+        counts=counts,
+        variants=_variants(devices, seconds, members, edges, memory, most),
         cut_bytes=crossing[edges],
         link_latency_s=merged[0],
         link_s_per_byte=merged[1],
@@ -262,13 +303,14 @@ def _variants(
     members: list[list[int]],
     edges: Ints,
     memory: MemoryTable,
+    most: int,
 ) -> tuple[Variant, ...]:
     variants = []
-    reach_of: dict[int | None, Ints] = {}
+    room_of: dict[int | None, Ints | None] = {None: None}
     for k, group in enumerate(members):
         limit = devices[group[0]].memory_bytes
-        if limit not in reach_of:
-            reach_of[limit] = memory.furthest(UNLIMITED_BYTES if limit is None else limit)
+        if limit is not None and limit not in room_of:
+            room_of[limit] = memory.most_stages(limit, most)
         for entry in seconds[group[0]]:
             own = [math.inf if s is None else s for s in entry.seconds]
             merged = [math.fsum(own[a:b]) for a, b in itertools.pairwise(edges.tolist())]
@@ -277,7 +319,8 @@ def _variants(
                     device_class=k,
                     backend=entry.backend,
                     seconds=np.asarray(merged),
-                    furthest=reach_of[limit],
+                    furthest=np.full(len(merged), len(merged)),
+                    room=room_of[limit],
                 )
             )
     return tuple(variants)

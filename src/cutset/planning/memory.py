@@ -8,6 +8,7 @@ import numpy as np
 
 from cutset.cluster.devices import Cluster
 from cutset.errors import InfeasiblePlan, PlanError
+from cutset.planning.deadline import OverBudget
 from cutset.planning.formulate import BuiltProblem
 from cutset.planning.problem import ChainProblem, Variant
 from cutset.planning.solvers.solve import is_exact, period_oracle
@@ -26,6 +27,16 @@ def explain_infeasible(cluster: Cluster, built: BuiltProblem) -> PlanError:
         An `InfeasiblePlan` where memory is the reason; a plain `PlanError` where more memory would
         not help, or the search cannot tell.
     """
+    try:
+        return _reason(cluster, built)
+    except OverBudget as reason:
+        return PlanError(
+            f"no plan was found for {built.problem.num_pieces} pieces on {len(cluster.devices)} "
+            f"devices; which of them lacks memory was not found out: {reason}"
+        )
+
+
+def _reason(cluster: Cluster, built: BuiltProblem) -> PlanError:
     problem = built.problem
     limits = [group[0].memory_bytes for group in built.classes]
     if all(limit is None for limit in limits) or not is_exact(problem):
@@ -35,6 +46,11 @@ def explain_infeasible(cluster: Cluster, built: BuiltProblem) -> PlanError:
                "search may have missed it: group devices or fix their order")
         )  # fmt: skip
     sizes = _stage_sizes(built)
+    window = built.memory.window
+    in_flight = "2n + 1 micro-batches in flight in n stages"
+    if window is not None:
+        in_flight = f"{window} micro-batches in flight"
+    memory = "the devices' memory" + (f" with {in_flight}" if window != 0 else "")
     best: tuple[int, int, int] | None = None  # missing, needed, class
     for device_class, limit in enumerate(limits):
         if limit is None:
@@ -47,7 +63,7 @@ def explain_infeasible(cluster: Cluster, built: BuiltProblem) -> PlanError:
         device = built.classes[device_class][0]
         available = device.memory_bytes or 0
         return InfeasiblePlan(
-            f"no placement fits the devices' memory: device {device.name!r} has "
+            f"no placement fits {memory}: device {device.name!r} has "
             f"{_amount(available, down=True)} and lacks {_amount(missing)}; with {_amount(needed)} "
             "there a plan exists. Give it more, add a device, or allow more cuts",
             needed_bytes=needed,
@@ -62,8 +78,9 @@ def explain_infeasible(cluster: Cluster, built: BuiltProblem) -> PlanError:
         )
     smallest = min((d for g in built.classes for d in g), key=lambda d: d.memory_bytes or 2**63)
     return InfeasiblePlan(
-        f"no placement fits the devices' memory, and more on one device alone would not do: every "
-        f"device needs {needed:,} bytes; {smallest.name!r} has {smallest.memory_bytes:,}",
+        f"no placement fits {memory}, and more on one device alone "
+        f"would not do: every device needs {needed:,} bytes; {smallest.name!r} has "
+        f"{smallest.memory_bytes:,}",
         needed_bytes=needed,
         available_bytes=smallest.memory_bytes or 0,
         device=smallest.name,
@@ -73,11 +90,14 @@ def explain_infeasible(cluster: Cluster, built: BuiltProblem) -> PlanError:
 def _stage_sizes(built: BuiltProblem) -> Ints:
     """Every amount of memory that some stage needs, rising."""
     num = built.problem.num_pieces
+    most = built.problem.max_stages
     if num > MAX_LISTED_PIECES:
-        whole = int(built.memory.needed(np.zeros(1, np.int64), np.full(1, num))[0])
-        return np.unique(np.geomspace(1, max(whole, 1), 4096).astype(np.int64))
+        largest = built.memory.most_needed(num_stages=most)
+        return np.unique(np.geomspace(1, max(largest, 1), 4096).astype(np.int64))
     starts, stops = np.triu_indices(num + 1, 1)
-    return np.unique(built.memory.needed(starts, stops))
+    numbers = range(built.problem.num_stages or 1, most + 1)
+    sizes = [np.unique(built.memory.needed(starts, stops, num_stages=k)) for k in numbers]
+    return np.unique(np.concatenate(sizes))
 
 
 def _least(built: BuiltProblem, sizes: Ints, raised: tuple[int, ...], *, whole: bool) -> int | None:
@@ -97,9 +117,14 @@ def _least(built: BuiltProblem, sizes: Ints, raised: tuple[int, ...], *, whole: 
 
 def _fits(built: BuiltProblem, size: int, raised: tuple[int, ...], *, whole: bool) -> bool:
     problem = built.problem
-    reach = built.memory.furthest(size)
+    limits = {c: max(size, built.classes[c][0].memory_bytes or 0) for c in raised}
+    rooms = {c: built.memory.most_stages(limits[c], problem.max_stages) for c in raised}
     free = [
-        dataclasses.replace(v, furthest=np.maximum(v.furthest, reach))
+        dataclasses.replace(
+            v,
+            furthest=np.full(problem.num_pieces, problem.num_pieces),
+            room=rooms[v.device_class],
+        )
         for v in problem.variants
         if v.device_class in raised
     ]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cutset.planning.deadline import NEVER, Deadline
-from cutset.planning.totals import Floats, Ints, Totals
+from cutset.planning.totals import Bools, Floats, Ints, Totals
 
 ROUNDING = 1e-12
 """Relative slack of every comparison of seconds: sums of up to 10^4 float64 agree far better."""
@@ -35,22 +35,52 @@ class Variant:
         device_class: index of the class.
         backend: its name, for the report.
         seconds: of each piece, shape (n,); infinity where the piece may not run here.
-        furthest: for each start i the largest stop j that memory and backend allow, shape (n,),
-            never falling; i itself where not even piece i is possible.
+        furthest: for each start i the largest stop j that memory and backend allow, shape (n,); i
+            itself where there is none. It never falls where the next two are None.
+        room: what memory allows that depends on the number of stages, shape (n, n + 1), start by
+            stop: with how many stages in its plan a stage still fits; 0 for never. None where that
+            is any number up to `furthest`.
+        possible: which of the stages up to `furthest` are, shape (n, n + 1): a longer stage may
+            need less memory, if fewer bytes cross its ends. None where all are.
     """
 
     device_class: int
     backend: str
     seconds: Floats
     furthest: Ints
+    room: Ints | None = None
+    possible: Bools | None = None
 
     def __post_init__(self) -> None:
-        """No stage goes beyond a piece that may not run here."""
+        """No stage goes beyond a piece that may not run here; `furthest` is what is possible."""
         num = len(self.seconds)
+        furthest = self.furthest
         blocked = np.flatnonzero(np.isinf(self.seconds))
         if len(blocked):
             clear = np.append(blocked, num)[np.searchsorted(blocked, np.arange(num))]
-            object.__setattr__(self, "furthest", np.minimum(self.furthest, clear))
+            furthest = np.minimum(furthest, clear)
+        for field in ("room", "possible"):
+            table = getattr(self, field)
+            if table is not None:
+                stops, starts = np.arange(num + 1), np.arange(num)
+                inside = (stops > starts[:, None]) & (stops <= furthest[:, None])
+                table = np.where(inside, table, table.dtype.type(0))
+                object.__setattr__(self, field, table)
+                last = num - np.argmax(table[:, ::-1] > 0, axis=1)
+                furthest = np.where(table.any(axis=1), last, starts)
+        object.__setattr__(self, "furthest", furthest)
+
+    def with_stages(self, most: int) -> Variant:
+        """The same in plans of up to `most` stages, with those stages that fit with so many."""
+        if self.room is None:
+            return self
+        fits = self.room >= most
+        other = dataclasses.replace(self, room=None, possible=fits)
+        starts = np.arange(len(self.seconds))
+        is_window = (fits.sum(axis=1) == other.furthest - starts).all()
+        if is_window and (np.diff(other.furthest) >= 0).all():
+            return dataclasses.replace(other, possible=None)
+        return other
 
     @functools.cached_property
     def totals(self) -> Totals:
@@ -61,12 +91,15 @@ class Variant:
         """Seconds of a stage, infinity where it is not possible."""
         if stop > self.furthest[start]:
             return math.inf
+        for table in (self.room, self.possible):
+            if table is not None and not table[start, stop]:
+                return math.inf
         return float(self.totals.between(start, stop))
 
     def stops_within(self, limit_s: float) -> Ints:
         """For each start the largest stop that takes at most `limit_s`, shape (n,).
 
-        Where there is none it is the start.
+        Where there is none it is the start. `possible` is not looked at.
         """
         stops: Ints = np.minimum(self.last_within(limit_s), self.furthest)
         return stops
@@ -145,6 +178,8 @@ class ByteCosts:
 class ChainProblem:
     """Cover n pieces with stages on distinct devices.
 
+    Where what fits depends on the number of stages (`Variant.room`), searches take its `steps`.
+
     Attributes:
         num_pieces: n, at least 1.
         counts: how many devices each class has.
@@ -161,6 +196,7 @@ class ChainProblem:
         serial: whether a stage receives, computes and sends one after the other.
         fixed_order: whether stages must use the classes (of one device each) in rising order.
         num_stages: exactly this many, or None for any number.
+        at_most: no more stages than this, or None for any number.
         reuse: an easier problem: a device may have several stages, but no two neighbours, and
             there are as many stages as devices at most.
         deadline: when searches end.
@@ -180,6 +216,7 @@ class ChainProblem:
     serial: bool = False
     fixed_order: bool = False
     num_stages: int | None = None
+    at_most: int | None = None
     reuse: bool = False
     deadline: Deadline = NEVER
 
@@ -191,7 +228,44 @@ class ChainProblem:
     @property
     def max_stages(self) -> int:
         """The most stages that there can be."""
-        return min(sum(self.counts), self.num_pieces, self.num_stages or self.num_pieces)
+        most = min(sum(self.counts), self.num_pieces, self.num_stages or self.num_pieces)
+        return most if self.at_most is None else min(most, self.at_most)
+
+    @functools.cached_property
+    def steps(self) -> tuple[ChainProblem, ...]:
+        """Problems in which the number of stages does not matter, and whose plans are this one's.
+
+        What fits with many stages fits with fewer. So for each number b at which something ceases
+        to fit there is one problem: up to b stages, each of which fits with b. A plan of k stages
+        belongs to that of the least b from k up that one of its stages has; and every plan of any
+        of the problems is one of this.
+        """
+        rooms = [v.room for v in self.variants if v.room is not None]
+        if not rooms:
+            return (self,)
+        most = self.max_stages
+        ends = {min(int(k), most) for room in rooms for k in np.unique(room)} - {0}
+        if len(rooms) < len(self.variants):
+            ends.add(most)
+        if self.num_stages is not None:
+            ends = {most}
+        return tuple(
+            dataclasses.replace(
+                self, at_most=end, variants=tuple(v.with_stages(end) for v in self.variants)
+            )
+            for end in sorted(ends, reverse=True)
+        )
+
+    def fits(self, stages: tuple[Placed, ...]) -> bool:
+        """Whether memory allows each stage in a plan of so many."""
+        return all(
+            any(
+                math.isfinite(v.cost_s(stage.start, stage.stop))
+                and (v.room is None or v.room[stage.start, stage.stop] >= len(stages))
+                for v in self.of_class(stage.device_class)
+            )
+            for stage in stages
+        )
 
     @property
     def is_coupled(self) -> bool:
@@ -368,10 +442,12 @@ class ChainProblem:
         return work, ratio.max(axis=1)
 
     def piece_seconds(self) -> Floats:
-        """Seconds of each piece alone on each class, shape (C, n); infinity where impossible."""
+        """Seconds of each piece on each class, shape (C, n); infinity where no stage holds it."""
         pieces = np.full((self.num_classes, self.num_pieces), math.inf)
         possible = np.arange(self.num_pieces)
         for v in self.variants:
-            seconds = np.where(v.furthest > possible, v.seconds, math.inf)
+            # A piece alone may not fit where a stage that holds it does.
+            is_held = np.maximum.accumulate(v.furthest) > possible
+            seconds = np.where(is_held, v.seconds, math.inf)
             pieces[v.device_class] = np.minimum(pieces[v.device_class], seconds)
         return pieces

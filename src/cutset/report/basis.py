@@ -247,4 +247,5 @@ def _base_bytes(plan: Plan, costs: CostModel) -> int:
     """What the plan reckoned for a worker before it holds a shard."""
     edge = {position: k for k, position in enumerate(costs.positions)}
     stage = plan.stages[0]
-    return max(0, stage.memory_bytes - costs.memory_bytes(edge[stage.start], edge[stage.stop]))
+    counted = costs.memory_bytes(edge[stage.start], edge[stage.stop], num_stages=len(plan.stages))
+    return max(0, stage.memory_bytes - counted)

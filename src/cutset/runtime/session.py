@@ -28,6 +28,7 @@ from typing_extensions import Self
 
 from cutset.backends.base import check_backend_name
 from cutset.bundles.open import Bundle, open_bundle
+from cutset.costs.model import default_window
 from cutset.data.arrays import Array
 from cutset.engines.local import LocalEngine, cores_of
 from cutset.engines.protocol import Engine, Load
@@ -436,7 +437,7 @@ def open_session(
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
     plan = opened.manifest.plan
     rows = plan.micro_batch if micro_batch is None else micro_batch
-    in_flight = 2 * len(plan.stages) + 1 if window is None else window
+    in_flight = default_window(len(plan.stages)) if window is None else window
     rows = checked_count("micro_batch", rows, 1, MAX_ROWS)
     check_micro_batch(rows, opened.manifest.micro_batch_only)
     in_flight = checked_count("window", in_flight, 1, _MOST_WINDOW)

@@ -62,13 +62,19 @@ def test_a_shared_weight_counts_once_in_each_stage_that_holds_it():
     assert costs.weight_bytes(0, 3) == 1700
 
 
-def test_memory_is_base_weights_and_the_peak_of_what_is_in_flight():
+def test_memory_is_base_weights_the_peak_of_one_and_what_the_others_in_flight_hold():
     graph, cuts = chain([1, 1, 1], widths=[10, 50, 20], weights=[100, 200, 400])
-    costs = costs_from_flops(graph, cuts, micro_batch=2, base_bytes=7, num_in_flight=3)
+    costs = costs_from_flops(graph, cuts, micro_batch=2, base_bytes=7)
     # Alive at once: input and result of each operation, 4 bytes an element.
     assert costs.peak_bytes_per_row == (80, 240, 280)
-    assert costs.memory_bytes(0, 1) == 7 + 100 + 3 * 2 * 80
-    assert costs.memory_bytes(0, 3) == 7 + 700 + 3 * 2 * 280
+    assert costs.cut_bytes_per_row == (40, 40, 200, 80)
+    # Three in flight in one stage, seven in three: that many inputs, and all outputs but one.
+    assert costs.memory_bytes(0, 3, num_stages=1) == 7 + 700 + 2 * (280 + 3 * 40 + 2 * 80)
+    assert costs.memory_bytes(1, 2, num_stages=3) == 7 + 200 + 2 * (240 + 7 * 40 + 6 * 200)
+    fewer = costs_from_flops(graph, cuts, micro_batch=2, base_bytes=7, window=1)
+    assert fewer.memory_bytes(1, 2, num_stages=3) == 7 + 200 + 2 * (240 + 1 * 40)
+    with pytest.raises(ValueError, match="window from 1"):
+        costs_from_flops(graph, cuts, window=0)
 
 
 def test_a_skip_stays_alive_until_it_is_read():

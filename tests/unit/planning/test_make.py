@@ -114,8 +114,8 @@ def test_a_head_is_divided_only_where_that_gains_more_than_five_percent():
 def test_a_head_is_divided_where_nothing_else_fits():
     made = plan(
         [50, 46, 4],
-        Cluster(devices=tuple(Device(name=name, memory_bytes=290) for name in "ab")),
-        chain_options={"kinds": ["block", "head"], "weights": [100, 100, 150]},
+        Cluster(devices=tuple(Device(name=name, memory_bytes=2500) for name in "ab")),
+        chain_options={"kinds": ["block", "head"], "weights": [1000, 1000, 1500]},
     )
     assert made.stages[0].last == "op1"
     assert "nothing keeps the limits" in made.notes[0]
@@ -156,39 +156,42 @@ def test_too_many_stages_say_the_most_that_is_possible():
 
 
 def test_memory_that_nothing_fits_names_the_device_and_the_least_that_would_do():
-    # Peaks are 80 bytes everywhere; a: 3 pieces = 380 bytes, b: 1 piece = 180 bytes.
+    # Beside its weights a stage needs 80 bytes while it computes, and 40 for each input and output
+    # that waits: 200 in a plan of one stage, three in flight, and 360 in one of two, with five.
+    weights = {"weights": [1000] * 3}
     cluster = Cluster(
-        devices=(Device(name="a", memory_bytes=300), Device(name="b", memory_bytes=170))
+        devices=(Device(name="a", memory_bytes=2500), Device(name="b", memory_bytes=1400))
     )
     with pytest.raises(InfeasiblePlan) as caught:
-        plan([1, 1, 1], cluster)
+        plan([1, 1, 1], cluster, chain_options=weights)
     error = caught.value
-    # b needs 180 for one piece beside a's two (280); a alone would need 380, 80 more.
-    assert (error.device, error.needed_bytes, error.available_bytes) == ("b", 180, 170)
-    assert "lacks 10" in str(error)
+    # b needs 1440 for one piece beside a's two (2440); a alone would need 3280, 780 more.
+    assert (error.device, error.needed_bytes, error.available_bytes) == ("b", 1440, 1400)
+    assert "with 2n + 1 micro-batches in flight in n stages: device 'b'" in str(error)
+    assert "lacks 40" in str(error)
     enough = Cluster(
-        devices=(Device(name="a", memory_bytes=300), Device(name="b", memory_bytes=180))
+        devices=(Device(name="a", memory_bytes=2500), Device(name="b", memory_bytes=1440))
     )
-    needed = {stage.device: stage.memory_bytes for stage in plan([1, 1, 1], enough).stages}
-    assert needed == {"a": 280, "b": 180}
+    stages = plan([1, 1, 1], enough, chain_options=weights).stages
+    assert {stage.device: stage.memory_bytes for stage in stages} == {"a": 2440, "b": 1440}
 
 
 def test_memory_is_exact_where_the_balanced_cut_does_not_fit():
     # Balanced would be 2 + 2 pieces; a holds only one.
     cluster = Cluster(
-        devices=(Device(name="a", memory_bytes=180), Device(name="b", memory_bytes=1000))
+        devices=(Device(name="a", memory_bytes=1440), Device(name="b", memory_bytes=9000))
     )
-    made = plan([5, 5, 5, 5], cluster)
+    made = plan([5, 5, 5, 5], cluster, chain_options={"weights": [1000] * 4})
     assert made.period_s == 15.0
-    assert made.stages[0].memory_limit_bytes in (180, 1000)
+    assert made.stages[0].memory_limit_bytes in (1440, 9000)
 
 
 def test_exactly_n_equal_devices_without_memory_raise_all_of_them():
     cluster = Cluster(devices=tuple(Device(name=n, memory_bytes=100) for n in "ab"))
     with pytest.raises(InfeasiblePlan) as caught:
         plan([1, 1], cluster, num_stages=2)
-    assert caught.value.needed_bytes == 180
-    assert "every device needs 180 bytes" in str(caught.value)
+    assert caught.value.needed_bytes == 540
+    assert "every device needs 540 bytes" in str(caught.value)
 
 
 def test_limits_are_kept_or_said_to_be_impossible():

@@ -63,7 +63,7 @@ def test_a_plan_for_two_devices_is_one_for_eighteen() -> None:
     graph, cuts = chain([1] * 20, weights=[100] * 20)
     model = costs_from_flops(graph, cuts)
     costs = with_seconds(model, {("", ""): [1.0] * 20})
-    limit = costs.memory_bytes(0, 12)  # no device holds all 20
+    limit = costs.memory_bytes(0, 12, num_stages=2)  # no device holds all 20
     devices = tuple(Device(name=f"d{k}", speed=1 + k / 100, memory_bytes=limit) for k in range(18))
     cluster = Cluster(devices=devices, link=Link(latency_s=1.0))
     # 12 pieces on the fastest, 8 on the next, and one link.

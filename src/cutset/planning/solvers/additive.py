@@ -89,6 +89,8 @@ class _Search:
         for variant in problem.of_class(here):
             stop = int(variant.furthest[start])
             seconds = variant.totals.between(start, slice(start + 1, stop + 1))
+            if variant.possible is not None:
+                seconds = np.where(variant.possible[start, start + 1 : stop + 1], seconds, math.inf)
             best[: stop - start] = np.minimum(best[: stop - start], seconds)
         load = best + problem.overhead_s[here]
         if self.by_load:

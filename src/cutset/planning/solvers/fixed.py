@@ -3,9 +3,10 @@
 A *node* is "the last stage so far runs on device e" (and "it is stage k", where the number of
 stages is prescribed); nodes are visited in the devices' order. For each node we keep, for every
 boundary j, whether (or how cheaply) pieces 0 .. j-1 can be covered with the last stage ending at
-j. A stage's possible starts for an end j are a window [first(j), j - 1], because neither time nor
-memory of a stage shrinks when it grows; so each node costs O(n) with running maxima, or
-O(n log n) with window minima from a sparse table (Bender and Farach-Colton, LATIN 2000).
+j. Where neither time nor memory of a stage shrinks when it grows, a stage's possible starts for an
+end j are a window [first(j), j - 1]; so each node costs O(n) with running maxima, or O(n log n)
+with window minima from a sparse table (Bender and Farach-Colton, LATIN 2000). Where a longer stage
+may need less memory (`Variant.possible`), each node looks at every stage: O(n^2).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import math
 import numpy as np
 
 from cutset.planning.problem import ROUNDING, ChainProblem, Placed, Variant, with_slack
-from cutset.planning.totals import Floats, Ints
+from cutset.planning.totals import Bools, Floats, Ints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +38,17 @@ def _nodes(problem: ChainProblem) -> list[_Node]:
             _Node(0, (k - 1,) if k else (), k == 0, wanted in (None, k + 1)) for k in range(last)
         ]
     order = [c for c, count in enumerate(problem.counts) for _ in range(count)]
-    if wanted is None:
+    if wanted is None and problem.max_stages >= min(len(order), problem.num_pieces):
         return [_Node(c, tuple(range(e)), True, True) for e, c in enumerate(order)]
     nodes: list[_Node] = []
     level: dict[int, int] = {}  # device -> index of its node one stage earlier
-    for k in range(wanted):
+    for k in range(wanted or problem.max_stages):
         here: dict[int, int] = {}
-        for e in range(k, len(order) - (wanted - 1 - k)):
+        left = 0 if wanted is None else wanted - 1 - k
+        for e in range(k, len(order) - left):
             before = tuple(index for d, index in level.items() if d < e)
             here[e] = len(nodes)
-            nodes.append(_Node(order[e], before, k == 0, k == wanted - 1))
+            nodes.append(_Node(order[e], before, k == 0, wanted in (None, k + 1)))
         level = here
     return nodes
 
@@ -59,16 +61,15 @@ def feasible_fixed(problem: ChainProblem, limit_s: float) -> tuple[Placed, ...] 
     limit_s = with_slack(limit_s)
     num = problem.num_pieces
     nodes = _nodes(problem)
-    stops = [problem.stops_within(v, limit_s) for v in problem.variants]
-    ends = np.arange(1, num + 1)
+    stages_of = [_stages_within(problem, v, limit_s) for v in problem.variants]
     reached: list[np.ndarray] = []
     for node in nodes:
         problem.deadline.check()
         starts = _open_starts(problem, nodes, reached, node, limit_s)
         row = np.zeros(num + 1, dtype=bool)
-        for variant, reach in zip(problem.variants, stops, strict=True):
+        for variant, possible in zip(problem.variants, stages_of, strict=True):
             if variant.device_class == node.device_class:
-                row[1:] |= np.maximum.accumulate(np.where(starts[:-1], reach, -1)) >= ends
+                row[1:] |= possible.ends_of(starts[:-1])
         reached.append(row)
     finals = [
         k
@@ -82,11 +83,11 @@ def feasible_fixed(problem: ChainProblem, limit_s: float) -> tuple[Placed, ...] 
     while True:
         node = nodes[index]
         starts = _open_starts(problem, nodes, reached, node, limit_s)
-        possible = np.zeros(stop, dtype=bool)
-        for variant, reach in zip(problem.variants, stops, strict=True):
+        before = np.zeros(stop, dtype=bool)
+        for variant, possible in zip(problem.variants, stages_of, strict=True):
             if variant.device_class == node.device_class:
-                possible |= starts[:stop] & (reach[:stop] >= stop)
-        start = int(np.flatnonzero(possible)[0])
+                before |= starts[:stop] & possible.starts_of(stop)
+        start = int(np.flatnonzero(before)[0])
         stages.append(Placed(start, stop, node.device_class))
         if start == 0:
             return tuple(reversed(stages))
@@ -97,6 +98,50 @@ def feasible_fixed(problem: ChainProblem, limit_s: float) -> tuple[Placed, ...] 
             and problem.cut_bytes[start] <= _most_bytes(*_link_of(problem, nodes[p], node), limit_s)
         )
         stop = start
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stages:
+    """Which stages a variant can run within a limit.
+
+    Attributes:
+        reach: for each start the largest stop, the start where there is none, shape (n,).
+        table: start by stop, shape (n, n + 1); None where all stops up to `reach` are possible, and
+            `reach` never falls.
+    """
+
+    reach: Ints
+    table: Bools | None
+
+    def ends_of(self, starts: Bools) -> Bools:
+        """The ends 1 .. n of stages that begin at some of the starts, shape (n,)."""
+        ends: Bools
+        if self.table is not None:
+            ends = np.logical_or.reduce(self.table[starts, 1:], axis=0)
+            return ends
+        furthest: Ints = np.maximum.accumulate(np.where(starts, self.reach, -1))
+        ends = furthest >= np.arange(1, len(self.reach) + 1)
+        return ends
+
+    def starts_of(self, stop: int) -> Bools:
+        """Which starts below `stop` have a stage that ends there, shape (stop,)."""
+        fits: Bools = (
+            self.table[:stop, stop] if self.table is not None else self.reach[:stop] >= stop
+        )
+        return fits
+
+    def first_starts(self) -> Ints:
+        """For each end 1 .. n the first start of a stage, the end where none; without a table."""
+        ends = np.arange(1, len(self.reach) + 1)
+        return np.minimum(np.searchsorted(self.reach, ends, side="left"), ends)
+
+
+def _stages_within(problem: ChainProblem, variant: Variant, limit_s: float) -> _Stages:
+    reach = problem.stops_within(variant, limit_s)
+    if variant.possible is None:
+        return _Stages(reach, None)
+    stops = np.arange(problem.num_pieces + 1)
+    return _Stages(reach, variant.possible & (stops <= reach[:, None]))
 
 
 def _open_starts(
@@ -146,16 +191,16 @@ def cheapest_fixed(
     """
     limit_s = with_slack(limit_s)
     nodes = _nodes(problem)
-    windows = [_first_starts(problem, v, limit_s) for v in problem.variants]
+    stages_of = [_stages_within(problem, v, limit_s) for v in problem.variants]
     values: list[Floats] = []
     precision = "rounded" if _is_benign(problem, limit_s, cost) else "exact"
     for node in nodes:
         problem.deadline.check()
         entry = _entry_values(problem, nodes, values, node, limit_s, cost)
         row = np.full(problem.num_pieces + 1, math.inf)
-        for variant, first in zip(problem.variants, windows, strict=True):
+        for variant, possible in zip(problem.variants, stages_of, strict=True):
             if variant.device_class == node.device_class:
-                ends = _best_ends(entry, variant, first, "ties" if cost == "ties" else precision)
+                ends = _best_ends(entry, variant, possible, "ties" if cost == "ties" else precision)
                 row[1:] = np.minimum(row[1:], ends)
         if cost == "load":
             row += problem.overhead_s[node.device_class]
@@ -174,13 +219,6 @@ def cheapest_fixed(
         if node.may_end and value < best:
             best, index = value, k
     return None if index < 0 else _trace(problem, nodes, values, index, limit_s, cost)
-
-
-def _first_starts(problem: ChainProblem, variant: Variant, limit_s: float) -> Ints:
-    """For each end 1 .. n the first start of a possible stage, shape (n,); the end where none."""
-    ends = np.arange(1, len(variant.furthest) + 1)
-    first = np.searchsorted(problem.stops_within(variant, limit_s), ends, side="left")
-    return np.minimum(first, ends)
 
 
 def _is_benign(problem: ChainProblem, limit_s: float, cost: str) -> bool:
@@ -233,27 +271,31 @@ def _arrived(
     return added if problem.serial else np.where(link <= limit_s, added, math.inf)
 
 
-def _best_ends(entry: Floats, variant: Variant, first: Ints, precision: str) -> Floats:
-    """Least cost of a stage that ends at 1 .. n, over the window of its starts.
+def _best_ends(entry: Floats, variant: Variant, possible: _Stages, precision: str) -> Floats:
+    """Least cost of a stage that ends at 1 .. n, over its possible starts.
 
     Args:
         entry: cost to stand at each boundary.
         variant: gives the stage's seconds.
-        first: for each end the first start.
+        possible: which stages there are.
         precision: ``"ties"`` where stages cost nothing; ``"rounded"`` to look for the least
             difference with a total; ``"exact"`` to sum every stage, in as many steps as there are.
     """
-    num = len(first)
+    num = len(possible.reach)
+    if precision == "exact" or possible.table is not None:
+        best = np.full(num, math.inf)
+        for start in np.flatnonzero(np.isfinite(entry[:-1])).tolist():
+            stop = int(possible.reach[start])
+            spent = np.full(stop - start, entry[start])
+            if precision != "ties":
+                spent += variant.totals.between(start, slice(start + 1, stop + 1))
+            if possible.table is not None:
+                spent[~possible.table[start, start + 1 : stop + 1]] = math.inf
+            np.minimum(best[start:stop], spent, out=best[start:stop])
+        return best
+    first = possible.first_starts()
     ends = np.arange(1, num + 1)
     width = ends - first
-    if precision == "exact":
-        best = np.full(num, math.inf)
-        for start in np.flatnonzero(np.isfinite(entry[:-1])):
-            stop = int(np.searchsorted(first, start, side="right"))  # first never falls
-            seconds = variant.totals.between(int(start), slice(int(start) + 1, stop + 1))
-            part = best[start:stop]
-            np.minimum(part, entry[start] + seconds, out=part)
-        return best
     prefix = np.zeros(num + 1) if precision == "ties" else variant.totals.rounded
     table = [entry[:-1] - prefix[:-1]]
     longest = int(width.max(initial=0))
@@ -286,10 +328,9 @@ def _trace(
         entry = _entry_values(problem, nodes, values, node, limit_s, cost)
         candidates = np.full(stop, math.inf)
         for variant in problem.of_class(node.device_class):
-            first = int(_first_starts(problem, variant, limit_s)[stop - 1])
-            starts = np.arange(first, stop)
+            starts = np.flatnonzero(_stages_within(problem, variant, limit_s).starts_of(stop))
             spent = 0.0 if cost == "ties" else variant.totals.between(starts, stop)
-            candidates[first:] = np.minimum(candidates[first:], entry[first:stop] + spent)
+            candidates[starts] = np.minimum(candidates[starts], entry[starts] + spent)
         start = int(np.argmin(candidates))
         stages.append(Placed(start, stop, node.device_class))
         if start == 0:

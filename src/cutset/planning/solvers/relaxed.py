@@ -28,6 +28,7 @@ from cutset.planning.certificates import quick_bound, shared_work_bound
 from cutset.planning.deadline import OverBudget
 from cutset.planning.problem import ROUNDING, ByteCosts, ChainProblem, Placed, Variant
 from cutset.planning.solvers.period_search import Found
+from cutset.planning.totals import Ints
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Goal:
         return (
             math.isfinite(other_s)
             and math.isfinite(self.value_s(problem, stages))
+            and problem.fits(stages)
             and other_s <= self.limit_s * (1 + ROUNDING)
         )
 
@@ -215,16 +217,22 @@ def merge_classes(problem: ChainProblem, groups: list[list[int]], *, as_best: bo
     pick = np.min if as_best else np.max
     variants = []
     for k, group in enumerate(groups):
-        pieces, reach = [], []
+        pieces, reach, rooms = [], [], []
         for c in group:
             own = problem.of_class(c)
             if not as_best:  # what one backend can keep, every stage can
                 own = (min(own, key=lambda v: (-int(v.furthest.sum()), float(v.seconds.sum()))),)
             pieces += [v.seconds for v in own]
             reach += [v.furthest for v in own]
+            rooms += [v.room for v in own]
         seconds = pick(np.stack(pieces), axis=0)
         furthest = (np.max if as_best else np.min)(np.stack(reach), axis=0)
-        variants.append(Variant(device_class=k, backend="", seconds=seconds, furthest=furthest))
+        room = _merged_room(rooms, as_best=as_best)
+        if room is None:  # what one member cannot, another can: no stage less is possible
+            furthest = np.maximum.accumulate(furthest)
+        variants.append(
+            Variant(device_class=k, backend="", seconds=seconds, furthest=furthest, room=room)
+        )
 
     def pairs(table: np.ndarray) -> np.ndarray:
         merged = np.zeros((len(groups), len(groups)))
@@ -257,6 +265,15 @@ def merge_classes(problem: ChainProblem, groups: list[list[int]], *, as_best: bo
             }
         ),
     )
+
+
+def _merged_room(rooms: list[Ints | None], *, as_best: bool) -> Ints | None:
+    """`Variant.room` of a group: what its best, or its worst, member allows."""
+    known = [room for room in rooms if room is not None]
+    if not known or (as_best and len(known) < len(rooms)):
+        return None
+    merged: Ints = (np.maximum if as_best else np.minimum).reduce(known)
+    return merged
 
 
 def _with_real_devices(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Sequence
 
 from cutset.planning.certificates import quick_bound
 from cutset.planning.deadline import OutOfTime, OverBudget, within
@@ -109,6 +110,20 @@ def cheapest_within(problem: ChainProblem, limit_s: float, cost: str) -> tuple[P
     Raises:
         OverBudget: an exact search would need too much memory.
     """
+    found = [_cheapest_in_step(step, limit_s, cost) for step in problem.steps]
+    return _least(problem, found, cost)
+
+
+def _least(
+    problem: ChainProblem, plans: Sequence[tuple[Placed, ...] | None], cost: str
+) -> tuple[Placed, ...] | None:
+    value = problem.latency_s if cost == "latency" else problem.ties
+    return min((plan for plan in plans if plan is not None), key=value, default=None)
+
+
+def _cheapest_in_step(
+    problem: ChainProblem, limit_s: float, cost: str
+) -> tuple[Placed, ...] | None:
     if is_chain(problem) and not (problem.is_coupled and math.isfinite(limit_s)):
         return cheapest_fixed(problem, limit_s, cost=cost)
     return cheapest(problem, limit_s, cost=cost)
@@ -116,6 +131,20 @@ def cheapest_within(problem: ChainProblem, limit_s: float, cost: str) -> tuple[P
 
 def period_oracle(problem: ChainProblem) -> Oracle:
     """A function that finds some plan with a period of at most its argument, or None."""
+    oracles = [_oracle_of_step(step) for step in problem.steps]
+
+    def ask(limit_s: float) -> tuple[Placed, ...] | None:
+        for k, oracle in enumerate(oracles):
+            stages = oracle(limit_s)
+            if stages is not None:
+                oracles.insert(0, oracles.pop(k))  # likely the one that has the next plan too
+                return stages
+        return None
+
+    return oracles[0] if len(oracles) == 1 else ask
+
+
+def _oracle_of_step(problem: ChainProblem) -> Oracle:
     if is_chain(problem):
         if problem.is_coupled:
             return lambda limit_s: cheapest_fixed(problem, limit_s, cost="load")
@@ -273,7 +302,8 @@ def _cheapest_ties(problem: ChainProblem, period_s: float) -> tuple[Placed, ...]
         return cheapest_within(problem, period_s, "ties")
     if problem.is_coupled and not problem.has_uniform_links:
         return None
-    return ThresholdSearch(problem).find_cheapest(period_s, MAX_TIE_VISITS)
+    found = [ThresholdSearch(s).find_cheapest(period_s, MAX_TIE_VISITS) for s in problem.steps]
+    return _least(problem, found, "ties")
 
 
 def solve_latency(problem: ChainProblem, *, max_period_s: float | None = None) -> Solution:

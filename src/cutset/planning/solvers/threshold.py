@@ -179,7 +179,8 @@ class ThresholdSearch:
                 reach = variant.furthest
             else:
                 fits, reach = np.ones(1, dtype=bool), problem.stops_within(variant, limit_s)
-            allowed |= fits & (stops <= reach[:, None])
+            fits = fits & (stops <= reach[:, None])
+            allowed |= fits if variant.possible is None else fits & variant.possible
         allowed &= stops > np.arange(problem.num_pieces)[:, None]
         return allowed
 
