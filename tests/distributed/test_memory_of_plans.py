@@ -14,12 +14,12 @@ import psutil
 import pytest
 from torch import nn, randn
 
+from cutset.bundles.open import open_bundle
 from cutset.costs.model import costs_from_flops
 from cutset.engines.local import LocalEngine
 from cutset.graph.cuts import find_cut_points
 from cutset.runtime.session import Session, open_session
 from cutset.runtime.status import Limits
-from cutset.shards.load import open_bundle
 from distributed.bundles import write_bundle
 
 ROW = 1 << 21

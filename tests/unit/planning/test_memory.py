@@ -4,8 +4,8 @@ from unittest import mock
 
 import pytest
 
-from cutset.costs.model import CostModel, costs_from_flops
 from cutset.cluster.devices import Cluster, Device, Link
+from cutset.costs.model import CostModel, costs_from_flops
 from cutset.errors import InfeasiblePlan, PlanError
 from cutset.planning import make_plan, memory, pareto_plans
 from cutset.planning.deadline import OutOfTime
