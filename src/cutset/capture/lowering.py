@@ -25,7 +25,7 @@ from cutset.graph.ir import Graph, ModuleCall, Operation, Parameter
 from cutset.tensors import BATCH, DTYPE_BYTES, Dim, TensorSpec
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class CapturedModel:
     """A captured model: the plain graph, and what is needed to build its pieces.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,16 +14,14 @@ from cutset.backends.base import StageProgram, missing_here
 from cutset.backends.onnxruntime import OnnxProgram
 from cutset.backends.openvino import OpenvinoProgram, compile_model
 from cutset.backends.torch_compiled import compile_module
-from cutset.bundles.write.onnx_export import export_onnx
+from cutset.bundles.write.whole_onnx import whole_onnx
 from cutset.capture.captured import Captured, boundary_specs
 from cutset.capture.lowering import CapturedModel
 from cutset.capture.onnx.extraction import build_onnx_piece
 from cutset.capture.onnx.inference import make_session
-from cutset.capture.onnx.lengths import extract_piece
 from cutset.capture.onnx.onnx_graph import CapturedOnnx
 from cutset.capture.pieces import build_piece
 from cutset.capture.torch_arrays import as_array, as_tensor
-from cutset.capture.torch_export import export_piece
 from cutset.errors import EngineError
 from cutset.graph.cuts import CutPoints
 from cutset.measure.profiling import PieceBackend, PieceRunner, Tensors, eager_pieces
@@ -96,28 +93,10 @@ class OnnxPieces:
         Raises:
             EngineError: ONNX cannot express it; says why.
         """
-        import onnx
-
         self._captured = captured
         self._make = functools.partial(_onnx_program, num_threads, None)
-        watched = {s.name: s for point in cuts.points for s in point.tensors}
-        watched = {n: s for n, s in watched.items() if s not in captured.graph.inputs}
-        stop = len(captured.graph.operations)
-        piece = build_piece(captured, 0, stop, watch=tuple(watched.values()))
-        with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-            exported = export_piece(
-                piece, captured.example_inputs, is_free=captured.micro_batch_only is None
-            )
-            path = Path(folder) / "whole.onnx"
-            missing = export_onnx(
-                exported,
-                path,
-                input_names=[spec.name for spec in piece.input_specs],
-                output_names=[spec.name for spec in piece.output_specs],
-            )
-            if missing:
-                raise EngineError(f"the model has no ONNX form: {missing}")
-            self._extractor = onnx.utils.Extractor(onnx.load(path))
+        watched = dict.fromkeys(s for point in cuts.points for s in point.tensors)
+        self._whole = whole_onnx(captured, tuple(watched))
 
     def __call__(self, start: int, stop: int) -> PieceRunner:
         """A runner for the operations from index `start` up to `stop`."""
@@ -128,9 +107,7 @@ class OnnxPieces:
 
         def runner(start: int, stop: int) -> PieceRunner:
             inputs, made = _taken_and_made(self._captured, start, stop)
-            model = extract_piece(
-                self._extractor, self._captured.graph, inputs, [spec.name for spec in made]
-            )
+            model = self._whole.piece(inputs, [spec.name for spec in made])
             return _runner(self._captured, start, stop, model, make)
 
         return runner

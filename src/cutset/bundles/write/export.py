@@ -202,7 +202,9 @@ class _BundleWriter:
             writer = OnnxStageWriter(self._captured)
         else:
             assert isinstance(self._captured, CapturedModel)
-            writer = TorchStageWriter(self._captured, self._inputs(self._row_counts[0]))
+            writer = TorchStageWriter(
+                self._captured, self._inputs(self._row_counts[0]), self._boundaries
+            )
         entries = []
         for stage in self._plan.stages:
             self._report(f"exporting stage {stage.index} ({stage.first} ... {stage.last})")

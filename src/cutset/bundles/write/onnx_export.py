@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from onnx_ir.passes import PassError
 from torch.export import ExportedProgram
@@ -81,6 +82,22 @@ def export_onnx(
             value.name = f"stored_{value.name}"
     program.save(path, external_data=_weight_bytes(program) > MAX_INLINE_BYTES)
     return ""
+
+
+def save_model(model: Any, path: Path) -> None:
+    """Writes an ONNX model, with large tensors in a file beside it if it needs one.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    is_large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > MAX_INLINE_BYTES
+    onnx.save(
+        model,
+        path,
+        save_as_external_data=is_large,
+        all_tensors_to_one_file=True,
+        location=f"{path.name}.data",
+    )
 
 
 def _weight_bytes(program: Any) -> int:

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeAlias
 
-import onnx
 import torch
 
 from cutset.bundles.manifest import StageEntry
 from cutset.bundles.proof.torch.running_checks import max_abs_difference, tolerance_of
 from cutset.bundles.reading.torch.operators import is_allowed
-from cutset.bundles.write.onnx_export import MAX_INLINE_BYTES, export_onnx
+from cutset.bundles.write.onnx_export import export_onnx, save_model
+from cutset.bundles.write.whole_onnx import whole_onnx
 from cutset.capture.captured import Captured, boundary_specs
 from cutset.capture.lowering import CapturedModel
 from cutset.capture.onnx.extraction import build_onnx_piece
 from cutset.capture.onnx.inference import ELEMENT_TYPES, make_session, run_session
 from cutset.capture.onnx.onnx_graph import CapturedOnnx
 from cutset.capture.onnx.operations import list_parameters
-from cutset.capture.pieces import build_piece
+from cutset.capture.pieces import Piece, build_piece
 from cutset.capture.torch_export import export_piece
 from cutset.costs.model import live_bytes
-from cutset.errors import BundleError
+from cutset.errors import BundleError, EngineError
 from cutset.planning.plan import StagePlan
 from cutset.tensors import TensorSpec
+
+logger = logging.getLogger(__name__)
+
+Tensors: TypeAlias = tuple[torch.Tensor, ...]
 
 
 class StageWriter(Protocol):
@@ -37,8 +42,14 @@ class StageWriter(Protocol):
 class TorchStageWriter:
     """Writes a torch program, and an ONNX model where ONNX can express it."""
 
-    def __init__(self, captured: CapturedModel, inputs: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self,
+        captured: CapturedModel,
+        inputs: Sequence[torch.Tensor],
+        boundaries: Sequence[TensorSpec],
+    ) -> None:
         self._captured = captured
+        self._boundaries = tuple(boundaries)
         specs = captured.graph.inputs
         self._tensors = {s.name: t for s, t in zip(specs, inputs, strict=True)}
 
@@ -57,13 +68,15 @@ class TorchStageWriter:
         # Contracts are checked by the runtime; guards would be code.
         exported._guards_code = []
         _write_program(exported, folder / program)
-        missing = _dtype_obstacle((*piece.input_specs, *piece.output_specs)) or export_onnx(
-            exported,
-            folder / model,
-            input_names=[spec.name for spec in piece.input_specs],
-            output_names=[spec.name for spec in piece.output_specs],
-        )
-        missing = missing or _kept_if_equal(folder / model, inputs, outputs)
+        missing = _dtype_obstacle((*piece.input_specs, *piece.output_specs))
+        if not missing and not self._cut_out(piece, folder / model, inputs, outputs):
+            missing = export_onnx(
+                exported,
+                folder / model,
+                input_names=[spec.name for spec in piece.input_specs],
+                output_names=[spec.name for spec in piece.output_specs],
+            )
+            missing = missing or _kept_if_equal(folder / model, inputs, outputs)
         return _entry(
             self._captured,
             stage,
@@ -72,6 +85,24 @@ class TorchStageWriter:
             model=None if missing else model,
             model_missing=missing,
         )
+
+    def _cut_out(self, piece: Piece, path: Path, inputs: Tensors, outputs: Tensors) -> bool:
+        """Writes the stage's part of the whole model's ONNX form; False where that cannot be.
+
+        A stage by itself may do where the whole does not: another one has what ONNX lacks, or the
+        exporter has merged what both compute.
+        """
+        try:
+            whole = whole_onnx(self._captured, self._boundaries)
+            model = whole.stage(piece.input_specs, piece.output_specs)
+        except EngineError as error:
+            logger.info("%s is exported by itself: %s", path.parent.name, error)
+            return False
+        save_model(model, path)
+        missing = _kept_if_equal(path, inputs, outputs)
+        if missing:
+            logger.info("%s is exported by itself: %s", path.parent.name, missing)
+        return not missing
 
 
 class OnnxStageWriter:
@@ -84,7 +115,7 @@ class OnnxStageWriter:
         """Writes the stage's nodes and stored tensors."""
         model = build_onnx_piece(self._captured, stage.start, stage.stop, load=True)
         path = f"stage-{stage.index}/model.onnx"
-        _write_model(model, folder / path)
+        save_model(model, folder / path)
         return _entry(
             self._captured,
             stage,
@@ -218,18 +249,6 @@ def _write_program(exported: torch.export.ExportedProgram, path: Path) -> None:
     except RuntimeError as error:
         # torch's archive writer reports a full disk this way.
         raise OSError(None, f"torch could not write {path.name} ({_first_line(error)})") from error
-
-
-def _write_model(model: Any, path: Path) -> None:
-    """Writes an ONNX model, with large tensors in a file beside it if it needs one."""
-    is_large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > MAX_INLINE_BYTES
-    onnx.save(
-        model,
-        path,
-        save_as_external_data=is_large,
-        all_tensors_to_one_file=True,
-        location=f"{path.name}.data",
-    )
 
 
 def _first_line(error: Exception) -> str:
