@@ -10,11 +10,10 @@ Each step takes values and returns a new one::
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -27,10 +26,11 @@ from cutset.bundles.reference import reference_rows
 from cutset.bundles.write.export import export_bundle, replace_plan
 from cutset.capture.arguments import untouched
 from cutset.capture.independence import check_micro_batch
-from cutset.cluster.devices import Cluster, equal_cluster
+from cutset.cluster.devices import Cluster
 from cutset.costs.model import (
     REFERENCE,
     CostModel,
+    Granularity,
     Profile,
     costs_from_flops,
     costs_from_profile,
@@ -42,9 +42,9 @@ from cutset.measure.idle_memory import measure_worker_base
 from cutset.measure.piece_backends import piece_backends
 from cutset.measure.profiling import PieceBackend, profile_costs
 from cutset.planning import (
-    TIME_LIMIT_S,
     MoreTensors,
     Plan,
+    PlanRequest,
     expect_on_cluster,
     make_plan,
     more_rows_advice,
@@ -174,7 +174,7 @@ def cost_model(
     profiles: Profile | Mapping[str, Profile] | None = None,
     batch_size: int | None = None,
     base_bytes: int = 0,
-    granularity: str = "unit",
+    granularity: Granularity = "unit",
     finer: CutPoints | None = None,
 ) -> CostModel:
     """Costs from profiles, or from multiply-adds alone where there are none.
@@ -214,63 +214,6 @@ def cost_model(
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanRequest:
-    """What a plan is wanted for.
-
-    Attributes:
-        num_stages: that many equal devices, a stage each; with a cluster, exactly that many.
-        cut_names: the cuts, by the names that `inspect` shows; there is one stage more.
-        cluster: unequal devices and their links.
-        objective: ``"throughput"`` or ``"latency"``.
-        serial: whether computing and sending add up instead of overlapping.
-        fixed_order: whether stages keep the cluster's order of devices.
-        max_latency_s: the most that one micro-batch may take alone, or None.
-        min_rows_per_s: the least rows per second, or None.
-        time_limit_s: seconds after which planning ends with the best plan so far; None for no
-            limit.
-    """
-
-    num_stages: int | None = None
-    cut_names: tuple[str, ...] = ()
-    cluster: Cluster | None = None
-    objective: str = "throughput"
-    serial: bool = False
-    fixed_order: bool = False
-    max_latency_s: float | None = None
-    min_rows_per_s: float | None = None
-    time_limit_s: float | None = TIME_LIMIT_S
-
-    def limits(self) -> dict[str, Any]:
-        """What `make_plan` and `pareto_plans` both take, under their names for it."""
-        return {
-            "num_stages": self.num_stages,
-            "serial": self.serial,
-            "fixed_order": self.fixed_order,
-            "max_latency_s": self.max_latency_s,
-            "min_rows_per_s": self.min_rows_per_s,
-            "cut_names": self.cut_names or None,
-            "time_limit_s": self.time_limit_s,
-        }
-
-    def resolved(self) -> PlanRequest:
-        """The same with a cluster and, for equal devices, a number of stages.
-
-        Raises:
-            PlanError: the number of cuts and the number of stages contradict each other.
-        """
-        wanted = len(self.cut_names) + 1 if self.cut_names else None
-        if wanted and self.num_stages is not None and self.num_stages != wanted:
-            raise PlanError(
-                f"{wanted - 1} cuts make {wanted} stages, not the {self.num_stages} that were "
-                "asked for; leave one of the two out"
-            )
-        if self.cluster is not None:
-            return self
-        count = wanted or self.num_stages or 1
-        return dataclasses.replace(self, cluster=equal_cluster(count), num_stages=count)
-
-
 def plan_stages(
     prepared: PreparedModel,
     request: PlanRequest | None = None,
@@ -278,7 +221,7 @@ def plan_stages(
     num_stages: int | None = None,
     profile: Profile | Mapping[str, Profile] | None = None,
     batch_size: int | None = None,
-    granularity: str = "unit",
+    granularity: Granularity = "unit",
 ) -> Plan:
     """The best plan for a request; for N equal devices ``num_stages=N`` says enough.
 
@@ -295,24 +238,24 @@ def plan_stages(
     Raises:
         PlanError: no plan can be made; says why.
         InfeasiblePlan: no placement fits the devices' memory.
+        TypeError: both a request and `num_stages` are given.
     """
-    wanted = (request or PlanRequest(num_stages=num_stages)).resolved()
-    assert wanted.cluster is not None
+    if request is not None and num_stages is not None:
+        raise TypeError("give a request or num_stages; a request says the number itself")
+    wanted = request or PlanRequest(num_stages=num_stages)
     costs_at = functools.partial(
         cost_model,
         prepared,
         profiles=profile,
         batch_size=batch_size,
-        base_bytes=_base_bytes(wanted.cluster, profile),
+        base_bytes=_base_bytes(wanted.devices_and_links, profile),
     )
     try:
         plan = make_plan(
             prepared.captured.graph,
             prepared.cuts,
             costs_at(granularity=granularity),
-            wanted.cluster,
-            objective=wanted.objective,
-            **wanted.limits(),
+            wanted,
         )
     except PlanError as error:
         more = _more_tensors(prepared, wanted, None, costs_at) if granularity == "unit" else None
@@ -325,9 +268,8 @@ def plan_stages(
             prepared.captured.graph,
             prepared.cuts,
             costs_at(),
-            wanted.cluster,
+            wanted,
             plan=plan,
-            **wanted.limits(),
         )
         notes = (*plan.notes, advice) if advice else plan.notes
         plan = msgspec.structs.replace(plan, more_tensors=more, notes=notes)
@@ -344,18 +286,16 @@ def _more_tensors(
     costs_at: Callable[..., CostModel],
 ) -> MoreTensors | None:
     """What more tensors across a cut would give; None where the caller names the cuts."""
-    if wanted.cut_names or wanted.cluster is None:
+    if wanted.cut_names:
         return None
     return try_more_tensors(
         prepared.captured.graph,
         prepared.cuts,
-        wanted.cluster,
+        wanted,
         lambda finer: costs_at(finer=finer),
         plan=plan,
-        objective=wanted.objective,
         keep=prepared.keep,
         divide=prepared.divide,
-        **wanted.limits(),
     )
 
 
@@ -376,20 +316,17 @@ def plan_front(
     batch_size: int | None = None,
 ) -> tuple[Plan, ...]:
     """Every plan that no other beats in both period and latency; arguments as `plan_stages`."""
-    wanted = request.resolved()
-    assert wanted.cluster is not None
     costs = cost_model(
         prepared,
         profiles=profile,
         batch_size=batch_size,
-        base_bytes=_base_bytes(wanted.cluster, profile),
+        base_bytes=_base_bytes(request.devices_and_links, profile),
     )
     return pareto_plans(
         prepared.captured.graph,
         prepared.cuts,
         costs,
-        wanted.cluster,
-        **wanted.limits(),
+        request,
     )
 
 

@@ -25,7 +25,7 @@ from cutset.cluster.devices import equal_cluster
 from cutset.costs.model import costs_from_flops
 from cutset.graph.cuts import CutPoints, find_cut_points
 from cutset.models.randomise import randomise
-from cutset.planning import make_plan
+from cutset.planning import PlanRequest, make_plan
 
 # Name, length of the image's sides, tensors across a cut, options of the builder.
 TORCHVISION: list[tuple[str, int, int, Mapping[str, Any]]] = [
@@ -79,7 +79,12 @@ def _stages(captured: CapturedModel, cuts: CutPoints) -> tuple[int, ...]:
     """Edges of as many even stages as there can be, four at most."""
     num_stages = min(MOST_STAGES, len(cuts.points) + 1)
     costs = costs_from_flops(captured.graph, cuts)
-    plan = make_plan(captured.graph, cuts, costs, equal_cluster(num_stages), num_stages=num_stages)
+    plan = make_plan(
+        captured.graph,
+        cuts,
+        costs,
+        PlanRequest(cluster=equal_cluster(num_stages), num_stages=num_stages),
+    )
     return (0, *(stage.stop for stage in plan.stages))
 
 

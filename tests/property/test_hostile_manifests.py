@@ -24,7 +24,7 @@ from cutset.cluster.devices import equal_cluster
 from cutset.costs.model import costs_from_flops
 from cutset.errors import BundleError, CutsetError
 from cutset.graph.cuts import find_cut_points
-from cutset.planning import make_plan
+from cutset.planning import PlanRequest, make_plan
 from cutset.report.compose import build_report
 from cutset.report.html import render
 from cutset.runtime.contract import links_of
@@ -40,7 +40,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     captured = capture_model(model, example)
     cuts = find_cut_points(captured.graph)
     costs = costs_from_flops(captured.graph, cuts, micro_batch=1)
-    plan = make_plan(captured.graph, cuts, costs, equal_cluster(2))
+    plan = make_plan(captured.graph, cuts, costs, PlanRequest(cluster=equal_cluster(2)))
     folder = tmp_path_factory.mktemp("hostile") / "b.cutset"
     export_bundle(model, plan, folder, captured=captured, labels=["a", "b", "c", "d", "e"])
 

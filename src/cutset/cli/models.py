@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from cutset.costs.model import Profile
     from cutset.measure.profiling import PieceBackend
     from cutset.planning import Plan
-    from cutset.workflow import PlanRequest, PreparedModel
+    from cutset.planning.request import Objective, PlanRequest
+    from cutset.workflow import PreparedModel
 
 
 def inspect(
@@ -159,10 +160,9 @@ def plan(
         usage_error("--threads is for measured costs; multiply-adds are the same for any number")
     if cost_graph is not None:
         plans = _plan_cost_graph(
-            context, cost_graph, cluster, objective=objective, serial=serial, num_stages=stages,
-            max_tensors=max_tensors if options.is_given(context, "max_tensors") else None,
-            fixed_order=fixed_order, max_latency_s=max_latency, min_rows_per_s=min_throughput,
-            time_limit_s=time_limit,
+            context, cost_graph, stages, cluster, objective, serial, fixed_order,
+            max_latency, min_throughput, time_limit,
+            max_tensors if options.is_given(context, "max_tensors") else None,
         )  # fmt: skip
         if is_front:
             print_json(front_document(plans)) if as_json else print_front(stdout(), plans)
@@ -337,25 +337,33 @@ def _request(
     time_limit: float,
 ) -> PlanRequest:
     """What is wanted, after a check that the options say something and one thing only."""
-    if objective not in ("throughput", "latency"):
-        usage_error(f"--objective {objective!r} is unknown here")
+    chosen = _objective(objective)
     if cluster is None and stages is None and not cut:
         usage_error("say how to divide the model: --stages N, --cluster FILE.toml or --cut AFTER")
     _check_limits(max_latency, min_throughput, time_limit)
     from cutset.cluster.cluster_file import load_cluster
-    from cutset.workflow import PlanRequest
+    from cutset.planning.request import PlanRequest
 
     return PlanRequest(
         num_stages=stages,
         cut_names=tuple(cut or ()),
         cluster=load_cluster(cluster) if cluster is not None else None,
-        objective=objective,
+        objective=chosen,
         serial=serial,
         fixed_order=fixed_order,
         max_latency_s=max_latency,
         min_rows_per_s=min_throughput,
         time_limit_s=time_limit,
     )
+
+
+def _objective(name: str) -> Objective:
+    from cutset.planning.request import Objective
+
+    known: dict[str, Objective] = {each: each for each in get_args(Objective)}
+    if name not in known:
+        usage_error(f"--objective {name!r} is unknown here")
+    return known[name]
 
 
 def _check_limits(
@@ -391,39 +399,36 @@ _NOT_FOR_COST_GRAPHS = {
 def _plan_cost_graph(
     context: typer.Context,
     cost_graph: Path,
+    stages: int | None,
     cluster: Path | None,
-    *,
     objective: str,
-    max_latency_s: float | None,
-    min_rows_per_s: float | None,
-    time_limit_s: float,
-    num_stages: int | None,
-    **wanted: Any,
+    serial: bool,
+    fixed_order: bool,
+    max_latency: float | None,
+    min_throughput: float | None,
+    time_limit: float,
+    max_tensors: int | None,
 ) -> Sequence[Plan]:
     """The plan, or the plans of the front, for a cost graph."""
-    from cutset.cluster.cluster_file import load_cluster
-    from cutset.cluster.devices import equal_cluster
     from cutset.planning import pareto_cost_graph, plan_cost_graph
 
-    if objective not in ("throughput", "latency", "pareto"):
-        usage_error(f"--objective {objective!r} is unknown here")
+    is_front = objective == "pareto"
+    if not is_front:
+        _objective(objective)
     for name, reason in _NOT_FOR_COST_GRAPHS.items():
         if options.is_given(context, name):
             option = "--profile" if name == "profile_file" else options.written(name)
             usage_error(f"{option} is not for a --cost-graph: {reason}")
-    _check_limits(max_latency_s, min_rows_per_s, time_limit_s)
-    if cluster is None and num_stages is None:
+    _check_limits(max_latency, min_throughput, time_limit)
+    if cluster is None and stages is None:
         usage_error("say on what to place the graph: --stages N or --cluster FILE.toml")
-    found = load_cluster(cluster) if cluster is not None else equal_cluster(num_stages or 1)
-    wanted |= {
-        "max_latency_s": max_latency_s,
-        "min_rows_per_s": min_rows_per_s,
-        "time_limit_s": time_limit_s,
-        "num_stages": num_stages,
-    }
-    if objective == "pareto":
-        return pareto_cost_graph(cost_graph, found, **wanted)
-    return [plan_cost_graph(cost_graph, found, objective=objective, **wanted)]
+    request = _request(
+        stages, cluster, None, "throughput" if is_front else objective, serial, fixed_order,
+        max_latency, min_throughput, time_limit,
+    )  # fmt: skip
+    if is_front:
+        return pareto_cost_graph(cost_graph, request, max_tensors=max_tensors)
+    return [plan_cost_graph(cost_graph, request, max_tensors=max_tensors)]
 
 
 def _costs(

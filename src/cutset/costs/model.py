@@ -16,6 +16,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -23,6 +24,9 @@ from cutset.cluster.devices import Device
 from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoint, CutPoints
 from cutset.graph.ir import Graph
+
+Granularity: TypeAlias = Literal["unit", "op"]
+"""Where boundaries lie: at the candidate cuts, or between any two operations."""
 
 PROFILE_FORMAT = "cutset-profile/1"
 INPUT_NAME = "input"
@@ -273,7 +277,7 @@ def costs_from_flops(
     flops_per_s: float = 1e9,
     base_bytes: int = 0,
     window: int | None = None,
-    granularity: str = "unit",
+    granularity: Granularity = "unit",
 ) -> CostModel:
     """A cost model in which time is multiply-adds alone (`--cost flops`).
 
@@ -359,7 +363,7 @@ def costs_from_profile(
     *,
     base_bytes: int = 0,
     window: int | None = None,
-    granularity: str = "unit",
+    granularity: Granularity = "unit",
     finer: CutPoints | None = None,
 ) -> CostModel:
     """A cost model from measurements.
@@ -400,7 +404,7 @@ def costs_from_profile(
     return msgspec.structs.replace(model, seconds=tuple(entries))
 
 
-def _boundaries(cuts: CutPoints, granularity: str) -> tuple[CutPoint, ...]:
+def _boundaries(cuts: CutPoints, granularity: Granularity) -> tuple[CutPoint, ...]:
     if granularity not in ("unit", "op"):
         raise ValueError(f"granularity is 'unit' or 'op', got {granularity!r}")
     points = cuts.points if granularity == "unit" else (*cuts.points, *cuts.refused)

@@ -17,7 +17,7 @@ from cutset.cluster.devices import Cluster, Device, Link
 from cutset.costs.model import INPUT_NAME, OUTPUT_NAME, REFERENCE, CostModel, PieceSeconds
 from cutset.errors import EngineError, PlanError
 from cutset.graph.cuts import find_cut_points
-from cutset.planning import Plan, make_plan
+from cutset.planning import Plan, PlanRequest, make_plan
 
 
 def cluster_of_plan(plan: Plan) -> Cluster:
@@ -113,8 +113,10 @@ def place_stages(manifest: Manifest, cluster: Cluster, lost: Collection[str]) ->
                 max_tensors=manifest.max_tensors,
             ),
             _stages_as_pieces(manifest, cluster),
-            cluster.without(*(set(lost) & {device.name for device in cluster.devices})),
-            objective=plan.objective,
+            PlanRequest(
+                cluster=cluster.without(*(set(lost) & {d.name for d in cluster.devices})),
+                objective=plan.objective,
+            ),
             with_alternatives=False,
         )
     except PlanError as error:

@@ -25,12 +25,11 @@ import torch
 
 from cutset.bundles.write.export import export_bundle
 from cutset.capture.torch_export import capture_model
-from cutset.cluster.devices import equal_cluster
 from cutset.costs.model import costs_from_flops
 from cutset.engines.local import LocalEngine
 from cutset.graph.cuts import find_cut_points
 from cutset.measure.bystander import Bystanders
-from cutset.planning import make_plan
+from cutset.planning import PlanRequest, make_plan
 from cutset.runtime.session import Session, open_session
 
 TYPICAL_ROW_BYTES = 3 * 224 * 224 * 4
@@ -79,7 +78,7 @@ def measure_overhead(num_bytes: int, *, num_threads: int = 1, round_s: float = R
     model = _Touch().eval()
     captured = capture_model(model, torch.zeros(2, values))
     graph, cuts = captured.graph, find_cut_points(captured.graph)
-    plan = make_plan(graph, cuts, costs_from_flops(graph, cuts), equal_cluster(1))
+    plan = make_plan(graph, cuts, costs_from_flops(graph, cuts), PlanRequest(num_stages=1))
     with tempfile.TemporaryDirectory(prefix="cutset-overhead-") as folder:
         bundle = export_bundle(model, plan, Path(folder) / "touch.cutset", captured=captured)
         engine = LocalEngine(("here",), num_threads=1, shares_memory=False)

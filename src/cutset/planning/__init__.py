@@ -22,6 +22,7 @@ from cutset.planning.plan import (
     plan_from_json,
     plan_to_json,
 )
+from cutset.planning.request import Objective, PlanRequest
 from cutset.planning.simulate import Slot, Timeline, simulate, simulate_plan
 
 __all__ = [
@@ -30,7 +31,9 @@ __all__ = [
     "Certificate",
     "CostGraph",
     "MoreTensors",
+    "Objective",
     "Plan",
+    "PlanRequest",
     "Slot",
     "StagePlan",
     "Timeline",

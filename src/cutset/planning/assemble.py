@@ -7,10 +7,12 @@ import numpy as np
 from cutset.costs.model import CostModel
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
+from cutset.planning.anyorder.prefixes import prefixes_are_all_cuts
 from cutset.planning.certificates import latency_certificates, period_certificates
 from cutset.planning.formulate import BuiltProblem
 from cutset.planning.plan import PLAN_FORMAT, Alternative, Plan, StagePlan, gap_of, proven_among
 from cutset.planning.problem import ChainProblem, Placed
+from cutset.planning.request import PlanRequest
 from cutset.planning.solvers.solve import Solution
 
 
@@ -21,17 +23,25 @@ def assemble_plan(
     built: BuiltProblem,
     solution: Solution,
     *,
-    objective: str,
-    family: str,
-    max_latency_s: float | None,
-    min_rows_per_s: float | None,
+    request: PlanRequest,
     notes: tuple[str, ...],
     alternatives: tuple[Alternative, ...],
 ) -> Plan:
-    """The plan that a solution stands for; arguments are `Plan`'s fields."""
+    """The plan that a solution stands for.
+
+    Args:
+        graph: the captured model.
+        cuts: its positions, judged.
+        costs: what its pieces cost.
+        built: the problem and what its numbers stand for.
+        solution: of that problem.
+        request: what was wanted.
+        notes: as `Plan.notes`.
+        alternatives: as `Plan.alternatives`.
+    """
     problem, placed = built.problem, solution.stages
     period_s, latency_s = problem.period_s(placed), problem.latency_s(placed)
-    by_latency = objective == "latency"
+    by_latency = request.objective == "latency"
     value_s = latency_s if by_latency else period_s
     certify = latency_certificates if by_latency else period_certificates
     certificates = certify(problem, value_s, solution.bound_s, solution.proven_by)
@@ -39,10 +49,11 @@ def assemble_plan(
     bound_s = min(best.bound_s, value_s)
     stages = _stages(graph, cuts, costs, built, placed)
     used = {stage.device for stage in stages}
+    family = _family(graph, cuts, costs, request)
     has_links = any(problem.link_row_s(*pair).any() for pair in problem.pairs)
     return Plan(
         format=PLAN_FORMAT,
-        objective=objective,
+        objective=request.objective,
         micro_batch=costs.micro_batch,
         stages=stages,
         period_s=period_s,
@@ -52,8 +63,8 @@ def assemble_plan(
         gap=gap_of(value_s, bound_s),
         serial=problem.serial,
         fixed_order=problem.fixed_order,
-        max_latency_s=max_latency_s,
-        min_rows_per_s=min_rows_per_s,
+        max_latency_s=request.max_latency_s,
+        min_rows_per_s=request.min_rows_per_s,
         family=family,
         proven_among=proven_among(family, has_links=has_links),
         certificates=certificates,
@@ -61,6 +72,13 @@ def assemble_plan(
         unused_devices=tuple(d.name for g in built.classes for d in g if d.name not in used),
         notes=notes,
     )
+
+
+def _family(graph: Graph, cuts: CutPoints, costs: CostModel, request: PlanRequest) -> str:
+    """The cuts that were searched, as `Plan.family` names them."""
+    if request.cut_names:
+        return "given"
+    return "downset" if prefixes_are_all_cuts(graph, costs, cuts.max_tensors) else "prefix"
 
 
 def _stages(

@@ -16,13 +16,13 @@ from cutset.costs.model import CostModel
 from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
-from cutset.planning.anyorder.prefixes import prefixes_are_all_cuts
 from cutset.planning.assemble import assemble_plan
-from cutset.planning.deadline import TIME_LIMIT_S, Deadline, OverBudget, within
+from cutset.planning.deadline import Deadline, OverBudget, within
 from cutset.planning.formulate import BuiltProblem, build_problem
 from cutset.planning.memory import explain_infeasible
 from cutset.planning.plan import Alternative, Plan
 from cutset.planning.problem import Placed
+from cutset.planning.request import PlanRequest
 from cutset.planning.solvers.solve import (
     Infeasible,
     Solution,
@@ -39,37 +39,37 @@ HEAD_GAIN = 1.05
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Request:
-    """What was asked for, checked."""
+class _Task:
+    """A model's costs and what is wanted, checked against each other.
+
+    Attributes:
+        request: resolved.
+        boundaries: of the pieces, where a cut may be.
+    """
 
     graph: Graph
     cuts: CutPoints
     costs: CostModel
-    cluster: Cluster
-    objective: str
-    num_stages: int | None
-    serial: bool
-    fixed_order: bool
-    max_latency_s: float | None
-    min_rows_per_s: float | None
+    request: PlanRequest
     boundaries: tuple[int, ...]
-    are_given: bool
     deadline: Deadline
 
     @property
+    def cluster(self) -> Cluster:
+        return self.request.devices_and_links
+
+    @property
     def max_period_s(self) -> float | None:
-        if self.min_rows_per_s is None:
-            return None
-        return self.costs.micro_batch / self.min_rows_per_s
+        return self.request.max_period_s(self.costs.micro_batch)
 
     def build(self, boundaries: Sequence[int]) -> BuiltProblem:
         return build_problem(
             self.costs,
             self.cluster,
             boundaries,
-            serial=self.serial,
-            fixed_order=self.fixed_order,
-            num_stages=self.num_stages,
+            serial=self.request.serial,
+            fixed_order=self.request.fixed_order,
+            num_stages=self.request.num_stages,
             deadline=self.deadline,
         )
 
@@ -81,17 +81,9 @@ def make_plan(
     graph: Graph,
     cuts: CutPoints,
     costs: CostModel,
-    cluster: Cluster,
+    request: PlanRequest,
     *,
-    objective: str = "throughput",
-    num_stages: int | None = None,
-    serial: bool = False,
-    max_latency_s: float | None = None,
-    min_rows_per_s: float | None = None,
-    fixed_order: bool = False,
-    cut_names: Sequence[str] | None = None,
     with_alternatives: bool = True,
-    time_limit_s: float | None = TIME_LIMIT_S,
 ) -> Plan:
     """The best plan for a model on a cluster, with its proof.
 
@@ -99,82 +91,54 @@ def make_plan(
         graph: the captured model.
         cuts: its positions, judged.
         costs: what its pieces cost, from the same graph and cuts.
-        cluster: the devices and links; `cutset.cluster.devices.equal_cluster` for N equal ones.
-        objective: ``"throughput"`` (least period) or ``"latency"``.
-        num_stages: exactly this many, or None for as many as are best; not every device need
-            be used.
-        serial: whether a stage receives, computes and sends one after the other, instead of at
-            the same time.
-        max_latency_s: the most that one micro-batch may take alone.
-        min_rows_per_s: the least rows per second in steady state.
-        fixed_order: whether stages must keep the cluster's order of devices.
-        cut_names: cut exactly after these (`CutPoint.after`) and nowhere else.
+        request: what is wanted.
         with_alternatives: also plan for one stage ("do not split") and for one stage more and
             fewer.
-        time_limit_s: seconds after which searches end and the best plan so far is taken, with
-            the gap that is known; None for no limit.
 
     Raises:
         PlanError: a cut that is refused or unknown, more stages than pieces or devices, a limit
             that no plan keeps, or nothing was found (within the time limit).
         InfeasiblePlan: no placement fits the devices' memory.
-        ValueError: an unknown objective, or a limit out of its range.
     """
-    request = _check(
-        graph, cuts, costs, cluster, objective, num_stages, serial, max_latency_s, min_rows_per_s,
-        fixed_order, cut_names, within(time_limit_s),
-    )  # fmt: skip
-    built, solution, notes = _solve_by_rules(request)
-    alternatives = _alternatives(request, solution, built) if with_alternatives else ()
-    return _assemble(request, built, solution, notes, alternatives)
+    task = _task(graph, cuts, costs, request)
+    built, solution, notes = _solve_by_rules(task)
+    alternatives = _alternatives(task, solution, built) if with_alternatives else ()
+    return _assemble(task, built, solution, notes, alternatives)
 
 
 def pareto_plans(
-    graph: Graph,
-    cuts: CutPoints,
-    costs: CostModel,
-    cluster: Cluster,
-    *,
-    num_stages: int | None = None,
-    serial: bool = False,
-    max_latency_s: float | None = None,
-    min_rows_per_s: float | None = None,
-    fixed_order: bool = False,
-    cut_names: Sequence[str] | None = None,
-    time_limit_s: float | None = TIME_LIMIT_S,
+    graph: Graph, cuts: CutPoints, costs: CostModel, request: PlanRequest
 ) -> tuple[Plan, ...]:
     """Every plan that no other beats in both period and latency, of rising period.
 
-    The front is exact, and each point a full plan. Arguments and errors are `make_plan`'s;
-    cuts inside the classifier are allowed where they would be for the least period. Where the time
-    limit ends the search, the plans found are on the front, and each has a note that there may be
-    more of a smaller period.
+    The front is exact, and each point a full plan. Arguments and errors are `make_plan`'s, of
+    which the objective does not matter; cuts inside the classifier are allowed where they would be
+    for the least period. Where the time limit ends the search, the plans found are on the front,
+    and each has a note that there may be more of a smaller period.
 
     Raises:
         PlanError: also where there are too many devices to search exhaustively.
     """
-    request = _check(
-        graph, cuts, costs, cluster, "throughput", num_stages, serial, max_latency_s,
-        min_rows_per_s, fixed_order, cut_names, within(time_limit_s),
-    )  # fmt: skip
-    built, _, notes = _solve_by_rules(request)
+    task = _task(graph, cuts, costs, msgspec.structs.replace(request, objective="throughput"))
+    built, _, notes = _solve_by_rules(task)
     try:
         if not is_exact(built.problem):
             raise OverBudget("more states than are searched")
         front = solve_front(built.problem)
     except OverBudget as reason:
         raise PlanError(
-            f"the front over {len(cluster.devices)} unequal devices is out of reach ({reason}); "
-            "fix the order of devices, or plan for one objective"
+            f"the front over {len(task.cluster.devices)} unequal devices is out of reach "
+            f"({reason}); fix the order of devices, or plan for one objective"
         ) from reason
     if not front.is_complete:
-        notes = (*notes, f"{_time_is_over(request)}: plans of a smaller period may be missing")
+        notes = (*notes, f"{_time_is_over(task)}: plans of a smaller period may be missing")
+    max_latency_s, min_rows_per_s = request.max_latency_s, request.min_rows_per_s
     plans = []
     for stages in front.plans:
         solution = Solution(
             stages=stages, bound_s=built.problem.period_s(stages), proven_by="exhaustion"
         )
-        plan = _assemble(request, built, solution, notes, ())
+        plan = _assemble(task, built, solution, notes, ())
         late = max_latency_s is not None and plan.latency_s > max_latency_s * (1 + 1e-9)
         slow = min_rows_per_s is not None and plan.rows_per_s < min_rows_per_s * (1 - 1e-9)
         if not late and not slow:
@@ -182,60 +146,34 @@ def pareto_plans(
     return tuple(plans)
 
 
-def _check(
-    graph: Graph,
-    cuts: CutPoints,
-    costs: CostModel,
-    cluster: Cluster,
-    objective: str,
-    num_stages: int | None,
-    serial: bool,
-    max_latency_s: float | None,
-    min_rows_per_s: float | None,
-    fixed_order: bool,
-    cut_names: Sequence[str] | None,
-    deadline: Deadline,
-) -> _Request:
-    if objective not in ("throughput", "latency"):
-        raise ValueError(f"objective is 'throughput' or 'latency', got {objective!r}")
-    for name, limit in (("max_latency_s", max_latency_s), ("min_rows_per_s", min_rows_per_s)):
-        if limit is not None and not limit > 0:
-            raise ValueError(f"{name} must be above 0, got {limit}")
+def _task(graph: Graph, cuts: CutPoints, costs: CostModel, request: PlanRequest) -> _Task:
+    """The task, after a check that there are as many pieces and devices as stages.
+
+    Raises:
+        PlanError: there are fewer, or a cut is refused or unknown.
+    """
+    deadline = within(request.time_limit_s)
+    request = request.resolved()
     boundaries: tuple[int, ...] = tuple(range(costs.num_pieces + 1))
-    if cut_names is not None:
-        boundaries = _boundaries_of(cuts, costs, cut_names)
-        if num_stages not in (None, len(boundaries) - 1):
-            raise PlanError(
-                f"{len(boundaries) - 2} cuts make {len(boundaries) - 1} stages, not {num_stages}; "
-                "give the cuts or the number of stages"
-            )
-        num_stages = len(boundaries) - 1
-    if num_stages is not None:
-        if num_stages < 1:
-            raise PlanError(f"a plan needs at least 1 stage, got {num_stages}")
-        if num_stages > costs.num_pieces:
-            raise PlanError(
-                f"{num_stages} stages are more than this model can be cut into: it has "
-                f"{costs.num_pieces - 1} cut points, so at most {costs.num_pieces} stages"
-            )
-        if num_stages > len(cluster.devices):
-            raise PlanError(
-                f"{num_stages} stages need {num_stages} devices, the cluster has "
-                f"{len(cluster.devices)}; ask for at most {len(cluster.devices)} stages"
-            )
-    return _Request(
+    if request.cut_names:
+        boundaries = _boundaries_of(cuts, costs, request.cut_names)
+    num_stages, num_devices = request.num_stages, len(request.devices_and_links.devices)
+    if num_stages is not None and num_stages > costs.num_pieces:
+        raise PlanError(
+            f"{num_stages} stages are more than this model can be cut into: it has "
+            f"{costs.num_pieces - 1} cut points, so at most {costs.num_pieces} stages"
+        )
+    if num_stages is not None and num_stages > num_devices:
+        raise PlanError(
+            f"{num_stages} stages need {num_stages} devices, the cluster has {num_devices}; ask "
+            f"for at most {num_devices} stages"
+        )
+    return _Task(
         graph=graph,
         cuts=cuts,
         costs=costs,
-        cluster=cluster,
-        objective=objective,
-        num_stages=num_stages,
-        serial=serial,
-        fixed_order=fixed_order,
-        max_latency_s=max_latency_s,
-        min_rows_per_s=min_rows_per_s,
+        request=request,
         boundaries=boundaries,
-        are_given=cut_names is not None,
         deadline=deadline,
     )
 
@@ -260,24 +198,24 @@ def _refuse(cuts: CutPoints, known: dict[str, int], name: str) -> NoReturn:
     raise PlanError(f"there is no cut point after {name!r}; {hint}")
 
 
-def _solve_by_rules(request: _Request) -> tuple[BuiltProblem, Solution, tuple[str, ...]]:
+def _solve_by_rules(task: _Task) -> tuple[BuiltProblem, Solution, tuple[str, ...]]:
     """Solves without cuts inside the classifier first, with them only where that pays."""
-    everywhere = request.build(request.boundaries)
-    plain = request.boundaries if request.are_given else request.without_heads()
-    if plain == request.boundaries:
-        return everywhere, _solve(request, everywhere), ()
-    built = request.build(plain)
+    everywhere = task.build(task.boundaries)
+    plain = task.boundaries if task.request.cut_names else task.without_heads()
+    if plain == task.boundaries:
+        return everywhere, _solve(task, everywhere), ()
+    built = task.build(plain)
     try:
-        solution = _solve_or_raise(request, built)
+        solution = _solve_or_raise(task, built)
     except Infeasible:
         note = "a cut inside the classifier is used, because without one nothing keeps the limits"
-        return everywhere, _solve(request, everywhere), (note,)
+        return everywhere, _solve(task, everywhere), (note,)
     try:
-        other = _solve_or_raise(request, everywhere)
+        other = _solve_or_raise(task, everywhere)
     except Infeasible:  # only where not everything was searched: what was found counts
         return built, solution, ()
-    value_s = _value(request, built, solution.stages)
-    other_s = _value(request, everywhere, other.stages)
+    value_s = _value(task, built, solution.stages)
+    other_s = _value(task, everywhere, other.stages)
     if value_s > other_s * HEAD_GAIN:
         note = (
             "a cut inside the classifier is used, because without one the plan is "
@@ -293,22 +231,22 @@ def _solve_by_rules(request: _Request) -> tuple[BuiltProblem, Solution, tuple[st
     return built, solution, ()
 
 
-def _value(request: _Request, built: BuiltProblem, stages: tuple[Placed, ...]) -> float:
+def _value(task: _Task, built: BuiltProblem, stages: tuple[Placed, ...]) -> float:
     problem = built.problem
-    by_latency = request.objective == "latency"
+    by_latency = task.request.objective == "latency"
     return problem.latency_s(stages) if by_latency else problem.period_s(stages)
 
 
-def _solve_or_raise(request: _Request, built: BuiltProblem) -> Solution:
+def _solve_or_raise(task: _Task, built: BuiltProblem) -> Solution:
     """Solves for the objective under the limits; raises the solver's own `Infeasible`."""
     problem = built.problem
-    by_latency = request.objective == "latency"
+    by_latency = task.request.objective == "latency"
     if by_latency:
-        solution = solve_latency(problem, max_period_s=request.max_period_s)
-        value_s, limit_s = problem.latency_s(solution.stages), request.max_latency_s
+        solution = solve_latency(problem, max_period_s=task.max_period_s)
+        value_s, limit_s = problem.latency_s(solution.stages), task.request.max_latency_s
     else:
-        solution = solve_period(problem, max_latency_s=request.max_latency_s)
-        value_s, limit_s = problem.period_s(solution.stages), request.max_period_s
+        solution = solve_period(problem, max_latency_s=task.request.max_latency_s)
+        value_s, limit_s = problem.period_s(solution.stages), task.max_period_s
     if limit_s is not None and value_s > limit_s * (1 + 1e-9):
         raise Infeasible(
             "latency" if by_latency else "period",
@@ -319,43 +257,43 @@ def _solve_or_raise(request: _Request, built: BuiltProblem) -> Solution:
     return solution
 
 
-def _solve(request: _Request, built: BuiltProblem) -> Solution:
+def _solve(task: _Task, built: BuiltProblem) -> Solution:
     """Solves, and tells the user what stands in the way where there is no plan."""
     try:
-        return _solve_or_raise(request, built)
+        return _solve_or_raise(task, built)
     except Infeasible as caught:
         reason = caught
     if reason.best_s is not None:
-        raise PlanError(_limit_words(request, str(reason), reason.best_s, reason))
-    if not reason.is_proven and request.deadline.is_past:
+        raise PlanError(_limit_words(task, str(reason), reason.best_s, reason))
+    if not reason.is_proven and task.deadline.is_past:
         raise PlanError(
-            f"{_time_is_over(request)} and no plan was found; that does not say that there is none:"
+            f"{_time_is_over(task)} and no plan was found; that does not say that there is none:"
             " give more time (time_limit_s, --time-limit), or fix the order of devices"
         )
-    raise explain_infeasible(request.cluster, built)
+    raise explain_infeasible(task.cluster, built)
 
 
-def _limit_words(request: _Request, kind: str, best_s: float, reason: Infeasible) -> str:
+def _limit_words(task: _Task, kind: str, best_s: float, reason: Infeasible) -> str:
     """What a limit that is not kept is told with: what exists, or what was found, and no more."""
-    rows = request.costs.micro_batch
+    rows = task.costs.micro_batch
     if kind == "latency":
-        wanted = f"takes at most {request.max_latency_s:g} s for one micro-batch"
+        wanted = f"takes at most {task.request.max_latency_s:g} s for one micro-batch"
         best, bound = f"{best_s:g} s", f"none can take less than {reason.bound_s:g} s"
         least = "the least is"
-        other = _and_limit(request.min_rows_per_s, "rows/s")
+        other = _and_limit(task.request.min_rows_per_s, "rows/s")
     else:
-        wanted = f"gives {request.min_rows_per_s:g} rows/s"
+        wanted = f"gives {task.request.min_rows_per_s:g} rows/s"
         best = f"{rows / best_s:g} rows/s"
         most = rows / reason.bound_s if reason.bound_s > 0 else math.inf
         bound, least = f"none can give more than {most:g} rows/s", "the most is"
-        other = _and_limit(request.max_latency_s, "s latency")
+        other = _and_limit(task.request.max_latency_s, "s latency")
     is_best = reason.bound_s >= best_s * (1 - 1e-9)
     if reason.is_proven:
         found = f"{least} {best}" if is_best else f"the best found is {best}, and {bound}"
         return f"no plan {wanted}: {found}{other}"
     known = f", and {bound}" if reason.bound_s > 0 else ""
-    why = _time_is_over(request) if request.deadline.is_past else (
-        f"{len(request.cluster.devices)} devices that differ are too many to try every order"
+    why = _time_is_over(task) if task.deadline.is_past else (
+        f"{len(task.cluster.devices)} devices that differ are too many to try every order"
     )  # fmt: skip
     return (
         f"no plan was found that {wanted}: the best found is {best}{known}{other}. One may exist: "
@@ -363,38 +301,40 @@ def _limit_words(request: _Request, kind: str, best_s: float, reason: Infeasible
     )
 
 
-def _time_is_over(request: _Request) -> str:
-    return f"the time limit of {request.deadline.limit_s:g} s was reached"
+def _time_is_over(task: _Task) -> str:
+    return f"the time limit of {task.deadline.limit_s:g} s was reached"
 
 
 def _and_limit(limit: float | None, unit: str) -> str:
     return "" if limit is None else f" together with the limit of {limit:g} {unit}"
 
 
-def _alternatives(
-    request: _Request, solution: Solution, chosen: BuiltProblem
-) -> tuple[Alternative, ...]:
+def _alternatives(task: _Task, solution: Solution, chosen: BuiltProblem) -> tuple[Alternative, ...]:
     """The best plans with one stage, with one fewer and with one more than the plan has."""
-    used = len(solution.stages)
-    free = request if not request.are_given else dataclasses.replace(
-        request, boundaries=tuple(range(request.costs.num_pieces + 1)), are_given=False
-    )  # fmt: skip
+    used, num_pieces = len(solution.stages), task.costs.num_pieces
     found = []
     for count in sorted({1, used - 1, used + 1} - {0, used}):
-        if request.deadline.is_past:
-            found.append(Alternative(num_stages=count, reason=_time_is_over(request)))
+        if task.deadline.is_past:
+            found.append(Alternative(num_stages=count, reason=_time_is_over(task)))
             continue
-        if count > request.costs.num_pieces:
+        if count > num_pieces:
             found.append(Alternative(num_stages=count, reason="there are not enough cut points"))
             continue
-        cluster = _with_devices(request.cluster, count, chosen)
+        cluster = _with_devices(task.cluster, count, chosen)
         if cluster is None:
             found.append(Alternative(num_stages=count, reason="there are not enough devices"))
             continue
-        asked = dataclasses.replace(
-            free, num_stages=count, cluster=cluster, max_latency_s=None, min_rows_per_s=None
+        request = msgspec.structs.replace(
+            task.request,
+            num_stages=count,
+            cut_names=(),
+            cluster=cluster,
+            max_latency_s=None,
+            min_rows_per_s=None,
         )
-        found.append(_alternative(asked, count))
+        boundaries = tuple(range(num_pieces + 1))
+        other = dataclasses.replace(task, request=request, boundaries=boundaries)
+        found.append(_alternative(other, count))
     return tuple(found)
 
 
@@ -413,12 +353,12 @@ def _with_devices(cluster: Cluster, count: int, chosen: BuiltProblem) -> Cluster
     return msgspec.structs.replace(cluster, devices=cluster.devices + extra)
 
 
-def _alternative(request: _Request, count: int) -> Alternative:
+def _alternative(task: _Task, count: int) -> Alternative:
     try:
-        built, solution, _ = _solve_by_rules(request)
+        built, solution, _ = _solve_by_rules(task)
     except PlanError as reason:
         return Alternative(num_stages=count, reason=str(reason))
-    plan = _assemble(request, built, solution, (), ())
+    plan = _assemble(task, built, solution, (), ())
     return Alternative(
         num_stages=count,
         devices=tuple(stage.device for stage in plan.stages),
@@ -429,26 +369,21 @@ def _alternative(request: _Request, count: int) -> Alternative:
 
 
 def _assemble(
-    request: _Request,
+    task: _Task,
     built: BuiltProblem,
     solution: Solution,
     notes: tuple[str, ...],
     alternatives: tuple[Alternative, ...],
 ) -> Plan:
     if solution.proven_by == "search":
-        notes = (*notes, f"{_time_is_over(request)}: more time may give a better plan or bound")
-    all_cuts = prefixes_are_all_cuts(request.graph, request.costs, request.cuts.max_tensors)
-    family = "downset" if all_cuts else "prefix"
+        notes = (*notes, f"{_time_is_over(task)}: more time may give a better plan or bound")
     return assemble_plan(
-        request.graph,
-        request.cuts,
-        request.costs,
+        task.graph,
+        task.cuts,
+        task.costs,
         built,
         solution,
-        objective=request.objective,
-        family="given" if request.are_given else family,
-        max_latency_s=request.max_latency_s,
-        min_rows_per_s=request.min_rows_per_s,
+        request=task.request,
         notes=notes,
         alternatives=alternatives,
     )

@@ -6,17 +6,15 @@ it they are shared by more of them, and a row waits longer for its answer.
 
 from __future__ import annotations
 
-from typing import Any
-
-from cutset.cluster.devices import Cluster
 from cutset.costs.model import CostModel, with_more_rows
 from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
-from cutset.planning.deadline import TIME_LIMIT_S, within
+from cutset.planning.deadline import within
 from cutset.planning.make import make_plan
 from cutset.planning.more_tensors import is_hard
 from cutset.planning.plan import Plan
+from cutset.planning.request import PlanRequest
 
 TRIED_FACTORS = (4, 16)
 """How many times as many rows are tried."""
@@ -29,11 +27,9 @@ def more_rows_advice(
     graph: Graph,
     cuts: CutPoints,
     costs: CostModel,
-    cluster: Cluster,
+    request: PlanRequest,
     *,
     plan: Plan,
-    time_limit_s: float | None = TIME_LIMIT_S,
-    **limits: Any,
 ) -> str:
     """What more rows a micro-batch would give, in a sentence; ``""`` where it is nothing much.
 
@@ -43,11 +39,10 @@ def more_rows_advice(
         graph: the captured model.
         cuts: its positions, judged.
         costs: what its pieces cost with the present number of rows.
-        cluster: the devices and links.
+        request: what is wanted; its time limit is that of all tries together.
         plan: the best one for the throughput as things are.
-        time_limit_s: seconds after which no other number is tried; None for no limit.
-        limits: as `make_plan` takes them.
     """
+    cluster = request.devices_and_links
     links = (cluster.link, *(override.link for override in cluster.overrides))
     is_shared = (
         cluster.caller_overhead_s
@@ -56,7 +51,7 @@ def more_rows_advice(
     )
     if not is_shared or plan.objective != "throughput" or is_hard(cluster):
         return ""
-    deadline = within(time_limit_s)
+    deadline = within(request.time_limit_s)
     found: list[tuple[int, float]] = []
     for factor in TRIED_FACTORS:
         if deadline.is_past:
@@ -66,10 +61,8 @@ def more_rows_advice(
                 graph,
                 cuts,
                 with_more_rows(costs, factor),
-                cluster,
+                request.within(deadline.left_s),
                 with_alternatives=False,
-                time_limit_s=None if time_limit_s is None else max(deadline.left_s, 1e-3),
-                **limits,
             )
         except PlanError:
             continue  # a limit on latency or the memory allows no more rows

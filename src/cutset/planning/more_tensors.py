@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
 
 import msgspec
 
@@ -12,9 +11,10 @@ from cutset.costs.model import CostModel
 from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoints, find_cut_points
 from cutset.graph.ir import Graph
-from cutset.planning.deadline import TIME_LIMIT_S, within
+from cutset.planning.deadline import within
 from cutset.planning.make import make_plan
 from cutset.planning.plan import MoreTensors, Plan
+from cutset.planning.request import PlanRequest
 
 TRIED_TENSORS = (2, 3, 4, 6, 8, 12)
 """Numbers of tensors across a cut that are tried."""
@@ -32,15 +32,12 @@ MAX_UNEQUAL_DEVICES = 12
 def try_more_tensors(
     graph: Graph,
     cuts: CutPoints,
-    cluster: Cluster,
+    request: PlanRequest,
     costs_at: Callable[[CutPoints], CostModel],
     *,
     plan: Plan | None,
-    objective: str = "throughput",
     keep: Collection[str] = (),
     divide: Collection[str] = (),
-    time_limit_s: float | None = TIME_LIMIT_S,
-    **limits: Any,
 ) -> MoreTensors | None:
     """The number of tensors across a cut that gives a plan better by a twentieth or more.
 
@@ -51,23 +48,20 @@ def try_more_tensors(
     Args:
         graph: the captured model.
         cuts: its positions, judged with the present `max_tensors`.
-        cluster: the devices and links.
+        request: what is wanted; its time limit is that of all tries together.
         costs_at: what the pieces between other cut points cost; these include those of `cuts`.
         plan: the best one as things are; None where there is none.
-        objective: ``"throughput"`` or ``"latency"``.
         keep: as given to `find_cut_points`.
         divide: likewise.
-        time_limit_s: seconds after which no other number is tried; None for no limit.
-        limits: as `make_plan` takes them.
 
     Returns:
         What the best of them gives, of nearly equal ones the smallest; None where none helps or
         nothing was tried.
     """
-    if len(graph.operations) > MAX_OPERATIONS or is_hard(cluster):
+    if len(graph.operations) > MAX_OPERATIONS or is_hard(request.devices_and_links):
         return None
-    deadline = within(time_limit_s)
-    best = None if plan is None else _value_s(plan, objective)
+    deadline = within(request.time_limit_s)
+    best = None if plan is None else _value_s(plan)
     num_points = len(cuts.points)
     found: MoreTensors | None = None
     for max_tensors in TRIED_TENSORS:
@@ -84,16 +78,13 @@ def try_more_tensors(
                 graph,
                 wider,
                 costs_at(wider),
-                cluster,
-                objective=objective,
+                request.within(deadline.left_s),
                 with_alternatives=False,
-                time_limit_s=None if time_limit_s is None else max(deadline.left_s, 1e-3),
-                **limits,
             )
         except PlanError:
             continue
-        if best is None or _value_s(other, objective) <= WORTH * best:
-            best = _value_s(other, objective)
+        if best is None or _value_s(other) <= WORTH * best:
+            best = _value_s(other)
             found = MoreTensors(
                 max_tensors=max_tensors,
                 num_points=num_points,
@@ -105,8 +96,8 @@ def try_more_tensors(
     return found
 
 
-def _value_s(plan: Plan, objective: str) -> float:
-    return plan.latency_s if objective == "latency" else plan.period_s
+def _value_s(plan: Plan) -> float:
+    return plan.latency_s if plan.objective == "latency" else plan.period_s
 
 
 def _slowest_over_even(plan: Plan) -> float:

@@ -9,7 +9,7 @@ import msgspec
 
 from cutset.cluster.devices import Cluster
 from cutset.errors import PlanError
-from cutset.planning import pareto_plans
+from cutset.planning import PlanRequest, pareto_plans
 from cutset.planning.peers import PeerChoice, peer_choices
 from cutset.planning.plan import Alternative, Plan
 from cutset.report.basis import Basis, first_devices
@@ -135,9 +135,7 @@ def front_candidates(plan: Plan, basis: Basis) -> tuple[tuple[Candidate, ...], s
             basis.graph,
             basis.cuts,
             basis.costs,
-            basis.cluster,
-            serial=plan.serial,
-            fixed_order=plan.fixed_order,
+            PlanRequest(cluster=basis.cluster, serial=plan.serial, fixed_order=plan.fixed_order),
         )
     except PlanError as error:
         return (), f"The front cannot be drawn: {error}."

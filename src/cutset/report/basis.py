@@ -17,6 +17,7 @@ from cutset.cluster.devices import Cluster, Device
 from cutset.costs.model import (
     PROFILE_FORMAT,
     CostModel,
+    Granularity,
     PieceProfile,
     Profile,
     Timing,
@@ -26,7 +27,7 @@ from cutset.costs.model import (
 from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
-from cutset.planning import make_plan
+from cutset.planning import PlanRequest, make_plan
 from cutset.planning.plan import Plan
 from cutset.report.sources import ReportSources
 
@@ -80,11 +81,14 @@ class Basis:
             self.graph,
             self.cuts,
             self.costs,
-            first_devices(where, len(names) + 1),
-            objective=plan.objective,
-            serial=plan.serial,
-            cut_names=tuple(names),
-            fixed_order=True,
+            PlanRequest(
+                cluster=first_devices(where, len(names) + 1),
+                num_stages=len(names) + 1,
+                cut_names=tuple(names),
+                objective=plan.objective,
+                serial=plan.serial,
+                fixed_order=True,
+            ),
             with_alternatives=False,
         )
 
@@ -122,7 +126,7 @@ def make_basis(sources: ReportSources) -> Basis | None:
             "multiply-adds; --profile FILE replaces the estimate by measurements."
         )
 
-    def costs(granularity: str, base_bytes: int = 0) -> CostModel:
+    def costs(granularity: Granularity, base_bytes: int = 0) -> CostModel:
         if profiles is None:
             return costs_from_flops(
                 graph, cuts, micro_batch=plan.micro_batch, base_bytes=base_bytes,

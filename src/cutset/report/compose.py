@@ -6,7 +6,7 @@ import dataclasses
 import re
 
 from cutset.errors import PlanError
-from cutset.planning import gain_inside_units, make_plan
+from cutset.planning import PlanRequest, gain_inside_units, make_plan
 from cutset.planning.plan import Plan
 from cutset.report.alternatives import (
     Candidate,
@@ -128,11 +128,13 @@ def _gain(sources: ReportSources, basis: Basis | None) -> float | None:
             basis.graph,
             basis.cuts,
             basis.finer,
-            first_devices(basis.cluster, len(plan.stages)),
-            objective=plan.objective,
-            num_stages=len(plan.stages),
-            serial=plan.serial,
-            fixed_order=plan.fixed_order,
+            PlanRequest(
+                cluster=first_devices(basis.cluster, len(plan.stages)),
+                num_stages=len(plan.stages),
+                objective=plan.objective,
+                serial=plan.serial,
+                fixed_order=plan.fixed_order,
+            ),
             with_alternatives=False,
         )
     except PlanError:

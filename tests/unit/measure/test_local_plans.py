@@ -19,6 +19,7 @@ from cutset.measure.local_plans import expect_here, plan_here
 from cutset.measure.messages import measure_hop
 from cutset.measure.piece_backends import piece_backends
 from cutset.measure.profiling import PieceBackend, PieceRunner, eager_pieces, profile_costs
+from cutset.planning import PlanRequest
 from cutset.planning.make import make_plan
 from cutset.planning.plan import Expected, Plan, plan_from_json, plan_to_json
 from models_of_trouble import residual_net
@@ -32,7 +33,9 @@ def test_a_plan_gets_its_stages_as_wholes_and_its_messages(
     backends = piece_backends(captured, cuts, num_threads=1)
     profile = profile_costs(captured, cuts, micro_batch=2, num_runs=5, backends=backends)
     costs = costs_from_profile(captured.graph, cuts, profile)
-    plan = make_plan(captured.graph, cuts, costs, equal_cluster(2), num_stages=2)
+    plan = make_plan(
+        captured.graph, cuts, costs, PlanRequest(cluster=equal_cluster(2), num_stages=2)
+    )
     assert plan.expected_period_s == plan.period_s
     sizes: list[int] = []
 
@@ -71,7 +74,12 @@ class _Prepared(NamedTuple):
 
     def make(self, profile: Profile) -> Plan:
         costs = costs_from_profile(self.captured.graph, self.cuts, profile)
-        return make_plan(self.captured.graph, self.cuts, costs, equal_cluster(2), num_stages=2)
+        return make_plan(
+            self.captured.graph,
+            self.cuts,
+            costs,
+            PlanRequest(cluster=equal_cluster(2), num_stages=2),
+        )
 
 
 @pytest.fixture
@@ -179,7 +187,9 @@ def test_a_stage_that_a_backend_cannot_run_as_a_whole_is_planned_without_it(
         if "onnxruntime" in profile.pieces[0].timings:
             profile = with_backend(profile, "onnxruntime")
         costs = costs_from_profile(captured.graph, cuts, profile)
-        return make_plan(captured.graph, cuts, costs, equal_cluster(2), num_stages=2)
+        return make_plan(
+            captured.graph, cuts, costs, PlanRequest(cluster=equal_cluster(2), num_stages=2)
+        )
 
     plan = plan_here(captured, make, profile, backends, num_runs=5)
     assert [stage.backend for stage in plan.stages] == ["torch", "torch"]

@@ -5,7 +5,7 @@ import pytest
 
 from cutset.cluster.devices import Cluster, Device, Link, LinkOverride
 from cutset.costs.model import costs_from_flops
-from cutset.planning import Plan, expect_on_cluster, make_plan, simulate_plan
+from cutset.planning import Plan, PlanRequest, expect_on_cluster, make_plan, simulate_plan
 from planner_graphs import chain
 
 INPUT_BYTES = 12
@@ -23,7 +23,12 @@ def plan_on(where: Cluster, *, serial: bool = False) -> Plan:
     """Two stages of 4 and 6 seconds on a and b; 40 bytes cross the cut and 40 go out."""
     graph, cuts = chain([4, 6], widths=[10, 10])
     costs = costs_from_flops(graph, cuts, flops_per_s=1.0)
-    return make_plan(graph, cuts, costs, where, num_stages=2, fixed_order=True, serial=serial)
+    return make_plan(
+        graph,
+        cuts,
+        costs,
+        PlanRequest(cluster=where, num_stages=2, fixed_order=True, serial=serial),
+    )
 
 
 def test_what_bytes_take_is_part_of_the_plan() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from cutset.cluster.devices import Cluster, Device, Link
 from cutset.costs.model import costs_from_flops
-from cutset.planning import make_plan, more_rows_advice, try_more_tensors
+from cutset.planning import PlanRequest, make_plan, more_rows_advice, try_more_tensors
 from planner_graphs import chain
 
 SLOW_TO_TURN = Cluster(devices=(Device(name="a", overhead_s=2.0), Device(name="b", overhead_s=2.0)))
@@ -14,8 +14,8 @@ SLOW_TO_TURN = Cluster(devices=(Device(name="a", overhead_s=2.0), Device(name="b
 def advice(cluster: Cluster, **limits: float) -> str:
     graph, cuts = chain([1, 1])
     costs = costs_from_flops(graph, cuts, flops_per_s=10.0)
-    plan = make_plan(graph, cuts, costs, cluster, **limits)
-    return more_rows_advice(graph, cuts, costs, cluster, plan=plan, **limits)
+    plan = make_plan(graph, cuts, costs, PlanRequest(cluster=cluster, **limits))
+    return more_rows_advice(graph, cuts, costs, PlanRequest(cluster=cluster, **limits), plan=plan)
 
 
 def test_more_rows_share_an_overhead() -> None:
@@ -46,9 +46,14 @@ def test_more_tensors_are_tried_for_any_number_of_equal_devices(num: int) -> Non
     graph, cuts = chain([1] * 40)
     costs = costs_from_flops(graph, cuts)
     cluster = Cluster(devices=tuple(Device(name=f"d{k}") for k in range(num)))
-    plan = make_plan(graph, cuts, costs, cluster)
-    found = try_more_tensors(graph, cuts, cluster, lambda wider: costs, plan=plan)
+    plan = make_plan(graph, cuts, costs, PlanRequest(cluster=cluster))
+    found = try_more_tensors(
+        graph, cuts, PlanRequest(cluster=cluster), lambda wider: costs, plan=plan
+    )
     assert found is None
     other = msgspec.structs.replace(cluster.devices[0], speed=0.5)
     mixed = Cluster(devices=(*cluster.devices[1:], other))
-    assert try_more_tensors(graph, cuts, mixed, lambda wider: costs, plan=plan) is None
+    assert (
+        try_more_tensors(graph, cuts, PlanRequest(cluster=mixed), lambda wider: costs, plan=plan)
+        is None
+    )

@@ -6,7 +6,14 @@ import pytest
 from cutset.cluster.devices import Cluster, Device, Link
 from cutset.costs.model import costs_from_flops
 from cutset.errors import PlanError
-from cutset.planning import load_plan, make_plan, plan_from_json, plan_to_json, simulate_plan
+from cutset.planning import (
+    PlanRequest,
+    load_plan,
+    make_plan,
+    plan_from_json,
+    plan_to_json,
+    simulate_plan,
+)
 from planner_graphs import chain
 
 
@@ -16,7 +23,9 @@ def made():
         devices=(Device(name="a", memory_bytes=10**6), Device(name="b")),
         link=Link(bandwidth_bytes_per_s=40.0, latency_s=0.5),
     )
-    return make_plan(graph, cuts, costs_from_flops(graph, cuts, flops_per_s=1.0), cluster)
+    return make_plan(
+        graph, cuts, costs_from_flops(graph, cuts, flops_per_s=1.0), PlanRequest(cluster=cluster)
+    )
 
 
 def test_a_plan_reads_back_equal(tmp_path):

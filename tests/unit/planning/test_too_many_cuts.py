@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cutset.cluster.devices import Cluster, Device, Link
-from cutset.planning import plan_cost_graph, plan_from_json, plan_to_json
+from cutset.planning import PlanRequest, plan_cost_graph, plan_from_json, plan_to_json
 from cutset.planning.anyorder.cost_graph import CostGraph, CostNode, CostTensor
 
 TWO = Cluster(
@@ -40,7 +40,7 @@ def branches(leaf_s: float, *, num_leaves: int = 17, leaf_bytes: int = 0) -> Cos
 
 
 def test_leaves_that_cost_nothing_hide_no_plan() -> None:
-    plan = plan_cost_graph(branches(0.0, leaf_bytes=1000), TWO)
+    plan = plan_cost_graph(branches(0.0, leaf_bytes=1000), PlanRequest(cluster=TWO))
     # The stem and the first node of each branch on a, the rest on b.
     assert plan.period_s == pytest.approx(0.021)
     assert (plan.family, plan.bound_by) == ("downset", "exhaustion")
@@ -60,14 +60,14 @@ def test_a_chain_that_costs_nothing_goes_with_what_it_reads() -> None:
     )
     plan = plan_cost_graph(
         CostGraph(format=graph.format, nodes=graph.nodes + free, tensors=graph.tensors + tensors),
-        TWO,
+        PlanRequest(cluster=TWO),
     )
     assert plan.period_s == pytest.approx(0.021)
     assert plan.family == "downset"
 
 
 def test_bounds_for_every_cut_judge_what_was_searched_in_part() -> None:
-    plan = plan_cost_graph(branches(1e-6), TWO)
+    plan = plan_cost_graph(branches(1e-6), PlanRequest(cluster=TWO))
     assert plan.family == "orders"
     assert plan.bound_by != "exhaustion"
     assert {each.name for each in plan.certificates} == {"volume", "largest node", "sharing"}
@@ -79,7 +79,7 @@ def test_bounds_for_every_cut_judge_what_was_searched_in_part() -> None:
 
 
 def test_with_a_number_of_stages_a_free_node_may_be_one() -> None:
-    plan = plan_cost_graph(branches(0.0), TWO, num_stages=2)
+    plan = plan_cost_graph(branches(0.0), PlanRequest(cluster=TWO, num_stages=2))
     assert plan.period_s == pytest.approx(0.021)
     assert plan.family == "orders"
     assert plan.bound_by in ("volume", "sharing", "largest node")
@@ -94,7 +94,7 @@ def test_a_plan_for_some_of_many_devices_is_one_for_all() -> None:
         ),
     )
     devices = tuple(Device(name=f"d{k}", speed=1 + k / 100) for k in range(24))
-    plan = plan_cost_graph(graph, Cluster(devices=devices))
+    plan = plan_cost_graph(graph, PlanRequest(cluster=Cluster(devices=devices)))
     # At least two pieces on the fastest of ten devices; all on all 24 would take 20 / 26.76 s.
     assert plan.family == "orders"
     assert plan.period_s <= 2 / 1.14 + 1e-9
@@ -113,7 +113,7 @@ def test_costs_of_bytes_move_the_cut() -> None:
         ),
     )
     link = Link(bandwidth_bytes_per_s=125e6, send_s_per_byte=3e-9, receive_s_per_byte=8e-9)
-    plan = plan_cost_graph(graph, Cluster(devices=TWO.devices, link=link))
+    plan = plan_cost_graph(graph, PlanRequest(cluster=Cluster(devices=TWO.devices, link=link)))
     assert plan.stages[0].last == "n1"
     assert plan.period_s == pytest.approx(0.1053)
 
@@ -131,6 +131,6 @@ def test_a_number_that_means_never_does_not_blur_the_others(never: float | None)
             ),
             transfers=transfers,
         )
-        plan = plan_cost_graph(graph, Cluster(devices=TWO.devices))
+        plan = plan_cost_graph(graph, PlanRequest(cluster=Cluster(devices=TWO.devices)))
         assert plan.period_s == pytest.approx(0.05)
         assert [stage.compute_s for stage in plan.stages] == pytest.approx([0.05, 0.03])

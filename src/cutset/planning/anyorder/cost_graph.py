@@ -27,7 +27,7 @@ import math
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -35,12 +35,13 @@ import numpy as np
 from cutset.cluster.devices import Cluster, Device
 from cutset.errors import PlanError
 from cutset.planning.anyorder.cost_graph_checks import first_problem, first_repeated_key
-from cutset.planning.anyorder.cost_graph_reasons import Wanted, limit_not_kept, no_plan
+from cutset.planning.anyorder.cost_graph_reasons import limit_not_kept, no_plan
 from cutset.planning.anyorder.downsets import DagProblem, DagSolution, Tensor, contract
 from cutset.planning.anyorder.fewer_downsets import certificates_for_all
 from cutset.planning.anyorder.goals import MAX_FRONT, Goals, OutOfReach
-from cutset.planning.deadline import TIME_LIMIT_S, OutOfTime, OverBudget, within
+from cutset.planning.deadline import OutOfTime, OverBudget, within
 from cutset.planning.plan import PLAN_FORMAT, Certificate, Plan, StagePlan, gap_of, proven_among
+from cutset.planning.request import Objective, PlanRequest
 
 _MAX_FILE_BYTES = 64 << 20
 _T = TypeVar("_T")
@@ -72,7 +73,7 @@ class CostGraph(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     format: str
     nodes: tuple[CostNode, ...]
     tensors: tuple[CostTensor, ...]
-    transfers: str = "neighbour"
+    transfers: Literal["neighbour", "host"] = "neighbour"
 
 
 def load_cost_graph(path: str | Path) -> CostGraph:
@@ -100,17 +101,7 @@ def load_cost_graph(path: str | Path) -> CostGraph:
 
 
 def plan_cost_graph(
-    graph: CostGraph | str | Path,
-    cluster: Cluster,
-    *,
-    objective: str = "throughput",
-    serial: bool = False,
-    num_stages: int | None = None,
-    max_tensors: int | None = None,
-    fixed_order: bool = False,
-    max_latency_s: float | None = None,
-    min_rows_per_s: float | None = None,
-    time_limit_s: float | None = TIME_LIMIT_S,
+    graph: CostGraph | str | Path, request: PlanRequest, *, max_tensors: int | None = None
 ) -> Plan:
     """The best plan for a cost graph.
 
@@ -123,78 +114,31 @@ def plan_cost_graph(
 
     Args:
         graph: the costs, or the file that holds them.
-        cluster: devices; all links must cost the same. Overheads and the costs of bytes count in
-            the period, as for a model.
-        objective: ``"throughput"`` (least period) or ``"latency"``.
-        serial: whether computing and sending add up.
-        num_stages: exactly this many, or None for any number.
+        request: what is request. All links of its cluster must cost the same. Overheads and the
+            costs of bytes count in the period, as for a model.
         max_tensors: the most tensors that may cross a cut, or None.
-        fixed_order: whether stages must keep the cluster's order of devices.
-        max_latency_s: the most that one micro-batch may take alone.
-        min_rows_per_s: the least micro-batches per second in steady state.
-        time_limit_s: the most that planning may take; then the best plan so far is taken, with its
-            gap. None for no limit.
 
     Raises:
-        PlanError: the graph, the cluster or the number of stages allows no plan, or none keeps the
-            limits.
+        PlanError: the graph, the cluster or the number of stages allows no plan, none keeps the
+            limits, or the request names cuts.
         InfeasiblePlan: no placement fits the devices' memory.
-        ValueError: an unknown objective, or a limit out of its range.
+        ValueError: `max_tensors` is below 1.
     """
-    if objective not in ("throughput", "latency"):
-        raise ValueError(f"objective must be 'throughput' or 'latency', got {objective!r}")
-    wanted = Wanted(
-        num_stages=num_stages,
-        max_tensors=max_tensors,
-        fixed_order=fixed_order,
-        serial=serial,
-        max_latency_s=max_latency_s,
-        min_rows_per_s=min_rows_per_s,
-        time_limit_s=time_limit_s,
-    )
-    task = _Task(graph, cluster, wanted)
-    by_latency = objective == "latency"
-    reached = task.answer(
-        lambda goals: goals.best(
-            by_latency=by_latency,
-            max_latency_s=wanted.max_latency,
-            max_period_s=wanted.max_period_s,
-        )
-    )
-    return task.plan(reached.solution, objective, reached.bound_s)
+    task = _Task(graph, request, max_tensors)
+    by_latency = request.objective == "latency"
+    reached = task.answer(lambda goals: goals.best(by_latency=by_latency, **task.limits))
+    return task.plan(reached.solution, request.objective, reached.bound_s)
 
 
 def pareto_cost_graph(
-    graph: CostGraph | str | Path,
-    cluster: Cluster,
-    *,
-    serial: bool = False,
-    num_stages: int | None = None,
-    max_tensors: int | None = None,
-    fixed_order: bool = False,
-    max_latency_s: float | None = None,
-    min_rows_per_s: float | None = None,
-    time_limit_s: float | None = TIME_LIMIT_S,
+    graph: CostGraph | str | Path, request: PlanRequest, *, max_tensors: int | None = None
 ) -> tuple[Plan, ...]:
     """Every plan for a cost graph that no other beats in both period and latency.
 
-    By rising period. Arguments and errors as for `plan_cost_graph`.
+    By rising period. Arguments and errors as for `plan_cost_graph`; the objective does not matter.
     """
-    wanted = Wanted(
-        num_stages=num_stages,
-        max_tensors=max_tensors,
-        fixed_order=fixed_order,
-        serial=serial,
-        max_latency_s=max_latency_s,
-        min_rows_per_s=min_rows_per_s,
-        time_limit_s=time_limit_s,
-    )
-    task = _Task(graph, cluster, wanted)
-    found = task.answer(
-        lambda goals: goals.front(
-            max_latency_s=wanted.max_latency, max_period_s=wanted.max_period_s
-        )
-    )
+    task = _Task(graph, request, max_tensors)
+    found = task.answer(lambda goals: goals.front(**task.limits))
     if found is None:
         raise PlanError(
             f"over {MAX_FRONT} plans are the best in period or latency; narrow them down with "
@@ -204,24 +148,44 @@ def pareto_cost_graph(
 
 
 class _Task:
-    """A graph, a cluster and a wish, as numbers.
+    """A graph and what is wanted, as numbers.
 
     Raises:
         PlanError: the graph or the cluster cannot be planned with.
+        ValueError: `max_tensors` is below 1.
     """
 
-    def __init__(self, graph: CostGraph | str | Path, cluster: Cluster, wanted: Wanted) -> None:
+    def __init__(
+        self, graph: CostGraph | str | Path, request: PlanRequest, max_tensors: int | None
+    ) -> None:
+        if max_tensors is not None and max_tensors < 1:
+            raise ValueError(f"max_tensors must be at least 1, got {max_tensors}")
+        if request.cut_names:
+            raise PlanError(
+                "a cost graph takes no cuts: its stages are sets of nodes, not parts of one order; "
+                "hold nodes together by 'group'"
+            )
         self.costs = graph if isinstance(graph, CostGraph) else load_cost_graph(graph)
-        self.cluster, self.wanted = cluster, wanted
+        self.request = request.resolved()
+        self.cluster = request.devices_and_links
         problem = first_problem(self.costs)
         if problem:
             raise PlanError(problem)
-        if cluster.overrides or cluster.caller is not None:
+        if self.cluster.overrides or self.cluster.caller is not None:
             raise PlanError(
                 "a cost graph is planned with one kind of link: leave out link.between and caller"
             )
-        self.kinds = _kinds(self.costs, cluster, fixed_order=wanted.fixed_order)
-        self.dag = _dag(self.costs, cluster, self.kinds, wanted)
+        self.kinds = _kinds(self.costs, self.cluster, fixed_order=request.fixed_order)
+        self.dag = _dag(self.costs, self.request, self.kinds, max_tensors)
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """As `Goals` takes them, infinity for none."""
+        latency_s, period_s = self.request.max_latency_s, self.request.max_period_s(1)
+        return {
+            "max_latency_s": math.inf if latency_s is None else latency_s,
+            "max_period_s": math.inf if period_s is None else period_s,
+        }
 
     def answer(self, ask: Callable[[Goals], _T]) -> _T:
         """What the search answers, its refusals in words.
@@ -235,18 +199,18 @@ class _Task:
                 return ask(goals)
             except LookupError as reason:
                 raise no_plan(
-                    self.costs, self.dag, self.kinds, self.wanted, goals.family
+                    self.costs, self.dag, self.kinds, self.request, goals.family
                 ) from reason
         except OutOfTime as reason:
             raise PlanError(f"no plan was found: {reason}; give it more, or join nodes") from reason
         except OverBudget as reason:
             raise PlanError(f"too many unequal devices for a cost graph: {reason}") from reason
         except OutOfReach as reason:
-            raise limit_not_kept(reason, self.wanted) from reason
+            raise limit_not_kept(reason, self.request) from reason
 
-    def plan(self, solution: DagSolution, objective: str, bound_s: float) -> Plan:
+    def plan(self, solution: DagSolution, objective: Objective, bound_s: float) -> Plan:
         """A solution with names, predictions and its proof."""
-        costs, cluster, dag, wanted = self.costs, self.cluster, self.dag, self.wanted
+        costs, cluster, dag, request = self.costs, self.cluster, self.dag, self.request
         stages = _stages(costs, dag, self.kinds, solution)
         used = {stage.device for stage in stages}
         value_s = solution.latency_s if objective == "latency" else solution.period_s
@@ -264,9 +228,9 @@ class _Task:
             bound_by=certificates[0].name,
             gap=gap_of(value_s, bound_s),
             serial=dag.serial or dag.through_host,
-            fixed_order=wanted.fixed_order,
-            max_latency_s=wanted.max_latency_s,
-            min_rows_per_s=wanted.min_rows_per_s,
+            fixed_order=request.fixed_order,
+            max_latency_s=request.max_latency_s,
+            min_rows_per_s=request.min_rows_per_s,
             family=solution.family,
             proven_among=proven_among(solution.family, has_links=has_links),
             certificates=certificates,
@@ -303,9 +267,9 @@ def _kinds(costs: CostGraph, cluster: Cluster, *, fixed_order: bool) -> list[lis
 
 def _dag(
     costs: CostGraph,
-    cluster: Cluster,
+    request: PlanRequest,
     kinds: list[list[Device]],
-    wanted: Wanted,
+    max_tensors: int | None,
 ) -> DagProblem:
     place = {node.name: k for k, node in enumerate(costs.nodes)}
     groups = {name: k for k, name in enumerate(sorted({node.group for node in costs.nodes} - {""}))}
@@ -317,7 +281,7 @@ def _dag(
             found = node.seconds.get(name, node.seconds.get(""))
             if found is not None:
                 seconds[row, column] = found / (1.0 if name in node.seconds else kind[0].speed)
-    link, host = cluster.link, costs.transfers == "host"
+    link, host = request.devices_and_links.link, costs.transfers == "host"
     return DagProblem(
         seconds=seconds,
         weight_bytes=np.array([node.weight_bytes for node in costs.nodes], dtype=np.float64),
@@ -339,14 +303,14 @@ def _dag(
         through_host=host,
         pays=(True,) * len(kinds),
         link_latency_s=link.latency_s,
-        serial=wanted.serial,
-        num_stages=wanted.num_stages,
-        max_tensors=wanted.max_tensors,
+        serial=request.serial,
+        num_stages=request.num_stages,
+        max_tensors=max_tensors,
         overhead_s=tuple(kind[0].overhead_s for kind in kinds),
         send_s_per_byte=link.send_s_per_byte,
         receive_s_per_byte=link.receive_s_per_byte,
-        fixed_order=wanted.fixed_order,
-        deadline=within(wanted.time_limit_s),
+        fixed_order=request.fixed_order,
+        deadline=within(request.time_limit_s),
     )
 
 

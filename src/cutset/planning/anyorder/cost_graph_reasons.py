@@ -12,6 +12,7 @@ from cutset.cluster.devices import Device
 from cutset.errors import InfeasiblePlan, PlanError
 from cutset.planning.anyorder.downsets import DagProblem, contract
 from cutset.planning.anyorder.goals import Goals, OutOfReach
+from cutset.planning.request import PlanRequest
 
 if TYPE_CHECKING:
     from cutset.planning.anyorder.cost_graph import CostGraph
@@ -19,56 +20,18 @@ if TYPE_CHECKING:
 _SHOWN = 3
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What is wanted of a plan for a cost graph; the fields are `plan_cost_graph`'s arguments.
-
-    Raises:
-        ValueError: a limit is not above 0 and finite, or a count below 1.
-    """
-
-    num_stages: int | None = None
-    max_tensors: int | None = None
-    fixed_order: bool = False
-    serial: bool = False
-    max_latency_s: float | None = None
-    min_rows_per_s: float | None = None
-    time_limit_s: float | None = None
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        for name in ("max_latency_s", "min_rows_per_s", "time_limit_s"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be above 0 and finite, got {value}")
-        for name in ("num_stages", "max_tensors"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-
-    @property
-    def max_latency(self) -> float:
-        """Seconds that one micro-batch may take alone; infinity for no limit."""
-        return math.inf if self.max_latency_s is None else self.max_latency_s
-
-    @property
-    def max_period_s(self) -> float:
-        """Seconds that a micro-batch may take in steady state; infinity for no limit."""
-        return math.inf if self.min_rows_per_s is None else 1 / self.min_rows_per_s
-
-
-def limit_not_kept(reason: OutOfReach, wanted: Wanted) -> PlanError:
+def limit_not_kept(reason: OutOfReach, request: PlanRequest) -> PlanError:
     """The error for limits that no plan keeps."""
     among = _among(reason.family)
     if reason.limit == "period":
         most = 1 / reason.best_s if reason.best_s else math.inf
         return PlanError(
-            f"no plan gives {wanted.min_rows_per_s:g} rows/s: the most is {most:g} rows/s{among}"
+            f"no plan gives {request.min_rows_per_s:g} rows/s: the most is {most:g} rows/s{among}"
         )
-    also = f" and gives {wanted.min_rows_per_s:g} rows/s" if reason.limit == "both" else ""
+    also = f" and gives {request.min_rows_per_s:g} rows/s" if reason.limit == "both" else ""
     return PlanError(
-        f"no plan takes at most {wanted.max_latency_s:g} s for one micro-batch{also}: the least is "
-        f"{reason.best_s:g} s{among}"
+        f"no plan takes at most {request.max_latency_s:g} s for one micro-batch{also}: "
+        f"the least is {reason.best_s:g} s{among}"
     )
 
 
@@ -78,7 +41,7 @@ def _among(family: str) -> str:
 
 
 def no_plan(
-    costs: CostGraph, dag: DagProblem, kinds: list[list[Device]], wanted: Wanted, family: str
+    costs: CostGraph, dag: DagProblem, kinds: list[list[Device]], request: PlanRequest, family: str
 ) -> PlanError:
     """The error for a cost graph that has no plan at all among the cuts of `family`."""
     nowhere = _nowhere(costs, dag)
@@ -89,10 +52,10 @@ def no_plan(
         return _lacks_memory(dag, kinds, _among(family))
     devices, parts = sum(dag.counts), len(contract(dag)[0])
     what = (
-        f"no plan has {wanted.num_stages or 'any number of'} stages over {len(costs.nodes)} nodes "
+        f"no plan has {request.num_stages or 'any number of'} stages over {len(costs.nodes)} nodes "
         f"and {devices} devices{_among(family)}"
     )
-    stages = wanted.num_stages or 1
+    stages = request.num_stages or 1
     if stages > devices:
         return PlanError(f"{what}: each stage needs a device of its own")
     if stages > parts:
@@ -107,7 +70,7 @@ def no_plan(
             dataclasses.replace(unlimited, **change)
         ):
             return PlanError(f"{what} with {name}; without it there is one, memory aside")
-    if wanted.num_stages and _is_possible(dataclasses.replace(unlimited, num_stages=None)):
+    if request.num_stages and _is_possible(dataclasses.replace(unlimited, num_stages=None)):
         return PlanError(f"{what}; with another number of stages there is one, memory aside")
     return PlanError(f"{what} where each node runs on a device that it has seconds for")
 

@@ -21,7 +21,7 @@ from cutset.costs.model import costs_from_flops
 from cutset.errors import BundleError, ChecksumMismatch, ModelError
 from cutset.graph.cuts import find_cut_points
 from cutset.graph.ir import Graph
-from cutset.planning import Plan, make_plan
+from cutset.planning import Plan, PlanRequest, make_plan
 from models_of_trouble import ManyInsAndOuts, TiedWeights, residual_net
 
 
@@ -29,7 +29,9 @@ def _plan(model: nn.Module, example: ExampleInputs, num_stages: int, max_tensors
     graph = capture_model(model, example).graph
     cuts = find_cut_points(graph, max_tensors=max_tensors)
     costs = costs_from_flops(graph, cuts)
-    return make_plan(graph, cuts, costs, equal_cluster(num_stages), num_stages=num_stages)
+    return make_plan(
+        graph, cuts, costs, PlanRequest(cluster=equal_cluster(num_stages), num_stages=num_stages)
+    )
 
 
 def _plan_with_cut(graph: Graph, point: int) -> Plan:
@@ -37,7 +39,7 @@ def _plan_with_cut(graph: Graph, point: int) -> Plan:
     cuts = find_cut_points(graph)
     costs = costs_from_flops(graph, cuts)
     cut = cuts.points[point].after
-    return make_plan(graph, cuts, costs, equal_cluster(2), cut_names=(cut,))
+    return make_plan(graph, cuts, costs, PlanRequest(cluster=equal_cluster(2), cut_names=(cut,)))
 
 
 EXAMPLE = torch.randn(2, 3, 8, 8)

@@ -8,6 +8,7 @@ from cutset.cluster.cluster_file import load_cluster
 from cutset.cluster.devices import Cluster, Device, Link, LinkOverride
 from cutset.errors import InfeasiblePlan, PlanError
 from cutset.planning import (
+    PlanRequest,
     load_cost_graph,
     pareto_cost_graph,
     plan_cost_graph,
@@ -17,7 +18,7 @@ from cutset.planning import (
 from cutset.planning.anyorder.cost_graph import CostGraph, CostNode, CostTensor
 from cutset.planning.deadline import Deadline, OutOfTime
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 TWO = Cluster(devices=(Device(name="a"), Device(name="b")))
 
 
@@ -45,9 +46,9 @@ def diamond(transfers="neighbour", num_bytes=0, group="", weight=0):
 
 
 def test_a_downset_beats_every_prefix_of_the_given_order():
-    made = plan_cost_graph(diamond(), TWO)
+    made = plan_cost_graph(diamond(), PlanRequest(cluster=TWO))
     assert made.period_s == 4.0
-    prefix_free = plan_cost_graph(diamond(group="together"), TWO)
+    prefix_free = plan_cost_graph(diamond(group="together"), PlanRequest(cluster=TWO))
     assert prefix_free.period_s == 4.0
     assert {"s", "l"} <= set(prefix_free.stages[0].units)
     assert made.family == "downset"
@@ -57,13 +58,13 @@ def test_a_downset_beats_every_prefix_of_the_given_order():
 def test_neighbours_pass_on_what_is_alive():
     link = Link(bandwidth_bytes_per_s=1.0, latency_s=0.5)
     cluster = Cluster(devices=(Device(name="a"), Device(name="b")), link=link)
-    made = plan_cost_graph(diamond(num_bytes=2), cluster)
+    made = plan_cost_graph(diamond(num_bytes=2), PlanRequest(cluster=cluster))
     # After s alone its tensor crosses: 2.5 s, beside stages of 1 and 5. After two nodes s and what
     # l or r made cross: 4.5 s, beside 2 and 4. After three, l's and r's: 4.5 s, beside 5 and 1.
     assert made.period_s == 4.5
     assert made.stages[0].send_s == 4.5
     assert made.latency_s == 10.5
-    serial = plan_cost_graph(diamond(num_bytes=2), cluster, serial=True)
+    serial = plan_cost_graph(diamond(num_bytes=2), PlanRequest(cluster=cluster, serial=True))
     assert serial.period_s == 6.0  # one device: any cut would cost more
     assert len(serial.stages) == 1
 
@@ -71,7 +72,7 @@ def test_neighbours_pass_on_what_is_alive():
 def test_through_the_host_each_tensor_is_paid_where_it_enters_and_leaves():
     link = Link(bandwidth_bytes_per_s=4.0)
     cluster = Cluster(devices=(Device(name="a"), Device(name="b")), link=link)
-    made = plan_cost_graph(diamond("host", num_bytes=1), cluster)
+    made = plan_cost_graph(diamond("host", num_bytes=1), PlanRequest(cluster=cluster))
     # {s, l} and {r, t}: s and l leave (0.5), s and l enter (0.5): 2.5 and 4.5. {s, r}: 4.5, 2.5.
     assert made.period_s == 4.5
     assert made.latency_s == 7.0
@@ -84,10 +85,10 @@ def test_exact_numbers_of_stages_and_devices_seconds():
             CostNode(name=n.name, seconds={"": n.seconds[""], "b": 10.0}) for n in diamond().nodes
         )
     )  # fmt: skip
-    assert plan_cost_graph(graph, TWO).period_s == 6.0
-    assert plan_cost_graph(graph, TWO, num_stages=2).period_s == 10.0
+    assert plan_cost_graph(graph, PlanRequest(cluster=TWO)).period_s == 6.0
+    assert plan_cost_graph(graph, PlanRequest(cluster=TWO, num_stages=2)).period_s == 10.0
     with pytest.raises(PlanError, match="no plan has 5 stages over 4 nodes and 2 devices"):
-        plan_cost_graph(graph, TWO, num_stages=5)
+        plan_cost_graph(graph, PlanRequest(cluster=TWO, num_stages=5))
 
 
 def test_memory_that_nothing_fits_says_the_least_that_would_do():
@@ -95,14 +96,16 @@ def test_memory_that_nothing_fits_says_the_least_that_would_do():
         devices=(Device(name="a", memory_bytes=10), Device(name="b", memory_bytes=25))
     )
     with pytest.raises(InfeasiblePlan) as caught:
-        plan_cost_graph(diamond(weight=10), cluster)
+        plan_cost_graph(diamond(weight=10), PlanRequest(cluster=cluster))
     assert caught.value.device == "b"
     assert caught.value.needed_bytes == 30
     assert caught.value.available_bytes == 25
 
 
 def test_the_example_plans_and_reads_back():
-    made = plan_cost_graph(ROOT / "examples/cost-graph.json", one_kind_of_link())
+    made = plan_cost_graph(
+        ROOT / "examples/cost-graph.json", PlanRequest(cluster=one_kind_of_link())
+    )
     assert plan_from_json(plan_to_json(made)) == made
     assert sum(len(stage.units) for stage in made.stages) == 5
 
@@ -114,7 +117,9 @@ def one_kind_of_link():
 def test_clusters_of_many_kinds_of_links_are_refused():
     other = LinkOverride(source="a", target="b", link=Link())
     with pytest.raises(PlanError, match="one kind of link"):
-        plan_cost_graph(diamond(), msgspec.structs.replace(TWO, overrides=(other,)))
+        plan_cost_graph(
+            diamond(), PlanRequest(cluster=msgspec.structs.replace(TWO, overrides=(other,)))
+        )
 
 
 @pytest.mark.parametrize(
@@ -183,7 +188,7 @@ def on(*devices, **link):
 
 def test_overhead_counts_in_the_period():
     cluster = on(Device(name="a", overhead_s=0.05), Device(name="b"), latency_s=0.001)
-    made = plan_cost_graph(two_branches(), cluster)
+    made = plan_cost_graph(two_branches(), PlanRequest(cluster=cluster))
     # b would take 100 ms for the first node of a branch, so a does both: 1 + 10 + 10 + 50.
     assert made.period_s == pytest.approx(0.071)
     assert [stage.overhead_s for stage in made.stages] == [pytest.approx(0.05), 0.0]
@@ -195,12 +200,12 @@ def test_what_bytes_take_from_computing_counts_in_the_period():
         [{"": 0.1}, {"": 0.005}, {"": 0.095}], [(0, (1,), 10_000_000), (1, (2,), 100_000)]
     )
     free = on(Device(name="a"), Device(name="b"), bandwidth_bytes_per_s=125e6)
-    assert plan_cost_graph(graph, free).period_s == pytest.approx(0.1)
+    assert plan_cost_graph(graph, PlanRequest(cluster=free)).period_s == pytest.approx(0.1)
     costly = msgspec.structs.replace(
         free,
         link=msgspec.structs.replace(free.link, send_s_per_byte=3e-9, receive_s_per_byte=8e-9),
     )
-    made = plan_cost_graph(graph, costly)
+    made = plan_cost_graph(graph, PlanRequest(cluster=costly))
     # After n0 the receiver would take 100 + 10 MB x 8 ns = 180 ms, the sender 130.
     assert [stage.last for stage in made.stages] == ["n1", "n2"]
     assert made.period_s == pytest.approx(0.105 + 100_000 * 3e-9)
@@ -208,53 +213,57 @@ def test_what_bytes_take_from_computing_counts_in_the_period():
 
 def test_limits_hold_or_the_best_that_there_is_is_said():
     cluster = on(Device(name="a"), Device(name="b"), latency_s=0.001)
-    made = plan_cost_graph(two_branches(), cluster, max_latency_s=0.05, min_rows_per_s=40)
+    made = plan_cost_graph(
+        two_branches(), PlanRequest(cluster=cluster, max_latency_s=0.05, min_rows_per_s=40)
+    )
     assert made.period_s == pytest.approx(0.021)
     assert (made.max_latency_s, made.min_rows_per_s) == (0.05, 40)
     with pytest.raises(PlanError, match=r"at most 1e-06 s for one .*: the least is 0.0430016"):
-        plan_cost_graph(two_branches(), cluster, max_latency_s=1e-6)
+        plan_cost_graph(two_branches(), PlanRequest(cluster=cluster, max_latency_s=1e-6))
     with pytest.raises(PlanError, match=r"no plan gives 60 rows/s: the most is 47.619 rows/s$"):
-        plan_cost_graph(two_branches(), cluster, min_rows_per_s=60)
+        plan_cost_graph(two_branches(), PlanRequest(cluster=cluster, min_rows_per_s=60))
     slow = on(Device(name="a"), Device(name="b"), latency_s=1.0)
     halves = graph_of([{"": 1.0}, {"": 1.0}], [(0, (1,), 0)])
-    assert plan_cost_graph(halves, slow, max_latency_s=2.5).period_s == 2.0
+    assert plan_cost_graph(halves, PlanRequest(cluster=slow, max_latency_s=2.5)).period_s == 2.0
     with pytest.raises(PlanError, match="and gives 1 rows/s: the least is 3 s"):
-        plan_cost_graph(halves, slow, max_latency_s=2.5, min_rows_per_s=1)
+        plan_cost_graph(halves, PlanRequest(cluster=slow, max_latency_s=2.5, min_rows_per_s=1))
 
 
 def test_objectives_and_the_front():
     slow = on(Device(name="a"), Device(name="b"), latency_s=1.0)
     halves = graph_of([{"": 1.0}, {"": 1.0}], [(0, (1,), 0)])
-    alone = plan_cost_graph(halves, slow, objective="latency")
+    alone = plan_cost_graph(halves, PlanRequest(cluster=slow, objective="latency"))
     assert (alone.objective, alone.latency_s, len(alone.stages)) == ("latency", 2.0, 1)
-    front = pareto_cost_graph(halves, slow)
+    front = pareto_cost_graph(halves, PlanRequest(cluster=slow))
     assert [(each.period_s, each.latency_s) for each in front] == [(1.0, 3.0), (2.0, 2.0)]
     with pytest.raises(ValueError, match="objective must be"):
-        plan_cost_graph(halves, slow, objective="pareto")
+        plan_cost_graph(halves, PlanRequest(cluster=slow, objective="pareto"))
 
 
 def test_a_fixed_order_of_devices_is_kept():
     swapped = on(Device(name="b"), Device(name="a"), latency_s=0.001)
-    assert plan_cost_graph(two_branches(), swapped).period_s == pytest.approx(0.021)
-    made = plan_cost_graph(two_branches(), swapped, fixed_order=True)
+    assert plan_cost_graph(two_branches(), PlanRequest(cluster=swapped)).period_s == pytest.approx(
+        0.021
+    )
+    made = plan_cost_graph(two_branches(), PlanRequest(cluster=swapped, fixed_order=True))
     # b has to begin, so each gets a branch: 1 + 100 + 10 ms and 10 + 100 + 1 ms.
     assert [stage.device for stage in made.stages] == ["b", "a"]
     assert made.period_s == pytest.approx(0.111)
     first_on_a = graph_of([{"a": 1.0}, {"b": 1.0}], [(0, (1,), 0)])
     with pytest.raises(PlanError, match="with --fixed-order; without it there is one"):
-        plan_cost_graph(first_on_a, swapped, fixed_order=True)
+        plan_cost_graph(first_on_a, PlanRequest(cluster=swapped, fixed_order=True))
 
 
 def test_null_forbids_a_device_that_the_reference_would_allow():
     graph = graph_of([{"": 1.0, "a": None}, {"": 1.0}], [(0, (1,), 0)])
-    made = plan_cost_graph(graph, TWO)
+    made = plan_cost_graph(graph, PlanRequest(cluster=TWO))
     assert [stage.device for stage in made.stages] == ["b", "a"]
 
 
 def test_names_and_profiles_that_are_not_used_are_said():
     graph = graph_of([{"": 0.01, "pi-7": 0.5}, {"": 0.01}], [(0, (1,), 10)])
     cluster = on(Device(name="pi-1", profile="p.json"), Device(name="b"))
-    unknown, profile = plan_cost_graph(graph, cluster).notes
+    unknown, profile = plan_cost_graph(graph, PlanRequest(cluster=cluster)).notes
     assert unknown == (
         "the graph has seconds for 'pi-7', which is no device of the cluster and not used; did you "
         "mean 'pi-1'?"
@@ -299,26 +308,28 @@ def test_names_and_profiles_that_are_not_used_are_said():
 )
 def test_why_there_is_no_plan(graph, wanted, message):
     with pytest.raises(PlanError, match=message):
-        plan_cost_graph(graph, TWO, **wanted)
+        plan_cost_graph(graph, PlanRequest(cluster=TWO, **wanted))
 
 
 def test_the_device_that_has_to_grow_least_is_named():
     graph = graph_of([{"b": 0.6}, {"": 0.1}], [(0, (1,), 0)], weight_bytes=[6, 1])
     cluster = on(Device(name="a", memory_bytes=2), Device(name="b", memory_bytes=1))
     with pytest.raises(InfeasiblePlan, match="'b' has 1 bytes and lacks 5; with 6 bytes") as caught:
-        plan_cost_graph(graph, cluster)
+        plan_cost_graph(graph, PlanRequest(cluster=cluster))
     assert (caught.value.device, caught.value.needed_bytes) == ("b", 6)
     graph = graph_of([{"a": 1}, {"b": 1}], [(0, (1,), 0)], weight_bytes=[9, 7])
     with pytest.raises(InfeasiblePlan, match="one device alone would not do: with 9 bytes on"):
-        plan_cost_graph(graph, cluster)
+        plan_cost_graph(graph, PlanRequest(cluster=cluster))
 
 
 def test_memory_that_is_there_is_never_rounded_up():
     most = 2**53 - 1
     graph = graph_of([{"": 1}], weight_bytes=[most])
-    assert plan_cost_graph(graph, on(Device(name="a", memory_bytes=most))).stages
+    assert plan_cost_graph(
+        graph, PlanRequest(cluster=on(Device(name="a", memory_bytes=most)))
+    ).stages
     with pytest.raises(InfeasiblePlan, match="lacks 1;"):
-        plan_cost_graph(graph, on(Device(name="a", memory_bytes=most - 1)))
+        plan_cost_graph(graph, PlanRequest(cluster=on(Device(name="a", memory_bytes=most - 1))))
 
 
 @pytest.mark.parametrize(
@@ -370,21 +381,23 @@ def test_nodes_that_cannot_be_are_refused(tmp_path, node, message):
 
 def test_numbers_that_no_file_can_hold_are_refused_too():
     with pytest.raises(PlanError, match="0 or more and finite, got nan for ''"):
-        plan_cost_graph(graph_of([{"": float("nan")}]), TWO)
+        plan_cost_graph(graph_of([{"": float("nan")}]), PlanRequest(cluster=TWO))
     for wanted in ({"num_stages": 0}, {"max_tensors": 0}, {"max_latency_s": float("nan")}):
         with pytest.raises(ValueError, match="must be"):
-            plan_cost_graph(graph_of([{"": 1.0}]), TWO, **wanted)
+            plan_cost_graph(graph_of([{"": 1.0}]), PlanRequest(cluster=TWO, **wanted))
 
 
 def test_planning_ends_with_its_time():
     with pytest.raises(PlanError, match="no plan was found: the time limit of 1e-09 s was reached"):
-        plan_cost_graph(two_branches(), TWO, time_limit_s=1e-9)
+        plan_cost_graph(two_branches(), PlanRequest(cluster=TWO, time_limit_s=1e-9))
 
 
 def test_a_plan_that_was_found_before_the_time_is_over_is_kept(monkeypatch):
     over = iter([*[False] * 7, *[True] * 99])
     monkeypatch.setattr(Deadline, "check", lambda self: _raise() if next(over) else None)
-    made = plan_cost_graph(two_branches(), on(Device(name="a"), Device(name="b")), time_limit_s=9)
+    made = plan_cost_graph(
+        two_branches(), PlanRequest(cluster=on(Device(name="a"), Device(name="b")), time_limit_s=9)
+    )
     # Along one order the first branch is done before the second begins.
     assert made.period_s == pytest.approx(0.111)
     # All work on the quicker device of each node, over two devices: 42 ms / 2.
