@@ -8,10 +8,11 @@ from cutset.planning import PlanRequest, gain_inside_units, make_plan, pareto_pl
 from planner_graphs import chain, refuse
 
 
-def plan(flops, cluster, *, costs=None, chain_options=None, **options):
+def plan(flops, cluster, *, costs=None, chain_options=None, with_alternatives=True, **options):
     graph, cuts = chain(flops, **(chain_options or {}))
     costs = costs or costs_from_flops(graph, cuts, flops_per_s=1.0)
-    return make_plan(graph, cuts, costs, PlanRequest(cluster=cluster, **options))
+    request = PlanRequest(cluster=cluster, **options)
+    return make_plan(graph, cuts, costs, request, with_alternatives=with_alternatives)
 
 
 def where(made):

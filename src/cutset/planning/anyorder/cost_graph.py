@@ -27,7 +27,7 @@ import math
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -73,7 +73,7 @@ class CostGraph(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     format: str
     nodes: tuple[CostNode, ...]
     tensors: tuple[CostTensor, ...]
-    transfers: Literal["neighbour", "host"] = "neighbour"
+    transfers: str = "neighbour"  # `first_problem` names the choices, which msgspec would not
 
 
 def load_cost_graph(path: str | Path) -> CostGraph:

@@ -236,7 +236,7 @@ def test_objectives_and_the_front():
     assert (alone.objective, alone.latency_s, len(alone.stages)) == ("latency", 2.0, 1)
     front = pareto_cost_graph(halves, PlanRequest(cluster=slow))
     assert [(each.period_s, each.latency_s) for each in front] == [(1.0, 3.0), (2.0, 2.0)]
-    with pytest.raises(ValueError, match="objective must be"):
+    with pytest.raises(ValueError, match="objective is"):
         plan_cost_graph(halves, PlanRequest(cluster=slow, objective="pareto"))
 
 
@@ -269,6 +269,15 @@ def test_names_and_profiles_that_are_not_used_are_said():
         "mean 'pi-1'?"
     )
     assert profile == "the profile of device 'pi-1' is not used: a cost graph holds its own seconds"
+
+
+def plan_on_two(graph, max_tensors=None, **wanted):
+    return plan_cost_graph(graph, PlanRequest(cluster=TWO, **wanted), max_tensors=max_tensors)
+
+
+def test_named_cuts_are_no_wish_for_a_cost_graph():
+    with pytest.raises(PlanError, match="a cost graph takes no cuts"):
+        plan_on_two(two_branches(), cut_names=("n0",))
 
 
 @pytest.mark.parametrize(
@@ -308,7 +317,7 @@ def test_names_and_profiles_that_are_not_used_are_said():
 )
 def test_why_there_is_no_plan(graph, wanted, message):
     with pytest.raises(PlanError, match=message):
-        plan_cost_graph(graph, PlanRequest(cluster=TWO, **wanted))
+        plan_on_two(graph, **wanted)
 
 
 def test_the_device_that_has_to_grow_least_is_named():
@@ -384,7 +393,7 @@ def test_numbers_that_no_file_can_hold_are_refused_too():
         plan_cost_graph(graph_of([{"": float("nan")}]), PlanRequest(cluster=TWO))
     for wanted in ({"num_stages": 0}, {"max_tensors": 0}, {"max_latency_s": float("nan")}):
         with pytest.raises(ValueError, match="must be"):
-            plan_cost_graph(graph_of([{"": 1.0}]), PlanRequest(cluster=TWO, **wanted))
+            plan_on_two(graph_of([{"": 1.0}]), **wanted)
 
 
 def test_planning_ends_with_its_time():
