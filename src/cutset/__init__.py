@@ -76,7 +76,7 @@ _HOMES = {
     "find_cut_points": "graph.cuts",
     "find_model": "models",
     "find_units": "graph.units",
-    "load_cluster": "cluster.devices",
+    "load_cluster": "cluster.cluster_file",
     "load_plan": "planning",
     "make_plan": "planning",
     "open_bundle": "bundles.open",
