@@ -7,7 +7,7 @@ import pytest
 from cutset.cluster.devices import Cluster, Device, Link
 from cutset.costs.model import CostModel, costs_from_flops
 from cutset.errors import InfeasiblePlan, PlanError
-from cutset.planning import make_plan, memory, pareto_plans
+from cutset.planning import PlanRequest, make_plan, memory, pareto_plans
 from cutset.planning.deadline import OutOfTime
 from cutset.planning.plan import Plan
 from planner_graphs import chain
@@ -20,7 +20,9 @@ def plan(flops: list[int], cluster: Cluster, *, bulge: bool = False, **options: 
     graph, cuts = chain(flops, **(BULGE if bulge else {"weights": [1000] * len(flops)}))
     window = options.pop("window", None)
     costs = costs_from_flops(graph, cuts, flops_per_s=1.0, window=window)
-    return make_plan(graph, cuts, costs, cluster, with_alternatives=False, **options)
+    return make_plan(
+        graph, cuts, costs, PlanRequest(cluster=cluster, **options), with_alternatives=False
+    )
 
 
 def devices(*memory_bytes: int, speeds: tuple[float, ...] = (), link_s: float = 0.0) -> Cluster:
@@ -90,7 +92,7 @@ def test_a_front_keeps_to_each_plan_s_own_number_in_flight() -> None:
     graph, cuts = chain([2, 2, 2], weights=[1000] * 3)
     costs = costs_from_flops(graph, cuts, flops_per_s=1.0)
     cluster = devices(3280, 2440, 1500, speeds=(1.0, 1.5, 1.0), link_s=2.0)
-    front = pareto_plans(graph, cuts, costs, cluster)
+    front = pareto_plans(graph, cuts, costs, PlanRequest(cluster=cluster))
     found = [(made.period_s, [s.memory_bytes for s in made.stages]) for made in front]
     assert found == [(pytest.approx(8 / 3), [2440, 1440]), (6.0, [3280])]
 
