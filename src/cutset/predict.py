@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import torch
+import numpy as np
 
-from cutset.data.array_files import ARRAY_SUFFIXES, RankedLabels, read_arrays, top_k
+from cutset.bundles.manifest import Manifest
+from cutset.data.array_files import ARRAY_SUFFIXES, RankedLabels, are_scores, read_arrays, top_k
 from cutset.data.images import find_images, read_image
 from cutset.errors import ModelError
 from cutset.runtime.rows import Answer
 from cutset.runtime.session import Session
+from cutset.tensors import dim_factor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class Predictions:
 
     names: tuple[str, ...]
     tops: tuple[RankedLabels, ...]
-    outputs: dict[str, torch.Tensor] | None
+    outputs: dict[str, np.ndarray] | None
     seconds: float
     failed: tuple[tuple[str, str], ...]
 
@@ -61,13 +63,13 @@ def predict_files(
     reader = _Reader(session, paths)
     manifest = session.bundle.manifest
     tops: list[RankedLabels] = []
-    kept: list[dict[str, torch.Tensor]] = []
+    kept: list[dict[str, np.ndarray]] = []
     num_rows = 0
     started = time.perf_counter()
     for answer in session.stream(reader.batches()):
         outputs = _by_name(answer, manifest.output_names)
         scores = next(iter(outputs.values()))
-        if scores.dim() == 2 and scores.is_floating_point():
+        if are_scores(scores):
             tops.extend(top_k(scores, manifest.labels, num_labels))
         else:
             tops.extend(() for _ in range(scores.shape[0]))
@@ -80,17 +82,28 @@ def predict_files(
     return Predictions(
         names=tuple(reader.names),
         tops=tuple(tops),
-        outputs={key: torch.cat([each[key] for each in kept]) for key in kept[0]}
-        if kept
-        else ({} if keep_outputs else None),
+        outputs=_joined(kept, manifest) if keep_outputs else None,
         seconds=seconds,
         failed=tuple(reader.failed),
     )
 
 
-def _by_name(answer: Answer | Exception, names: Sequence[str]) -> dict[str, torch.Tensor]:
+def _by_name(answer: Answer | Exception, names: Sequence[str]) -> dict[str, np.ndarray]:
     values = answer if isinstance(answer, dict) else {names[0]: answer}
-    return {name: torch.as_tensor(value) for name, value in values.items()}
+    return {name: np.asarray(value) for name, value in values.items()}
+
+
+def _joined(answers: Sequence[dict[str, np.ndarray]], manifest: Manifest) -> dict[str, np.ndarray]:
+    """The rows of all answers; an output that has none is the same in each of them."""
+    if not answers:
+        return {}
+    specs = zip(manifest.output_names, manifest.outputs, strict=True)
+    return {
+        name: np.concatenate([answer[name] for answer in answers])
+        if spec.shape and dim_factor(spec.shape[0]) is not None
+        else answers[0][name]
+        for name, spec in specs
+    }
 
 
 class _Reader:
@@ -104,7 +117,7 @@ class _Reader:
         self.names: list[str] = []
         self.failed: list[tuple[str, str]] = []
 
-    def batches(self) -> Iterator[tuple[torch.Tensor, ...]]:
+    def batches(self) -> Iterator[tuple[np.ndarray, ...]]:
         """Tuples of the model's inputs."""
         images: list[Path] = []
         for path in self._paths:
@@ -116,19 +129,19 @@ class _Reader:
                 images.extend(find_images([path]))
         yield from self._image_batches(images)
 
-    def _arrays(self, path: Path) -> tuple[torch.Tensor, ...]:
-        tensors = tuple(read_arrays(path, self._inputs).values())
-        self.names.extend(f"{path}[{row}]" for row in range(tensors[0].shape[0]))
-        return tensors
+    def _arrays(self, path: Path) -> tuple[np.ndarray, ...]:
+        arrays = tuple(read_arrays(path, self._inputs).values())
+        self.names.extend(f"{path}[{row}]" for row in range(arrays[0].shape[0]))
+        return arrays
 
-    def _image_batches(self, paths: Sequence[Path]) -> Iterator[tuple[torch.Tensor, ...]]:
+    def _image_batches(self, paths: Sequence[Path]) -> Iterator[tuple[np.ndarray, ...]]:
         preprocessing = self._preprocessing
         if paths and (preprocessing is None or len(self._inputs) != 1):
             raise ModelError(
                 f"{paths[0]}: the bundle does not say how an image becomes a row; give a .npy "
                 "or .safetensors file, or split the model again with weights that know"
             )
-        rows: list[torch.Tensor] = []
+        rows: list[np.ndarray] = []
         for path in paths:
             assert preprocessing is not None
             try:
@@ -138,7 +151,7 @@ class _Reader:
                 continue
             self.names.append(str(path))
             if len(rows) == self._micro_batch:
-                yield (torch.stack(rows),)
+                yield (np.stack(rows),)
                 rows = []
         if rows:
-            yield (torch.stack(rows),)
+            yield (np.stack(rows),)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
 
 from cutset.data.array_files import top_k
@@ -19,7 +20,7 @@ def _answers(found: FoundModel, photographs: list[Path]) -> list[tuple[str, floa
     assert found.preprocessing is not None
     rows = [read_image(path, found.preprocessing) for path in photographs]
     with torch.no_grad():
-        logits = found.model(torch.stack(rows))
+        logits = found.model(torch.from_numpy(np.stack(rows))).numpy()
     return [(label, round(score, 3)) for ((label, score),) in top_k(logits, found.labels, k=1)]
 
 
@@ -56,4 +57,4 @@ def test_photographs_equal_torchvision_preset(assets: ModuleType) -> None:
         for path in assets.photographs():
             with Image.open(path) as image:
                 expected = entry.transforms()(image.convert("RGB"))
-            assert torch.equal(read_image(path, preprocessing), expected)
+            assert np.array_equal(read_image(path, preprocessing), expected.numpy())

@@ -6,7 +6,7 @@ import types
 from concurrent.futures import Future
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from cutset.data.images import Preprocessing
 from cutset.errors import CutsetError
@@ -44,8 +44,8 @@ class HeldSession:
         self.window = window
         self.at_once = at_once
         self.over: CutsetError | None = None
-        self.sent: list[torch.Tensor] = []
-        self.held: list[tuple[torch.Tensor, Future[object]]] = []
+        self.sent: list[np.ndarray] = []
+        self.held: list[tuple[np.ndarray, Future[object]]] = []
         self.worker_pids = (1,)
         self.epoch = 1
         graph = Graph(
@@ -73,7 +73,7 @@ class HeldSession:
             ),
         )
 
-    def submit(self, rows: torch.Tensor) -> Future[object]:
+    def submit(self, rows: np.ndarray) -> Future[object]:
         if self.over is not None:
             raise self.over
         future: Future[object] = Future()

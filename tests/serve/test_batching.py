@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,15 +17,15 @@ from cutset.tensors import TensorSpec
 from .held import WIDTH, HeldSession
 
 
-def _rows(*numbers: int) -> torch.Tensor:
-    return torch.tensor(numbers, dtype=torch.float32).unsqueeze(1).repeat(1, WIDTH)
+def _rows(*numbers: int) -> np.ndarray:
+    return np.repeat(np.array(numbers, np.float32)[:, np.newaxis], WIDTH, axis=1)
 
 
 def _batcher(session: HeldSession, *, max_queue: int = 8, max_delay_s: float = 0.0) -> Batcher:
     return Batcher(session, max_queue=max_queue, max_delay_s=max_delay_s)  # type: ignore[arg-type]
 
 
-def _hand_in(batcher: Batcher, rows: torch.Tensor) -> Ticket:
+def _hand_in(batcher: Batcher, rows: np.ndarray) -> Ticket:
     batcher.accept(len(rows))
     return batcher.submit((rows,), len(rows))
 
@@ -236,7 +236,7 @@ def test_rows_never_get_mixed_up(
     async def test() -> None:
         session = HeldSession(micro_batch=micro_batch, window=window)
         batcher = _batcher(session, max_queue=1000)
-        tickets: dict[int, tuple[Ticket, torch.Tensor]] = {}
+        tickets: dict[int, tuple[Ticket, np.ndarray]] = {}
         start = 0
         for index, size in enumerate(sizes):
             rows = _rows(*range(start, start + size))
@@ -252,7 +252,7 @@ def test_rows_never_get_mixed_up(
                 session.answer()
             await asyncio.sleep(0)
         for ticket, rows in tickets.values():
-            assert torch.equal((await ticket.future)[0], rows * 2)
+            assert np.array_equal((await ticket.future)[0], rows * 2)
         assert batcher.num_waiting_rows == 0
         assert all(len(rows) <= micro_batch for rows in session.sent)
 

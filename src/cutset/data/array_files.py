@@ -1,6 +1,6 @@
 """Arrays in and answers out: files of rows, files of raw outputs, and the best classes.
 
-Importing this module does not import torch; reading and writing does.
+Importing this module does not import NumPy; reading and writing does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cutset.errors import ModelError
 from cutset.tensors import TensorSpec, dim_factor
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
 
 ARRAY_SUFFIXES = (".npy", ".safetensors")
 """Suffixes of the files that `read_arrays` reads."""
@@ -24,20 +24,21 @@ RankedLabels: TypeAlias = tuple[tuple[str, float], ...]
 """Pairs of a label and its probability, best first."""
 
 
-def read_arrays(path: Path, input_specs: Sequence[TensorSpec]) -> dict[str, torch.Tensor]:
+def read_arrays(path: Path, input_specs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
     """Reads a model's inputs from a file, without running any code that it may hold.
 
     Args:
         path: an ``.npy`` file where the model has one input; a ``.safetensors`` file with one
-            tensor per input, under the input's name (where the model has one input and the file
-            one tensor, any name will do).
+            array per input, under the input's name (where the model has one input and the file
+            one array, any name will do).
         input_specs: the model's inputs.
 
     Returns:
-        a tensor per input, in the order of `input_specs`, all with the same number of rows.
+        an array per input, in the order of `input_specs`, all with the same number of rows, in row-
+        major order and this machine's byte order.
 
     Raises:
-        ModelError: the file is missing, damaged or of another kind, or a tensor is missing,
+        ModelError: the file is missing, damaged or of another kind, or an array is missing,
             unexpected, or of another shape or dtype than its spec.
     """
     if not path.is_file():
@@ -52,19 +53,18 @@ def read_arrays(path: Path, input_specs: Sequence[TensorSpec]) -> dict[str, torc
             f"found {path.suffix or 'no suffix'!r}"
         )
     if len(input_specs) == 1 and len(found) == 1:
-        tensors = {input_specs[0].name: next(iter(found.values()))}
+        arrays = {input_specs[0].name: next(iter(found.values()))}
     else:
         _check_names(path, {spec.name for spec in input_specs}, set(found) - {""})
-        tensors = {spec.name: found[spec.name] for spec in input_specs}
+        arrays = {spec.name: found[spec.name] for spec in input_specs}
     num_rows: int | None = None
     for spec in input_specs:
-        num_rows = _check_tensor(path, spec, tensors[spec.name], num_rows)
-    return tensors
+        num_rows = _check_array(path, spec, arrays[spec.name], num_rows)
+    return arrays
 
 
-def _read_npy(path: Path) -> torch.Tensor:
+def _read_npy(path: Path) -> np.ndarray:
     import numpy as np
-    import torch
 
     try:
         array = np.load(path, allow_pickle=False)
@@ -72,21 +72,20 @@ def _read_npy(path: Path) -> torch.Tensor:
         raise ModelError(f"input {path} is no array that can be read: {error}") from error
     if not isinstance(array, np.ndarray):
         raise ModelError(f"input {path} holds several arrays; save one with numpy.save")
-    try:
-        # torch takes the machine's own byte order only.
-        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
-    except TypeError as error:
-        raise ModelError(f"input {path} has a dtype that torch lacks: {error}") from error
+    return array.astype(array.dtype.newbyteorder("="), order="C", copy=False)
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    import ml_dtypes  # noqa: F401  # teaches NumPy the name bfloat16
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.numpy import load_file
 
     try:
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
         raise ModelError(f"input {path} is no safetensors file: {error}") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ModelError(f"input {path} has a dtype that NumPy lacks: {error}") from error
 
 
 def _check_names(path: Path, expected: set[str], actual: set[str]) -> None:
@@ -97,15 +96,17 @@ def _check_names(path: Path, expected: set[str], actual: set[str]) -> None:
         )
 
 
-def _check_tensor(path: Path, spec: TensorSpec, tensor: torch.Tensor, num_rows: int | None) -> int:
-    """Checks a tensor against its spec and gives its number of rows.
+def _check_array(path: Path, spec: TensorSpec, array: np.ndarray, num_rows: int | None) -> int:
+    """Checks an array against its spec and gives its number of rows.
 
     A spec in which nothing grows with the rows says nothing about their number; it is then
     what the inputs before it had, or 1.
     """
-    actual = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-    rows = _rows_of(spec, tuple(tensor.shape))
-    if rows is None or str(tensor.dtype) != f"torch.{spec.dtype}":
+    from cutset.dtypes import dtype_name
+
+    actual = f"{array.dtype.name}{list(array.shape)}"
+    rows = _rows_of(spec, array.shape)
+    if rows is None or dtype_name(array.dtype) != spec.dtype:
         raise ModelError(f"input {path}: {spec.name} is expected to be {spec}, found {actual}")
     if rows == 0:
         raise ModelError(f"input {path}: {spec.name} has no rows, found {actual}")
@@ -128,23 +129,25 @@ def _rows_of(spec: TensorSpec, shape: tuple[int, ...]) -> int | None:
     return rows if spec.concrete_shape(max(rows, 0)) == shape else None
 
 
-def write_outputs(path: Path, outputs: Mapping[str, torch.Tensor]) -> None:
+def write_outputs(path: Path, outputs: Mapping[str, np.ndarray]) -> None:
     """Writes raw outputs as a ``.safetensors`` file, whole or not at all.
 
     Args:
         path: an existing file is replaced.
-        outputs: tensors by the names that they get in the file.
+        outputs: arrays by the names that they get in the file.
 
     Raises:
-        ModelError: the name has another suffix, or the file cannot be written.
+        ModelError: the name has another suffix, the format lacks a dtype, or the file cannot be
+            written.
     """
+    import numpy as np
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.numpy import save_file
 
     if path.suffix != ".safetensors":
         raise ModelError(f"raw outputs are written as .safetensors; {path} ends in another suffix")
-    # Tensors that share memory, or have gaps in it, cannot be written as they are.
-    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in outputs.items()}
+    # What is written is a stretch of memory, whatever the strides say.
+    own = {name: np.asarray(array, order="C") for name, array in outputs.items()}
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
             half = Path(folder) / path.name
@@ -154,9 +157,12 @@ def write_outputs(path: Path, outputs: Mapping[str, torch.Tensor]) -> None:
         raise ModelError(f"outputs cannot be written to {path}: {error}") from error
 
 
-def top_k(
-    logits: torch.Tensor, labels: Sequence[str] | None, k: int = 5
-) -> tuple[RankedLabels, ...]:
+def are_scores(array: np.ndarray) -> bool:
+    """Whether an answer can be scores: floating-point numbers of shape [rows, classes]."""
+    return array.ndim == 2 and (array.dtype.kind == "f" or array.dtype.name == "bfloat16")
+
+
+def top_k(logits: np.ndarray, labels: Sequence[str] | None, k: int = 5) -> tuple[RankedLabels, ...]:
     """The most probable classes of every row.
 
     The softmax is computed in float64, so that the rounding of small dtypes does not merge
@@ -168,26 +174,28 @@ def top_k(
         k: how many a row, 1 or more; all of them where there are fewer classes.
 
     Raises:
-        ModelError: the tensor is no such answer, or the labels are not as many as the classes.
+        ModelError: the array is no such answer, or the labels are not as many as the classes.
     """
-    import torch
+    import numpy as np
 
-    if logits.dim() != 2 or not logits.is_floating_point():
+    if not are_scores(logits):
         raise ModelError(
             "labels need floating-point scores of shape [rows, classes], found "
-            f"{str(logits.dtype).removeprefix('torch.')}{list(logits.shape)}"
+            f"{logits.dtype.name}{list(logits.shape)}"
         )
     num_classes = logits.shape[1]
     if labels is not None and len(labels) != num_classes:
         raise ModelError(f"the model gives {num_classes} classes, but {len(labels)} have labels")
-    scores = torch.softmax(logits.detach().to("cpu", torch.float64), dim=1)
-    values, indices = torch.sort(scores, dim=1, descending=True, stable=True)
+    with np.errstate(invalid="ignore"):  # scores of a row with an infinity are not numbers
+        wide = logits.astype(np.float64)
+        powers = np.exp(wide - wide.max(axis=1, keepdims=True, initial=-np.inf))
+        scores = powers / powers.sum(axis=1, keepdims=True)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    values = np.take_along_axis(scores, best, axis=1)
     return tuple(
         tuple(
             (str(index) if labels is None else labels[index], value)
             for value, index in zip(row_values, row_indices, strict=True)
         )
-        for row_values, row_indices in zip(
-            values[:, :k].tolist(), indices[:, :k].tolist(), strict=True
-        )
+        for row_values, row_indices in zip(values.tolist(), best.tolist(), strict=True)
     )

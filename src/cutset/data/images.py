@@ -1,6 +1,8 @@
 """Images in: how a picture becomes a row of a model's input.
 
-Importing this module imports neither torch nor Pillow; reading an image does.
+Importing this module imports neither NumPy nor Pillow; reading an image does. The arithmetic is
+that of torchvision's and timm's evaluation transforms on an image of Pillow, operation by
+operation: each is a correctly rounded float32 operation on one element, so the bits are theirs.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import msgspec
 from cutset.errors import ModelError
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
     from PIL.Image import Image
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -26,6 +28,10 @@ MAX_PIXELS = 1 << 26
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 """How `Preprocessing` may resize, by torchvision's names."""
+
+_MAX_NUMBER = 3e38
+_MIN_DIVISOR = 2.0**-126
+"""Of float32, in which the arithmetic is done; a divisor below it would be 0 or nearly so."""
 
 # The formats behind the suffixes, and no others: Pillow would run Ghostscript for some.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -42,7 +48,7 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         crop: height and width in pixels of the centre crop.
         interpolation: one of `INTERPOLATIONS`.
         mean: subtracted per channel after scaling to 0..1.
-        std: divided by per channel; not 0.
+        std: divided by per channel; not 0, nor 0 when rounded to float32.
     """
 
     resize: int | tuple[int, int]
@@ -68,9 +74,13 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ValueError(
                 f"interpolation {self.interpolation!r} is none of {', '.join(INTERPOLATIONS)}"
             )
-        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or 0 in self.std:
+        numbers = (*self.mean, *self.std)
+        if not all(abs(value) <= _MAX_NUMBER for value in numbers) or any(
+            abs(value) < _MIN_DIVISOR for value in self.std
+        ):
             raise ValueError(
-                f"mean {self.mean} and std {self.std} are expected to be numbers, std not 0"
+                f"mean {self.mean} and std {self.std} are expected to be numbers that float32 "
+                "has, std not 0"
             )
 
 
@@ -109,10 +119,11 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
 
 def read_image(
     source: Path | BinaryIO, preprocessing: Preprocessing, *, max_pixels: int = MAX_PIXELS
-) -> torch.Tensor:
+) -> np.ndarray:
     """Reads an image as one row of a model's input.
 
-    The numbers are those of torchvision's own preset for classification, bit for bit. A photo
+    The numbers are those of torchvision's own preset for classification and of timm's evaluation
+    transform, bit for bit. A photo
     is first turned upright as its EXIF orientation says. Greyscale becomes three equal channels,
     16-bit greyscale keeps its upper 8 bits, a palette is looked up, transparency is dropped (the
     colour under it stays), and of an animation the first frame is taken.
@@ -169,10 +180,9 @@ def _as_rgb(image: Image, name: str) -> Image:
     return upright.convert("RGB")
 
 
-def _to_row(image: Image, name: str, preprocessing: Preprocessing, max_pixels: int) -> torch.Tensor:
+def _to_row(image: Image, name: str, preprocessing: Preprocessing, max_pixels: int) -> np.ndarray:
     """Resizes, crops and normalises, in the steps and roundings of torchvision's functions."""
     import numpy as np
-    import torch
     from PIL.Image import Resampling
 
     size = _resized(image.size, preprocessing.resize)
@@ -184,11 +194,13 @@ def _to_row(image: Image, name: str, preprocessing: Preprocessing, max_pixels: i
     # Where the image is smaller than the crop, `crop` fills with black on both sides.
     left, right = _crop_edges(width, crop_width)
     top, bottom = _crop_edges(height, crop_height)
-    pixels = torch.from_numpy(np.array(image.crop((left, top, right, bottom))))
-    row = pixels.permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
-    mean = torch.tensor(preprocessing.mean, dtype=torch.float32).view(3, 1, 1)
-    std = torch.tensor(preprocessing.std, dtype=torch.float32).view(3, 1, 1)
-    return row.sub_(mean).div_(std)
+    pixels = np.asarray(image.crop((left, top, right, bottom)))
+    row: np.ndarray = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
+    row /= np.float32(255)
+    with np.errstate(over="ignore"):  # a number that is too large is infinite, as in torch
+        row -= np.array(preprocessing.mean, np.float32).reshape(3, 1, 1)
+        row /= np.array(preprocessing.std, np.float32).reshape(3, 1, 1)
+    return row
 
 
 def _resized(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-import torch
+import numpy as np
 
 from cutset.errors import ContractViolation, CutsetError, StageFailed
 from cutset.runtime.contract import check_multiple
@@ -31,7 +31,7 @@ _LOG = logging.getLogger(__name__)
 
 _SLACK = 8
 
-Outputs = tuple[torch.Tensor, ...]
+Outputs = tuple[np.ndarray, ...]
 
 
 class Ticket:
@@ -328,7 +328,7 @@ class Batcher:
 
     def _ordered(self, answer: Answer) -> Outputs:
         values = answer if isinstance(answer, dict) else {self._output_names[0]: answer}
-        return tuple(torch.as_tensor(values[name]) for name in self._output_names)
+        return tuple(np.asarray(values[name]) for name in self._output_names)
 
     def _settle(
         self,
@@ -358,8 +358,8 @@ class Batcher:
             return outputs
         # A copy: a slice would keep everyone's rows in memory until the slowest client has his.
         return tuple(
-            _narrow(tensor, spec, offset, piece.length).clone()
-            for tensor, spec in zip(outputs, self._output_specs, strict=True)
+            _narrow(array, spec, offset, piece.length).copy()
+            for array, spec in zip(outputs, self._output_specs, strict=True)
         )
 
     def _put(self, ticket: Ticket, piece: _Piece, outputs: Outputs) -> None:
@@ -390,17 +390,17 @@ def _grows_in_front(spec: TensorSpec) -> bool:
     return bool(factors) and factors[0] is not None and not any(factors[1:])
 
 
-def _narrow(tensor: torch.Tensor, spec: TensorSpec, start: int, length: int) -> torch.Tensor:
+def _narrow(array: np.ndarray, spec: TensorSpec, start: int, length: int) -> np.ndarray:
     factor = dim_factor(spec.shape[0]) or 1
-    return tensor.narrow(0, start * factor, length * factor)
+    return array[start * factor : (start + length) * factor]
 
 
-def _rows_of(piece: _Piece, index: int, spec: TensorSpec) -> torch.Tensor:
-    tensor = piece.ticket.inputs[index]
+def _rows_of(piece: _Piece, index: int, spec: TensorSpec) -> np.ndarray:
+    array = piece.ticket.inputs[index]
     if piece.length == piece.ticket.num_rows:
-        return tensor
-    return _narrow(tensor, spec, piece.start, piece.length)
+        return array
+    return _narrow(array, spec, piece.start, piece.length)
 
 
-def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tuple(tensors))
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

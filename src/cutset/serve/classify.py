@@ -8,7 +8,7 @@ import io
 import time
 from typing import Any
 
-import torch
+import numpy as np
 from starlette.requests import Request
 
 from cutset.bundles.manifest import Manifest
@@ -72,7 +72,7 @@ class Classifier:
         with place(self._batcher, 1):
             started_s = time.monotonic()
             row = await self._read(image, preprocessing, deadline_at_s)
-        ticket = self._batcher.submit((row.unsqueeze(0),), 1)
+        ticket = self._batcher.submit((row[np.newaxis],), 1)
         request.scope["state"]["sequences"] = ticket.sequences
         read_s = time.monotonic() - started_s
         outputs = await compute(request, self._batcher, ticket, deadline_at_s)
@@ -110,8 +110,8 @@ class Classifier:
 
     async def _read(
         self, image: bytes | bytearray, preprocessing: Preprocessing, deadline_at_s: float
-    ) -> torch.Tensor:
-        def read() -> torch.Tensor:
+    ) -> np.ndarray:
+        def read() -> np.ndarray:
             if time.monotonic() > deadline_at_s:  # it waited for a thread until nobody waits for it
                 raise past
             return read_image(
@@ -126,7 +126,7 @@ class Classifier:
         except ModelError as error:
             raise invalid("image", str(error)) from error
 
-    def _labels(self, scores: torch.Tensor, num_labels: int) -> list[dict[str, Any]]:
+    def _labels(self, scores: np.ndarray, num_labels: int) -> list[dict[str, Any]]:
         try:
             ranked = top_k(scores, self._manifest.labels, num_labels)[0]
         except ModelError as error:

@@ -62,7 +62,6 @@ def serve_bundle(
     """
     try:
         from cutset.backends.allocator import map_large_blocks
-        from cutset.capture.torch_threads import compute_threads
         from cutset.runtime.session import open_session
         from cutset.serve.server import address_of, bind, serve
 
@@ -79,18 +78,14 @@ def serve_bundle(
     # Bodies grow as they arrive; mapped by themselves, they leave no holes behind when they go.
     map_large_blocks()
     try:
-        # What torch does in this process is small; its threads would only take turns with workers.
-        with (
-            compute_threads(1),
-            open_session(
-                bundle,
-                engine=engine,
-                backend=backend,
-                micro_batch=micro_batch,
-                num_threads=num_threads,
-                num_spans=_NUM_SPANS,
-            ) as session,
-        ):
+        with open_session(
+            bundle,
+            engine=engine,
+            backend=backend,
+            micro_batch=micro_batch,
+            num_threads=num_threads,
+            num_spans=_NUM_SPANS,
+        ) as session:
             url = address_of(settings, listener)
 
             def tell() -> None:
@@ -107,7 +102,7 @@ def serve_bundle(
 def _short_pauses() -> Iterator[None]:
     """Keeps the interpreter from stopping everyone for tens of milliseconds.
 
-    A full garbage collection looks at everything that torch made when it was imported. It all
+    A full garbage collection looks at everything that was made when modules were imported. It all
     stays for as long as the server runs, so it is set aside once.
     """
     interval_s = sys.getswitchinterval()

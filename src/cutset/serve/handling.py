@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-import torch
+import numpy as np
 from starlette.requests import Request
 
 from cutset.errors import ContractViolation, CutsetError
@@ -76,7 +76,7 @@ def past_deadline() -> Refusal:
     )
 
 
-def _outcome(batcher: Batcher, future: asyncio.Future[tuple[torch.Tensor, ...]]) -> Outputs:
+def _outcome(batcher: Batcher, future: asyncio.Future[tuple[np.ndarray, ...]]) -> Outputs:
     error = future.exception()
     if error is None:
         return future.result()

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2, what comes in: requests to tensors; `answers` goes back.
+"""The Open Inference Protocol v2, what comes in: requests to arrays; `answers` goes back.
 
 Pure functions: no network, no session. A body is one JSON document, or, with the binary tensor data
 extension, a JSON document of ``Inference-Header-Content-Length`` bytes followed by the raw
@@ -14,9 +14,9 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 
 from cutset.bundles.manifest import Manifest
+from cutset.dtypes import NUMPY_DTYPES
 from cutset.serve.json_numbers import read_numbers
 from cutset.serve.refusal import Refusal, invalid
 from cutset.tensors import TensorSpec, dim_factor
@@ -37,7 +37,7 @@ DATATYPES = {
     "float32": "FP32",
     "float64": "FP64",
 }
-"""The protocol's names of torch's dtypes."""
+"""The protocol's names of the dtypes."""
 
 _CONTENT_TYPES = ("application/json", "application/octet-stream")
 
@@ -106,14 +106,14 @@ class InferRequest:
 
     Attributes:
         id: what the client called it, or ``""``.
-        inputs: a tensor per input of the model, in the model's order.
+        inputs: an array per input of the model, in the model's order.
         num_rows: rows of each of them.
         outputs: index of each wanted output, and whether it is wanted in binary.
         timeout_s: how long the client would wait, or None.
     """
 
     id: str
-    inputs: tuple[torch.Tensor, ...]
+    inputs: tuple[np.ndarray, ...]
     num_rows: int
     outputs: tuple[tuple[int, bool], ...]
     timeout_s: float | None
@@ -286,10 +286,10 @@ def _wanted_outputs(request: _Request, contract: Contract) -> tuple[tuple[int, b
 
 def _read_inputs(
     given: Sequence[_Tensor], rest: memoryview, contract: Contract
-) -> tuple[tuple[torch.Tensor, ...], int]:
+) -> tuple[tuple[np.ndarray, ...], int]:
     """The inputs in the model's order, and their number of rows."""
     positions = {spec.name: index for index, spec in enumerate(contract.inputs)}
-    found: dict[int, torch.Tensor] = {}
+    found: dict[int, np.ndarray] = {}
     num_rows: int | None = None
     offset = 0
     for position, tensor in enumerate(given):
@@ -354,41 +354,38 @@ def _binary_size(
     return needed
 
 
-def _from_bytes(
-    data: memoryview, spec: TensorSpec, shape: Sequence[int], field: str
-) -> torch.Tensor:
-    dtype = np.dtype(np.uint16 if spec.dtype == "bfloat16" else spec.dtype).newbyteorder("<")
+def _from_bytes(data: memoryview, spec: TensorSpec, shape: Sequence[int], field: str) -> np.ndarray:
+    dtype = NUMPY_DTYPES[spec.dtype]
     if spec.dtype == "bool":
         flags = np.frombuffer(data, dtype=np.uint8)
         if bool((flags > 1).any()):
             raise invalid(field, "BOOL data has a byte that is neither 0 nor 1")
-    array = np.frombuffer(data, dtype=dtype).reshape(shape)
+    array = np.frombuffer(data, dtype=dtype.newbyteorder("<")).reshape(shape)
     # The JSON before it may have any length; kernels expect numbers at their natural places.
-    array = np.require(array, dtype=dtype.newbyteorder("="), requirements=("A", "W"))
-    tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if spec.dtype == "bfloat16" else tensor
+    return np.require(array, dtype=dtype, requirements=("A", "W"))
 
 
-def _from_json(tensor: _Tensor, spec: TensorSpec, field: str) -> torch.Tensor:
+def _from_json(tensor: _Tensor, spec: TensorSpec, field: str) -> np.ndarray:
     if isinstance(tensor.data, msgspec.UnsetType):
         raise invalid(f"{field}.data", "is missing, and there is no binary_data_size")
     kind = DATATYPES[spec.dtype]
     is_float = spec.dtype in ("float16", "bfloat16", "float32", "float64")
     wide = np.dtype(np.float64 if is_float else np.bool_ if spec.dtype == "bool" else np.int64)
     array = read_numbers(bytes(tensor.data), tensor.shape, wide, kind, f"{field}.data")
-    converted = torch.from_numpy(array.reshape(tensor.shape)).to(getattr(torch, spec.dtype))
+    with np.errstate(over="ignore"):
+        converted = array.reshape(tensor.shape).astype(NUMPY_DTYPES[spec.dtype])
     if not is_finite(converted):  # JSON itself has no infinity
         raise invalid(f"{field}.data", f"a number is out of {kind}")
-    if not is_float and not np.array_equal(converted.numpy().reshape(-1), array):
+    if not is_float and not np.array_equal(converted.reshape(-1), array):
         raise invalid(f"{field}.data", f"a number is out of {kind}")
     return converted
 
 
-def _check_finite(tensor: torch.Tensor, nan_policy: str, field: str) -> None:
-    if nan_policy == "reject" and not is_finite(tensor):
+def _check_finite(array: np.ndarray, nan_policy: str, field: str) -> None:
+    if nan_policy == "reject" and not is_finite(array):
         raise invalid(field, "has NaN or infinity in it; this server rejects them (--nan)")
 
 
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is free of NaN and infinities."""
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+def is_finite(array: np.ndarray) -> bool:
+    """Whether an array is free of NaN and infinities."""
+    return array.dtype.kind in "biu" or bool(np.isfinite(array).all())

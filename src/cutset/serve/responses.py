@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2, what goes out: tensors to the bytes of an answer."""
+"""The Open Inference Protocol v2, what goes out: arrays to the bytes of an answer."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-import torch
+import numpy as np
 
+from cutset.dtypes import NUMPY_DTYPES
 from cutset.serve.json_numbers import write_numbers
 from cutset.serve.refusal import Refusal
 from cutset.serve.requests import (
@@ -18,9 +19,11 @@ from cutset.serve.requests import (
     is_finite,
 )
 
+_BFLOAT16 = NUMPY_DTYPES["bfloat16"]
+
 
 def encode_answer(
-    contract: Contract, request: InferRequest, outputs: Sequence[torch.Tensor]
+    contract: Contract, request: InferRequest, outputs: Sequence[np.ndarray]
 ) -> tuple[list[bytes], int | None]:
     """The body of an answer.
 
@@ -30,7 +33,7 @@ def encode_answer(
         outputs: all outputs of the model, in its order.
 
     Returns:
-        The body in pieces, and the length of its JSON where raw tensors follow, else None.
+        The body in pieces, and the length of its JSON where raw arrays follow, else None.
 
     Raises:
         Refusal: 400, an output that was wanted as JSON has NaN or infinity in it.
@@ -38,26 +41,27 @@ def encode_answer(
     entries: list[dict[str, Any]] = []
     raw: list[bytes] = []
     for index, binary in request.outputs:
-        tensor = outputs[index].contiguous()
+        array = outputs[index]
         name = contract.output_names[index]
         entry: dict[str, Any] = {
             "name": name,
             "datatype": DATATYPES[contract.outputs[index].dtype],
-            "shape": list(tensor.shape),
+            "shape": list(array.shape),
         }
         if binary:
-            raw.append(_to_bytes(tensor))
+            raw.append(_to_bytes(array))
             entry["parameters"] = {"binary_data_size": len(raw[-1])}
         else:
-            if not is_finite(tensor):
+            if not is_finite(array):
                 raise Refusal(
                     f"output {name!r} has NaN or infinity in it, which JSON cannot carry; ask "
                     "for it with binary_data",
                     status=400,
                     reason="invalid",
                 )
-            plain = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-            entry["data"] = msgspec.Raw(write_numbers(plain.reshape(-1).numpy()))
+            # Python knows no bfloat16; float32 has all of its numbers.
+            plain = array.astype(np.float32) if array.dtype == _BFLOAT16 else array
+            entry["data"] = msgspec.Raw(write_numbers(plain.reshape(-1)))
         entries.append(entry)
     document: dict[str, Any] = {"model_name": contract.model_name, "model_version": MODEL_VERSION}
     if request.id:
@@ -67,7 +71,5 @@ def encode_answer(
     return [text, *raw], len(text) if raw else None
 
 
-def _to_bytes(tensor: torch.Tensor) -> bytes:
-    plain = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
-    array = plain.numpy()
+def _to_bytes(array: np.ndarray) -> bytes:
     return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()

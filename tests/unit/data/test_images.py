@@ -10,7 +10,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from cutset.data.images import Preprocessing, find_images, read_image
@@ -70,8 +69,8 @@ def test_row_equals_torchvision_preset_bit_for_bit(
         expected = preset(image.convert("RGB"))
     row = read_image(path, _imagenet(resize, crop, interpolation))
     assert row.shape == (3, crop, crop)
-    assert row.dtype == torch.float32
-    assert torch.equal(row, expected)
+    assert row.dtype == np.float32
+    assert np.array_equal(row, expected.numpy())
 
 
 def test_a_pair_resizes_without_keeping_proportions(tmp_path: Path) -> None:
@@ -83,11 +82,7 @@ def test_a_pair_resizes_without_keeping_proportions(tmp_path: Path) -> None:
         expected = np.asarray(image.resize((6, 12), Image.Resampling.BICUBIC))
     row = read_image(path, squashed)
     assert row.shape == (3, 12, 6)
-    assert torch.equal((row * 255).round().to(torch.uint8).permute(1, 2, 0), _tensor(expected))
-
-
-def _tensor(pixels: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.array(pixels))
+    assert np.array_equal((row * 255).round().astype(np.uint8).transpose(1, 2, 0), expected)
 
 
 def test_exif_orientation_turns_the_photo_upright(tmp_path: Path) -> None:
@@ -97,8 +92,8 @@ def test_exif_orientation_turns_the_photo_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned clockwise by a quarter: left becomes top
     row = read_image(_saved(image, tmp_path / "turned.png", exif=exif), PLAIN)
-    assert torch.equal(row[:, :4], torch.ones(3, 4, 8))
-    assert torch.equal(row[:, 4:], torch.zeros(3, 4, 8))
+    assert np.array_equal(row[:, :4], np.ones((3, 4, 8)))
+    assert np.array_equal(row[:, 4:], np.zeros((3, 4, 8)))
 
 
 @pytest.mark.parametrize(
@@ -116,19 +111,20 @@ def test_every_kind_of_pixel_becomes_rgb(
     tmp_path: Path, image: Image.Image, expected: tuple[float, float, float]
 ) -> None:
     row = read_image(_saved(image, tmp_path / "image.png"), PLAIN)
-    assert torch.equal(row, torch.tensor(expected).view(3, 1, 1).expand(3, 8, 8))
+    expected_row = np.full((8, 8, 3), expected, np.float32).transpose(2, 0, 1)
+    assert np.array_equal(row, expected_row)
 
 
 def test_palette_with_transparency(tmp_path: Path) -> None:
     image = Image.new("P", (8, 8), 1)
     image.putpalette([0, 0, 0, 255, 51, 0])
     row = read_image(_saved(image, tmp_path / "p.png", transparency=bytes([0, 128])), PLAIN)
-    assert torch.equal(row[:, 0, 0], torch.tensor([1.0, 0.2, 0.0]))
+    assert np.array_equal(row[:, 0, 0], np.array([1.0, 0.2, 0.0], np.float32))
 
 
 def test_cmyk_photo(tmp_path: Path) -> None:
     row = read_image(_saved(Image.new("CMYK", (8, 8)), tmp_path / "c.tiff"), PLAIN)
-    assert torch.equal(row, torch.ones(3, 8, 8))
+    assert np.array_equal(row, np.ones((3, 8, 8)))
 
 
 def test_unknown_range_is_refused(tmp_path: Path) -> None:
@@ -195,6 +191,8 @@ def test_too_many_pixels_after_resizing(tmp_path: Path) -> None:
         ("crop", [1 << 14, 1 << 14], "at most 67108864 pixels"),
         ("interpolation", "cubic", "'cubic' is none of bilinear, bicubic, nearest"),
         ("std", [1.0, 0.0, 1.0], "std not 0"),
+        ("std", [1.0, 1e-50, 1.0], "float32 has, std not 0"),
+        ("mean", [1e300, 0.0, 0.0], "numbers that float32 has"),
     ],
 )
 def test_preprocessing_that_cannot_be_used(key: str, value: object, message: str) -> None:
@@ -240,4 +238,20 @@ def test_importing_loads_neither_torch_nor_pillow() -> None:
         "print([m for m in ('torch', 'torchvision', 'timm', 'PIL', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_row_is_made_without_torch(tmp_path: Path) -> None:
+    path = _saved(_noise(9, 12), tmp_path / "noise.png")
+    code = (
+        "import sys, pathlib, msgspec\n"
+        "from cutset.data.images import Preprocessing, read_image\n"
+        "expected = msgspec.json.decode(sys.argv[2], type=Preprocessing)\n"
+        "assert read_image(pathlib.Path(sys.argv[1]), expected).shape == (3, 8, 8)\n"
+        "print([m for m in ('torch', 'torchvision', 'timm') if m in sys.modules])"
+    )
+    text = msgspec.json.encode(PLAIN).decode()
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path), text], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "[]\n"
