@@ -347,7 +347,8 @@ def test_goals_over_downsets_are_reached_as_far_as_they_can_be(problem, share, s
         if not expected or latency < expected[-1][1] * (1 - 1e-9):
             expected.append((period, latency))
     found = goals.front(**limits)
-    assert [(each.period_s, each.latency_s) for each in reversed(found)] == [
+    assert found.is_complete
+    assert [(each.period_s, each.latency_s) for each in reversed(found.plans)] == [
         pytest.approx(pair, rel=1e-9) for pair in expected
     ]
 

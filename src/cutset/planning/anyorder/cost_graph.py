@@ -127,7 +127,9 @@ def plan_cost_graph(
     task = _Task(graph, request, max_tensors)
     by_latency = request.objective == "latency"
     reached = task.answer(lambda goals: goals.best(by_latency=by_latency, **task.limits))
-    return task.plan(reached.solution, request.objective, reached.bound_s)
+    return task.plan(
+        reached.solution, request.objective, reached.bound_s, is_searched=reached.is_complete
+    )
 
 
 def pareto_cost_graph(
@@ -136,6 +138,8 @@ def pareto_cost_graph(
     """Every plan for a cost graph that no other beats in both period and latency.
 
     By rising period. Arguments and errors as for `plan_cost_graph`; the objective does not matter.
+    Where the time limit ends the search, the plans found are on the front, and each has a note that
+    there may be more.
     """
     task = _Task(graph, request, max_tensors)
     found = task.answer(lambda goals: goals.front(**task.limits))
@@ -144,7 +148,15 @@ def pareto_cost_graph(
             f"over {MAX_FRONT} plans are the best in period or latency; narrow them down with "
             "--max-latency, --min-throughput or --stages"
         )
-    return tuple(task.plan(each, "throughput", each.period_s) for each in reversed(found))
+    effect = "plans of a smaller period may be missing"
+    notes = () if found.is_complete else (_time_is_over(request, effect),)
+    return tuple(
+        task.plan(each, "throughput", each.period_s, notes=notes) for each in reversed(found.plans)
+    )
+
+
+def _time_is_over(request: PlanRequest, effect: str) -> str:
+    return f"the time limit of {request.time_limit_s:g} s was reached: {effect}"
 
 
 class _Task:
@@ -208,13 +220,26 @@ class _Task:
         except OutOfReach as reason:
             raise limit_not_kept(reason, self.request) from reason
 
-    def plan(self, solution: DagSolution, objective: Objective, bound_s: float) -> Plan:
-        """A solution with names, predictions and its proof."""
+    def plan(
+        self,
+        solution: DagSolution,
+        objective: Objective,
+        bound_s: float,
+        *,
+        is_searched: bool = True,
+        notes: tuple[str, ...] = (),
+    ) -> Plan:
+        """A solution with names, predictions and its proof, and what else is to be said of it."""
         costs, cluster, dag, request = self.costs, self.cluster, self.dag, self.request
         stages = _stages(costs, dag, self.kinds, solution)
         used = {stage.device for stage in stages}
         value_s = solution.latency_s if objective == "latency" else solution.period_s
-        certificates = self._certificates(solution, value_s, bound_s, objective == "latency")
+        certificates = self._certificates(
+            solution, value_s, bound_s, by_latency=objective == "latency", is_searched=is_searched
+        )
+        if not is_searched and certificates[0].bound_s < value_s * (1 - 1e-9):
+            effect = "more time may give a better plan or bound"
+            notes = (*notes, _time_is_over(request, effect))
         bound_s, has_links = certificates[0].bound_s, bool(dag.link_latency_s)
         has_links = has_links or any(tensor.transfer_s for tensor in dag.tensors)
         return Plan(
@@ -235,15 +260,21 @@ class _Task:
             proven_among=proven_among(solution.family, has_links=has_links),
             certificates=certificates,
             unused_devices=tuple(d.name for d in cluster.devices if d.name not in used),
-            notes=_notes(costs, cluster),
+            notes=(*notes, *_notes(costs, cluster)),
         )
 
     def _certificates(
-        self, solution: DagSolution, value_s: float, bound_s: float, by_latency: bool
+        self,
+        solution: DagSolution,
+        value_s: float,
+        bound_s: float,
+        *,
+        by_latency: bool,
+        is_searched: bool,
     ) -> tuple[Certificate, ...]:
         """What bounds the objective of plans with any cut, the tightest first."""
         searched = f"{solution.num_downsets:,} cuts"
-        if solution.family == "downset" and bound_s >= value_s * (1 - 1e-9):
+        if solution.family == "downset" and is_searched and bound_s >= value_s * (1 - 1e-9):
             detail = f"every plan over {searched}, which are all, was ruled out"
             return (Certificate(name="exhaustion", bound_s=bound_s, detail=detail),)
         parts, _ = contract(self.dag)

@@ -21,18 +21,31 @@ _SHOWN = 3
 
 
 def limit_not_kept(reason: OutOfReach, request: PlanRequest) -> PlanError:
-    """The error for limits that no plan keeps."""
+    """The error for limits that no plan keeps, or none that was found in time."""
     among = _among(reason.family)
+    both = reason.limit == "both"
     if reason.limit == "period":
-        most = 1 / reason.best_s if reason.best_s else math.inf
-        return PlanError(
-            f"no plan gives {request.min_rows_per_s:g} rows/s: the most is {most:g} rows/s{among}"
-        )
-    also = f" and gives {request.min_rows_per_s:g} rows/s" if reason.limit == "both" else ""
-    return PlanError(
-        f"no plan takes at most {request.max_latency_s:g} s for one micro-batch{also}: "
-        f"the least is {reason.best_s:g} s{among}"
-    )
+        does = f"gives {request.min_rows_per_s:g} rows/s"
+        best, bound = f"{_rows_per_s(reason.best_s):g} rows/s", _rows_per_s(reason.bound_s)
+        least, bounded = "the most is", f"none can give more than {bound:g} rows/s"
+        is_proven = reason.bound_s > (request.max_period_s(1) or math.inf) * (1 + 1e-9)
+    else:
+        also = f" and gives {request.min_rows_per_s:g} rows/s" if both else ""
+        does = f"takes at most {request.max_latency_s:g} s for one micro-batch{also}"
+        best, least = f"{reason.best_s:g} s", "the least is"
+        bounded = f"none can take less than {reason.bound_s:g} s"
+        is_proven = reason.bound_s > (request.max_latency_s or math.inf) * (1 + 1e-9)
+    if reason.bound_s >= reason.best_s * (1 - 1e-9):
+        return PlanError(f"no plan {does}: {least} {best}{among}")
+    found = f"the best found is {best}" + (f", and {bounded}{among}" if reason.bound_s > 0 else "")
+    over = f"the time limit of {request.time_limit_s:g} s was reached"
+    if is_proven:
+        return PlanError(f"no plan {does}: {found}; {over}")
+    return PlanError(f"no plan was found that {does}: {found}. One may exist: {over}")
+
+
+def _rows_per_s(period_s: float) -> float:
+    return 1 / period_s if period_s else math.inf
 
 
 def _among(family: str) -> str:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 import numpy as np
 
 from cutset.planning.anyorder.downsets import DagProblem, DagSolution
-from cutset.planning.anyorder.search import Opened, open_searches
+from cutset.planning.anyorder.search import Ended, Opened, open_searches
 from cutset.planning.deadline import OutOfTime, OverBudget
 from cutset.planning.problem import with_slack
 
@@ -23,6 +24,9 @@ MAX_FRONT = 200
 
 MAX_FEW_STATES = 1 << 10
 """Where devices have more states, a first plan is looked for on a part of them."""
+
+_SHARE = 0.5
+"""Of the time, for the least period, where after it a limit of latency may have to be kept."""
 
 _CLOSE = 1e-10
 """How near a bisection comes: well within what counts as proven (1e-9)."""
@@ -35,26 +39,47 @@ class Reached:
     Attributes:
         solution: the plan.
         bound_s: nothing among the same cuts has an objective below this.
+        is_complete: whether everything was searched; False where the time was over, or where the
+            bound was reached before.
     """
 
     solution: DagSolution
     bound_s: float
+    is_complete: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DagFront:
+    """Plans that no other beats in both period and latency.
+
+    Attributes:
+        plans: by falling period.
+        is_complete: whether these are all; False where the time was over: those of a smaller
+            period may be missing.
+    """
+
+    plans: tuple[DagSolution, ...]
+    is_complete: bool
 
 
 class OutOfReach(Exception):  # it is an answer, which the caller puts into words
-    """No plan keeps the limits.
+    """No plan keeps the limits, or none was found in time.
 
     Attributes:
         limit: ``"period"``, ``"latency"``, or ``"both"`` where each alone can be kept.
-        best_s: the least period or latency that there is; with ``"both"`` the least latency of
-            the plans that keep the period.
+        best_s: the least period or latency that there is, or that was found; with ``"both"`` the
+            least latency of the plans that keep the period.
+        bound_s: nothing is below this: `best_s` where everything was searched.
         family: the cuts among which that is so.
     """
 
-    def __init__(self, limit: str, best_s: float, family: str) -> None:
+    def __init__(
+        self, limit: str, best_s: float, family: str, bound_s: float | None = None
+    ) -> None:
         super().__init__(limit)
         self.limit = limit
         self.best_s = best_s
+        self.bound_s = best_s if bound_s is None else bound_s
         self.family = family
 
 
@@ -83,30 +108,66 @@ class Goals:
             self._opened, self._first = self._first, []
         self.family = self._opened[-1].family
 
-    def least_period(self) -> Reached | None:
-        """The plan of least period; None if there is no plan.
+    def least_period(self, share: float = 1.0) -> Reached | None:
+        """The plan of least period, within a share of the time that is left; None if there is none.
 
-        Where the time ends after a first plan, that one with a bound from the volume of work.
+        Raises:
+            OutOfTime: the time was over before there was any plan.
         """
-        bound_s, best = 0.0, None
+        return self._least("period", math.inf, share)
+
+    def quickest(self, max_period_s: float = math.inf) -> Reached | None:
+        """The plan of least latency among those that take at most `max_period_s` each.
+
+        Raises:
+            OutOfTime: the time was over before there was any plan.
+        """
+        return self._least("latency", max_period_s, 1.0)
+
+    def _least(
+        self, least: Literal["period", "latency"], max_period_s: float, share: float
+    ) -> Reached | None:
+        """What is least, looked for on few devices and along one order first."""
+        last = self._opened[-1].search
+        least_s = last.volume_s() if least == "period" else float(last.space.work[-1])
+        deadline = last.problem.deadline
+        deadline = deadline if share == 1.0 else deadline.sooner(share)
+        best: Reached | None = None
         for opened in (*self._first, *self._opened):
+            known_s = max_period_s
+            if least == "period" and best is not None:
+                known_s = best.solution.period_s
+            over: Ended | None = None
             try:
-                found = opened.search.run(math.inf if best is None else best.period_s)
-            except OutOfTime:
-                if best is None:
-                    raise
-                bound_s = min(self._opened[-1].search.volume_s(), best.period_s)
-                break
+                found = opened.search.run(known_s, least=least, deadline=deadline)
+            except Ended as ended:
+                over, found = ended, ended.found
             if found is not None:
-                best = opened.solution(found[1])
-                bound_s = best.period_s
+                other = opened.solution(found[1])
+                if best is None or _value_s(other, least) < _value_s(best.solution, least):
+                    best = Reached(solution=other, bound_s=_value_s(other, least))
+            if over is not None:
+                if best is None:
+                    raise over
+                bound_s = max(least_s, over.bound_s if opened.search is last else 0.0)
+                bound_s = min(bound_s, best.bound_s)
+                best = dataclasses.replace(best, bound_s=bound_s, is_complete=False)
+                break
+            is_least = best is not None and best.bound_s <= least_s * (1 + _CLOSE)
+            if best is not None and is_least and opened.search is not last:
+                best = dataclasses.replace(best, is_complete=False)
+                break
         if best is None:
             return None
-        best = dataclasses.replace(best, num_downsets=self._opened[-1].search.count)
-        return Reached(solution=best, bound_s=bound_s)
+        solution = dataclasses.replace(best.solution, num_downsets=last.count)
+        return dataclasses.replace(best, solution=solution)
 
     def least_latency(self, max_period_s: float = math.inf) -> DagSolution | None:
-        """The plan of least latency among those that take at most `max_period_s` each."""
+        """The plan of least latency among those that take at most `max_period_s` each.
+
+        Raises:
+            OutOfTime: the time was over.
+        """
         opened = self._opened[-1]
         found = opened.search.run(max_period_s, least="latency")
         return None if found is None else opened.solution(found[1])
@@ -128,16 +189,36 @@ class Goals:
             if best is None:
                 raise LookupError("there is no plan")
             return best
-        quickest = self.least_latency(max_period_s)
-        if quickest is None or quickest.latency_s > with_slack(max_latency_s):
-            raise self._out_of_reach(quickest, max_latency_s, max_period_s)
         if by_latency:
-            return Reached(solution=quickest, bound_s=quickest.latency_s)
-        fastest = self.least_period()
-        assert fastest is not None
-        if fastest.solution.latency_s <= with_slack(max_latency_s):
+            quickest = self.quickest(max_period_s)
+            if quickest is None or quickest.solution.latency_s > with_slack(max_latency_s):
+                raise self._out_of_reach(quickest, max_latency_s, max_period_s)
+            return quickest
+        below_s = self._opened[-1].search.volume_s()
+        fastest: Reached | None = None
+        for share in (_SHARE, 1.0) if math.isfinite(max_latency_s) else (1.0,):
+            try:
+                found = self.least_period(share)
+            except OutOfTime:
+                continue
+            if found is None:
+                raise LookupError("there is no plan")
+            below_s, period_s = max(below_s, found.bound_s), found.solution.period_s
+            if below_s > with_slack(max_period_s):
+                raise OutOfReach("period", period_s, self.family, below_s)
+            latency_s = found.solution.latency_s
+            if latency_s > with_slack(max_latency_s) or period_s > with_slack(max_period_s):
+                break
+            if fastest is None or period_s < fastest.solution.period_s:
+                fastest = dataclasses.replace(found, bound_s=min(below_s, period_s))
+            if fastest.bound_s >= fastest.solution.period_s:
+                break
+        if fastest is not None:
             return fastest
-        return self._between(quickest, fastest.bound_s, max_latency_s)
+        quickest = self.quickest(max_period_s)
+        if quickest is None or quickest.solution.latency_s > with_slack(max_latency_s):
+            raise self._out_of_reach(quickest, max_latency_s, max_period_s)
+        return self._between(quickest.solution, below_s, max_latency_s)
 
     def _between(self, within: DagSolution, below_s: float, max_latency_s: float) -> Reached:
         """The least period of a plan that keeps the latency; `within` is one, `below_s` a bound."""
@@ -150,7 +231,9 @@ class Goals:
             try:
                 found = self.least_latency(middle_s)
             except OutOfTime:
-                break
+                return Reached(
+                    solution=within, bound_s=min(below_s, within.period_s), is_complete=False
+                )
             if found is not None and found.latency_s <= with_slack(max_latency_s):
                 if found.period_s >= within.period_s:
                     break  # as near as floating point comes
@@ -161,8 +244,8 @@ class Goals:
                 below_s = middle_s
         return Reached(solution=within, bound_s=min(below_s, within.period_s))
 
-    def front(self, *, max_latency_s: float, max_period_s: float) -> tuple[DagSolution, ...] | None:
-        """Every plan within limits that no other beats in both, by falling period.
+    def front(self, *, max_latency_s: float, max_period_s: float) -> DagFront | None:
+        """Every plan within limits that no other beats in both.
 
         Returns:
             The plans, or None where there are more than `MAX_FRONT`.
@@ -170,10 +253,12 @@ class Goals:
         Raises:
             OutOfReach: no plan keeps the limits.
             LookupError: there is no plan at all.
+            OutOfTime: the time was over before there was a plan.
         """
         found = self.least_latency(max_period_s)
         if found is None or found.latency_s > with_slack(max_latency_s):
-            raise self._out_of_reach(found, max_latency_s, max_period_s)
+            best = None if found is None else Reached(solution=found, bound_s=found.latency_s)
+            raise self._out_of_reach(best, max_latency_s, max_period_s)
         plans: list[DagSolution] = []
         while found is not None and found.latency_s <= with_slack(max_latency_s):
             if plans and found.latency_s <= with_slack(plans[-1].latency_s):
@@ -182,22 +267,37 @@ class Goals:
             if len(plans) > MAX_FRONT:
                 return None
             # The slack of a comparison is taken off twice, so that each step is a step.
-            found = self.least_latency(found.period_s * (1 - _CLOSE)) if found.period_s else None
-        return tuple(plans)
+            below_s = found.period_s * (1 - _CLOSE)
+            try:
+                found = self.least_latency(below_s) if below_s else None
+            except OutOfTime:
+                return DagFront(plans=tuple(plans), is_complete=False)
+        return DagFront(plans=tuple(plans), is_complete=True)
 
     def _out_of_reach(
-        self, quickest: DagSolution | None, max_latency_s: float, max_period_s: float
+        self, quickest: Reached | None, max_latency_s: float, max_period_s: float
     ) -> Exception:
         if quickest is None:
             fastest = self.least_period()
             if fastest is None:
                 return LookupError("there is no plan")
-            return OutOfReach("period", fastest.bound_s, self.family)
-        anyhow = self.least_latency()
-        assert anyhow is not None
-        if anyhow.latency_s <= with_slack(max_latency_s) and math.isfinite(max_period_s):
-            return OutOfReach("both", quickest.latency_s, self.family)
-        return OutOfReach("latency", anyhow.latency_s, self.family)
+            return OutOfReach("period", fastest.solution.period_s, self.family, fastest.bound_s)
+        # Where only a period is asked for, `anyhow` is what `quickest` is.
+        latency_s, bound_s = quickest.solution.latency_s, quickest.bound_s
+        if math.isfinite(max_period_s):
+            try:
+                anyhow = self.quickest()
+            except OutOfTime:
+                return OutOfReach("both", latency_s, self.family, bound_s)
+            assert anyhow is not None
+            if anyhow.solution.latency_s <= with_slack(max_latency_s):
+                return OutOfReach("both", latency_s, self.family, bound_s)
+            latency_s, bound_s = anyhow.solution.latency_s, anyhow.bound_s
+        return OutOfReach("latency", latency_s, self.family, bound_s)
+
+
+def _value_s(solution: DagSolution, least: Literal["period", "latency"]) -> float:
+    return solution.latency_s if least == "latency" else solution.period_s
 
 
 def _with_few_devices(problem: DagProblem) -> DagProblem | None:

@@ -20,7 +20,7 @@ from cutset.planning.anyorder.downsets import (
     list_downsets,
 )
 from cutset.planning.anyorder.fewer_downsets import fold_free_parts, prefixes_of_orders
-from cutset.planning.deadline import OverBudget
+from cutset.planning.deadline import Deadline, OutOfTime, OverBudget
 from cutset.planning.problem import with_slack
 from cutset.planning.totals import Floats, Ints
 
@@ -30,6 +30,20 @@ Path: TypeAlias = "list[tuple[int, int, int]]"
 """From downset, to downset, class: of each stage."""
 
 Least: TypeAlias = Literal["period", "latency", "memory"]
+
+
+class Ended(OutOfTime):
+    """A search was ended by its time; what it had found is kept.
+
+    Attributes:
+        found: the least value so far and the plan that has it, or None.
+        bound_s: no plan that the search could have found has a lower value.
+    """
+
+    def __init__(self, reason: OutOfTime, found: tuple[float, Path] | None, bound_s: float) -> None:
+        super().__init__(str(reason))
+        self.found = found
+        self.bound_s = bound_s
 
 
 class DownsetSearch:
@@ -133,7 +147,12 @@ class DownsetSearch:
         )
 
     def run(
-        self, known_s: float, *, least: Least = "period", raised: tuple[int, ...] = ()
+        self,
+        known_s: float,
+        *,
+        least: Least = "period",
+        raised: tuple[int, ...] = (),
+        deadline: Deadline | None = None,
     ) -> tuple[float, Path] | None:
         """What is least among the plans whose period is at most a known one, and its stages.
 
@@ -142,12 +161,17 @@ class DownsetSearch:
             least: the period, the latency, or the memory: of the largest stage on a class of
                 `raised`, whose limits of memory do not count then.
             raised: classes, for the memory.
+            deadline: when to end; where None, the problem's.
 
         Returns:
             The least value, and the plan that has it; None if there is none.
+
+        Raises:
+            Ended: the time was over.
         """
         limit_s = with_slack(known_s)
         self.least, self.raised = least, raised
+        deadline = deadline or self.problem.deadline
         ceiling = limit_s if least == "period" else math.inf
         best: Floats = np.full((self.num_states, self.count), math.inf)
         parent: npt.NDArray[np.int32] = np.full((self.num_states, self.count), -1, dtype=np.int32)
@@ -155,7 +179,11 @@ class DownsetSearch:
         best[0, 0] = 0.0
         overlapped = not self.problem.through_host and not self.problem.serial
         for start in range(self.count - 1):
-            self.problem.deadline.check()
+            try:
+                deadline.check()
+            except OutOfTime as reason:
+                found = self._result(best, parent, via, ceiling)
+                raise Ended(reason, found, self._bound_s(best, start, known_s)) from reason
             column = best[:, start]
             if overlapped and self.cut_s(start) > limit_s:
                 continue
@@ -173,6 +201,21 @@ class DownsetSearch:
                 if len(states):
                     self._extend(start, c, states, column, limit_s, best, parent, via)
         return self._result(best, parent, via, ceiling)
+
+    def _bound_s(self, best: Floats, start: int, known_s: float) -> float:
+        """What no plan's value can be below once all downsets before one were extended.
+
+        Every plan has a first boundary that was not; what it cost up to there is known, and what is
+        left takes at least as long as where it is fastest, or on all devices together.
+        """
+        spent = best[:, start:].min(axis=0)
+        left = self.space.work[-1] - self.space.work[start:]
+        if self.least == "latency":
+            return float((spent + left).min())
+        rate = float(self.left[0])
+        if rate > 0:
+            spent = np.maximum(spent, left / rate)
+        return min(max(float(spent.min()), self.volume_s()), known_s)
 
     def _extend(
         self,

@@ -44,7 +44,10 @@ def least_period(problem: ChainProblem, oracle: Oracle, lower_s: float) -> Found
     lower bound in growing steps, because tight limits are answered fastest; then it is bisected
     over the values between a failure and the best plan so far, which are finitely many: the
     seconds of some stage or of some link. Where these are too many to list, the bisection is over
-    numbers until it gets to where they can be listed or to rounding.
+    numbers until it gets to where they can be listed or to rounding. Where loads depend on both
+    neighbours the values are so many that halving them takes twenty questions and more, each of
+    them costly near the optimum, though the best plan is found soon. There, after two failures it
+    is asked whether anything at all is better than that plan: if not, nothing is left to halve.
 
     Args:
         problem: what is solved.
@@ -79,6 +82,8 @@ class _Bisection:
     ) -> None:
         self.problem = problem
         self.oracle = oracle
+        self.num_failures = 0
+        self.has_gained = False
         self.best = best
         self.period_s = problem.period_s(best)
         self.failed_s = lower_s * (1 - 4 * ROUNDING)
@@ -88,7 +93,9 @@ class _Bisection:
         found = self.oracle(limit_s)
         if found is None:
             self.failed_s = limit_s
+            self.num_failures += 1
             return False
+        self.num_failures = 0
         period_s = self.problem.period_s(found)
         if period_s < self.period_s:
             self.best, self.period_s = found, period_s
@@ -113,13 +120,22 @@ class _Bisection:
                 limit_s = self._middle()
                 if limit_s is None:
                     break
+                is_last = self._may_be_best()
+                if is_last:
+                    limit_s = max(limit_s, self.upper_s * (1 - 4 * ROUNDING))
             else:
                 low_s, high_s = self.failed_s * (1 + ROUNDING), self.upper_s * (1 - ROUNDING)
                 values = values[(values > low_s) & (values < high_s)]
                 if len(values) == 0:
                     break
-                limit_s = float(values[len(values) // 2])
-            self.ask(limit_s)
+                is_last = self._may_be_best()
+                limit_s = float(values[-1 if is_last else len(values) // 2])
+            # What was better may be the best; but steps down alone could be many.
+            self.has_gained = self.ask(limit_s) and is_last and not self.has_gained
+
+    def _may_be_best(self) -> bool:
+        """Whether to ask for anything better than the best plan, and not for much better."""
+        return self.problem.is_coupled and (self.num_failures % 3 == 2 or self.has_gained)
 
     def _middle(self) -> float | None:
         """A number between, None where rounding leaves none.

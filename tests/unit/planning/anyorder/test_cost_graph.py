@@ -416,3 +416,94 @@ def test_a_plan_that_was_found_before_the_time_is_over_is_kept(monkeypatch):
 
 def _raise():
     raise OutOfTime("over")
+
+
+def _over_after(monkeypatch, number):
+    """Has the time be over at so many looks at the clock."""
+    over = iter([*[False] * number, *[True] * 999])
+    monkeypatch.setattr(Deadline, "check", lambda self: _raise() if next(over) else None)
+
+
+THREE = Cluster(
+    devices=(Device(name="a"), Device(name="b"), Device(name="c")), link=Link(latency_s=1.0)
+)
+"""Devices that each do some node the quickest; a link takes 1 s."""
+
+
+def _triangle():
+    nodes = [{"a": 1, "b": 9, "c": 9}, {"a": 9, "b": 2, "c": 9}, {"a": 9, "b": 9, "c": 4}]
+    return graph_of([*nodes, {"": 3}], [(0, (1, 2), 10), (1, (3,), 10), (2, (3,), 10)])
+
+
+@pytest.mark.parametrize("number", [1, 3, 5, 7, 9, 11])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"objective": "latency"},
+        {"objective": "latency", "num_stages": 3},
+        {"objective": "latency", "min_rows_per_s": 1 / 30},
+        {"objective": "throughput", "max_latency_s": 40.0},
+        {"objective": "throughput", "max_latency_s": 20.0, "num_stages": 2},
+    ],
+)
+def test_whenever_the_time_ends_the_best_so_far_and_its_bound_are_given(
+    monkeypatch, number, wanted
+):
+    graph = _triangle()
+    best = plan_cost_graph(graph, PlanRequest(cluster=THREE, **wanted))
+    limited = PlanRequest(cluster=THREE, **wanted, time_limit_s=9)
+    by_latency = wanted["objective"] == "latency"
+    least_s = best.latency_s if by_latency else best.period_s
+    assert best.gap == 0.0
+    _over_after(monkeypatch, number)
+    if number == 1 and "num_stages" in wanted:  # no plan is complete after one step
+        with pytest.raises(PlanError, match="no plan was found: over"):
+            plan_cost_graph(graph, limited)
+        return
+    made = plan_cost_graph(graph, limited)
+    value_s = made.latency_s if by_latency else made.period_s
+    assert made.bound_s <= least_s * (1 + 1e-9) <= value_s * (1 + 2e-9)
+    assert made.gap == pytest.approx(value_s / made.bound_s - 1, abs=1e-9)
+    if made.gap > 1e-9:
+        assert "the time limit of 9 s was reached: more time may" in made.notes[0]
+        assert made.bound_by != "exhaustion"
+
+
+def test_a_latency_cut_off_by_the_time_has_what_was_found_along_one_order(monkeypatch):
+    _over_after(monkeypatch, 5)
+    request = PlanRequest(cluster=THREE, objective="latency", num_stages=2, time_limit_s=9)
+    made = plan_cost_graph(_triangle(), request)
+    # What is quickest everywhere adds up to 1 + 2 + 4 + 3 s.
+    assert made.bound_s >= 10.0
+    assert made.latency_s > made.bound_s
+    assert plan_from_json(plan_to_json(made)) == made
+    assert json.loads(plan_to_json(made))["gap"] == pytest.approx(made.latency_s / made.bound_s - 1)
+
+
+def test_a_limit_that_nothing_kept_in_time_is_not_called_impossible(monkeypatch):
+    graph = _triangle()
+    request = PlanRequest(cluster=THREE, objective="latency", num_stages=3, time_limit_s=9)
+    least_s = plan_cost_graph(graph, request).latency_s
+    _over_after(monkeypatch, 5)
+    with pytest.raises(PlanError) as caught:
+        plan_cost_graph(graph, msgspec.structs.replace(request, max_latency_s=10.5))
+    message = str(caught.value)
+    assert least_s > 10.5
+    assert message.startswith("no plan was found that takes at most 10.5 s for one micro-batch")
+    assert "none can take less than 10 s" in message
+    assert message.endswith("One may exist: the time limit of 9 s was reached")
+
+
+def test_a_front_cut_off_by_the_time_says_what_may_be_missing(monkeypatch):
+    graph = graph_of([{"": 2}, {"": 2}, {"": 2}], [(0, (1,), 10), (1, (2,), 10)])
+    devices = Cluster(
+        devices=(Device(name="a"), Device(name="b"), Device(name="c")), link=Link(latency_s=1.0)
+    )
+    whole = pareto_cost_graph(graph, PlanRequest(cluster=devices))
+    assert [made.period_s for made in whole] == [2.0, 4.0, 6.0]
+    _over_after(monkeypatch, 7)
+    some = pareto_cost_graph(graph, PlanRequest(cluster=devices, time_limit_s=9))
+    assert [made.period_s for made in some] == [4.0, 6.0]
+    assert some[0].notes == (
+        "the time limit of 9 s was reached: plans of a smaller period may be missing",
+    )
