@@ -226,7 +226,7 @@ def _refuse_programs(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {name.partition("/")[2] for name in archive.namelist()}
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a name that is no UTF-8 is no BadZipFile, and neither is a version
         raise ModelError(f"weights file {path} cannot be read: it is damaged") from error
     if "constants.pkl" in members:
         raise ModelError(

@@ -185,6 +185,21 @@ def test_damaged_file(tmp_path: Path, suffix: str, content: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("offset", "value"),
+    [(46, b"\x80"), (6, b"\xff\0"), (20, b"\xff" * 4), (42, b"\xff" * 4)],
+    ids=["a name that is no UTF-8", "a later version", "a size", "a place"],
+)
+def test_a_damaged_list_of_a_zip(tmp_path: Path, offset: int, value: bytes) -> None:
+    path = _saved(_model().state_dict(), tmp_path / "w.pth")
+    content = bytearray(path.read_bytes())
+    start = content.index(b"PK\1\2")
+    content[start + offset : start + offset + len(value)] = value
+    path.write_bytes(bytes(content))
+    with pytest.raises(ModelError, match=r"w\.pth"):
+        read_checkpoint(path)
+
+
 @pytest.mark.parametrize("content", [[torch.zeros(1)], {}, {"a": 1}, {1: torch.zeros(1)}])
 def test_something_else_in_a_file(tmp_path: Path, content: Any) -> None:
     with pytest.raises(ModelError, match="expected named tensors"):
