@@ -30,8 +30,8 @@ PICTURE = "images/architecture.svg"
 HEAVY = "torch"
 """The package whose users are marked: what runs should need it as little as can be."""
 
-WIDTH, LANE, MARGIN = 1000, 14, 24
-BOX_WIDTH, BOX_HEIGHT, BETWEEN = 470, 58, 18
+WIDTH, LANE, MARGIN = 880, 14, 20
+BOX_WIDTH, BOX_HEIGHT, BETWEEN = 440, 58, 18
 LETTER = 6.4  # width of a letter of the descriptions, a little more than it is
 STYLE = """
 .back{fill:#fff}.box{fill:#f4f6f9;stroke:#5b6b7b}.heavy{fill:#fff1e3;stroke:#b25a00}
@@ -263,7 +263,7 @@ def box(of: Room, left: float, top: float, wide: float) -> str:
 
 def foundation(what: Architecture, top: float) -> Iterator[str]:
     """The files that everything may use, without arrows, and what the colours mean."""
-    inside = textwrap.wrap("   ".join(what.rooms[name].title for name in what.common), 100)
+    inside = textwrap.wrap("   ".join(what.rooms[name].title for name in what.common), 92)
     wide = WIDTH - 2 * MARGIN
     yield f'<rect class="box" x="{MARGIN}" y="{top}" width="{wide}" height="72" rx="6"/>'
     yield f'<text x="{MARGIN + 10}" y="{top + 18}">what all of them may use</text>'
