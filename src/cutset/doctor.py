@@ -6,6 +6,7 @@ here names a path, a user or a host.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import mmap
@@ -23,7 +24,10 @@ import psutil
 from packaging.requirements import Requirement
 
 from cutset import host
+from cutset.engines.registry import GROUP as ENGINES
+from cutset.engines.registry import find_engine
 from cutset.errors import CutsetError
+from cutset.extensions import extension_names
 from cutset.printable import printable
 from cutset.version import __version__
 
@@ -144,6 +148,7 @@ def examine_machine(*, trial: bool = False) -> Examination:
         _ability("start workers (engine local)", _local_engine),
         _ability("share memory between workers", _shared_memory),
         *_extras(packages),
+        *_added_engines(),
     ]
     if trial:
         abilities.append(_ability("split, prove and run a small model", _run_trial))
@@ -290,6 +295,21 @@ def _extras(packages: tuple[Package, ...]) -> list[Ability]:
         name = f"use the extra {extra}"
         abilities.append(Ability(name=name, ok=not missing, is_optional=True, detail=detail))
     return abilities
+
+
+def _added_engines() -> list[Ability]:
+    """The engines that other packages add; each is imported."""
+    return [
+        _ability(
+            f"start workers (engine {name})", functools.partial(_engine, name), is_optional=True
+        )
+        for name in extension_names(ENGINES)
+    ]
+
+
+def _engine(name: str) -> str:
+    kind = find_engine(name)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _quoted(names: list[str]) -> str:

@@ -427,15 +427,14 @@ def time_on_cluster(
         raise ValueError("settings.cluster is None: what messages take there is not known")
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
     plan, inputs = opened.manifest.plan, opened.manifest.graph.inputs
-    timed = time_stages_on_nodes(
-        opened,
-        settings,
-        backends=[AUTO] * len(plan.stages),
-        num_threads=num_threads,
-        micro_batch=plan.micro_batch,
-        duration_s=duration_s,
-        say=say or say_nothing,
-    )
+    with settings.stage_programs(opened, say or say_nothing) as programs:
+        timed = time_stages_on_nodes(
+            programs,
+            backends=[AUTO] * len(plan.stages),
+            num_threads=num_threads,
+            micro_batch=plan.micro_batch,
+            duration_s=duration_s,
+        )
     plan = expect_on_cluster(
         plan,
         settings.cluster,

@@ -13,6 +13,8 @@ import pytest
 import cutset
 from cutset import doctor
 from cutset.doctor import Ability, Package, describe, examine_machine
+from cutset.engines.registry import GROUP
+from installed import install
 
 
 def ability(name: str) -> Ability:
@@ -116,3 +118,14 @@ def test_the_trial_splits_and_runs() -> None:
     assert trial.name == "split, prove and run a small model"
     assert trial.ok, trial.detail
     assert trial.detail.startswith("with torch and onnxruntime")
+
+
+def test_engines_of_other_packages_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(install(tmp_path, "good", GROUP, "plain = toy_engine:Plain"))
+    install(tmp_path, "bad", GROUP, "odd = no_such_module:Odd")
+    plain, odd = ability("start workers (engine plain)"), ability("start workers (engine odd)")
+    assert (plain.ok, plain.is_optional, plain.detail) == (True, True, "toy_engine.Plain")
+    assert (odd.ok, odd.is_optional) == (False, True)
+    assert "of the package bad cannot be loaded" in odd.detail

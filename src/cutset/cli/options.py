@@ -142,7 +142,11 @@ MinThroughput: TypeAlias = Annotated[
     typer.Option(metavar="ROWS/S", parser=rows_per_s, help="least rows per second; 20 or '20/s'"),
 ]
 Engine: TypeAlias = Annotated[
-    str, typer.Option(metavar="local|ray", help="where workers run: here, or on a Ray cluster")
+    str,
+    typer.Option(
+        metavar="local|ray|NAME",
+        help="where workers run: here, on a Ray cluster, or on an engine that a package adds",
+    ),
 ]
 Address: TypeAlias = Annotated[
     str | None,

@@ -16,13 +16,18 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from cutset.backends.allocator import malloc_environment
 from cutset.engines.control import ControlSocket
 from cutset.engines.protocol import Command, Event, Exited, WorkerHandle
+from cutset.engines.registry import EngineSettings
 from cutset.errors import EngineError
 from cutset.host import core_numbers, num_usable_cores
 from cutset.processes import LastWords, command_of, made_environment
+
+if TYPE_CHECKING:
+    from cutset.bundles.open import Bundle
 
 _LOG = logging.getLogger(__name__)
 
@@ -269,6 +274,17 @@ class LocalEngine:
         for worker in self._workers:
             worker.join(_REAP_TIMEOUT_S)
         self._workers.clear()
+
+
+class LocalMachine(EngineSettings):
+    """This machine, the default."""
+
+    name = "local"
+
+    def engine_for(self, bundle: Bundle, *, num_threads: int) -> LocalEngine:
+        """Prepares to run a bundle here."""
+        devices = tuple(stage.device for stage in bundle.manifest.plan.stages)
+        return LocalEngine(devices, num_threads=num_threads)
 
 
 def cores_of(stage: int, num_stages: int, num_threads: int) -> tuple[int, ...]:

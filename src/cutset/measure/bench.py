@@ -19,7 +19,7 @@ from cutset.backends.base import random_inputs
 from cutset.bundles.manifest import PartEntry
 from cutset.bundles.open import Bundle, open_bundle
 from cutset.capture.torch_arrays import as_tensor
-from cutset.engines.ray.engine import RayCluster
+from cutset.engines.registry import EngineSettings, find_engine
 from cutset.measure.stages import AloneResult, measure_alone
 from cutset.measure.stages_on_nodes import time_stages_on_nodes
 from cutset.runtime.session import Session, open_session
@@ -90,7 +90,7 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 def bench_bundle(
     bundle: Bundle | str | Path,
     *,
-    engine: str | RayCluster = "local",
+    engine: str | EngineSettings = "local",
     backend: str = "auto",
     micro_batch: int | None = None,
     num_threads: int = 1,
@@ -121,9 +121,10 @@ def bench_bundle(
     manifest = opened.manifest
     rows = manifest.plan.micro_batch if micro_batch is None else micro_batch
     inputs = tuple(as_tensor(array) for array in random_inputs(manifest.stages[0], rows))
+    settings = find_engine(engine)() if isinstance(engine, str) else engine
     with open_session(
         opened,
-        engine=engine,
+        engine=settings,
         backend=backend,
         micro_batch=rows,
         num_threads=num_threads,
@@ -149,8 +150,7 @@ def bench_bundle(
     indices = range(len(backends))
     found += f", {quantiles(latencies).p50 * 1e3:.3g} ms for one alone"
     say(f"3 of 4, each stage alone ({found})")
-    where = RayCluster() if engine == "ray" else engine
-    alone = _time_stages(opened, where, backends, num_threads, rows, duration_s)
+    alone = _time_stages(opened, settings, backends, num_threads, rows, duration_s)
     say(f"4 of 4, the whole model in one process ({found})")
     (whole,) = measure_alone(
         opened,
@@ -175,22 +175,23 @@ def bench_bundle(
 
 def _time_stages(
     bundle: Bundle,
-    engine: str | RayCluster,
+    settings: EngineSettings,
     backends: Sequence[str],
     num_threads: int,
     micro_batch: int,
     duration_s: float,
 ) -> tuple[AloneResult, ...]:
     """Every stage without transfers, where the engine computes it."""
-    if isinstance(engine, RayCluster):
-        return time_stages_on_nodes(
-            bundle,
-            engine,
-            backends=backends,
-            num_threads=num_threads,
-            micro_batch=micro_batch,
-            duration_s=duration_s,
-        )
+    elsewhere = settings.stage_programs(bundle, lambda _text: None)
+    if elsewhere is not None:
+        with elsewhere as programs:
+            return time_stages_on_nodes(
+                programs,
+                backends=backends,
+                num_threads=num_threads,
+                micro_batch=micro_batch,
+                duration_s=duration_s,
+            )
     return measure_alone(
         bundle,
         [(index,) for index in range(len(backends))],

@@ -43,7 +43,9 @@ def find_model(
               ``(module, args, kwargs)`` or a whole `FoundModel`. Where it gives no example inputs,
               the file's function ``example_inputs()`` is asked;
             - ``FILE.pt2``: a program saved by `torch.export.save`;
-            - ``FILE.onnx``: an ONNX model, read as data and run in ONNX Runtime alone.
+            - ``FILE.onnx``: an ONNX model, read as data and run in ONNX Runtime alone;
+            - ``SOURCE:NAME``: a model of a source that another package adds (entry points
+              ``cutset.models``).
         example_inputs: what a module is called with, two rows or more of each tensor.
         weights: one of
 
@@ -104,7 +106,13 @@ def find_model(
         from cutset.models.from_torchvision import find_in_torchvision
 
         return find_in_torchvision(name if colon else spec, request)
-    raise ModelError(f"{spec!r} names no model; write {_FORMS}")
+    from cutset.models.from_packages import find_in_package, source_names
+
+    found = find_in_package(spec, request)
+    if found is not None:
+        return found
+    added = "".join(f", {source}:NAME" for source in source_names())
+    raise ModelError(f"{spec!r} names no model; write {_FORMS}{added}")
 
 
 def _found_object(

@@ -7,7 +7,7 @@ import hashlib
 import importlib.util
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,17 +42,29 @@ def find_in_python_file(file: str, factory: str, request: WeightsRequest | None)
     """
     name = f"{file}:{factory}"
     module = _import_file(Path(file))
-    made = _make(module, file, factory)
-    if isinstance(made, FoundModel):
-        found = made
-    else:
-        model, inputs = _module_and_inputs(made, name)
-        if inputs is None:
-            inputs = _file_inputs(module, name)
-        found = FoundModel(
-            model=model, name=name, weights=f"as {name} made them", example_inputs=inputs
-        )
+    found = found_of(_make(module, file, factory), name, lambda: _file_inputs(module, name))
     return with_weights(dataclasses.replace(found, name=name), request)
+
+
+def found_of(made: Any, name: str, other_inputs: Callable[[], Any] = lambda: None) -> FoundModel:
+    """What a factory gave, as a found model with its own weights.
+
+    Args:
+        made: a `FoundModel`, a module, or a tuple that begins with one.
+        name: of the factory, for messages.
+        other_inputs: gives the example inputs where the factory gave none.
+
+    Raises:
+        ModelError: it gave something else, or there are no example inputs.
+    """
+    if isinstance(made, FoundModel):
+        return made
+    model, inputs = _module_and_inputs(made, name)
+    inputs = other_inputs() if inputs is None else inputs
+    if inputs is None:
+        raise ModelError(f"{name} gave no example inputs; return a pair (module, example_inputs)")
+    words = f"as {name} made them"
+    return FoundModel(model=model, name=name, weights=words, example_inputs=inputs)
 
 
 def found_module(

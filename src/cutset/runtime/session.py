@@ -30,9 +30,9 @@ from cutset.backends.base import check_backend_name
 from cutset.bundles.open import Bundle, open_bundle
 from cutset.costs.model import default_window
 from cutset.data.arrays import Array
-from cutset.engines.local import LocalEngine, cores_of
+from cutset.engines.local import cores_of
 from cutset.engines.protocol import Engine, Load
-from cutset.engines.ray.engine import RayCluster
+from cutset.engines.registry import EngineSettings, opened_engine
 from cutset.errors import EngineError
 from cutset.ranges import MAX_ROWS, MAX_THREADS
 from cutset.runtime.callbacks import AnswerFuture, CallbackThread
@@ -48,7 +48,6 @@ _LOG = logging.getLogger(__name__)
 
 _STATS_TIMEOUT_S = 1.0
 _SPANS_TIMEOUT_S = 10.0
-_REMOTE_START_TIMEOUT_S = 900.0
 _CALLBACKS_TIMEOUT_S = 5.0
 
 _MOST_WINDOW = 4096
@@ -397,7 +396,7 @@ class Session:
 def open_session(
     bundle: Bundle | str | Path,
     *,
-    engine: str | RayCluster | Engine = "local",
+    engine: str | EngineSettings | Engine = "local",
     backend: str = "auto",
     micro_batch: int | None = None,
     num_threads: int = 1,
@@ -411,7 +410,8 @@ def open_session(
     Args:
         bundle: a bundle, or the path of its folder.
         engine: ``"local"`` (processes of this machine), ``"ray"`` (the Ray cluster that this
-            machine is in), a `RayCluster` that says more, or an engine of your own.
+            machine is in) or the name of another (`cutset.engines.registry`); settings that say
+            more, such as a `RayCluster`; or an engine of your own.
         backend: one of `cutset.backends.base.BACKENDS` (``"torch"`` is bit for bit the model),
             or ``"auto"``: each stage runs on the backend that its plan measured as the fastest.
             Where the plan names none but the reference, the stage tries every backend that loads
@@ -431,7 +431,7 @@ def open_session(
         BundleError: the bundle cannot be read, or a stage's file is missing, changed or unsafe.
         ContractViolation: the stages of the bundle do not fit each other.
         EngineError: there is no such engine or backend, or the pipeline does not come up.
-        TypeError: `limits` is something else.
+        TypeError: `limits` or `engine` is something else.
         ValueError: a number is outside of its range. Nothing was started.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
@@ -447,14 +447,9 @@ def open_session(
         raise TypeError(f"limits are a cutset.runtime.status.Limits, got {limits!r}")
     check_backend_name(backend)
     links_of(opened.manifest, rows)
-    if engine == "ray":
-        engine = RayCluster()
-    if isinstance(engine, RayCluster):
-        # The engine has limits of its own for what can hang; a large shard takes its time.
-        limits = limits or Limits(start_timeout_s=_REMOTE_START_TIMEOUT_S)
-    elif isinstance(engine, str) and engine != "local":
-        raise EngineError(f"there is no engine {engine!r}; this version has: local, ray")
-    running = _engine_for(opened, engine, num_threads)
+    running, start_timeout_s = opened_engine(engine, opened, num_threads=num_threads)
+    if limits is None:
+        limits = Limits() if start_timeout_s is None else Limits(start_timeout_s=start_timeout_s)
     try:
         session = Session(
             opened,
@@ -464,7 +459,7 @@ def open_session(
             num_threads=num_threads,
             window=in_flight,
             pin=pin,
-            limits=limits or Limits(),
+            limits=limits,
             num_spans=num_spans,
         )
     except BaseException:
@@ -476,16 +471,6 @@ def open_session(
         session.close()
         raise
     return session
-
-
-def _engine_for(bundle: Bundle, engine: str | RayCluster | Engine, num_threads: int) -> Engine:
-    """The engine that was named, opened; `engine` was checked."""
-    if isinstance(engine, RayCluster):
-        return engine.engine_for(bundle, num_threads=num_threads)
-    if isinstance(engine, str):
-        devices = tuple(stage.device for stage in bundle.manifest.plan.stages)
-        return LocalEngine(devices, num_threads=num_threads)
-    return engine
 
 
 def _take_next(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cutset.engines.ray.engine import RayCluster
+from cutset.engines.registry import EngineSettings
 from cutset.errors import CutsetError
 from cutset.serve.logs import JsonFormatter
 from cutset.serve.settings import ServeSettings
@@ -34,7 +34,7 @@ def serve_bundle(
     bundle: Path,
     settings: ServeSettings,
     *,
-    engine: str | RayCluster = "local",
+    engine: str | EngineSettings = "local",
     backend: str = "auto",
     micro_batch: int | None = None,
     num_threads: int = 1,

@@ -16,6 +16,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,8 +37,10 @@ from cutset.engines.ray.nodes import (
     living_nodes,
     require_nodes,
 )
+from cutset.engines.ray.programs_on_nodes import programs_on_nodes
 from cutset.engines.ray.remote_worker import RayWorker
 from cutset.engines.ray.stage_host import StageHost, make_host
+from cutset.engines.registry import EngineSettings, StagePrograms
 from cutset.errors import EngineError
 
 if TYPE_CHECKING:
@@ -51,7 +54,7 @@ _JOIN_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class RayCluster:
+class RayCluster(EngineSettings):
     """Which Ray cluster to run on, and how.
 
     Attributes:
@@ -60,6 +63,13 @@ class RayCluster:
         cluster: speeds, links and addresses of the devices, for that case; where None, what the
             bundle's plan tells of them.
     """
+
+    name = "ray"
+    package = "ray"
+    install = "cutset[ray]"
+    options = frozenset({"address", "replan_after_s", "cluster"})
+    # The engine has limits of its own for what can hang; a large shard takes its time.
+    start_timeout_s = 900.0
 
     address: str = "auto"
     replan_after_s: float = 10.0
@@ -76,6 +86,17 @@ class RayCluster:
         if not self.replan_after_s > 0:
             raise ValueError(f"replan_after_s must be above 0, got {self.replan_after_s}")
         return RayEngine(bundle, self, num_threads=num_threads)
+
+    def stage_programs(
+        self, bundle: Bundle, say: Callable[[str], None]
+    ) -> AbstractContextManager[StagePrograms]:
+        """Runs programs on the nodes that the bundle's stages will be on.
+
+        Raises:
+            EngineError: as `engine_for`, on entering.
+        """
+        cluster = self.cluster or cluster_of_plan(bundle.manifest.plan)
+        return programs_on_nodes(bundle, self.address, cluster, say)
 
 
 class RayEngine:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from cutset.engines.registry import require_package
 from cutset.errors import EngineError
 
 _LISTENER_TIMEOUT_S = 10.0
@@ -45,13 +46,9 @@ def import_ray() -> Any:
     Raises:
         EngineError: it is not installed.
     """
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise EngineError(
-            "the engine 'ray' needs the package ray, which is not installed: pip install"
-            " 'cutset[ray]'"
-        ) from error
+    require_package("ray", "ray", "cutset[ray]")
+    import ray
+
     return ray
 
 
