@@ -62,7 +62,7 @@ def test_a_program_that_is_not_in_the_table_is_none() -> None:
 
 
 def _named_modules(path: Path) -> Iterator[str]:
-    """The strings in a file that are the name of a module, but for loggers and groups of entry points."""
+    """The strings in a file that name a module; loggers and groups of entry points do not."""
     tree = ast.parse(path.read_text())
     allowed = {
         id(argument)
