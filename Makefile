@@ -27,7 +27,7 @@ ifneq ($(PINNED),)
 	$(PIP) --no-deps --no-build-isolation --editable .
 else
 	$(PIP) --upgrade 'pip>=25.1'
-	$(PIP) --editable . --group dev
+	$(PIP) --editable '.[all]' --group dev
 endif
 	$(HASHED) -r requirements/assets.txt
 	@touch $@
@@ -108,7 +108,7 @@ dist: $(STAMP)  ## wheel and source distribution; the wheel is built from the la
 SMOKE := pytest -c tests/smoke/pytest.ini tests/smoke
 
 wheel-smoke: dist  ## the wheel alone in a clean environment, with the torch that is installed here
-	$(BIN)/python tests/smoke/environment.py dist/*.whl build/smoke
+	$(BIN)/python tests/smoke/environment.py dist/*.whl build/smoke --extra torch
 	build/smoke/bin/python -m $(SMOKE)
 
 smoke-oldest: dist  ## the same with the oldest torch that is supported, installed anew

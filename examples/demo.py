@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from demo_assets import mobilenet_weights, photographs
 from rich.console import Console
@@ -57,21 +58,22 @@ def main() -> int:
     preprocessing, labels = prepared.found.preprocessing, prepared.found.labels
     assert preprocessing is not None
     paths = photographs()
-    rows = [read_image(path, preprocessing).unsqueeze(0) for path in paths]
+    rows = [read_image(path, preprocessing)[np.newaxis] for path in paths]
     with torch.inference_mode():
-        whole = torch.cat([prepared.found.model(row) for row in rows])
+        tensors = [torch.from_numpy(row) for row in rows]
+        whole = torch.cat([prepared.found.model(tensor) for tensor in tensors]).numpy()
     with open_session(bundle, backend="torch") as session:
-        pieces = torch.cat([torch.as_tensor(answer) for answer in session.stream(rows)])
+        pieces = np.concatenate(list(session.stream(rows)))
     print_answers(console, [path.name for path in paths], top_k(pieces, labels, 3))
-    agree = torch.equal(pieces, whole)
+    agree = np.array_equal(pieces, whole)
     console.print(
         f"   agreement with the whole model: {'every bit' if agree else 'NOT EQUAL'} "
-        f"({len(rows)} of {len(rows)} photographs, {whole.numel()} numbers)"
+        f"({len(rows)} of {len(rows)} photographs, {whole.size} numbers)"
     )
 
     console.print("\n[bold]4. Throughput[/], a row at a time")
     with torch.inference_mode():
-        alone = _rows_per_s(lambda: [prepared.found.model(rows[0]) for _ in range(NUM_ROWS)])
+        alone = _rows_per_s(lambda: [prepared.found.model(tensors[0]) for _ in range(NUM_ROWS)])
     console.print(f"   whole model, one process, one thread:  {alone:6.1f} rows/s")
     for backend in ("torch", "onnxruntime"):
         with open_session(bundle, backend=backend) as session:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
+import numpy as np
 from PIL import Image
 
 import cutset
@@ -36,12 +36,12 @@ def stream(bundle: Path, folder: Path) -> int:
         preprocessing = manifest.preprocessing
         paths = find_images([folder])
 
-        def rows() -> Iterator[torch.Tensor]:
+        def rows() -> Iterator[np.ndarray]:
             for path in paths:
-                yield read_image(path, preprocessing).unsqueeze(0)
+                yield read_image(path, preprocessing)[None]
 
         for path, answer in zip(paths, session.stream(rows()), strict=True):
-            (labels,) = top_k(torch.as_tensor(answer), manifest.labels, 3)
+            (labels,) = top_k(answer, manifest.labels, 3)
             print(json.dumps({"image": path.name, "labels": dict(labels)}), flush=True)
             num_answers += 1
     return num_answers

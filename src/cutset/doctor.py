@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import mmap
 import os
 import platform
@@ -28,10 +29,14 @@ from cutset.engines.registry import GROUP as ENGINES
 from cutset.engines.registry import find_engine
 from cutset.errors import CutsetError
 from cutset.extensions import extension_names
+from cutset.extras import EXTRA_OF, naming_extras
 from cutset.printable import printable
 from cutset.version import __version__
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # only its size is looked at
+_CORE_BACKEND = "onnxruntime"
+"""The one whose library Cutset itself requires."""
+
 _TRIAL_BYTES = 1 << 20
 _TRIAL_ROWS = 3
 _TRIAL_TOLERANCE = 1e-4
@@ -60,7 +65,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
         memory_bytes: memory that this process may use, a container's limit included.
         free_memory_bytes: what this process may still take of it.
         shared_memory_bytes: size of /dev/shm, or None where there is none.
-        gpus: names of the GPUs that torch sees.
+        gpus: names of the GPUs that torch sees; empty where torch is not installed.
     """
 
     python: str
@@ -119,7 +124,7 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         cutset: the version of Cutset.
         machine: what the machine is.
-        packages: what Cutset uses, in the order of its requirements.
+        packages: what Cutset uses, what it always needs first.
         abilities: what can be done here.
     """
 
@@ -139,7 +144,7 @@ def examine_machine(*, trial: bool = False) -> Examination:
 
     Args:
         trial: also split a small model, prove it, and run it with every backend that is installed;
-            takes some seconds.
+            takes some seconds, and needs torch.
     """
     packages = _packages()
     abilities = [
@@ -151,7 +156,10 @@ def examine_machine(*, trial: bool = False) -> Examination:
         *_added_engines(),
     ]
     if trial:
-        abilities.append(_ability("split, prove and run a small model", _run_trial))
+        # Where torch is not installed, nobody means to split here.
+        optional = importlib.util.find_spec("torch") is None
+        name = "split, prove and run a small model"
+        abilities.append(_ability(name, _run_trial, is_optional=optional))
     return Examination(
         cutset=__version__,
         machine=_machine(),
@@ -170,7 +178,7 @@ def describe(examination: Examination) -> str:
         f"cutset {examination.cutset}, {machine.python}, {machine.system}",
         f"processor: {machine.processor}, {cores}",
         f"memory: {memory}; shared memory: {'none' if shared is None else _gib(shared)}",
-        f"GPUs that torch sees: {', '.join(machine.gpus) or 'none'}",
+        f"GPUs that torch sees: {', '.join(machine.gpus) or _why_no_gpus(examination.packages)}",
         "packages:",
     ]
     for package in examination.packages:
@@ -184,6 +192,11 @@ def describe(examination: Examination) -> str:
         for ability in examination.abilities
     ]
     return "\n".join(map(printable, lines))
+
+
+def _why_no_gpus(packages: tuple[Package, ...]) -> str:
+    has_torch = any(package.name == "torch" and package.version for package in packages)
+    return "none" if has_torch else "torch is not installed"
 
 
 def _gib(num_bytes: int) -> str:
@@ -240,26 +253,32 @@ def _gpus() -> tuple[str, ...]:
 
 
 def _packages() -> tuple[Package, ...]:
-    """What Cutset's own metadata says that it needs, here, with the installed versions."""
-    found = []
+    """What Cutset's own metadata says that it needs, here, with the installed versions.
+
+    Some extras bring others: a package is told of under the smallest extra that brings it.
+    """
+    wanted: dict[str, list[Requirement]] = {}
     for text in importlib.metadata.requires("cutset") or ():
         requirement = Requirement(text)
         extra = _extra_of(requirement)
         if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
             continue  # for another Python or system
-        try:
-            version = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
-            version = None
-        found.append(
-            Package(
+        wanted.setdefault(extra, []).append(requirement)
+    found: dict[str, Package] = {}
+    for extra in sorted(wanted, key=lambda extra: (extra != "", len(wanted[extra]))):
+        for requirement in wanted[extra]:
+            try:
+                version = importlib.metadata.version(requirement.name)
+            except importlib.metadata.PackageNotFoundError:
+                version = None
+            package = Package(
                 name=requirement.name,
                 version=version,
                 wanted=str(requirement.specifier),
                 extra=extra,
             )
-        )
-    return tuple(found)
+            found.setdefault(package.name, package)
+    return tuple(found.values())
 
 
 def _extra_of(requirement: Requirement) -> str:
@@ -329,18 +348,17 @@ def _ability(name: str, check: Callable[[], str], *, is_optional: bool = False) 
 
 
 def _backends() -> tuple[str, ...]:
-    """Every backend that this version knows; torch alone where torch cannot be imported."""
+    """Every backend that this version knows; that of the core where one cannot be imported."""
     try:
         from cutset.backends.base import BACKENDS
     except (ImportError, OSError):
-        return ("torch",)
+        return (_CORE_BACKEND,)
     return BACKENDS
 
 
 def _backend_ability(name: str) -> Ability:
-    # The reference proves bundles: without it nothing works.
     return _ability(
-        f"run stages with {name}", lambda: _import_backend(name), is_optional=name != "torch"
+        f"run stages with {name}", lambda: _import_backend(name), is_optional=name != _CORE_BACKEND
     )
 
 
@@ -350,7 +368,9 @@ def _import_backend(name: str) -> str:
     try:
         module = importlib.import_module(library)
     except ModuleNotFoundError as error:
-        raise CutsetError(f"it is not installed: pip install {library}") from error
+        extra = EXTRA_OF.get(library)
+        wanted = f"'cutset[{extra}]'" if extra else library
+        raise CutsetError(f"it is not installed: pip install {wanted}") from error
     if kind:
         from cutset.backends.base import missing_here
 
@@ -385,7 +405,8 @@ def _shared_memory() -> str:
 
 def _run_trial() -> str:
     """Splits a small model in two, proves it, and runs it with every backend that is installed."""
-    import torch
+    with naming_extras():
+        import torch
 
     from cutset.backends.base import QUICK_BACKENDS, missing_here
     from cutset.runtime.session import open_session

@@ -3,6 +3,7 @@
 ::
 
     CutsetError                    exit code 1
+    ├── MissingExtra               a package that an extra of Cutset brings is not installed
     ├── ModelError                 the model, its weights or its input cannot be found or used
     │   ├── WeightsMismatch        the weights belong to another model
     │   └── CaptureError           torch.export could not turn the model into a graph
@@ -33,6 +34,20 @@ class CutsetError(Exception):
     """The root of the tree; catch it to catch everything Cutset raises on purpose."""
 
     exit_code: ClassVar[int] = 1
+
+
+class MissingExtra(CutsetError, ImportError):
+    """A package that an extra of Cutset brings is not installed; an `ImportError` too.
+
+    Attributes:
+        package: the package that was wanted.
+        extra: the extra that brings it: ``pip install 'cutset[EXTRA]'``.
+    """
+
+    def __init__(self, message: str, *, package: str, extra: str) -> None:
+        super().__init__(message)
+        self.package = package
+        self.extra = extra
 
 
 class ModelError(CutsetError):

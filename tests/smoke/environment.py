@@ -3,7 +3,9 @@
 ``python tests/smoke/environment.py WHEEL FOLDER`` takes the packages that the wheel needs from the
 environment that runs it, as hard links: torch alone unpacks to gigabytes, and they are the very
 files that pip put there. The wheel itself is installed by pip, without an index, so that it says
-what is missing. ``--torch VERSION --torchvision VERSION`` has pip install everything anew instead.
+what is missing. ``--extra NAME``, which may be repeated, is for what an extra brings.
+``--torch VERSION --torchvision VERSION`` has pip install everything anew instead, the extra torch
+included.
 """
 
 from __future__ import annotations
@@ -34,11 +36,11 @@ def wheel_requirements(wheel: Path) -> list[str]:
         return email.message_from_bytes(archive.read(name)).get_all("Requires-Dist") or []
 
 
-def closure(requirements: Iterable[str]) -> dict[str, Distribution]:
-    """All installed distributions that the requirements lead to, by name."""
+def closure(requirements: Iterable[str], extras: Iterable[str] = ()) -> dict[str, Distribution]:
+    """All installed distributions that the requirements, with some extras, lead to, by name."""
     found: dict[str, Distribution] = {}
     seen: set[tuple[str, str]] = set()
-    waiting = [(Requirement(text), "") for text in requirements]
+    waiting = [(Requirement(text), asked) for text in requirements for asked in ("", *extras)]
     while waiting:
         wanted, extra = waiting.pop()
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": extra}):
@@ -73,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("wheel", type=Path)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--extra", action="append", default=[])
     parser.add_argument("--torch")
     parser.add_argument("--torchvision")
     given = parser.parse_args()
@@ -80,14 +83,17 @@ def main() -> None:
     python = given.folder / "bin" / "python"
     if given.torch:
         wanted = [f"torch=={given.torch}", f"torchvision=={given.torchvision}", *BESIDE]
+        given.extra.append("torch")
     else:
         wanted = ["--no-index"]
         paths = {"base": str(given.folder), "platbase": str(given.folder)}
         target = Path(sysconfig.get_path("purelib", "venv", vars=paths))
-        for package in closure([*wheel_requirements(given.wheel), *BESIDE]).values():
+        needed = [*wheel_requirements(given.wheel), *BESIDE]
+        for package in closure(needed, given.extra).values():
             link_files(package, target)
     pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "install", *wanted, given.wheel], check=True, timeout=1800)
+    wheel = f"{given.wheel}[{','.join(given.extra)}]" if given.extra else given.wheel
+    subprocess.run([*pip, "install", *wanted, wheel], check=True, timeout=1800)
     subprocess.run([*pip, "check"], check=True, timeout=120)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import importlib.metadata
+import importlib.util
 import platform
 import sys
 from pathlib import Path
@@ -43,7 +44,10 @@ def test_here_everything_works() -> None:
         each.name for each in examination.abilities if not each.ok and not each.is_optional
     ] == []
     packages = {package.name: package for package in examination.packages}
-    assert packages["torch"].extra == ""
+    assert packages["onnxruntime"].extra == ""
+    assert packages["torch"].extra == "torch"
+    assert packages["timm"].extra == "timm"  # which brings torch too
+    assert len(packages) == len(examination.packages)
     assert packages["torch"].fits
     assert packages["starlette"].extra == "serve"
     assert examination.machine.num_cores >= examination.machine.num_usable_cores > 0
@@ -60,13 +64,13 @@ def test_versions_that_fit(version: str | None, fits: bool) -> None:
 
 
 def test_a_package_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend_versions(monkeypatch, torchvision="0.1")
+    pretend_versions(monkeypatch, onnx="0.1")
     examination = examine_machine()
     assert not examination.ok
     assert ability("use the packages it needs").detail.startswith(
-        "missing or of another version: pip install 'torchvision>="
+        "missing or of another version: pip install 'onnx>="
     )
-    assert "  torchvision 0.1, wanted >=" in describe(examination)
+    assert "  onnx 0.1, wanted >=" in describe(examination)
 
 
 def test_a_missing_extra_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,8 +85,25 @@ def test_a_missing_extra_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_backend_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     found = ability("run stages with onnxruntime")
-    assert (found.ok, found.is_optional) == (False, True)
+    assert (found.ok, found.is_optional) == (False, False)
     assert found.detail == "it is not installed: pip install onnxruntime"
+
+
+def test_without_torch_what_runs_bundles_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_versions(monkeypatch, torch=None, torchvision=None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    examination = examine_machine(trial=True)
+    abilities = {each.name: each for each in examination.abilities}
+    found = abilities["run stages with torch"]
+    assert (found.ok, found.is_optional) == (False, True)
+    assert found.detail == "it is not installed: pip install 'cutset[torch]'"
+    trial = abilities["split, prove and run a small model"]
+    assert (trial.ok, trial.is_optional) == (False, True)
+    assert trial.detail.endswith("not installed: pip install 'cutset[torch]'")
+    text = describe(examination)
+    assert "GPUs that torch sees: torch is not installed" in text
+    assert "  torch not installed (for torch)" in text
 
 
 def test_memory_that_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ def _tree(root: type[Exception]) -> set[type[Exception]]:
     ("name", "exit_code"),
     [
         ("CutsetError", 1),
+        ("MissingExtra", 1),
         ("ModelError", 1),
         ("CaptureError", 1),
         ("WeightsMismatch", 1),
@@ -37,7 +38,7 @@ def test_exit_codes(name: str, exit_code: int) -> None:
 def test_the_docstring_draws_the_whole_tree() -> None:
     assert errors.__doc__ is not None
     own = [each for each in _tree(errors.CutsetError) if each.__module__ == errors.__name__]
-    assert len(own) == 16
+    assert len(own) == 17
     assert [each.__name__ for each in own if each.__name__ not in errors.__doc__] == []
 
 

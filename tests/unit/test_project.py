@@ -26,7 +26,12 @@ PYTHONS = [
 ]
 WANTED = [
     *PROJECT["project"]["dependencies"],
-    *(text for extra in PROJECT["project"]["optional-dependencies"].values() for text in extra),
+    *(
+        text
+        for extra in PROJECT["project"]["optional-dependencies"].values()
+        for text in extra
+        if Requirement(text).name != "cutset"  # an extra that brings others
+    ),
     *PROJECT["dependency-groups"]["dev"],
 ]
 SHA256 = re.compile(r"    --hash=sha256:[0-9a-f]{64}( \\)?")

@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from cutset.cli import bundles, machine, models, reporting, serving
 from cutset.cli.screen import show_logs, show_traceback
 from cutset.errors import CutsetError
+from cutset.extras import naming_extras
 from cutset.printable import printable
 from cutset.version import __version__
 
@@ -108,7 +109,8 @@ def main() -> None:
     # torch would warn of every address without a name, as most of a small cluster's are.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        app()
+        with naming_extras():
+            app()
     except CutsetError as error:
         if "--debug" in sys.argv:
             sys.excepthook = show_traceback

@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from cutset.errors import CutsetError
+from cutset.extras import naming_extras
 from cutset.printable import visible
 from cutset.report.alternatives import Candidate
 from cutset.report.compose import Report
@@ -20,17 +20,12 @@ def require_extra() -> None:
     """Makes sure that what draws and fills in the page is installed.
 
     Raises:
-        CutsetError: a package is missing; says how to install it.
+        MissingExtra: a package is missing; says how to install it.
     """
-    try:
+    with naming_extras():
         import altair as alt  # noqa: F401
         import jinja2  # noqa: F401
         import vl_convert  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise CutsetError(
-            f"this needs the package {error.name!r}, which is not installed: "
-            "pip install 'cutset[report]'"
-        ) from error
 
 
 @functools.cache

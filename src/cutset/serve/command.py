@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cutset.engines.registry import EngineSettings
-from cutset.errors import CutsetError
+from cutset.extras import naming_extras
 from cutset.serve.logs import JsonFormatter
 from cutset.serve.settings import ServeSettings
 
@@ -19,15 +19,6 @@ _NUM_SPANS = 256
 
 _SWITCH_INTERVAL_S = 0.001
 """How long a thread may keep the interpreter's lock while another wants it; Python's is 0.005."""
-
-_EXTRAS = {
-    "starlette": "serve",
-    "uvicorn": "serve",
-    "h11": "serve",
-    "prometheus_client": "serve",
-    "python_multipart": "serve",
-    "opentelemetry": "tracing",
-}
 
 
 def serve_bundle(
@@ -57,10 +48,10 @@ def serve_bundle(
 
     Raises:
         ValueError: a setting is wrong: usage.
-        CutsetError: the address is taken, the bundle is bad, the pipeline ended, or the extra
-            that serving needs is not installed.
+        MissingExtra: the extra that serving needs is not installed.
+        CutsetError: the address is taken, the bundle is bad, or the pipeline ended.
     """
-    try:
+    with naming_extras():
         from cutset.backends.allocator import map_large_blocks
         from cutset.runtime.session import open_session
         from cutset.serve.server import address_of, bind, serve
@@ -70,8 +61,6 @@ def serve_bundle(
             from cutset.serve.tracing import Tracing
 
             make_tracing = Tracing
-    except ModuleNotFoundError as error:
-        raise _without_extra(error) from error
     if log_json:
         _log_as_json()
     listener = bind(settings)
@@ -114,17 +103,6 @@ def _short_pauses() -> Iterator[None]:
     finally:
         gc.unfreeze()
         sys.setswitchinterval(interval_s)
-
-
-def _without_extra(error: ModuleNotFoundError) -> Exception:
-    """What to say of a package that an extra of Cutset would have brought along."""
-    package = (error.name or "").partition(".")[0]
-    extra = _EXTRAS.get(package)
-    if extra is None:
-        return error
-    return CutsetError(
-        f"this needs the package {package!r}, which is not installed: pip install 'cutset[{extra}]'"
-    )
 
 
 def _log_as_json() -> None:
