@@ -15,7 +15,6 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from cutset.cluster.cluster_file import load_cluster
 from cutset.planning.plan import plan_to_json
-from cutset.report.documents import verification_document
 from cutset.workflow import PlanRequest, plan_stages, prepare_model, split_model
 from six_models import SIX
 
@@ -90,10 +89,7 @@ def _documents(
     request = PlanRequest(num_stages=num_stages, cluster=cluster and load_cluster(cluster))
     plan = plan_stages(prepared, request)
     bundle, found = split_model(prepared, plan, folder / f"{name}.cutset")
-    checks = [(check.name, check.ok, check.detail) for check in found.checks]
-    verification = verification_document(
-        checks, found.max_abs_error, bit_exact=found.bit_exact, comparisons=found.comparisons
-    )
+    verification = found.as_json()
     (folder / "verification.json").write_text(json.dumps(verification))
     report = cutset(
         *("report", bundle, "-o", folder / "page.html"),

@@ -33,7 +33,8 @@ def test_the_report_has_the_keys_that_scripts_rely_on(bundle: Path) -> None:
     assert all(0 < stage.busy <= 1 for stage in report.stages)
     assert report.slowest_stage_alone_s > 0
     assert trace is not None
-    spans = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+    events = msgspec.to_builtins(trace)["traceEvents"]
+    spans = [event for event in events if event["ph"] == "X"]
     assert {(event["pid"], event["cat"]) for event in spans} == {
         (0, "send"),
         (0, "receive"),

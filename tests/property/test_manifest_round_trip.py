@@ -24,7 +24,7 @@ from cutset.bundles.manifest import (
     encode_manifest,
 )
 from cutset.bundles.open import load_program, open_bundle
-from cutset.capture.torch_settings import TORCH_SETTINGS
+from cutset.capture.setting_values import TORCH_SETTINGS
 from cutset.data.images import Preprocessing
 from cutset.errors import BundleError, ManifestError
 from cutset.graph.ir import Graph, ModuleCall, Operation, Parameter

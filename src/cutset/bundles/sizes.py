@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cutset.bundles.strict_json import contradiction
-from cutset.capture.torch_settings import TORCH_SETTINGS
+from cutset.capture.setting_values import TORCH_SETTINGS
 from cutset.planning.plan import PLAN_FORMAT, Plan
 from cutset.tensors import MAX_RANK, TensorSpec, dim_factor
 

@@ -13,22 +13,17 @@ from dataclasses import dataclass
 
 import torch
 
-_ON_OFF = ("off", "on")
-_PRECISIONS = ("none", "ieee", "tf32", "bf16")
-_DTYPES = ("float32", "float64", "float16", "bfloat16")
-
 
 @dataclass(frozen=True)
 class _Setting:
-    """One setting: how it is read and set, and its values; reading gives None where it cannot."""
+    """One setting: how it is read and set; reading gives None where it cannot."""
 
     read: Callable[[], str | None]
     write: Callable[[str], object]
-    values: tuple[str, ...]
 
 
 def _switch(read: Callable[[], bool], write: Callable[[bool], object]) -> _Setting:
-    return _Setting(lambda: _ON_OFF[bool(read())], lambda value: write(value == "on"), _ON_OFF)
+    return _Setting(lambda: "on" if read() else "off", lambda value: write(value == "on"))
 
 
 def _matmul_precision() -> str | None:
@@ -43,7 +38,6 @@ def _onednn_precision(operator: str) -> _Setting:
     return _Setting(
         lambda: str(where.fp32_precision),
         lambda value: setattr(where, "fp32_precision", value),
-        _PRECISIONS,
     )
 
 
@@ -62,22 +56,20 @@ def _flushes_denormals() -> bool:
     return float(torch.tensor([1e-310], dtype=torch.float64, device="cpu") * 1.0) == 0.0
 
 
+# In the order of `cutset.capture.setting_values.TORCH_SETTINGS`, which has their values.
 _SETTINGS: dict[str, _Setting] = {
     "default_dtype": _Setting(
         lambda: str(torch.get_default_dtype()).removeprefix("torch."),
         lambda value: torch.set_default_dtype(getattr(torch, value)),
-        _DTYPES,
     ),
-    "deterministic_algorithms": _Setting(_determinism, _set_determinism, ("off", "on", "warn")),
+    "deterministic_algorithms": _Setting(_determinism, _set_determinism),
     "fill_uninitialized_memory": _switch(
         torch._C._get_deterministic_fill_uninitialized_memory,
         torch._C._set_deterministic_fill_uninitialized_memory,
     ),
     "flush_denormal": _switch(_flushes_denormals, torch.set_flush_denormal),
     # Sets the precisions of oneDNN with it, so it comes before them.
-    "float32_matmul_precision": _Setting(
-        _matmul_precision, torch.set_float32_matmul_precision, ("highest", "high", "medium")
-    ),
+    "float32_matmul_precision": _Setting(_matmul_precision, torch.set_float32_matmul_precision),
     "onednn_matmul_precision": _onednn_precision("matmul"),
     "onednn_conv_precision": _onednn_precision("conv"),
     "onednn_rnn_precision": _onednn_precision("rnn"),
@@ -92,11 +84,6 @@ _SETTINGS: dict[str, _Setting] = {
     ),
 }
 
-TORCH_SETTINGS: Mapping[str, tuple[str, ...]] = {
-    name: setting.values for name, setting in _SETTINGS.items()
-}
-"""Every setting that is recorded, with the values that it may have."""
-
 
 def current_settings() -> dict[str, str]:
     """The settings of this process; without those that cannot be read."""
@@ -108,7 +95,8 @@ def apply_settings(settings: Mapping[str, str] | None) -> None:
     """Sets what differs.
 
     Args:
-        settings: as `current_settings` gives them, with names and values of `TORCH_SETTINGS`.
+        settings: as `current_settings` gives them, with names and values of
+            `cutset.capture.setting_values.TORCH_SETTINGS`.
     """
     for name, setting in _SETTINGS.items():
         wanted = (settings or {}).get(name)

@@ -33,7 +33,6 @@ def verify(
     as_json: options.Json = False,
 ) -> None:
     """Check a bundle: contracts, completeness, units, numbers, hashes."""
-    from cutset.report.documents import verification_document
     from cutset.report.text import print_checks, print_part
     from cutset.workflow import raise_if_failed, verify_against
 
@@ -43,15 +42,7 @@ def verify(
         report = verify_against(bundle, model=model, weights=weights, say=say)
     checks = [(check.name, check.ok, check.detail) for check in report.checks]
     if as_json:
-        print_json(
-            verification_document(
-                checks,
-                report.max_abs_error,
-                bit_exact=report.bit_exact,
-                comparisons=report.comparisons,
-                part=report.part,
-            )
-        )
+        print_json(report.as_json())
     else:
         print_checks(stdout(), checks)
         print_part(stdout(), report.part)
@@ -168,7 +159,7 @@ def bench(
             say=say,
         )
     if trace is not None:
-        write_text(trace, json.dumps(timeline))
+        write_text(trace, msgspec.json.encode(timeline).decode())
     document = msgspec.to_builtins(report)
     if as_json:
         print_json(document)

@@ -167,7 +167,7 @@ def _of_bundle(folder: Path) -> ReportSources:
     from cutset.bundles.strict_json import MANIFEST_NAME
     from cutset.errors import ManifestError
     from cutset.graph.cuts import find_cut_points
-    from cutset.report.sources import BundleFile, PartShare, ReportSources, StageContract
+    from cutset.report.sources import ReportSources
 
     try:
         with (folder / MANIFEST_NAME).open("rb") as file:
@@ -189,16 +189,9 @@ def _of_bundle(folder: Path) -> ReportSources:
         model=manifest.model,
         graph=manifest.graph,
         cuts=cuts,
-        contracts=tuple(
-            StageContract(inputs=stage.inputs, outputs=stage.outputs) for stage in manifest.stages
-        ),
-        files=tuple(
-            BundleFile(path=each.path, num_bytes=each.num_bytes, sha256=each.sha256)
-            for each in manifest.files
-        ),
+        contracts=manifest.stages,
+        files=manifest.files,
         versions=manifest.created_by,
         weights=manifest.weights,
-        part=PartShare(path=manifest.part.path, work_share=manifest.part.work_share)
-        if manifest.part
-        else None,
+        part=manifest.part,
     )

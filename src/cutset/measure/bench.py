@@ -10,21 +10,19 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import torch
 
 from cutset.backends.base import random_inputs
-from cutset.bundles.manifest import PartEntry
 from cutset.bundles.open import Bundle, open_bundle
 from cutset.capture.torch_arrays import as_tensor
 from cutset.engines.registry import EngineSettings, find_engine
+from cutset.measure.bench_results import BenchReport, Quantiles, StageShare
 from cutset.measure.stages import AloneResult, measure_alone
 from cutset.measure.stages_on_nodes import time_stages_on_nodes
+from cutset.runtime.chrome_trace import Trace, chrome_trace
 from cutset.runtime.session import Session, open_session
 from cutset.runtime.status import SessionStatus
-from cutset.runtime.timeline import chrome_trace
 
 _NUM_WARM_UP = 10
 _MIN_MICRO_BATCHES = 20
@@ -32,59 +30,6 @@ _MIN_LATENCIES = 20
 _MAX_LATENCIES = 1000
 _NUM_SPANS = 2000
 _TELL_EVERY_S = 0.2
-
-
-class Quantiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Median, 95th and 99th percentile, in seconds."""
-
-    p50: float
-    p95: float
-    p99: float
-
-
-class StageShare(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a stage's worker did with its time, as shares of the measured time (0 to 1).
-
-    Attributes:
-        busy: share spent computing.
-        waiting: share in which the computing thread had no work.
-        sending: share spent sending; between hosts on a thread of its own, so it overlaps with the
-            others.
-        backend: the backend that ran the stage.
-    """
-
-    busy: float
-    waiting: float
-    sending: float
-    backend: str
-
-
-class BenchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What was measured; its fields are the keys of ``cutset bench --json``.
-
-    Attributes:
-        period_s: seconds per micro-batch in steady state.
-        rows_per_s: rows per second in steady state.
-        latency_s: of one micro-batch alone in the pipeline, from submission to answer.
-        predicted_period_s: what the plan promised, from its stages measured as wholes where they
-            were (`Plan.expected`).
-        slowest_stage_alone_s: mean seconds, as a period is, of the slowest stage without transfers,
-            each stage in a process of its own; on one machine all of them busy, on nodes one after
-            the other.
-        whole_model_period_s: mean seconds per micro-batch of all stages in one process, with as
-            many threads as the pipeline has in all.
-        stages: one for each stage.
-        part: what the bundle holds of the model, or None where it is the whole.
-    """
-
-    period_s: float
-    rows_per_s: float
-    latency_s: Quantiles
-    predicted_period_s: float
-    slowest_stage_alone_s: float
-    whole_model_period_s: float
-    stages: tuple[StageShare, ...]
-    part: PartEntry | None = None
 
 
 def bench_bundle(
@@ -97,7 +42,7 @@ def bench_bundle(
     duration_s: float = 5.0,
     trace: bool = False,
     say: Callable[[str], None] = lambda _text: None,
-) -> tuple[BenchReport, dict[str, Any] | None]:
+) -> tuple[BenchReport, Trace | None]:
     """Measures a bundle.
 
     Args:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+from cutset.bundles.manifest import StageEntry
+from cutset.bundles.proof.results import BoundaryNumbers
 from cutset.graph.cuts import CutPoints
 from cutset.planning.plan import Plan
-from cutset.report.sources import BoundaryNumbers, ReportSources, StageContract
+from cutset.report.sources import ReportSources
 from cutset.tensors import TensorSpec
 
 
@@ -59,7 +61,7 @@ def boundaries(sources: ReportSources) -> tuple[Boundary, ...]:
 
 
 def _contract(
-    plan: Plan, index: int, cuts: CutPoints | None, contracts: tuple[StageContract, ...]
+    plan: Plan, index: int, cuts: CutPoints | None, contracts: tuple[StageEntry, ...]
 ) -> tuple[str, ...]:
     specs: tuple[TensorSpec, ...] = ()
     if contracts:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from cutset.measure.bench_results import BenchReport
 from cutset.planning.plan import Plan
-from cutset.report.sources import Bench
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class StageLoad:
     is_slowest: bool
 
 
-def stage_loads(plan: Plan, bench: Bench | None) -> tuple[StageLoad, ...]:
+def stage_loads(plan: Plan, bench: BenchReport | None) -> tuple[StageLoad, ...]:
     """The load of every stage of a plan."""
     slowest = max(plan.stages, key=lambda stage: stage.busy_s).index
     return tuple(

@@ -10,124 +10,23 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import msgspec
 
+from cutset.bundles.manifest import FileEntry, PartEntry, StageEntry
+from cutset.bundles.proof.results import VerificationDocument
 from cutset.cluster.devices import Cluster
 from cutset.costs.model import Profile
 from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
+from cutset.measure.bench_results import BenchReport
 from cutset.planning.plan import Plan, plan_from_json
-from cutset.tensors import TensorSpec
+from cutset.runtime.chrome_trace import Trace
 
 MAX_DOCUMENT_BYTES = 64 << 20
 """The longest file that is read (a trace of 2,000 micro-batches over 16 stages has 20 MiB)."""
-
-
-class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One check of ``cutset verify --json``."""
-
-    name: str
-    ok: bool
-    detail: str
-
-
-class BoundaryNumbers(msgspec.Struct, frozen=True, kw_only=True):
-    """How far what one backend gave at a boundary is from the reference; None: another shape."""
-
-    stage: int
-    tensor: str
-    backend: str
-    max_abs_error: float | None
-    tolerance: float
-
-
-class Verification(msgspec.Struct, frozen=True, kw_only=True):
-    """The document of ``cutset verify --json``."""
-
-    ok: bool
-    checks: tuple[Check, ...]
-    max_abs_error: float | None
-    bit_exact: bool
-    boundaries: tuple[BoundaryNumbers, ...] = ()
-
-
-class Latencies(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds of one micro-batch alone: median, 95th and 99th percentile."""
-
-    p50: float
-    p95: float
-    p99: float
-
-
-class StageShare(msgspec.Struct, frozen=True, kw_only=True):
-    """What a stage did with its time, as shares from 0 to 1."""
-
-    busy: float
-    waiting: float
-    sending: float
-    backend: str
-
-
-class Bench(msgspec.Struct, frozen=True, kw_only=True):
-    """The document of ``cutset bench --json``."""
-
-    period_s: float
-    rows_per_s: float
-    latency_s: Latencies
-    predicted_period_s: float
-    slowest_stage_alone_s: float
-    whole_model_period_s: float
-    stages: tuple[StageShare, ...]
-
-
-class TraceEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """An event of a Chrome trace; times in microseconds. Only complete events have them."""
-
-    ph: str
-    name: str = ""
-    cat: str = ""
-    pid: int = 0
-    ts: float = 0.0
-    dur: float = 0.0
-    args: dict[str, object] = {}
-
-
-class Trace(msgspec.Struct, frozen=True, kw_only=True):
-    """The document of ``cutset bench --trace``."""
-
-    traceEvents: tuple[TraceEvent, ...]  # noqa: N815  # the format's own name
-
-
-class PartShare(msgspec.Struct, frozen=True, kw_only=True):
-    """A module of a model, and the share of the model's work that it does, 0 to 1."""
-
-    path: str
-    work_share: Annotated[float, msgspec.Meta(ge=0, le=1)]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StageContract:
-    """What a stage of a bundle takes and returns, and the files that hold it.
-
-    Attributes:
-        inputs: tensors that it takes.
-        outputs: tensors that it returns.
-    """
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BundleFile:
-    """A file of a bundle: path, size, sha256 in hex."""
-
-    path: str
-    num_bytes: int
-    sha256: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,7 +43,7 @@ class ReportSources:
         verification: what `cutset verify` found.
         bench: what `cutset bench` measured.
         trace: what `cutset bench --trace` wrote.
-        contracts: of the stages of a bundle, in pipeline order.
+        contracts: what the stages of a bundle take and return, in pipeline order.
         files: of a bundle.
         versions: of what wrote the bundle, by name.
         weights: where the weights came from, in words.
@@ -159,14 +58,14 @@ class ReportSources:
     cuts: CutPoints | None = None
     profiles: Profile | Mapping[str, Profile] | None = None
     cluster: Cluster | None = None
-    verification: Verification | None = None
-    bench: Bench | None = None
+    verification: VerificationDocument | None = None
+    bench: BenchReport | None = None
     trace: Trace | None = None
-    contracts: tuple[StageContract, ...] = ()
-    files: tuple[BundleFile, ...] = ()
+    contracts: tuple[StageEntry, ...] = ()
+    files: tuple[FileEntry, ...] = ()
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     weights: str = ""
-    part: PartShare | None = None
+    part: PartEntry | None = None
     gain_inside_units: float | None = None
 
     def __post_init__(self) -> None:
@@ -237,22 +136,22 @@ def _read_bytes(path: str | Path, what: str) -> bytes:
     return data
 
 
-def load_verification(path: str | Path) -> Verification:
+def load_verification(path: str | Path) -> VerificationDocument:
     """Reads what ``cutset verify --json`` printed.
 
     Raises:
         PlanError: the file cannot be read or is something else.
     """
-    return _read(path, Verification, "document of cutset verify --json")
+    return _read(path, VerificationDocument, "document of cutset verify --json")
 
 
-def load_bench(path: str | Path) -> Bench:
+def load_bench(path: str | Path) -> BenchReport:
     """Reads what ``cutset bench --json`` printed.
 
     Raises:
         PlanError: the file cannot be read, is something else, or has a number out of its range.
     """
-    bench = _read(path, Bench, "document of cutset bench --json")
+    bench = _read(path, BenchReport, "document of cutset bench --json")
     numbers = [bench.period_s, bench.rows_per_s, bench.predicted_period_s, bench.latency_s.p50]
     numbers += [share for stage in bench.stages for share in (stage.busy, stage.waiting)]
     if not all(0 <= number < math.inf for number in numbers):
@@ -288,9 +187,14 @@ def load_plan_document(path: str | Path) -> ReportSources:
         raise PlanError(f"{path}: no valid plan: expected an object")
     document.pop("bundle", None)
     try:
-        part = msgspec.convert(document.pop("part", None), PartShare | None)
+        part = msgspec.convert(document.pop("part", None), PartEntry | None)
     except msgspec.ValidationError as error:
         raise PlanError(f"{path}: no valid plan: part: {error}") from error
+    if part is not None and not 0 < part.work_share <= 1:
+        raise PlanError(
+            f"{path}: no valid plan: part: work_share is {part.work_share}, expected above 0, at"
+            " most 1"
+        )
     gain = document.pop("gain_inside_units", None)
     if gain is not None and not isinstance(gain, (int, float)):
         raise PlanError(f"{path}: gain_inside_units is {gain!r}, expected a number")

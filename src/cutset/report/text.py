@@ -10,12 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from cutset.bundles.manifest import PartEntry
 from cutset.costs.model import Profile, Timing
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
 from cutset.planning.plan import Alternative, MoreTensors, Plan
 from cutset.printable import printable
-from cutset.report.documents import Part
 
 
 class PlainConsole(Console):
@@ -284,13 +284,13 @@ def print_bench(console: Console, document: Mapping[str, Any]) -> None:
     console.print(table)
 
 
-def print_part(console: Console, part: Part | None) -> None:
+def print_part(console: Console, part: PartEntry | None) -> None:
     """Says whose results these are, where a part of a model was split; else nothing."""
     if part is not None:
         console.print(part_in_words(part), soft_wrap=True, markup=False, highlight=False)
 
 
-def part_in_words(part: Part) -> str:
+def part_in_words(part: PartEntry) -> str:
     """Whose results these are, where a part of a model was split."""
     return (
         f"only a part of the model: {part.path}, {part.work_share:.1%} of its work; the results "

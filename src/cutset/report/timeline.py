@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from cutset.planning.plan import Plan
 from cutset.planning.simulate import simulate_plan
-from cutset.report.sources import Trace, TraceEvent
+from cutset.runtime.chrome_trace import Trace, TraceEvent
 
 NUM_MICRO_BATCHES = 10
 _STAGE = re.compile(r"stage (\d{1,4})")
@@ -133,7 +133,7 @@ def _overlap(batches: Mapping[int, Sequence[Bar]], chosen: Sequence[int]) -> boo
 def _by_micro_batch(trace: Trace, num_stages: int) -> dict[int, list[Bar]]:
     stage_of: dict[int, int] = {}
     for event in trace.traceEvents:
-        name = event.args.get("name")
+        name = event.args.get("name") if event.args else None
         if event.ph == "M" and event.name == "process_name" and isinstance(name, str):
             found = _STAGE.fullmatch(name)
             stage_of[event.pid] = int(found[1]) if found else -1
@@ -149,17 +149,19 @@ def _bar(event: TraceEvent, stage_of: Mapping[int, int], num_stages: int) -> Bar
     """The bar of an event: computing on its stage, sending on the link behind it."""
     named = _NAME.fullmatch(event.name)
     stage = stage_of.get(event.pid)
-    times = (event.ts, event.dur)
+    start_us, lasts_us = event.ts or 0.0, event.dur or 0.0
     if event.ph != "X" or named is None or stage is None or stage >= num_stages:
         return None
-    if event.cat not in ("compute", "send") or not all(0 <= t < math.inf for t in times):
+    if event.cat not in ("compute", "send") or not all(
+        0 <= t < math.inf for t in (start_us, lasts_us)
+    ):
         return None
     return Bar(
         resource=f"stage {stage}" if event.cat == "compute" else link_names(num_stages)[stage + 1],
         kind="compute" if event.cat == "compute" else "transfer",
         micro_batch=int(named[1]),
-        start_s=event.ts / 1e6,
-        stop_s=(event.ts + event.dur) / 1e6,
+        start_s=start_us / 1e6,
+        stop_s=(start_us + lasts_us) / 1e6,
     )
 
 

@@ -37,12 +37,13 @@ from cutset.errors import EngineError
 from cutset.ranges import MAX_ROWS, MAX_THREADS
 from cutset.runtime.callbacks import AnswerFuture, CallbackThread
 from cutset.runtime.callerend import CallerEnd
+from cutset.runtime.chrome_trace import ProcessTimeline
 from cutset.runtime.contract import check_micro_batch, links_of
 from cutset.runtime.ledger import Ledger, Request
 from cutset.runtime.recovery import Supervisor
 from cutset.runtime.rows import Answer, cut_inputs, present
 from cutset.runtime.status import Limits, SessionStatus, StageStatus, checked_count
-from cutset.runtime.timeline import CallerTimeline, ProcessTimeline
+from cutset.runtime.timeline import CallerTimeline
 
 _LOG = logging.getLogger(__name__)
 

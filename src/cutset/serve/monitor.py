@@ -10,8 +10,9 @@ import logging
 import time
 from typing import Any
 
+import msgspec
+
 from cutset.errors import CutsetError
-from cutset.report.documents import part_document
 from cutset.runtime.session import Session
 from cutset.runtime.status import SessionStatus, StageStatus
 from cutset.serve.batching import Batcher
@@ -92,7 +93,7 @@ class Monitor:
         rows = newest.num_answered_rows - oldest.num_answered_rows if newest and oldest else 0
         return {
             "model": manifest.model,
-            "part": part_document(manifest.part),
+            "part": msgspec.to_builtins(manifest.part),
             "micro_batch": batcher.micro_batch,
             "uptime_s": round(time.monotonic() - self._started_s, 3),
             "state": self._state(stages),

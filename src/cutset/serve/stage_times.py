@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Collection
 
 from cutset.errors import CutsetError
+from cutset.runtime.chrome_trace import ProcessTimeline
 from cutset.runtime.session import Session
-from cutset.runtime.timeline import ProcessTimeline
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -30,9 +30,8 @@ import psutil
 
 from cutset import errors
 from cutset.bundles.allowance import Allowance
-from cutset.bundles.proof.results import CHECKS, CheckResult, VerificationReport
+from cutset.bundles.proof.results import CHECKS, CheckResult, Difference, VerificationReport
 from cutset.bundles.proof.torch.checks import check_bundle
-from cutset.bundles.proof.torch.running_checks import Difference
 from cutset.errors import BundleError, EngineError
 from cutset.host import limit_memory
 from cutset.processes import LastWords, command_of, encodable, made_environment

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from cutset.bundles.manifest import PartEntry
-from cutset.bundles.proof.torch.running_checks import Difference
 from cutset.errors import BundleError
 from cutset.notebooks import drawn
 
 CHECKS = ("contracts", "completeness", "units", "numerics", "integrity")
 BACKENDS = ("torch", "onnxruntime")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """By how much the numbers of one tensor differ from the reference's.
+
+    Attributes:
+        stage: index of the stage.
+        tensor: name of the tensor at its boundary.
+        max_abs_error: largest absolute difference; infinite where shapes or dtypes differ.
+        tolerance: the largest that was allowed.
+        backend: what computed it.
+        num_rows: with how many rows.
+        lies_otherwise: whether it lies in memory otherwise than in the whole model.
+    """
+
+    stage: int
+    tensor: str
+    max_abs_error: float
+    tolerance: float
+    backend: str = "torch"
+    num_rows: int = 0
+    lies_otherwise: bool = False
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether it is beyond what was allowed."""
+        return self.max_abs_error > self.tolerance or self.lies_otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +57,44 @@ class CheckResult:
     name: str
     ok: bool
     detail: str
+
+
+class BoundaryNumbers(msgspec.Struct, frozen=True, kw_only=True):
+    """How far what one backend gave at a boundary is from the reference.
+
+    Attributes:
+        stage: index of the stage that returned it.
+        tensor: its name.
+        backend: what computed it.
+        max_abs_error: the largest absolute difference; None where shape or dtype is another.
+        tolerance: the largest that is allowed.
+    """
+
+    stage: int
+    tensor: str
+    backend: str
+    max_abs_error: float | None
+    tolerance: float
+
+
+class VerificationDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``cutset verify --json`` prints; its fields are the keys.
+
+    Attributes:
+        ok: whether every check passed.
+        part: what the bundle holds of the user's model; None where it is the whole.
+        checks: in the order of `CHECKS`.
+        max_abs_error: as in `VerificationReport`; None also where it is no number.
+        bit_exact: as in `VerificationReport`.
+        boundaries: what every backend gave at every boundary.
+    """
+
+    ok: bool
+    part: PartEntry | None = None
+    checks: tuple[CheckResult, ...]
+    max_abs_error: float | None
+    bit_exact: bool
+    boundaries: tuple[BoundaryNumbers, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +140,31 @@ class VerificationReport:
                 return result
         raise KeyError(name)
 
+    def document(self) -> VerificationDocument:
+        """What ``cutset verify --json`` says of it."""
+        return VerificationDocument(
+            ok=self.ok,
+            part=self.part,
+            checks=self.checks,
+            max_abs_error=_finite(self.max_abs_error),
+            bit_exact=self.bit_exact,
+            boundaries=tuple(
+                BoundaryNumbers(
+                    stage=each.stage,
+                    tensor=each.tensor,
+                    backend=each.backend,
+                    max_abs_error=_finite(each.max_abs_error),
+                    tolerance=each.tolerance,
+                )
+                for each in self.comparisons
+            ),
+        )
+
     def as_json(self) -> dict[str, Any]:
-        """The report as ``verify --json`` prints it."""
-        return {
-            "ok": self.ok,
-            "checks": [
-                {"name": check.name, "ok": check.ok, "detail": check.detail}
-                for check in self.checks
-            ],
-            "max_abs_error": self.max_abs_error,
-            "bit_exact": self.bit_exact,
-        }
+        """`document` as plain values."""
+        document: dict[str, Any] = msgspec.to_builtins(self.document())
+        return document
+
+
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None

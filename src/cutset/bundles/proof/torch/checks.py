@@ -20,7 +20,13 @@ from cutset.bundles.open import (
     open_bundle,
 )
 from cutset.bundles.proof.onnx_checks import OnnxStage, onnx_faults
-from cutset.bundles.proof.results import BACKENDS, CHECKS, CheckResult, VerificationReport
+from cutset.bundles.proof.results import (
+    BACKENDS,
+    CHECKS,
+    CheckResult,
+    Difference,
+    VerificationReport,
+)
 from cutset.bundles.proof.structure import completeness_faults, summary, unit_faults
 from cutset.bundles.proof.torch import running_checks
 from cutset.bundles.proof.torch.whole_model import count, opened_reference, rows_in_words
@@ -92,7 +98,7 @@ class _Checking:
         self._programs: dict[int, StageProgram] = {}
         self._models: dict[int, OnnxStage] = {}
         self._references: Reference = {}
-        self._comparisons: tuple[running_checks.Difference, ...] = ()
+        self._comparisons: tuple[Difference, ...] = ()
         self._max_abs_error: float | None = None
         self._error: BundleError | None = None
 
@@ -262,7 +268,7 @@ class _Checking:
             detail += f"; stage {stage.index} has no ONNX model ({stage.model_missing})"
         return [*faults, *failures], detail
 
-    def _sentence(self, difference: running_checks.Difference) -> str:
+    def _sentence(self, difference: Difference) -> str:
         last = len(self._bundle.manifest.stages) - 1
         boundary = (
             "the model's output"

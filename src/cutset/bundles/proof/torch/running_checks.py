@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from cutset.bundles.manifest import Manifest, StageEntry
 from cutset.bundles.open import Bundle, StageFunction, load_onnx_model
+from cutset.bundles.proof.results import Difference
 from cutset.bundles.reference import as_sent, describe, fits
 from cutset.capture.captured import with_rows
 from cutset.errors import CutsetError
@@ -29,34 +29,6 @@ _TOLERANCES = {
 }
 """Largest difference from the reference that another backend than torch may show, relative to the
 largest magnitude in the reference tensor. Other dtypes must be equal."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Difference:
-    """By how much the numbers of one tensor differ from the reference's.
-
-    Attributes:
-        stage: index of the stage.
-        tensor: name of the tensor at its boundary.
-        max_abs_error: largest absolute difference; infinite where shapes or dtypes differ.
-        tolerance: the largest that was allowed.
-        backend: what computed it.
-        num_rows: with how many rows.
-        lies_otherwise: whether it lies in memory otherwise than in the whole model.
-    """
-
-    stage: int
-    tensor: str
-    max_abs_error: float
-    tolerance: float
-    backend: str = "torch"
-    num_rows: int = 0
-    lies_otherwise: bool = False
-
-    @property
-    def is_too_large(self) -> bool:
-        """Whether it is beyond what was allowed."""
-        return self.max_abs_error > self.tolerance or self.lies_otherwise
 
 
 def expected_tensors(manifest: Manifest) -> tuple[TensorSpec, ...]:
