@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check fast format bench bench-planner bench-serve bench-cluster coverage-models \
+.PHONY: demo test coverage check fast format bench bench-planner bench-serve bench-cluster coverage-models \
   matrix mutations soak soak-serve docs pictures dist wheel-smoke smoke-oldest lock changelog release clean help
 
 help:  ## list the commands
@@ -54,6 +54,15 @@ test: $(STAMP)  ## the whole test suite
 
 fast: $(STAMP)  ## unit and property tests only
 	$(BIN)/python -m pytest tests/unit tests/property
+
+COVERED ?= tests/unit tests/property tests/integration
+
+coverage: $(STAMP)  ## which lines the tests of COVERED run; a page for each file in build/coverage/html
+	rm -rf build/coverage
+	$(BIN)/coverage run -m pytest $(COVERED)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage html --quiet
+	$(BIN)/coverage report --skip-covered --sort=cover
 
 check: $(STAMP)  ## style, types, import rules, declared packages
 	$(BIN)/ruff check .

@@ -249,7 +249,7 @@ def box(of: Room, left: float, top: float, wide: float) -> str:
     """A room: its name, how much is in it, what it is about."""
     kind = "box heavy" if of.is_heavy else "box"
     count = f"{of.num_modules} modules" if of.is_folder else ""
-    lines = textwrap.wrap(of.about, int((wide - 20) / LETTER))[:2]
+    lines = textwrap.wrap(of.about, int((wide - 20) / LETTER), max_lines=2, placeholder=" …")
     text = "".join(
         f'<text x="{left + 10:.1f}" y="{top + 35 + 15 * number:.1f}">{escape(line)}</text>'
         for number, line in enumerate(lines)
