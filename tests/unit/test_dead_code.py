@@ -20,6 +20,7 @@ CALLED_FROM_OUTSIDE = {
     "_repr_html_",  # notebooks
     "handle_exit",  # uvicorn
     "send_400_response",
+    "on_files",  # MkDocs
     "part_in",  # whoever split a part of a model
     "efficientnet_lite0_weights",  # the tests of trained models, which share the demo's files
 }
