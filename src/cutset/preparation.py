@@ -18,7 +18,6 @@ from cutset.capture.onnx.onnx_file import OnnxModule
 from cutset.capture.onnx.onnx_graph import capture_onnx
 from cutset.capture.parts import CapturedPart, capture_part, find_parts
 from cutset.capture.torch_export import capture_model
-from cutset.data.arrays import to_tensor
 from cutset.errors import CaptureError, ModelError
 from cutset.graph.cuts import CutPoints, find_cut_points
 from cutset.models import FoundModel, find_model
@@ -107,7 +106,7 @@ class PreparedModel:
         def run(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             answer = session.run(*inputs)
             answers = answer.values() if isinstance(answer, dict) else (answer,)
-            return tuple(to_tensor(array) for array in answers)
+            return tuple(torch.as_tensor(each) for each in answers)  # tensors for tensors
 
         with self.part.run_elsewhere(self.found.model if model is None else model, run) as whole:
             yield whole

@@ -16,24 +16,23 @@ The file has no name (memfd, or unlinked), so nothing is left behind however a p
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import tempfile
 import threading
 
-import torch
+import numpy as np
 
-from cutset.links.wire import Layout, WireError, from_bytes
+from cutset.dtypes import ALIGNMENT_BYTES
+from cutset.links.wire import Layout, WireError, as_bytes, from_bytes
 
 _PAGE_BYTES = 4096
-_ALIGNMENT_BYTES = 64
 _MOST_VIEWS = 4096
 
 
 def padded(num_bytes: int) -> int:
-    """`num_bytes` rounded up to a cache line, torch's own alignment of tensors."""
-    return -(-num_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+    """`num_bytes` rounded up to a multiple of `ALIGNMENT_BYTES`."""
+    return -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 def create_file(slot_bytes: int, num_slots: int) -> int:
@@ -88,7 +87,7 @@ class Arena:
         stride = _slot_stride(slot_bytes)
         first = _tag_bytes(num_slots)
         mapping = mmap.mmap(file, _file_bytes(slot_bytes, num_slots))
-        memory = torch.frombuffer(mapping, dtype=torch.uint8)
+        memory = np.frombuffer(mapping, np.uint8)  # keeps the mapping, as views of it keep it
         self.num_slots = num_slots
         self._slot_bytes = slot_bytes
         self._tags = memoryview(mapping)[: 8 * num_slots].cast("q")
@@ -96,8 +95,7 @@ class Arena:
             memory[start : start + stride]
             for start in range(first, first + num_slots * stride, stride)
         ]
-        self._addresses = [slot.data_ptr() for slot in self._slots]
-        self._views: dict[tuple[int, tuple[Layout, ...]], tuple[torch.Tensor, ...]] = {}
+        self._views: dict[tuple[int, tuple[Layout, ...]], tuple[np.ndarray, ...]] = {}
         self._lock = threading.Lock()
         self._epoch = 0
 
@@ -109,12 +107,12 @@ class Arena:
                 for slot in range(self.num_slots):
                     self._tags[slot] = 0
 
-    def put(self, epoch: int, tensors: list[torch.Tensor]) -> int | None:
-        """Copies tensors into the first free slot.
+    def put(self, epoch: int, arrays: list[np.ndarray]) -> int | None:
+        """Copies arrays into the first free slot.
 
         Args:
             epoch: the sender's epoch.
-            tensors: dense; one after the other, each beginning at a multiple of 64 bytes.
+            arrays: dense; one after the other, each beginning at a multiple of 64 bytes.
 
         Returns:
             The slot, or None where none is free.
@@ -128,22 +126,26 @@ class Arena:
             slot = next((i for i in range(self.num_slots) if not self._tags[i]), None)
             if slot is None:
                 return None
-            self._copy(tensors, slot)
+            self._copy(arrays, slot)
             self._tags[slot] = epoch
             return slot
 
-    def _copy(self, tensors: list[torch.Tensor], slot: int) -> None:
+    def _copy(self, arrays: list[np.ndarray], slot: int) -> None:
         offset = 0
-        for tensor in tensors:
-            num_bytes = tensor.numel() * tensor.element_size()
-            if offset + num_bytes > self._slot_bytes:
+        for array in arrays:
+            # As bytes in a row NumPy moves them by memmove, without the threads that stages need.
+            data = as_bytes(array)
+            if offset + data.size > self._slot_bytes:
                 raise WireError(f"tensors of more than the {self._slot_bytes} bytes of a slot")
-            # Not with torch, which divides a copy among threads that the stages need.
-            ctypes.memmove(self._addresses[slot] + offset, tensor.data_ptr(), num_bytes)
-            offset += padded(num_bytes)
+            self._slots[slot][offset : offset + data.size] = data
+            offset += padded(data.size)
 
-    def get(self, slot: int, layouts: tuple[Layout, ...]) -> tuple[torch.Tensor, ...]:
-        """The tensors of a slot, without a copy; valid until `release`."""
+    def get(self, slot: int, layouts: tuple[Layout, ...]) -> tuple[np.ndarray, ...]:
+        """The arrays of a slot, without a copy; valid until `release`.
+
+        Raises:
+            WireError: they would be more than a slot holds.
+        """
         # Slots and layouts are few and come again and again, so their views are kept.
         views = self._views.get((slot, layouts))
         if views is None:
@@ -152,13 +154,15 @@ class Arena:
             views = self._views[slot, layouts] = self._view(slot, layouts)
         return views
 
-    def _view(self, slot: int, layouts: tuple[Layout, ...]) -> tuple[torch.Tensor, ...]:
-        tensors = []
+    def _view(self, slot: int, layouts: tuple[Layout, ...]) -> tuple[np.ndarray, ...]:
+        arrays = []
         offset = 0
         for layout in layouts:
-            tensors.append(from_bytes(self._slots[slot][offset:], layout))
+            if offset + layout.num_bytes > self._slot_bytes:
+                raise WireError(f"tensors of more than the {self._slot_bytes} bytes of a slot")
+            arrays.append(from_bytes(self._slots[slot][offset:], layout))
             offset += padded(layout.num_bytes)
-        return tuple(tensors)
+        return tuple(arrays)
 
     def release(self, epoch: int, slot: int) -> None:
         """Frees a slot, unless the epoch is over."""

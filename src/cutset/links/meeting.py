@@ -1,7 +1,8 @@
 """Where the two ends of a link between hosts learn each other's address: the control connections.
 
-gloo asks a store for that. Ours has no port: what one end puts in travels over its engine's own
-connection to the session, and from there to the neighbour. So nobody else can read or write it.
+gloo asks a store for that (`cutset.links.network` makes one of a meeting). Ours has no port: what
+one end puts in travels over its engine's own connection to the session, and from there to the
+neighbour. So nobody else can read or write it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from torch._C._distributed_c10d import Store
-
 from cutset.engines.protocol import Address
 
 
-class Meeting(Store):
+class Meeting:
     """One end of one link in one epoch; used by one thread, told and closed by others.
 
     Args:
@@ -29,7 +28,6 @@ class Meeting(Store):
     def __init__(
         self, epoch: int, link: int, publish: Callable[[Address], None], timeout_s: float
     ) -> None:
-        super().__init__()
         self._epoch = epoch
         self._link = link
         self._publish = publish
@@ -52,8 +50,7 @@ class Meeting(Store):
 
     # --- what gloo calls
 
-    # The type stubs say str, which is what a caller in Python gives; gloo gives bytes.
-    def set(self, key: str, value: bytes) -> None:  # type: ignore[override]
+    def set(self, key: str, value: bytes) -> None:
         """Keeps a value and publishes it."""
         address = Address(epoch=self._epoch, link=self._link, key=key, value=bytes(value))
         self.tell(address)

@@ -4,6 +4,9 @@ Each link of each epoch has a process group of its own, whose ends meet in a sto
 (`cutset.links.meeting`). A neighbour that dies is noticed at once (its end is closed by the
 system), one that is merely silent after the link's time-out; a sender with nothing to send says so
 regularly. Nothing that has once failed is used again: the next epoch makes new groups.
+
+gloo is torch's, so torch is imported here, but only where a link between hosts is made
+(`need_gloo`); arrays and torch's tensors over them share their memory.
 """
 
 from __future__ import annotations
@@ -17,12 +20,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
-from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, Store, TCPStore
+import numpy as np
 
-from cutset.data.arrays import readable
+from cutset.dtypes import empty_array
 from cutset.errors import LinkTimeout
 from cutset.links.arena import padded
+from cutset.links.meeting import Meeting
 from cutset.links.wire import (
     DATA,
     KEEP_ALIVE,
@@ -39,9 +42,6 @@ from cutset.links.wire import (
 )
 from cutset.tensors import TensorSpec
 
-# The type stubs know neither its options nor that it sends and receives.
-_Gloo: Any = ProcessGroupGloo
-
 _HEADER_TAG = 0
 _TENSOR_TAG = 1
 _HEADERS_AHEAD = 4
@@ -49,6 +49,7 @@ PART_BYTES = 256 << 10
 """Tensors cross in parts of so many bytes, each of which has the link's time-out for itself: a slow
 link passes whatever is large as long as it moves a part in that time.
 """
+_BYTE = np.dtype(np.uint8)
 _SENDER_RANK = 0
 _RECEIVER_RANK = 1
 _STORE_TIMEOUT = dt.timedelta(seconds=10)
@@ -108,7 +109,7 @@ class Parcel:
 
     sequence: int
     num_rows: int
-    tensors: tuple[torch.Tensor, ...]
+    tensors: tuple[np.ndarray, ...]
     release: Callable[[], None] = lambda: None
     arrived_s: float = 0.0
     received_s: float = 0.0
@@ -116,7 +117,7 @@ class Parcel:
     @property
     def num_bytes(self) -> int:
         """Bytes of its tensors."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
+        return sum(array.nbytes for array in self.tensors)
 
 
 class LinkClosedError(Exception):
@@ -144,7 +145,18 @@ class StoreAddress:
     listen_host: str
 
 
-def serve_store(host: str) -> TCPStore:
+def need_gloo() -> Any:
+    """Torch's module of stores and process groups; imports torch where nobody has yet.
+
+    That takes a second or more, so whoever will make links between hosts calls it beforehand.
+    """
+    import torch._C._distributed_c10d
+
+    # The type stubs know neither gloo's options nor that it sends and receives.
+    return torch._C._distributed_c10d
+
+
+def serve_store(host: str) -> Any:
     """Starts a store that listens on `host` only, on a port that the system chooses.
 
     Raises:
@@ -153,7 +165,7 @@ def serve_store(host: str) -> TCPStore:
     # Left alone, the store listens on every interface; so it gets a socket that is bound already.
     listener = socket.create_server((host, 0), backlog=256)
     port = listener.getsockname()[1]
-    store = TCPStore(
+    store = need_gloo().TCPStore(
         host,
         port,
         None,
@@ -172,10 +184,11 @@ def connect(address: StoreAddress, link: LinkContract, *, sends: bool, timeout_s
     Raises:
         LinkTimeout: the neighbour did not come.
     """
+    gloo = need_gloo()
     with _connecting(link):
         # A client of its own: a store's blocking get keeps other threads from the same client,
         # and two links waiting for each other's neighbours would stand still.
-        store = TCPStore(
+        store = gloo.TCPStore(
             address.host,
             address.port,
             None,
@@ -183,17 +196,17 @@ def connect(address: StoreAddress, link: LinkContract, *, sends: bool, timeout_s
             dt.timedelta(seconds=timeout_s),
             wait_for_workers=False,
         )
-        prefix = PrefixStore(f"{address.prefix}/link/{link.index}", store)
-    return join(prefix, address.listen_host, link, sends=sends, timeout_s=timeout_s)
+        prefix = gloo.PrefixStore(f"{address.prefix}/link/{link.index}", store)
+    return _group(prefix, address.listen_host, link, sends=sends, timeout_s=timeout_s)
 
 
 def join(
-    store: Store, listen_host: str, link: LinkContract, *, sends: bool, timeout_s: float
+    meeting: Meeting, listen_host: str, link: LinkContract, *, sends: bool, timeout_s: float
 ) -> Any:
     """Makes one end of a link; the neighbour does the same at the same time.
 
     Args:
-        store: where the two ends, and nobody else, learn each other's address.
+        meeting: where the two ends, and nobody else, learn each other's address.
         listen_host: address on which this process listens for its neighbour.
         link: the link to make.
         sends: True at the sender's end.
@@ -205,12 +218,30 @@ def join(
     Raises:
         LinkTimeout: the neighbour did not come.
     """
+    return _group(_store_of(meeting), listen_host, link, sends=sends, timeout_s=timeout_s)
+
+
+def _group(
+    store: Any, listen_host: str, link: LinkContract, *, sends: bool, timeout_s: float
+) -> Any:
+    gloo = need_gloo().ProcessGroupGloo
     with _connecting(link):
-        options = _Gloo._Options()
-        options._devices = [_Gloo.create_device(hostname=listen_host)]
+        options = gloo._Options()
+        options._devices = [gloo.create_device(hostname=listen_host)]
         options._threads = 1
         options._timeout = dt.timedelta(seconds=timeout_s)
-        return _Gloo(store, _SENDER_RANK if sends else _RECEIVER_RANK, 2, options)
+        return gloo(store, _SENDER_RANK if sends else _RECEIVER_RANK, 2, options)
+
+
+def _store_of(meeting: Meeting) -> Any:
+    """A meeting as the store that gloo asks."""
+
+    class MeetingStore(need_gloo().Store):  # type: ignore[misc]  # known when torch is imported
+        set = staticmethod(meeting.set)
+        get = staticmethod(meeting.get)
+        wait = staticmethod(meeting.wait)
+
+    return MeetingStore()
 
 
 @contextlib.contextmanager
@@ -246,7 +277,7 @@ class Sender:
         self._link = link
         self._epoch = epoch
         self._buffer = bytearray(link.header_bytes)
-        self._header = torch.frombuffer(self._buffer, dtype=torch.uint8)
+        self._header = _tensor_over(np.frombuffer(self._buffer, np.uint8))
 
     def send(self, parcel: Parcel) -> None:
         """Sends one micro-batch and waits until the system has taken all of it.
@@ -256,7 +287,7 @@ class Sender:
             LinkTimeout: the neighbour did not take it in time.
             UnsendableError: a tensor is of a kind that cannot be sent. Nothing was sent.
         """
-        tensors, layouts = sendable(parcel, self._link)
+        arrays, layouts = sendable(parcel, self._link)
         header = Header(
             kind=DATA,
             epoch=self._epoch,
@@ -264,7 +295,7 @@ class Sender:
             num_rows=parcel.num_rows,
             layouts=layouts,
         )
-        self._send(header, [as_bytes(tensor) for tensor in tensors if tensor.numel()])
+        self._send(header, [_tensor_over(as_bytes(array)) for array in arrays if array.size])
 
     def keep_alive(self) -> None:
         """Tells the neighbour that this end lives.
@@ -279,7 +310,7 @@ class Sender:
         """Closes the link at this end."""
         self._group = None
 
-    def _send(self, header: Header, payloads: list[torch.Tensor]) -> None:
+    def _send(self, header: Header, payloads: list[Any]) -> None:
         pack_header(header, self._buffer, self._link.max_rank)
         with _translated(self._link):
             works = [self._group.send([self._header], _RECEIVER_RANK, _HEADER_TAG)]
@@ -312,13 +343,13 @@ class Receiver:
         self._link = link
         self._epoch = epoch
         self._reuse = reuse
-        self._free: list[torch.Tensor] = []
+        self._free: list[np.ndarray] = []
         # Several headers are awaited at once: one that finds its receiver ready costs a third of
         # one that must announce itself first.
-        self._posted: collections.deque[tuple[Any, bytearray, torch.Tensor]] = collections.deque()
+        self._posted: collections.deque[tuple[Any, bytearray, Any]] = collections.deque()
         for _ in range(_HEADERS_AHEAD):
             buffer = bytearray(link.header_bytes)
-            self._post(buffer, torch.frombuffer(buffer, dtype=torch.uint8))
+            self._post(buffer, _tensor_over(np.frombuffer(buffer, np.uint8)))
 
     def receive(self) -> tuple[Header, Parcel]:
         """Waits for one message and receives its tensors.
@@ -359,14 +390,14 @@ class Receiver:
         self._posted.clear()
         self._group = None
 
-    def _post(self, buffer: bytearray, memory: torch.Tensor) -> None:
+    def _post(self, buffer: bytearray, memory: Any) -> None:
         with _translated(self._link):
             work = self._group.recv([memory], _SENDER_RANK, _HEADER_TAG)
         self._posted.append((work, buffer, memory))
 
     def _receive_tensors(self, header: Header, parcel: Parcel) -> None:
         memory = self._take_memory(sum(padded(layout.num_bytes) for layout in header.layouts))
-        tensors = []
+        arrays = []
         works = []
         offset = 0
         with _translated(self._link):
@@ -375,33 +406,43 @@ class Receiver:
                 if layout.num_bytes:
                     works += [
                         self._group.recv([part], _SENDER_RANK, _TENSOR_TAG)
-                        for part in _parts(piece)
+                        for part in _parts(_tensor_over(piece))
                     ]
-                tensors.append(from_bytes(piece, layout))
+                arrays.append(from_bytes(piece, layout))
                 offset += padded(layout.num_bytes)
             for work in works:
                 work.wait(self._timeout)
-        parcel.tensors = tuple(tensors)
+        parcel.tensors = tuple(arrays)
         if self._reuse:
             parcel.release = lambda: self._free.append(memory)
 
-    def _take_memory(self, num_bytes: int) -> torch.Tensor:
+    def _take_memory(self, num_bytes: int) -> np.ndarray:
         if not self._reuse:
-            return torch.empty(num_bytes, dtype=torch.uint8)
+            return empty_array((num_bytes,), _BYTE)
         try:
             # list.pop and list.append are atomic; as many buffers exist as parcels were held at
             # once, which the session's window bounds.
             return self._free.pop()
         except IndexError:
-            return torch.empty(max(self._link.slot_bytes, num_bytes), dtype=torch.uint8)
+            return empty_array((max(self._link.slot_bytes, num_bytes),), _BYTE)
 
 
-def _parts(memory: torch.Tensor) -> list[torch.Tensor]:
+def _tensor_over(memory: np.ndarray) -> Any:
+    """Bytes as the tensor that gloo takes, without a copy; with one where they are read-only.
+
+    gloo writes only to memory of ours, but torch knows no tensors that must not be written.
+    """
+    import torch
+
+    return torch.from_numpy(memory if memory.flags.writeable else memory.copy())
+
+
+def _parts(memory: Any) -> list[Any]:
     return [memory[start : start + PART_BYTES] for start in range(0, len(memory), PART_BYTES)]
 
 
-def sendable(parcel: Parcel, link: LinkContract) -> tuple[list[torch.Tensor], tuple[Layout, ...]]:
-    """A parcel's tensors as they are sent: dense, their numbers in memory as they are.
+def sendable(parcel: Parcel, link: LinkContract) -> tuple[list[np.ndarray], tuple[Layout, ...]]:
+    """A parcel's tensors as they are sent: dense.
 
     Args:
         parcel: what to send.
@@ -411,10 +452,10 @@ def sendable(parcel: Parcel, link: LinkContract) -> tuple[list[torch.Tensor], tu
         UnsendableError: a tensor cannot be sent, or they are more than the link carries.
     """
     try:
-        tensors = [dense(tensor) for tensor in parcel.tensors]
-        layouts = tuple(layout_of(tensor) for tensor in tensors)
+        arrays = [dense(array) for array in parcel.tensors]
+        layouts = tuple(layout_of(array) for array in arrays)
     except Exception as error:
-        # Whatever keeps a tensor from being read, want of memory included, is not the link's fault.
+        # Whatever keeps an array from being read, want of memory included, is not the link's fault.
         raise UnsendableError(str(error) or type(error).__name__) from error
     num_bytes = sum(padded(layout.num_bytes) for layout in layouts)
     ranks = [len(layout.shape) for layout in layouts]
@@ -425,20 +466,14 @@ def sendable(parcel: Parcel, link: LinkContract) -> tuple[list[torch.Tensor], tu
             f"{num_bytes} bytes of {parcel.num_rows} rows; link {link.name} carries at most"
             f" {link.slot_bytes} bytes of {link.max_rows} rows"
         )
-    return tensors, layouts
+    return arrays, layouts
 
 
-def dense(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor`, or a dense copy that keeps the order of its dimensions where it has gaps.
-
-    Raises:
-        ValueError: its numbers cannot be read from memory.
-    """
-    tensor = readable(tensor)
-    if tensor.is_contiguous() or is_dense(tensor.shape, tensor.stride()):
-        return tensor
-    # In a caller's thread a mode of torch's may make something else of it than a tensor.
-    return readable(tensor.clone(memory_format=torch.preserve_format))
+def dense(array: np.ndarray) -> np.ndarray:
+    """`array`, or a dense copy that keeps the order of its dimensions where it has gaps."""
+    if is_dense(array.shape, array.strides, array.itemsize):
+        return array
+    return np.array(array, order="K")
 
 
 @contextlib.contextmanager

@@ -13,8 +13,6 @@ import select
 import socket
 import time
 
-import torch
-
 from cutset.errors import LinkTimeout
 from cutset.links.arena import Arena
 from cutset.links.network import LinkClosedError, LinkContract, Parcel, sendable
@@ -23,6 +21,7 @@ from cutset.links.wire import (
     KEEP_ALIVE,
     Header,
     WireError,
+    own_copy,
     pack_header,
     unpack_header,
 )
@@ -105,8 +104,8 @@ class HostSender:
         """
         if not self._has_room(0):
             return False
-        tensors, layouts = sendable(parcel, self._link)
-        slot = self._arena.put(self._epoch, tensors)
+        arrays, layouts = sendable(parcel, self._link)
+        slot = self._arena.put(self._epoch, arrays)
         if slot is None:
             return False
         self._send(
@@ -205,14 +204,14 @@ class HostReceiver:
             )
             if header.kind == DATA and header.slot < 0:
                 raise WireError("tensors announced that are not in the shared memory")
+            parcel = Parcel(
+                sequence=header.sequence, num_rows=header.num_rows, tensors=(), arrived_s=arrived_s
+            )
+            if header.kind == DATA:
+                self._pick_up(header, parcel)
+                parcel.received_s = time.monotonic()
         except WireError as error:
             raise LinkClosedError(f"link {self._link.name}: {error}") from error
-        parcel = Parcel(
-            sequence=header.sequence, num_rows=header.num_rows, tensors=(), arrived_s=arrived_s
-        )
-        if header.kind == DATA:
-            self._pick_up(header, parcel)
-            parcel.received_s = time.monotonic()
         return header, parcel
 
     def close(self) -> None:
@@ -237,14 +236,12 @@ class HostReceiver:
             view = view[num_read:]
 
     def _pick_up(self, header: Header, parcel: Parcel) -> None:
-        tensors = self._arena.get(header.slot, header.layouts)
+        arrays = self._arena.get(header.slot, header.layouts)
         if self._reuse:
-            parcel.tensors = tensors
+            parcel.tensors = arrays
             parcel.release = lambda: self._arena.release(self._epoch, header.slot)
             return
-        parcel.tensors = tuple(
-            tensor.clone(memory_format=torch.preserve_format) for tensor in tensors
-        )
+        parcel.tensors = tuple(own_copy(array) for array in arrays)
         self._arena.release(self._epoch, header.slot)
 
 

@@ -19,7 +19,8 @@ dimensions::
 
 Both ends know T and R from the manifest, so a header has the same size on a link for ever, and
 nothing a peer sends decides how much is read. The strides keep the order of dimensions in memory: a
-channels_last tensor arrives channels_last, which bit-exactness needs, since kernels differ.
+channels_last tensor arrives channels_last, which bit-exactness needs, since kernels differ. The
+payload is in this machine's byte order, which `Layout` knows no other of.
 What the fields cannot hold, a manifest may not promise: its limits are in `cutset.tensors`.
 """
 
@@ -28,11 +29,11 @@ from __future__ import annotations
 import functools
 import math
 import struct
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
+import numpy as np
 
+from cutset.dtypes import NUMPY_DTYPES, dtype_name, empty_array
 from cutset.tensors import DTYPE_BYTES, MAX_RANK
 
 MAGIC = b"CuTs"
@@ -43,6 +44,7 @@ DTYPES: tuple[str, ...] = tuple(DTYPE_BYTES)
 
 _HEAD = struct.Struct("<4sBBHQQIi")
 _MOST_LAYOUTS = 512
+_MOST_BYTES = 2**63 - 1
 
 
 class WireError(Exception):
@@ -53,7 +55,7 @@ class Layout(NamedTuple):
     """How one tensor lies in memory.
 
     Attributes:
-        dtype: torch's name for it without the prefix.
+        dtype: a name from `cutset.tensors.DTYPE_BYTES`.
         shape: lengths.
         strides: in elements, dense and without overlap.
     """
@@ -216,20 +218,30 @@ def _unpack_layout(index: int, max_rank: int, dtype: int, rank: int, *numbers: i
     strides = numbers[max_rank : max_rank + rank]
     if min(shape, default=0) < 0 or not is_dense(shape, strides):
         raise WireError(f"tensor {index} has lengths {shape} and strides {strides}")
+    # Lengths beside a 0, and strides of what has one element, are free, but NumPy counts with them.
+    reach = max(math.prod(length for length in shape if length), *strides, 1)
+    if reach * DTYPE_BYTES[DTYPES[dtype]] > _MOST_BYTES:
+        raise WireError(f"tensor {index} has lengths {shape} and strides {strides}")
     return Layout(dtype=DTYPES[dtype], shape=shape, strides=strides)
 
 
-def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+@functools.lru_cache(maxsize=_MOST_LAYOUTS)
+def is_dense(shape: tuple[int, ...], strides: tuple[int, ...], step: int = 1) -> bool:
     """Whether the elements fill one stretch of memory, each place once, in any order of dims.
 
-    The stride of a dimension of length 1 is free within the range of what torch makes itself: it
-    is never used to reach an element.
+    The stride of a dimension of length 1 is free where it is not negative: it is never used to
+    reach an element.
+
+    Args:
+        shape: lengths.
+        strides: as many.
+        step: how far apart, in the unit of the strides, two elements are that touch.
     """
     if any(stride < 0 for stride in strides):
         return False
     if 0 in shape:
         return True
-    expected = 1
+    expected = step
     for stride, length in sorted(
         (stride, length) for stride, length in zip(strides, shape, strict=True) if length != 1
     ):
@@ -239,33 +251,46 @@ def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
     return True
 
 
-def layout_of(tensor: torch.Tensor) -> Layout:
-    """The layout of a dense tensor.
+def layout_of(array: np.ndarray) -> Layout:
+    """The layout of a dense array.
 
     Raises:
-        WireError: the tensor has more dimensions than any may have, or a dtype that cannot cross.
+        WireError: the array has more dimensions than any may have, or a dtype that cannot cross.
     """
-    return _layout(tensor.dtype, tuple(tensor.shape), tensor.stride())
+    return _layout(array.dtype, array.shape, array.strides)
 
 
 @functools.lru_cache(maxsize=_MOST_LAYOUTS)
-def _layout(dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...]) -> Layout:
-    name = str(dtype).removeprefix("torch.")
-    if len(shape) > MAX_RANK or name not in DTYPE_BYTES:
+def _layout(dtype: np.dtype, shape: tuple[int, ...], strides: tuple[int, ...]) -> Layout:
+    name = dtype_name(dtype)
+    if len(shape) > MAX_RANK or name is None:
+        order = "" if dtype.isnative else " in foreign byte order"
         raise WireError(
-            f"a tensor {name}{list(shape)} cannot be sent: at most {MAX_RANK} dimensions"
-            f" and one of the dtypes {', '.join(DTYPES)}"
+            f"a tensor {dtype.name}{list(shape)}{order} cannot be sent: at most {MAX_RANK}"
+            f" dimensions and one of the dtypes {', '.join(DTYPES)}"
         )
-    return Layout(dtype=name, shape=shape, strides=strides)
+    # NumPy's strides are in bytes. One that no element needs may end within an element.
+    return Layout(
+        dtype=name, shape=shape, strides=tuple(stride // dtype.itemsize for stride in strides)
+    )
 
 
-def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """The memory of a dense tensor as a one-dimensional uint8 tensor, without a copy."""
-    flat = tensor.as_strided((tensor.numel(),), (1,))
-    return flat.view(torch.uint8)
+def as_bytes(array: np.ndarray) -> np.ndarray:
+    """The memory of a dense array as a one-dimensional array of uint8, without a copy."""
+    data: np.ndarray = array.ravel("K").view(np.uint8)
+    return data
 
 
-def from_bytes(memory: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """A tensor of `layout` over the first bytes of `memory` (uint8), without a copy."""
-    flat = memory[: layout.num_bytes].view(getattr(torch, layout.dtype))
-    return flat.as_strided(layout.shape, layout.strides)
+def from_bytes(memory: np.ndarray, layout: Layout) -> np.ndarray:
+    """An array of `layout` over the first bytes of `memory` (uint8, enough), without a copy."""
+    dtype = NUMPY_DTYPES[layout.dtype]
+    strides = [stride * dtype.itemsize for stride in layout.strides]
+    array: np.ndarray = np.ndarray(layout.shape, dtype, buffer=memory, strides=strides)
+    return array
+
+
+def own_copy(array: np.ndarray) -> np.ndarray:
+    """A copy of a dense array in memory of its own, with the very same strides; writable."""
+    memory = empty_array((array.nbytes,), np.dtype(np.uint8))
+    memory[:] = as_bytes(array)
+    return from_bytes(memory, layout_of(array))

@@ -15,7 +15,7 @@ import time
 from statistics import median
 
 import msgspec
-import torch
+import numpy as np
 
 from cutset.cluster.devices import Link
 from cutset.links.network import (
@@ -141,7 +141,7 @@ class _End:
         parcel = Parcel(
             sequence=0,
             num_rows=num_bytes,
-            tensors=(torch.zeros(num_bytes, dtype=torch.uint8),),
+            tensors=(np.zeros(num_bytes, np.uint8),),
         )
         self._sender.send(parcel)
 
@@ -227,7 +227,6 @@ def main() -> None:
     parser.add_argument("--first", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     address = StoreAddress(
         host=arguments.store_host,
         port=arguments.store_port,

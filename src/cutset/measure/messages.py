@@ -7,7 +7,7 @@ import socket
 import time
 from statistics import median
 
-import torch
+import numpy as np
 
 from cutset.links.arena import Arena, create_file
 from cutset.links.network import LinkContract, Parcel
@@ -34,15 +34,14 @@ def measure_hop(num_bytes: int) -> float:
     file = create_file(link.slot_bytes, _NUM_SLOTS)
     ours, theirs = socket.socketpair()
     try:
-        with torch.inference_mode(mode=False):
-            ends = [Arena(file, link.slot_bytes, _NUM_SLOTS) for _ in range(2)]
-            tensor = torch.zeros(spec.concrete_shape(1), dtype=torch.uint8)
+        ends = [Arena(file, link.slot_bytes, _NUM_SLOTS) for _ in range(2)]
+        array = np.zeros(spec.concrete_shape(1), np.uint8)
         sender = HostSender(ours, link, 1, ends[0], _TIMEOUT_S)
         receiver = HostReceiver(theirs, link, 1, ends[1], _TIMEOUT_S, reuse=True)
         samples = []
         for sequence in range(_NUM_WARM_UP + _NUM_HOPS):
             started_s = time.perf_counter()
-            sender.send(Parcel(sequence=sequence, num_rows=1, tensors=(tensor,)))
+            sender.send(Parcel(sequence=sequence, num_rows=1, tensors=(array,)))
             _, parcel = receiver.receive()
             parcel.release()
             samples.append(time.perf_counter() - started_s)

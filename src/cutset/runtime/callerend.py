@@ -11,14 +11,12 @@ import socket
 import threading
 from collections.abc import Callable
 
-import torch
-
 from cutset.bundles.manifest import Manifest
 from cutset.engines.protocol import Address, Connect, LinkLost
 from cutset.errors import ContractViolation, EngineError
 from cutset.links.arena import Arena, create_file
 from cutset.links.circuit import Circuit, HostEnd
-from cutset.links.network import LinkContract, Parcel
+from cutset.links.network import LinkContract, Parcel, need_gloo
 from cutset.runtime.contract import boundary_into, boundary_out_of, check_tensors
 from cutset.runtime.ledger import Ledger
 from cutset.runtime.status import Limits
@@ -68,17 +66,17 @@ class CallerEnd:
             except BaseException:
                 self.close()
                 raise
+        else:
+            need_gloo()
 
     def _share(self, num_slots: int) -> None:
         link = self._links[0]
         try:
             for link in self._links:
                 self._link_files.append(create_file(link.slot_bytes, num_slots))
-            # Made in a caller's inference mode, the memory could not be written outside of it.
-            with torch.inference_mode(mode=False):
-                for link in (self._links[-1], self._links[0]):
-                    arena = Arena(self._link_files[link.index], link.slot_bytes, num_slots)
-                    self._arenas = (*self._arenas, arena)
+            for link in (self._links[-1], self._links[0]):
+                arena = Arena(self._link_files[link.index], link.slot_bytes, num_slots)
+                self._arenas = (*self._arenas, arena)
         except (OSError, OverflowError, ValueError, MemoryError) as error:
             raise EngineError(
                 f"link {link.name}: {num_slots} slots of {link.slot_bytes} bytes, for micro-batches"

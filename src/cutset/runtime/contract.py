@@ -6,17 +6,16 @@ import itertools
 import re
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 
 from cutset.bundles.manifest import Manifest
+from cutset.dtypes import NUMPY_DTYPES, dtype_name
 from cutset.errors import ContractViolation, EngineError, StageFailed
 from cutset.host import data_memory
 from cutset.links.network import LinkContract
-from cutset.tensors import DTYPE_BYTES, TensorSpec, dim_factor
+from cutset.tensors import TensorSpec, dim_factor
 
 CALLER = "caller"
-
-_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_BYTES}
 
 # What torch says when a stage's weights do not fit the tensor it got. Bare, none of them says
 # where or why; the splitting guide lists them as the signs of a unit that was cut apart.
@@ -101,7 +100,7 @@ def boundary_out_of(manifest: Manifest, stage: int) -> str:
 
 
 def check_tensors(
-    tensors: Sequence[torch.Tensor], specs: Sequence[TensorSpec], num_rows: int, boundary: str
+    tensors: Sequence[np.ndarray], specs: Sequence[TensorSpec], num_rows: int, boundary: str
 ) -> None:
     """Checks number, rank, shape and dtype of the tensors of one micro-batch.
 
@@ -122,13 +121,13 @@ def check_tensors(
             actual=f"{len(tensors)} tensors",
         )
     for tensor, spec in zip(tensors, specs, strict=True):
-        fits = tensor.dtype is _DTYPES[spec.dtype]
+        # Two dtypes of one name are not equal where their byte order differs.
+        fits = tensor.dtype == NUMPY_DTYPES[spec.dtype]
         if not fits or tensor.shape != spec.concrete_shape(num_rows):
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            actual = f"{dtype}[{', '.join(map(str, tensor.shape))}]"
+            actual = _named(tensor)
             raise ContractViolation(
                 f"{boundary}: tensor {spec.name!r} is {actual} where the bundle promises {spec}"
-                f" with {num_rows} rows; {_advice(spec, dtype, tensor)}",
+                f" with {num_rows} rows; {_advice(spec, tensor, fits=fits)}",
                 boundary=boundary,
                 expected=str(spec),
                 actual=actual,
@@ -174,7 +173,7 @@ def check_multiple(num_rows: int, only: int | None) -> None:
         )
 
 
-def count_rows(tensors: Sequence[torch.Tensor], specs: Sequence[TensorSpec]) -> int:
+def count_rows(tensors: Sequence[np.ndarray], specs: Sequence[TensorSpec]) -> int:
     """How many rows a request has, by the first dimension of its first input with a batch.
 
     Raises:
@@ -188,19 +187,19 @@ def count_rows(tensors: Sequence[torch.Tensor], specs: Sequence[TensorSpec]) -> 
         factor = dim_factor(spec.shape[0]) if spec.shape else None
         if factor is None:
             continue
-        if tensor.dim() == 0:
+        if tensor.ndim == 0:
             check_tensors(tensors, specs, 1, boundary)
         num_rows = int(tensor.shape[0]) // factor
         if num_rows == 0:
             raise EngineError(
-                f"input {spec.name!r} of shape {tuple(tensor.shape)} has no rows; give at least one"
+                f"input {spec.name!r} of shape {tensor.shape} has no rows; give at least one"
             )
         return num_rows
     return 1
 
 
 def explain_failure(
-    manifest: Manifest, stage: int, device: str, error: Exception, inputs: Sequence[torch.Tensor]
+    manifest: Manifest, stage: int, device: str, error: Exception, inputs: Sequence[np.ndarray]
 ) -> StageFailed:
     """Says what went wrong in a stage, where, and the likely cause.
 
@@ -212,9 +211,7 @@ def explain_failure(
         inputs: what the stage was given.
     """
     plan = manifest.plan.stages[stage]
-    given = ", ".join(
-        f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for tensor in inputs
-    )
+    given = ", ".join(_named(tensor) for tensor in inputs)
     where = (
         f"stage {stage} ({plan.first} to {plan.last}, on {device}) failed on {given}"
         f" {boundary_into(manifest, stage)}"
@@ -249,10 +246,14 @@ def want_of_memory(error: Exception) -> str | None:
     )
 
 
-def _advice(spec: TensorSpec, dtype: str, tensor: torch.Tensor) -> str:
-    if dtype != spec.dtype:
+def _named(tensor: np.ndarray) -> str:
+    return f"{dtype_name(tensor.dtype) or tensor.dtype}[{', '.join(map(str, tensor.shape))}]"
+
+
+def _advice(spec: TensorSpec, tensor: np.ndarray, *, fits: bool) -> str:
+    if not fits:
         return f"convert it to {spec.dtype}"
-    if tensor.dim() != len(spec.shape):
+    if tensor.ndim != len(spec.shape):
         return f"give it {len(spec.shape)} dimensions"
     return "give it the promised lengths"
 

@@ -18,9 +18,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from typing import Any
+from typing import Any, TypeAlias
 
-import torch
+import numpy as np
 
 from cutset.errors import CutsetError, EngineError, StageFailed
 from cutset.links.network import Parcel
@@ -28,7 +28,7 @@ from cutset.tensors import TensorSpec, dim_factor
 
 _LOG = logging.getLogger(__name__)
 
-Outputs = tuple[torch.Tensor, ...]
+Outputs: TypeAlias = tuple[np.ndarray, ...]
 
 
 class Request:
@@ -66,8 +66,6 @@ class Request:
         """Joins the parts and gives them to whoever waits, or the error that kept it from that."""
         try:
             answer = self._put_together()
-        except TypeError as error:  # numpy lacks the dtype
-            self.reject(error)
         except BaseException as error:  # noqa: BLE001  # else nobody would ever hear of it
             # Want of memory above all. The traceback holds the parts.
             self.reject(self._unjoined(error.with_traceback(None)))
@@ -100,7 +98,7 @@ class Request:
     def _join(self, parts: list[Outputs]) -> Outputs:
         # Outputs without a batch dimension are the same for every micro-batch.
         return tuple(
-            torch.cat([part[index] for part in parts])
+            np.concatenate([part[index] for part in parts])
             if spec.shape and dim_factor(spec.shape[0])
             else parts[0][index]
             for index, spec in enumerate(self._specs)
@@ -132,7 +130,7 @@ class MicroBatch:
         request: whose rows they are.
         part: its place within the request.
         num_rows: how many rows.
-        inputs: views of the caller's tensors.
+        inputs: views of the caller's arrays.
         num_deaths: how often a worker died while it was in flight.
         suspect: True until it is answered, once a worker died while it was in flight.
     """

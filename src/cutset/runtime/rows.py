@@ -1,4 +1,4 @@
-"""Arrays in, micro-batches through the pipeline, arrays out."""
+"""Rows in, micro-batches through the pipeline, answers out: tensors for tensors, else arrays."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from cutset.bundles.manifest import Manifest
-from cutset.data.arrays import Array, to_numpy, to_tensor
+from cutset.data.arrays import Array, to_array
+from cutset.data.torch_border import tensor_over
 from cutset.runtime.contract import boundary_into, check_multiple, check_tensors, count_rows
 from cutset.runtime.ledger import Outputs
 from cutset.tensors import TensorSpec, dim_factor
@@ -42,23 +43,23 @@ def cut_inputs(
         )
     promised = [f"{spec.name}: {spec}" for spec in specs]
     promised += ["no more inputs"] * (len(inputs) - len(specs))
-    tensors = tuple(
-        to_tensor(array, boundary=boundary, expected=expected)
+    arrays = tuple(
+        to_array(array, boundary=boundary, expected=expected)
         for array, expected in zip(inputs, promised, strict=False)
     )
-    num_rows = count_rows(tensors, specs)
-    check_tensors(tensors, specs, num_rows, boundary)
+    num_rows = count_rows(arrays, specs)
+    check_tensors(arrays, specs, num_rows, boundary)
     check_multiple(num_rows, manifest.micro_batch_only)
-    return cut_rows(tensors, specs, num_rows, micro_batch)
+    return cut_rows(arrays, specs, num_rows, micro_batch)
 
 
 def cut_rows(
-    tensors: Outputs, specs: Sequence[TensorSpec], num_rows: int, micro_batch: int
+    arrays: Outputs, specs: Sequence[TensorSpec], num_rows: int, micro_batch: int
 ) -> list[tuple[int, Outputs]]:
     """Cuts the inputs of a request into micro-batches, without copying.
 
     Args:
-        tensors: inputs of the model, checked against `specs`.
+        arrays: inputs of the model, checked against `specs`.
         specs: of the inputs; one whose first dimension does not grow with the rows goes whole with
             every micro-batch.
         num_rows: rows of the request.
@@ -68,41 +69,36 @@ def cut_rows(
         Rows and inputs of each micro-batch, in order.
     """
     if num_rows <= micro_batch:
-        return [(num_rows, tensors)]
+        return [(num_rows, arrays)]
     slices = []
     for start in range(0, num_rows, micro_batch):
         length = min(micro_batch, num_rows - start)
         parts = tuple(
-            tensor
+            array
             if not spec.shape or (factor := dim_factor(spec.shape[0])) is None
-            else tensor.narrow(0, start * factor, length * factor)
-            for tensor, spec in zip(tensors, specs, strict=True)
+            else array[start * factor : (start + length) * factor]
+            for array, spec in zip(arrays, specs, strict=True)
         )
         slices.append((length, parts))
     return slices
 
 
-def present(manifest: Manifest, outputs: Outputs, *, as_numpy: bool) -> Answer:
+def present(manifest: Manifest, outputs: Outputs, *, as_tensors: bool) -> Answer:
     """Turns the last stage's outputs into what the whole model would have returned.
 
     Args:
         manifest: of the bundle.
         outputs: in the order of the last stage's contract.
-        as_numpy: give numpy arrays instead of tensors.
+        as_tensors: give torch's tensors over the same memory.
 
     Returns:
         The output, or a dict by output name where the model has several.
-
-    Raises:
-        TypeError: numpy has no such dtype (bfloat16).
     """
-    by_tensor = {
-        spec.name: tensor for spec, tensor in zip(manifest.stages[-1].outputs, outputs, strict=True)
+    by_spec: dict[str, Array] = {
+        spec.name: tensor_over(array) if as_tensors else array
+        for spec, array in zip(manifest.stages[-1].outputs, outputs, strict=True)
     }
-    arrays: list[Array] = [
-        to_numpy(by_tensor[spec.name], name) if as_numpy else by_tensor[spec.name]
-        for spec, name in zip(manifest.outputs, manifest.output_names, strict=True)
-    ]
-    if len(arrays) == 1:
-        return arrays[0]
-    return dict(zip(manifest.output_names, arrays, strict=True))
+    answers = [by_spec[spec.name] for spec in manifest.outputs]
+    if len(answers) == 1:
+        return answers[0]
+    return dict(zip(manifest.output_names, answers, strict=True))

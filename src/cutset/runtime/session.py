@@ -21,15 +21,16 @@ import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from typing_extensions import Self
 
 from cutset.backends.base import check_backend_name
 from cutset.bundles.open import Bundle, open_bundle
 from cutset.costs.model import default_window
 from cutset.data.arrays import Array
+from cutset.data.torch_border import is_tensor
 from cutset.engines.local import cores_of
 from cutset.engines.protocol import Engine, Load
 from cutset.engines.registry import EngineSettings, opened_engine
@@ -161,11 +162,11 @@ class Session:
         except Exception as error:  # noqa: BLE001  # whatever an odd input raises is its own fault
             future.set_exception(error)
             return future
-        as_numpy = any(isinstance(array, np.ndarray) for array in inputs)
+        as_tensors = not any(isinstance(array, np.ndarray) for array in inputs)
         request = Request(
             len(slices),
             self._manifest.stages[-1].outputs,
-            lambda outputs: present(self._manifest, outputs, as_numpy=as_numpy),
+            lambda outputs: present(self._manifest, outputs, as_tensors=as_tensors),
             future,
         )
         self._ledger.submit(request, slices)
@@ -178,12 +179,12 @@ class Session:
             inputs: as in `submit`.
 
         Returns:
-            The output, or a dict by output name where the model has several; numpy arrays where an
-            input was one, else tensors.
+            The output, or a dict by output name where the model has several; NumPy arrays where an
+            input was one (bfloat16 is `ml_dtypes.bfloat16` there), else tensors. They are the
+            caller's own, and may be changed.
 
         Raises:
-            TypeError: an input is neither a tensor nor an array, or an output's dtype is one that
-                numpy lacks.
+            TypeError: an input is neither a tensor nor an array.
             ContractViolation: the input does not fit the model, or its numbers cannot be read from
                 the CPU's memory (sparse, quantised, nested, meta and the like; the words say what
                 to give instead). Lazy conjugation, gaps and foreign byte order are resolved.
@@ -366,9 +367,9 @@ class Session:
 
     def _rows_for_window(self, arrays: tuple[Array, ...]) -> int:
         """Rows of an item rounded up to whole micro-batches; one micro-batch for a bad item."""
-        first = arrays[0] if arrays else None
+        first: Any = arrays[0] if arrays else None
         try:
-            num_rows = len(first) if isinstance(first, torch.Tensor | np.ndarray) else 1
+            num_rows = len(first) if isinstance(first, np.ndarray) or is_tensor(first) else 1
         except Exception:  # noqa: BLE001  # without a length, or of a kind that cannot tell it
             num_rows = 1
         return max(1, -(-num_rows // self.micro_batch)) * self.micro_batch

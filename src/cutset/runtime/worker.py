@@ -26,14 +26,13 @@ import time
 import traceback
 from pathlib import Path
 
+import numpy as np
 import psutil
-import torch
 
 from cutset.backends.allocator import give_back_memory, keep_freed_memory, map_large_blocks
 from cutset.backends.base import StageProgram, load_stage
 from cutset.bundles.allowance import allowance_of
 from cutset.bundles.open import Bundle, open_bundle
-from cutset.capture.torch_arrays import as_array, as_tensor
 from cutset.engines.control import ControlSocket
 from cutset.engines.protocol import (
     Address,
@@ -57,7 +56,7 @@ from cutset.errors import ContractViolation, CutsetError, StageFailed
 from cutset.host import limit_memory
 from cutset.links.arena import Arena
 from cutset.links.circuit import Circuit, HostEnd
-from cutset.links.network import LinkContract, Parcel
+from cutset.links.network import LinkContract, Parcel, need_gloo
 from cutset.links.shared_memory import can_hold_headers
 from cutset.runtime.contract import (
     boundary_into,
@@ -252,7 +251,8 @@ class StageWorker:
         started_s = time.monotonic()
         if command.cpus and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, command.cpus)
-        torch.set_num_threads(command.num_threads)
+        if not command.num_slots:
+            need_gloo()  # before it is wanted in time, and memory is limited
         try:
             self._bundle = open_bundle(Path(os.fsdecode(command.bundle)), stages=(command.stage,))
             # Whatever the program does from here on, it does not take the machine's memory.
@@ -336,7 +336,7 @@ class StageWorker:
             )
         )
 
-    def _checked_run(self, parcel: Parcel) -> tuple[torch.Tensor, ...]:
+    def _checked_run(self, parcel: Parcel) -> tuple[np.ndarray, ...]:
         assert self._load is not None
         assert self._bundle is not None
         assert self._program is not None
@@ -344,8 +344,7 @@ class StageWorker:
         entry = manifest.stages[stage]
         check_tensors(parcel.tensors, entry.inputs, parcel.num_rows, boundary_into(manifest, stage))
         try:
-            arrays = self._program(tuple(as_array(tensor) for tensor in parcel.tensors))
-            outputs = tuple(as_tensor(array) for array in arrays)
+            outputs = self._program(parcel.tensors)
         except Exception as error:
             # Whatever a backend raises becomes a StageFailed that carries its words.
             device = manifest.plan.stages[stage].device

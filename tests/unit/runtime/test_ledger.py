@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
-import torch
 
 from cutset.errors import EngineError, StageFailed
 from cutset.links.network import Parcel
@@ -11,6 +11,10 @@ from cutset.tensors import TensorSpec
 
 _SPEC = TensorSpec(name="y", shape=("batch", 1), dtype="float32")
 _DEATH = StageFailed("the worker of stage 1 died", stage=1, device="cpu:1")
+
+
+def _array(values: object) -> np.ndarray:
+    return np.array(values, np.float32)
 
 
 class _Pipe:
@@ -30,7 +34,7 @@ class _Pipe:
 def _submit(ledger: Ledger, *values: float) -> Request:
     """A request of one row for each value, one row a micro-batch."""
     request = Request(len(values), (_SPEC,), lambda outputs: outputs[0].flatten().tolist())
-    ledger.submit(request, [(1, (torch.tensor([[value]]),)) for value in values])
+    ledger.submit(request, [(1, (_array([[value]]),)) for value in values])
     return request
 
 
@@ -63,8 +67,8 @@ def test_an_answer_of_an_old_epoch_or_twice_is_dropped() -> None:
     _answer(ledger, 1, pipe.sent[0])
     assert not request.future.done()
     ledger.open_epoch(2, pipe)
-    ledger.answer(2, 0, (torch.tensor([[7.0]]),))
-    ledger.answer(2, 0, (torch.tensor([[8.0]]),))
+    ledger.answer(2, 0, (_array([[7.0]]),))
+    ledger.answer(2, 0, (_array([[8.0]]),))
     assert request.future.result(0) == [7.0]
     assert ledger.num_settled == 1
 
@@ -165,13 +169,13 @@ def test_the_end_fails_everything_open_and_all_that_follows() -> None:
 def test_outputs_without_a_batch_are_not_joined() -> None:
     fixed = TensorSpec(name="table", shape=(2,), dtype="float32")
     request = Request(2, (_SPEC, fixed), lambda outputs: outputs)
-    table = torch.tensor([5.0, 6.0])
-    assert request.put(0, (torch.tensor([[1.0]]), table)) is False
-    assert request.put(1, (torch.tensor([[2.0]]), table)) is True
+    table = _array([5.0, 6.0])
+    assert request.put(0, (_array([[1.0]]), table)) is False
+    assert request.put(1, (_array([[2.0]]), table)) is True
     request.resolve()
     rows, same = request.future.result(0)
-    assert torch.equal(rows, torch.tensor([[1.0], [2.0]]))
-    assert torch.equal(same, table)
+    assert np.array_equal(rows, _array([[1.0], [2.0]]))
+    assert np.array_equal(same, table)
 
 
 @pytest.mark.parametrize("was_sent", [False, True])
@@ -189,7 +193,7 @@ def test_ctrl_c_while_sending_loses_and_doubles_nothing(was_sent: bool) -> None:
     request = Request(1, (_SPEC,), lambda outputs: outputs[0].flatten().tolist())
     ledger.open_epoch(1, send)
     with pytest.raises(KeyboardInterrupt):
-        ledger.submit(request, [(1, (torch.tensor([[7.0]]),))])
+        ledger.submit(request, [(1, (_array([[7.0]]),))])
     assert (ledger.num_in_flight, ledger.num_waiting) == (0, 1)
     after = _submit(ledger, 8)
     for parcel in list(pipe.sent):
@@ -207,7 +211,7 @@ class _Odd(_Pipe):
         self.odd, self.error = odd, error
 
     def __call__(self, parcel: Parcel) -> None:
-        if float(parcel.tensors[0]) == self.odd:
+        if parcel.tensors[0].item() == self.odd:
             raise self.error
         super().__call__(parcel)
 
@@ -237,7 +241,7 @@ def test_ctrl_c_while_sending_loses_nothing() -> None:
         _submit(ledger, 7)
     pipe.odd = 0.0
     last = _submit(ledger, 2)
-    assert [float(parcel.tensors[0]) for parcel in pipe.sent] == [7.0, 2.0]
+    assert [parcel.tensors[0].item() for parcel in pipe.sent] == [7.0, 2.0]
     _answer(ledger, 1, pipe.sent[1])
     assert last.future.result(0) == [20.0]
 
@@ -254,10 +258,10 @@ def test_an_answer_that_cannot_be_put_together_goes_into_its_future(
 
     ledger, pipe = _opened(window=3)
     request = Request(num_parts, (_SPEC,), fail if num_parts == 1 else list)
-    ledger.submit(request, [(1, (torch.tensor([[1.0]]),))] * num_parts)
+    ledger.submit(request, [(1, (_array([[1.0]]),))] * num_parts)
     after = _submit(ledger, 2)
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "cat", fail)
+        patch.setattr(np, "concatenate", fail)
         for parcel in pipe.sent[:num_parts]:
             _answer(ledger, 1, parcel)
     with pytest.raises(EngineError, match=f"put together .*{type(error).__name__}") as caught:
@@ -302,7 +306,7 @@ def test_a_callback_that_raises_changes_nothing(error: BaseException) -> None:
 
 def test_micro_batches_that_are_over_leave_nothing() -> None:
     ledger, pipe = _opened(window=1)
-    row = torch.zeros(1, 1)
+    row = _array([[0.0]])
     for _ in range(10_000):
         request = Request(1, (_SPEC,), lambda outputs: None, AnswerFuture(CallbackThread()))
         ledger.submit(request, [(1, (row,))])
