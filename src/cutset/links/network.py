@@ -24,6 +24,7 @@ import numpy as np
 
 from cutset.dtypes import empty_array
 from cutset.errors import LinkTimeout
+from cutset.extras import naming_extras
 from cutset.links.arena import padded
 from cutset.links.meeting import Meeting
 from cutset.links.wire import (
@@ -149,8 +150,12 @@ def need_gloo() -> Any:
     """Torch's module of stores and process groups; imports torch where nobody has yet.
 
     That takes a second or more, so whoever will make links between hosts calls it beforehand.
+
+    Raises:
+        MissingExtra: torch is not installed.
     """
-    import torch._C._distributed_c10d
+    with naming_extras("a link between hosts"):
+        import torch._C._distributed_c10d
 
     # The type stubs know neither gloo's options nor that it sends and receives.
     return torch._C._distributed_c10d

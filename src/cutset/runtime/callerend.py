@@ -38,6 +38,7 @@ class CallerEnd:
 
     Raises:
         EngineError: the system has no room for the memory, or no descriptor left.
+        MissingExtra: none is shared, and what links between hosts need is not installed.
     """
 
     def __init__(

@@ -251,9 +251,9 @@ class StageWorker:
         started_s = time.monotonic()
         if command.cpus and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, command.cpus)
-        if not command.num_slots:
-            need_gloo()  # before it is wanted in time, and memory is limited
         try:
+            if not command.num_slots:
+                need_gloo()  # before it is wanted in time, and memory is limited
             self._bundle = open_bundle(Path(os.fsdecode(command.bundle)), stages=(command.stage,))
             # Whatever the program does from here on, it does not take the machine's memory.
             allowance = allowance_of(

@@ -5,6 +5,8 @@ import gc
 import itertools
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -317,3 +319,21 @@ def test_nobody_at_the_other_end_is_a_time_out() -> None:
     with pytest.raises(LinkTimeout, match="did not connect"):
         connect(address, _LINK, sends=True, timeout_s=0.5)
     del store
+
+
+def test_a_link_between_hosts_says_what_it_needs() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None  # as where it is not installed\n"
+        "from cutset.errors import MissingExtra\n"
+        "from cutset.links.network import need_gloo\n"
+        "try: need_gloo()\n"
+        "except MissingExtra as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True
+    )
+    assert done.stdout == (
+        "a link between hosts needs the package 'torch', which is not installed:"
+        " pip install 'cutset[torch]'\n"
+    )
