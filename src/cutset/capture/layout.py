@@ -17,7 +17,7 @@ from torch.fx import Node
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Layout:
+class MemoryOrder:
     """How a tensor lies in memory.
 
     Attributes:
@@ -37,7 +37,7 @@ class Layout:
         return self.step > 1 or any(taken is not None for taken in self.padded)
 
 
-def layout_of(tensor: torch.Tensor) -> Layout | None:
+def layout_of(tensor: torch.Tensor) -> MemoryOrder | None:
     """The layout of a tensor, or None for packed row-major order.
 
     None as well where no padding describes it: elements that overlap (an expanded dimension), or
@@ -63,11 +63,11 @@ def layout_of(tensor: torch.Tensor) -> Layout | None:
         if rest or taken < shape[dim] or not isinstance(tensor.shape[dim], int):
             return None
         padded[place] = taken
-    layout = Layout(order=tuple(order), padded=tuple(padded), step=strides[order[-1]])
+    layout = MemoryOrder(order=tuple(order), padded=tuple(padded), step=strides[order[-1]])
     return None if order == sorted(order) and not layout.has_gaps else layout
 
 
-def lay_out(graph: FxGraph, packed: Node, layout: Layout, shape: tuple[Any, ...]) -> Node:
+def lay_out(graph: FxGraph, packed: Node, layout: MemoryOrder, shape: tuple[Any, ...]) -> Node:
     """Adds operations to `graph` that give `packed` the wanted layout.
 
     Args:

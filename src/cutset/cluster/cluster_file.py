@@ -52,13 +52,13 @@ from cutset.cluster.devices import Cluster, Device, Link, LinkOverride, no_devic
 from cutset.cluster.written_values import (
     Bandwidth,
     ByteCost,
+    Duration,
     Memory,
     Pair,
     Quantity,
-    Seconds,
     Speed,
     Text,
-    Threads,
+    ThreadCount,
     decode_value,
     kind_of,
 )
@@ -86,14 +86,14 @@ class _DeviceTable(_Table, frozen=True, kw_only=True):
     speed: Speed = Speed(1.0)
     memory_bytes: Memory | None = None
     profile: Text | None = None
-    threads: Threads | None = None
+    threads: ThreadCount | None = None
     address: Text | None = None
-    overhead: Seconds = Seconds(0.0)
+    overhead: Duration = Duration(0.0)
 
 
 class _LinkCosts(_Table, frozen=True, kw_only=True):
     bandwidth: Bandwidth | None = None
-    latency: Seconds | None = None
+    latency: Duration | None = None
     send_cost: ByteCost | None = None
     receive_cost: ByteCost | None = None
 
@@ -122,7 +122,7 @@ class _LinkTable(_LinkCosts, frozen=True, kw_only=True):
 
 class _ClusterTable(_Table, frozen=True, kw_only=True):
     caller: Text | None = None
-    caller_overhead: Seconds = Seconds(0.0)
+    caller_overhead: Duration = Duration(0.0)
     device: list[_DeviceTable] = []
     link: _LinkTable = _LinkTable()
 

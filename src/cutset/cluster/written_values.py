@@ -39,11 +39,11 @@ class Text(str):
         return cls(value)
 
 
-class Threads(int):
+class ThreadCount(int):
     """A number of threads."""
 
     @classmethod
-    def _read(cls, value: object) -> Threads:
+    def _read(cls, value: object) -> ThreadCount:
         if type(value) is not int or not 1 <= value <= _MAX_THREADS:
             raise ValueError(
                 f"expected a whole number from 1 to {_MAX_THREADS}, got {shown(value)}"
@@ -105,7 +105,7 @@ class Quantity(float):
             raise ValueError("must be finite")
 
 
-class Seconds(Quantity):
+class Duration(Quantity):
     """A time."""
 
     measure = SECONDS

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cutset.capture.arguments import Arguments, ExampleInputs
 from cutset.errors import ModelError
 from cutset.models.found import FoundModel
-from cutset.models.request import WeightsRequest, parse_weights
+from cutset.models.weights_request import WeightsRequest, parse_weights
 
 if TYPE_CHECKING:
     import torch

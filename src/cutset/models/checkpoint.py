@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import torch
 
 from cutset.errors import ModelError
-from cutset.models.request import WeightsFile
+from cutset.models.weights_request import WeightsFile
 
 StateDict: TypeAlias = "Mapping[str, torch.Tensor]"
 Sets: TypeAlias = "dict[tuple[str, ...], StateDict]"

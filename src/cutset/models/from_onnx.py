@@ -7,8 +7,8 @@ from pathlib import Path
 from cutset.capture.onnx.onnx_file import read_onnx_file
 from cutset.errors import ModelError
 from cutset.models.found import FoundModel
-from cutset.models.request import WeightsRequest
 from cutset.models.weights import file_sha256
+from cutset.models.weights_request import WeightsRequest
 
 
 def find_in_onnx_file(file: str, request: WeightsRequest | None) -> FoundModel:

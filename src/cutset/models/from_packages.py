@@ -8,7 +8,7 @@ from cutset.errors import CutsetError, ModelError
 from cutset.extensions import extension_names, find_extension
 from cutset.models.found import FoundModel
 from cutset.models.from_file import found_of, with_weights
-from cutset.models.request import NamedWeights, WeightsRequest
+from cutset.models.weights_request import NamedWeights, WeightsRequest
 
 GROUP = "cutset.models"
 """The entry points by which other packages add sources of models."""

@@ -14,14 +14,14 @@ from cutset.data.images import INTERPOLATIONS, Preprocessing
 from cutset.errors import ModelError
 from cutset.models.found import FoundModel, random_rows
 from cutset.models.randomise import randomise
-from cutset.models.request import (
+from cutset.models.weights import load_weights_file
+from cutset.models.weights_request import (
     HOW_TO_GIVE_WEIGHTS,
     NamedWeights,
     RandomWeights,
     WeightsRequest,
     near_names,
 )
-from cutset.models.weights import load_weights_file
 
 
 def find_in_timm(name: str, request: WeightsRequest | None) -> FoundModel:

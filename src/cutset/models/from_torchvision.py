@@ -30,14 +30,6 @@ from cutset.errors import ModelError, WeightsMismatch
 from cutset.models.checkpoint import StateDict, pick_state, read_checkpoint
 from cutset.models.found import FoundModel, random_rows
 from cutset.models.randomise import randomise
-from cutset.models.request import (
-    HOW_TO_GIVE_WEIGHTS,
-    NamedWeights,
-    RandomWeights,
-    WeightsFile,
-    WeightsRequest,
-    near_names,
-)
 from cutset.models.weights import (
     check_state,
     describe_file,
@@ -47,6 +39,14 @@ from cutset.models.weights import (
     in_order_of,
     with_casts,
     with_versions_of,
+)
+from cutset.models.weights_request import (
+    HOW_TO_GIVE_WEIGHTS,
+    NamedWeights,
+    RandomWeights,
+    WeightsFile,
+    WeightsRequest,
+    near_names,
 )
 
 logger = logging.getLogger(__name__)

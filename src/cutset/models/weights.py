@@ -11,7 +11,7 @@ import torch
 
 from cutset.errors import ModelError, WeightsMismatch
 from cutset.models.checkpoint import StateDict, VersionedState, pick_state, read_checkpoint
-from cutset.models.request import WeightsFile
+from cutset.models.weights_request import WeightsFile
 
 _LOG = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from cutset.planning.plan import (
     plan_to_json,
 )
 from cutset.planning.request import Objective, PlanRequest
-from cutset.planning.simulate import Slot, Timeline, simulate, simulate_plan
+from cutset.planning.simulate import SimulatedTimeline, Slot, simulate, simulate_plan
 
 __all__ = [
     "TIME_LIMIT_S",
@@ -34,9 +34,9 @@ __all__ = [
     "Objective",
     "Plan",
     "PlanRequest",
+    "SimulatedTimeline",
     "Slot",
     "StagePlan",
-    "Timeline",
     "expect_on_cluster",
     "gain_inside_units",
     "load_cost_graph",

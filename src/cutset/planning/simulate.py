@@ -40,7 +40,7 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     stop_s: float
 
 
-class Timeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SimulatedTimeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that happened, and what it amounts to.
 
     Attributes:
@@ -60,7 +60,9 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     busy_fraction: tuple[float, ...]
 
 
-def simulate_plan(plan: Plan, *, num_microbatches: int = 16, window: int | None = None) -> Timeline:
+def simulate_plan(
+    plan: Plan, *, num_microbatches: int = 16, window: int | None = None
+) -> SimulatedTimeline:
     """Simulates a plan with the seconds that it predicts; arguments as `simulate`."""
     return simulate(
         [stage.compute_s for stage in plan.stages],
@@ -80,7 +82,7 @@ def simulate(
     overhead_s: Sequence[float] = (),
     window: int | None = None,
     serial: bool = False,
-) -> Timeline:
+) -> SimulatedTimeline:
     """Runs micro-batches through stages and links.
 
     Args:
@@ -148,11 +150,13 @@ def _link_names(num_stages: int) -> list[str]:
     return [f"link {a} -> {b}" for a, b in itertools.pairwise(ends)]
 
 
-def _timeline(slots: list[Slot], answers: list[float], compute_s: Sequence[float]) -> Timeline:
+def _timeline(
+    slots: list[Slot], answers: list[float], compute_s: Sequence[float]
+) -> SimulatedTimeline:
     total_s, count = answers[-1], len(answers)
     half = (count - 1) // 2
     steady_s = (total_s - answers[half]) / (count - 1 - half) if count > 1 else 0.0
-    return Timeline(
+    return SimulatedTimeline(
         slots=tuple(sorted(slots, key=lambda slot: (slot.start_s, slot.microbatch_index))),
         num_microbatches=count,
         first_latency_s=answers[0],

@@ -18,7 +18,7 @@ from cutset.report.style import (
     LABEL_WIDTH,
     QUIET_COLOUR,
     STAGE_COLOURS,
-    Rows,
+    ChartRows,
     Spec,
     finished,
     named_rows,
@@ -26,7 +26,7 @@ from cutset.report.style import (
 )
 
 
-def load_chart(rows: Rows, period_ms: float, bound_ms: float | None, num_stages: int) -> Spec:
+def load_chart(rows: ChartRows, period_ms: float, bound_ms: float | None, num_stages: int) -> Spec:
     """What every stage computes, receives and sends, against the period and the bound, if any.
 
     Args:
@@ -89,7 +89,7 @@ def load_chart(rows: Rows, period_ms: float, bound_ms: float | None, num_stages:
     )
 
 
-def memory_chart(rows: Rows, num_stages: int) -> Spec:
+def memory_chart(rows: ChartRows, num_stages: int) -> Spec:
     """Memory that each stage needs; a tick where its device ends."""
     base = alt.Chart(named_rows("memory", rows)).encode(y=_labelled("stage:N"))
     bars = base.mark_bar(stroke="#3a444d", strokeWidth=0.5, height=20).encode(
@@ -114,7 +114,7 @@ def memory_chart(rows: Rows, num_stages: int) -> Spec:
     return finished(alt.layer(bars, limits), "Memory of every stage against its limit", height)
 
 
-def devices_chart(rows: Rows) -> Spec:
+def devices_chart(rows: ChartRows) -> Spec:
     """Throughput by number of stages."""
     chart = (
         alt.Chart(named_rows("devices", rows))
@@ -142,7 +142,7 @@ def _labelled(field: str) -> alt.Y:
     )
 
 
-def front_chart(rows: Rows, groups: Sequence[str]) -> Spec:
+def front_chart(rows: ChartRows, groups: Sequence[str]) -> Spec:
     """Latency against throughput of every plan; those of the front are joined by a line.
 
     Args:

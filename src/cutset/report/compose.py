@@ -17,7 +17,7 @@ from cutset.report.alternatives import (
 )
 from cutset.report.basis import WORK, Basis, first_devices, make_basis
 from cutset.report.boundaries import Boundary, boundaries
-from cutset.report.findings import Answer, answers
+from cutset.report.findings import Finding, answers
 from cutset.report.loads import StageLoad, stage_loads
 from cutset.report.sources import ReportSources
 from cutset.report.strip import (
@@ -28,7 +28,7 @@ from cutset.report.strip import (
     strip_of_plan,
     strip_rows,
 )
-from cutset.report.timeline import TimelinePicture, measured_timeline, predicted_timeline
+from cutset.report.timeline_bars import TimelinePicture, measured_timeline, predicted_timeline
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Report:
     measured: TimelinePicture | None
     boundaries: tuple[Boundary, ...]
     gain_inside_units: float | None
-    answers: tuple[Answer, ...]
+    answers: tuple[Finding, ...]
 
     @property
     def plan(self) -> Plan:

@@ -37,26 +37,26 @@ _CERTIFICATES = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Answer:
+class Finding:
     """A question that everyone has, and its answer in a few sentences."""
 
     question: str
     sentences: tuple[str, ...]
 
 
-def answers(sources: ReportSources, strip: Strip, basis: Basis | None) -> tuple[Answer, ...]:
+def answers(sources: ReportSources, strip: Strip, basis: Basis | None) -> tuple[Finding, ...]:
     """The four answers that a reader comes for."""
     plan = sources.plan
     count = len(plan.stages) + 1
     ordinal = f"a {_ORDINALS[count - 1]}" if count <= len(_ORDINALS) else "one more"
     return (
-        Answer(
+        Finding(
             question="Where is it cut, and why there?",
             sentences=(*_where(plan, strip), *_why(plan, strip, basis)),
         ),
-        Answer(question="Which stage is the slowest?", sentences=_slowest(sources, basis)),
-        Answer(question=f"What would {ordinal} device bring?", sentences=_one_more(plan, ordinal)),
-        Answer(question="Is it correct?", sentences=_correct(sources)),
+        Finding(question="Which stage is the slowest?", sentences=_slowest(sources, basis)),
+        Finding(question=f"What would {ordinal} device bring?", sentences=_one_more(plan, ordinal)),
+        Finding(question="Is it correct?", sentences=_correct(sources)),
     )
 
 

@@ -7,7 +7,7 @@ import altair as alt
 from cutset.report.style import (
     CHOSEN_COLOUR,
     QUIET_COLOUR,
-    Rows,
+    ChartRows,
     Spec,
     finished,
     named_rows,
@@ -18,7 +18,12 @@ _TOP, _BOTTOM, _REFUSED_AT = 150, 232, 246
 
 
 def strip_chart(
-    parts: Rows, cuts: Rows, refused: Rows, num_stages: int, *, unit: str = "time in ms"
+    parts: ChartRows,
+    cuts: ChartRows,
+    refused: ChartRows,
+    num_stages: int,
+    *,
+    unit: str = "time in ms",
 ) -> Spec:
     """The model as a strip: width is time, colour the stage; ticks above are candidate cuts.
 
@@ -42,7 +47,7 @@ def strip_chart(
     )
 
 
-def _boxes(parts: Rows, num_stages: int, unit: str) -> list[alt.Chart]:
+def _boxes(parts: ChartRows, num_stages: int, unit: str) -> list[alt.Chart]:
     """The parts, with their names where there is room."""
     time = alt.Axis(title=unit, tickCount=6, grid=False, offset=22)
     strip = alt.Chart(named_rows("parts", parts)).encode(
@@ -79,7 +84,7 @@ def _boxes(parts: Rows, num_stages: int, unit: str) -> list[alt.Chart]:
     return [boxes, names]
 
 
-def _ticks(cuts: Rows) -> list[alt.Chart]:
+def _ticks(cuts: ChartRows) -> list[alt.Chart]:
     """The candidate cuts, as high as their bytes; the chosen ones go through the strip."""
     height = alt.Y(
         "bytes:Q",
@@ -118,7 +123,7 @@ def _ticks(cuts: Rows) -> list[alt.Chart]:
     return [tick.mark_rule().encode(y2=alt.datum(0), tooltip=hover), heads, through]
 
 
-def _crosses(refused: Rows) -> alt.Chart:
+def _crosses(refused: ChartRows) -> alt.Chart:
     """The refused places below the strip."""
     return (
         alt.Chart(named_rows("refused", refused))

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import altair as alt
 
 Spec: TypeAlias = dict[str, Any]
-Rows: TypeAlias = Sequence[Mapping[str, Any]]
+ChartRows: TypeAlias = Sequence[Mapping[str, Any]]
 
 STAGE_COLOURS = (
     "#7fb8ee", "#f6bd62", "#71cfa6", "#e7a0c6", "#b3a6f0", "#ef9b7d", "#d8d06a", "#a9b7c0",
@@ -58,7 +58,7 @@ def theme(ink: str, quiet: str, background: str | None = None) -> Spec:
     }
 
 
-def named_rows(name: str, rows: Rows) -> alt.InlineData:
+def named_rows(name: str, rows: ChartRows) -> alt.InlineData:
     """The rows under a name by which the page can exchange them."""
     return alt.InlineData(values=[dict(row) for row in rows], name=name)
 

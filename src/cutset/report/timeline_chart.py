@@ -13,7 +13,7 @@ from cutset.report.style import (
     named_rows,
     stage_scale,
 )
-from cutset.report.timeline import TimelinePicture
+from cutset.report.timeline_bars import TimelinePicture
 
 
 def timeline_chart(picture: TimelinePicture, domain_ms: float, num_stages: int) -> Spec:

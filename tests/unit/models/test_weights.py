@@ -17,8 +17,8 @@ from torch import nn
 
 from cutset.errors import ModelError, WeightsMismatch
 from cutset.models.checkpoint import read_checkpoint
-from cutset.models.request import WeightsFile, parse_weights
 from cutset.models.weights import load_weights_file
+from cutset.models.weights_request import WeightsFile, parse_weights
 
 
 def _model() -> nn.Module:

@@ -1,6 +1,6 @@
 """The process that runs a bundle's programs in order to check them, and the other end of it.
 
-Started by `cutset.launch`, so that it ends with its caller. It reads one `Request` from its
+Started by `cutset.launch`, so that it ends with its caller. It reads one `CheckRequest` from its
 standard input and answers with messages on its standard output: the steps, each check as it ends,
 the report. A message is four bytes with its length and a MessagePack document of one of the types
 below; nothing else is ever decoded. Whatever the bundle makes of that process, the one that asked
@@ -44,7 +44,7 @@ _END_TIMEOUT_S = 10.0
 _STANDARD_INPUT = 0
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class CheckRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What to check; `directory` is the folder's name as the system has it."""
 
     directory: bytes
@@ -66,7 +66,7 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     result: CheckResult
 
 
-class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+class RaisedError(msgspec.Struct, frozen=True, kw_only=True):
     """A `BundleError`: name of its class, message, and those of its attributes that are strings."""
 
     kind: str
@@ -82,7 +82,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     bit_exact: bool
     differences: tuple[Difference, ...]
     comparisons: tuple[Difference, ...]
-    error: Refusal | None
+    error: RaisedError | None
 
 
 Message: TypeAlias = Step | Checked | Done
@@ -124,7 +124,7 @@ def check_in_child(
         )
     except (OSError, EngineError) as error:
         raise BundleError(f"{directory}: no process can be started to check it: {error}") from error
-    request = Request(
+    request = CheckRequest(
         directory=os.fsencode(directory.absolute()),
         stages=stages,
         backends=tuple(backends),
@@ -158,7 +158,7 @@ class _Child:
         assert process.stderr is not None
         self._words = LastWords(process.stderr, f"checking-{process.pid}")
 
-    def report_on(self, request: Request) -> VerificationReport:
+    def report_on(self, request: CheckRequest) -> VerificationReport:
         try:
             self._ask(request)
             while (message := self._next()) is not None:
@@ -179,7 +179,7 @@ class _Child:
             self._end()
         return self._broken(f"the process that runs the bundle's programs {why}")
 
-    def _ask(self, request: Request) -> None:
+    def _ask(self, request: CheckRequest) -> None:
         assert self._process.stdin is not None
         # A process that is gone already says why through its other pipes.
         with contextlib.suppress(OSError):
@@ -275,7 +275,7 @@ def _report_of(done: Done) -> VerificationReport:
     )
 
 
-def _rebuilt(refusal: Refusal) -> BundleError:
+def _rebuilt(refusal: RaisedError) -> BundleError:
     """The error that the process met, as an object of its class."""
     kind = getattr(errors, refusal.kind, BundleError)
     if isinstance(kind, type) and issubclass(kind, BundleError):
@@ -302,7 +302,7 @@ def main() -> None:
     if len(length) < _LENGTH_BYTES:
         raise SystemExit("nothing was asked")  # whoever started it is gone
     data = source.read(int.from_bytes(length, "little"))
-    request = msgspec.msgpack.decode(data, type=Request)
+    request = msgspec.msgpack.decode(data, type=CheckRequest)
     limit_memory(request.memory_bytes)
 
     def tell(message: Message) -> None:
@@ -343,7 +343,7 @@ def _done(report: VerificationReport) -> Done:
         comparisons=report.comparisons,
         error=None
         if error is None
-        else Refusal(
+        else RaisedError(
             kind=type(error).__name__,
             message=str(error),
             details={key: text for key, text in details.items() if isinstance(text, str)},

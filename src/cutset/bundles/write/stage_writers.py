@@ -29,7 +29,7 @@ from cutset.tensors import TensorSpec
 
 logger = logging.getLogger(__name__)
 
-Tensors: TypeAlias = tuple[torch.Tensor, ...]
+_Tensors: TypeAlias = tuple[torch.Tensor, ...]
 
 
 class StageWriter(Protocol):
@@ -86,7 +86,7 @@ class TorchStageWriter:
             model_missing=missing,
         )
 
-    def _cut_out(self, piece: Piece, path: Path, inputs: Tensors, outputs: Tensors) -> bool:
+    def _cut_out(self, piece: Piece, path: Path, inputs: _Tensors, outputs: _Tensors) -> bool:
         """Writes the stage's part of the whole model's ONNX form; False where that cannot be.
 
         A stage by itself may do where the whole does not: another one has what ONNX lacks, or the

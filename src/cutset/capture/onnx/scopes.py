@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 from cutset.graph.calls import SEQUENTIAL
 from cutset.graph.ir import ModuleCall, Operation
 
-Path: TypeAlias = tuple[str, ...]
+_Path: TypeAlias = tuple[str, ...]
 """Dotted paths of the modules around a node, outermost first, without the root."""
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -67,7 +67,7 @@ def with_modules(
     )
 
 
-def _written_scopes(node: Any) -> tuple[Path, Path] | None:
+def _written_scopes(node: Any) -> tuple[_Path, _Path] | None:
     """Paths and classes of the modules around a node, from its metadata; None where it has none.
 
     The last entry of both lists is the call itself, the first path is the root's.
@@ -88,7 +88,7 @@ def _words(text: str) -> list[str]:
 
 
 def _calls_from_metadata(
-    written: Sequence[tuple[Path, Path] | None],
+    written: Sequence[tuple[_Path, _Path] | None],
 ) -> list[tuple[ModuleCall, ...]]:
     """Module calls from paths and classes; a module that is entered anew is called again.
 
@@ -113,7 +113,7 @@ def _calls_from_metadata(
     return calls
 
 
-def _named_scopes(name: str) -> Path | None:
+def _named_scopes(name: str) -> _Path | None:
     """Paths of the scopes in a node's name; None where the name holds no path.
 
     A scope may repeat the name of the one around it, with an index: the child ``0`` of ``stem`` is
@@ -133,10 +133,10 @@ def _named_scopes(name: str) -> Path | None:
 
 
 def _calls_from_names(
-    named: Sequence[Path | None], kinds: Sequence[str]
+    named: Sequence[_Path | None], kinds: Sequence[str]
 ) -> list[tuple[ModuleCall, ...]]:
     """Module calls from scopes alone; a node without a path is where its forerunner is."""
-    placed: list[Path] = []
+    placed: list[_Path] = []
     for scopes in named:
         placed.append(scopes if scopes is not None else (placed[-1] if placed else ()))
     classes = _classes_by_likeness(placed, kinds)
@@ -146,7 +146,7 @@ def _calls_from_names(
     ]
 
 
-def _classes_by_likeness(placed: Sequence[Path], kinds: Sequence[str]) -> dict[str, str]:
+def _classes_by_likeness(placed: Sequence[_Path], kinds: Sequence[str]) -> dict[str, str]:
     """A class for every scope: the same one for scopes whose children are built alike.
 
     What a scope does between its children does not count: one of two alike blocks may add its

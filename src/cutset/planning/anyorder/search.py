@@ -26,7 +26,7 @@ from cutset.planning.totals import Floats, Ints
 
 MAX_TABLE = 40_000_000
 
-Path: TypeAlias = "list[tuple[int, int, int]]"
+_Path: TypeAlias = "list[tuple[int, int, int]]"
 """From downset, to downset, class: of each stage."""
 
 Least: TypeAlias = Literal["period", "latency", "memory"]
@@ -40,7 +40,9 @@ class Ended(OutOfTime):
         bound_s: no plan that the search could have found has a lower value.
     """
 
-    def __init__(self, reason: OutOfTime, found: tuple[float, Path] | None, bound_s: float) -> None:
+    def __init__(
+        self, reason: OutOfTime, found: tuple[float, _Path] | None, bound_s: float
+    ) -> None:
         super().__init__(str(reason))
         self.found = found
         self.bound_s = bound_s
@@ -140,7 +142,7 @@ class DownsetSearch:
         rate = float(self.left[0])
         return float(self.space.work[-1]) / rate if rate > 0 else 0.0
 
-    def latency_s(self, path: Path) -> float:
+    def latency_s(self, path: _Path) -> float:
         """Seconds for one micro-batch alone."""
         return math.fsum(
             float(self._loads(a, slice(b, b + 1), c, alone=True)[0]) for a, b, c in path
@@ -153,7 +155,7 @@ class DownsetSearch:
         least: Least = "period",
         raised: tuple[int, ...] = (),
         deadline: Deadline | None = None,
-    ) -> tuple[float, Path] | None:
+    ) -> tuple[float, _Path] | None:
         """What is least among the plans whose period is at most a known one, and its stages.
 
         Args:
@@ -278,7 +280,7 @@ class DownsetSearch:
         parent: npt.NDArray[np.int32],
         via: npt.NDArray[np.int8],
         ceiling: float,
-    ) -> tuple[float, Path] | None:
+    ) -> tuple[float, _Path] | None:
         final = best[:, -1].copy()
         if self.problem.num_stages is not None:
             final[self.stages_of != self.problem.num_stages] = math.inf
@@ -339,7 +341,7 @@ class Opened:
     parts: list[list[int]]
     family: str
 
-    def solution(self, path: Path) -> DagSolution:
+    def solution(self, path: _Path) -> DagSolution:
         """The plan that a path stands for."""
         search, member = self.search, self.search.space.member
         stages, loads, cuts = [], [], []

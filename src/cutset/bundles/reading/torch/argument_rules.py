@@ -22,8 +22,8 @@ _MAX_STEP = 1 << 16
 
 _REDUCED = (torch.float16, torch.bfloat16)
 
-Arguments: TypeAlias = Mapping[str, Any]
-Rule: TypeAlias = Callable[[Arguments], None]
+CallArguments: TypeAlias = Mapping[str, Any]
+Rule: TypeAlias = Callable[[CallArguments], None]
 
 
 class BrokenRuleError(ValueError):
@@ -31,7 +31,7 @@ class BrokenRuleError(ValueError):
 
 
 def check_arguments(
-    function: torch._ops.OpOverload, arguments: Arguments, *, num_results: int
+    function: torch._ops.OpOverload, arguments: CallArguments, *, num_results: int
 ) -> None:
     """Applies an operation's rule, if it has one beside the dry run.
 
@@ -58,7 +58,7 @@ def _require(holds: bool, otherwise: str) -> None:
         raise BrokenRuleError(otherwise)
 
 
-def _tensor(arguments: Arguments, *names: str) -> torch.Tensor:
+def _tensor(arguments: CallArguments, *names: str) -> torch.Tensor:
     """The first of `names` that the operation has; it must hold elements."""
     name = next(name for name in names if name in arguments)
     tensor = arguments[name]
@@ -67,7 +67,7 @@ def _tensor(arguments: Arguments, *names: str) -> torch.Tensor:
     return tensor  # type: ignore[no-any-return]
 
 
-def _numbers(arguments: Arguments, name: str, least: int, counts: Sequence[int]) -> list[int]:
+def _numbers(arguments: CallArguments, name: str, least: int, counts: Sequence[int]) -> list[int]:
     """An argument of one or several whole numbers from `least` on."""
     value = arguments[name]
     values = list(value) if isinstance(value, (list, tuple)) else [value]
@@ -84,14 +84,14 @@ def _spread(values: list[int], count: int) -> list[int]:
     return values * count if len(values) == 1 else values
 
 
-def _same_dtype(arguments: Arguments, *names: str) -> None:
+def _same_dtype(arguments: CallArguments, *names: str) -> None:
     tensors = [arguments[name] for name in names if isinstance(arguments[name], torch.Tensor)]
     found = {tensor.dtype for tensor in tensors}
     _require(len(found) == 1, f"{', '.join(names)} are of different dtypes")
 
 
 def _parameters(
-    arguments: Arguments, names: Sequence[str], tensor: torch.Tensor, shape: Sequence[int]
+    arguments: CallArguments, names: Sequence[str], tensor: torch.Tensor, shape: Sequence[int]
 ) -> None:
     """Parameters of a normalisation: as long as what they are applied to, of a dtype it knows."""
     given = [arguments[name] for name in names if arguments.get(name) is not None]
@@ -110,7 +110,7 @@ def _parameters(
 
 
 def _is_false(name: str) -> Rule:
-    def rule(arguments: Arguments) -> None:
+    def rule(arguments: CallArguments) -> None:
         _require(
             arguments[name] is False,
             f"{name!r} is {arguments[name]}; a stage computes as in evaluation, without "
@@ -125,7 +125,7 @@ def _is_false(name: str) -> Rule:
 _STATISTICS = ("running_mean", "running_var")
 
 
-def _statistics(arguments: Arguments, *, of_input: bool) -> None:
+def _statistics(arguments: CallArguments, *, of_input: bool) -> None:
     """Either they are given, or they are the input's own: those given would be changed by these."""
     for name in _STATISTICS:
         _require(
@@ -134,14 +134,14 @@ def _statistics(arguments: Arguments, *, of_input: bool) -> None:
         )
 
 
-def _instance_norm(arguments: Arguments) -> None:
+def _instance_norm(arguments: CallArguments) -> None:
     tensor = _tensor(arguments, "input")
     _require(tensor.dim() >= 3, "'input' has fewer than three dimensions")
     _statistics(arguments, of_input=arguments["use_input_stats"])
     _parameters(arguments, ("weight", "bias", *_STATISTICS), tensor, [tensor.shape[1]])
 
 
-def _batch_norm(arguments: Arguments) -> None:
+def _batch_norm(arguments: CallArguments) -> None:
     tensor = _tensor(arguments, "input")
     _require(tensor.dim() >= 2, "'input' has fewer than two dimensions")
     _require(tensor.is_floating_point(), "'input' is not of floating point")
@@ -150,7 +150,7 @@ def _batch_norm(arguments: Arguments) -> None:
     _parameters(arguments, names, tensor, [tensor.shape[1]])
 
 
-def _group_norm(arguments: Arguments) -> None:
+def _group_norm(arguments: CallArguments) -> None:
     tensor = _tensor(arguments, "input")
     _require(tensor.dim() >= 2, "'input' has fewer than two dimensions")
     (groups,) = _numbers(arguments, "group" if "group" in arguments else "num_groups", 1, (1,))
@@ -162,7 +162,7 @@ def _group_norm(arguments: Arguments) -> None:
     _parameters(arguments, ("weight", "bias"), tensor, [tensor.shape[1]])
 
 
-def _layer_norm(arguments: Arguments) -> None:
+def _layer_norm(arguments: CallArguments) -> None:
     tensor = _tensor(arguments, "input")
     shape = list(arguments["normalized_shape"])
     _require(
@@ -172,7 +172,7 @@ def _layer_norm(arguments: Arguments) -> None:
     _parameters(arguments, ("weight", "bias"), tensor, shape)
 
 
-def _weight_norm(arguments: Arguments) -> None:
+def _weight_norm(arguments: CallArguments) -> None:
     v, g, dim = _tensor(arguments, "v"), _tensor(arguments, "g"), arguments["dim"]
     _require(dim in (0, v.dim() - 1), f"'dim' is {dim}, expected the first or the last")
     shape = [length if place == dim else 1 for place, length in enumerate(v.shape)]
@@ -183,7 +183,7 @@ def _weight_norm(arguments: Arguments) -> None:
 # -- convolution, pooling, resampling ------------------------------------------------------------
 
 
-def _convolution(arguments: Arguments, *, transposed: bool | None = None) -> None:
+def _convolution(arguments: CallArguments, *, transposed: bool | None = None) -> None:
     tensor, weight = _tensor(arguments, "input"), _tensor(arguments, "weight")
     if transposed is None:
         transposed = arguments.get("transposed", False)
@@ -225,14 +225,14 @@ def _convolution(arguments: Arguments, *, transposed: bool | None = None) -> Non
         )
 
 
-def _transposed_convolution(arguments: Arguments) -> None:
+def _transposed_convolution(arguments: CallArguments) -> None:
     _convolution(arguments, transposed=True)
 
 
 def _pooling(spatial: int) -> Rule:
     counts = (1, spatial)
 
-    def rule(arguments: Arguments) -> None:
+    def rule(arguments: CallArguments) -> None:
         tensor = _tensor(arguments, "self")
         _require(
             tensor.dim() in (spatial + 1, spatial + 2), f"'self' has {tensor.dim()} dimensions"
@@ -251,7 +251,7 @@ def _pooling(spatial: int) -> Rule:
 
 
 def _adaptive_pooling(spatial: int) -> Rule:
-    def rule(arguments: Arguments) -> None:
+    def rule(arguments: CallArguments) -> None:
         tensor = _tensor(arguments, "self")
         _require(
             tensor.dim() in (spatial + 1, spatial + 2), f"'self' has {tensor.dim()} dimensions"
@@ -261,7 +261,7 @@ def _adaptive_pooling(spatial: int) -> Rule:
     return rule
 
 
-def _unpooling(arguments: Arguments) -> None:
+def _unpooling(arguments: CallArguments) -> None:
     # That each index lies within the result, the kernels check themselves.
     tensor, indices = _tensor(arguments, "self"), _tensor(arguments, "indices")
     spatial = len(arguments["output_size"])
@@ -276,7 +276,7 @@ def _unpooling(arguments: Arguments) -> None:
             _numbers(arguments, name, least, (spatial,))
 
 
-def _windows(arguments: Arguments) -> None:
+def _windows(arguments: CallArguments) -> None:
     """im2col and col2im."""
     _tensor(arguments, "self")
     for name, least in (("kernel_size", 1), ("stride", 1), ("dilation", 1), ("padding", 0)):
@@ -288,7 +288,7 @@ def _windows(arguments: Arguments) -> None:
 def _upsampling(spatial: int) -> Rule:
     """Sizes and factors that say the same: a kernel finds its sources by the factor."""
 
-    def rule(arguments: Arguments) -> None:
+    def rule(arguments: CallArguments) -> None:
         tensor = _tensor(arguments, "input", "self")
         _require(tensor.dim() == spatial + 2, f"it is given {tensor.dim()} dimensions")
         sizes: list[int] | None = None
@@ -319,7 +319,7 @@ def _upsampling(spatial: int) -> Rule:
     return rule
 
 
-def _grid_sampling(arguments: Arguments) -> None:
+def _grid_sampling(arguments: CallArguments) -> None:
     tensor, grid = _tensor(arguments, "input"), _tensor(arguments, "grid")
     spatial = tensor.dim() - 2
     _require(
@@ -335,7 +335,7 @@ def _grid_sampling(arguments: Arguments) -> None:
     _require(arguments["padding_mode"] in (0, 1, 2), "'padding_mode' is unknown")
 
 
-def _padding(arguments: Arguments) -> None:
+def _padding(arguments: CallArguments) -> None:
     """Any amount of a constant; of the tensor's own elements no more than there are."""
     tensor = _tensor(arguments, "self")
     name = "pad" if "pad" in arguments else "padding"
@@ -354,7 +354,7 @@ def _padding(arguments: Arguments) -> None:
 
 
 def _factor(name: str) -> Rule:
-    def rule(arguments: Arguments) -> None:
+    def rule(arguments: CallArguments) -> None:
         tensor = _tensor(arguments, "self")
         _require(tensor.dim() >= 3, f"'self' has {tensor.dim()} dimensions")
         _numbers(arguments, name, 1, (1,))
@@ -362,13 +362,13 @@ def _factor(name: str) -> Rule:
     return rule
 
 
-def _channel_shuffle(arguments: Arguments) -> None:
+def _channel_shuffle(arguments: CallArguments) -> None:
     channels = _tensor(arguments, "self").shape[1:2]
     (groups,) = _numbers(arguments, "groups", 1, (1,))
     _require(bool(channels) and channels[0] % groups == 0, f"{groups} groups do not divide")
 
 
-def _deformed_convolution(arguments: Arguments) -> None:
+def _deformed_convolution(arguments: CallArguments) -> None:
     # That an offset is a number, `cutset.bundles.reading.torch.functions` sees to before each call.
     names = ("input", "weight", "offset", "mask", "bias")
     tensor, weight, offset = (_tensor(arguments, name) for name in names[:3])
@@ -410,7 +410,7 @@ def _deformed_convolution(arguments: Arguments) -> None:
 # -- attention, recurrence, look-up, Fourier transforms -----------------------------------------
 
 
-def _attention(arguments: Arguments, *, is_flash: bool = False) -> None:
+def _attention(arguments: CallArguments, *, is_flash: bool = False) -> None:
     query, key, value = (_tensor(arguments, name) for name in ("query", "key", "value"))
     _same_dtype(arguments, "query", "key", "value")
     dims = query.dim()
@@ -444,14 +444,14 @@ def _attention(arguments: Arguments, *, is_flash: bool = False) -> None:
     _require(arguments["dropout_p"] == 0, "'dropout_p' is not 0")
 
 
-def _flash_attention(arguments: Arguments) -> None:
+def _flash_attention(arguments: CallArguments) -> None:
     _attention(arguments, is_flash=True)
 
 
 def _recurrence(gates: int) -> Rule:
     """All weights of all layers: the kernels of a library read them as long as they should be."""
 
-    def rule(arguments: Arguments) -> None:
+    def rule(arguments: CallArguments) -> None:
         _require("batch_sizes" not in arguments, "packed sequences are not permitted")
         _is_false("train")(arguments)
         tensor = _tensor(arguments, "input")
@@ -489,22 +489,22 @@ def _recurrence(gates: int) -> Rule:
     return rule
 
 
-def _embedding(arguments: Arguments) -> None:
+def _embedding(arguments: CallArguments) -> None:
     # That each index lies within the table, the kernel checks itself.
     table = _tensor(arguments, "weight")
     _require(table.dim() == 2, "'weight' is no table")
     _require(arguments["indices"].dtype in (torch.int32, torch.int64), "'indices' are no indices")
 
 
-def _one_hot(arguments: Arguments) -> None:
+def _one_hot(arguments: CallArguments) -> None:
     _require(arguments["num_classes"] >= 1, "the number of classes would depend on values")
 
 
-def _without_sorter(arguments: Arguments) -> None:
+def _without_sorter(arguments: CallArguments) -> None:
     _require(arguments.get("sorter") is None, "'sorter' is not permitted")
 
 
-def _fourier(arguments: Arguments) -> None:
+def _fourier(arguments: CallArguments) -> None:
     tensor, dims = _tensor(arguments, "self"), arguments["dim"]
     _require(
         bool(dims)
@@ -523,14 +523,14 @@ def _fourier(arguments: Arguments) -> None:
 # -- how many tensors come back ------------------------------------------------------------------
 
 
-def _length_along(arguments: Arguments, dim: int | None = None) -> int:
+def _length_along(arguments: CallArguments, dim: int | None = None) -> int:
     tensor = arguments["self"]
     dim = arguments["dim"] if dim is None else dim
     _require(-tensor.dim() <= dim < tensor.dim(), f"'dim' is {dim} of {tensor.dim()} dimensions")
     return tensor.shape[dim]  # type: ignore[no-any-return]
 
 
-def _num_split(arguments: Arguments) -> int:
+def _num_split(arguments: CallArguments) -> int:
     sizes = arguments["split_sizes" if "split_sizes" in arguments else "split_size"]
     if isinstance(sizes, (list, tuple)):
         return len(sizes)
@@ -538,7 +538,7 @@ def _num_split(arguments: Arguments) -> int:
     return int(max(1, -(-_length_along(arguments) // sizes)))
 
 
-def _num_chunks(arguments: Arguments) -> int:
+def _num_chunks(arguments: CallArguments) -> int:
     _require(arguments["chunks"] >= 1, f"'chunks' is {arguments['chunks']}")
     length = _length_along(arguments)
     if length == 0:
@@ -547,18 +547,18 @@ def _num_chunks(arguments: Arguments) -> int:
     return int(-(-length // size))
 
 
-def _num_unbound(arguments: Arguments) -> int:
+def _num_unbound(arguments: CallArguments) -> int:
     return _length_along(arguments)
 
 
-def _num_tensor_split(arguments: Arguments) -> int:
+def _num_tensor_split(arguments: CallArguments) -> int:
     if "indices" in arguments:
         return len(arguments["indices"]) + 1
     _require("sections" in arguments, "where it splits would depend on values")
     return int(arguments["sections"])
 
 
-_PARTS: dict[str, Callable[[Arguments], int]] = {
+_PARTS: dict[str, Callable[[CallArguments], int]] = {
     **dict.fromkeys(("split", "split_copy", "unsafe_split"), _num_split),
     **dict.fromkeys(("split_with_sizes", "split_with_sizes_copy"), _num_split),
     "unsafe_split_with_sizes": _num_split,

@@ -18,12 +18,12 @@ from typing import Any, TypeAlias, TypeGuard
 
 import torch
 
-from cutset.bundles.reading.torch.argument_rules import Arguments
+from cutset.bundles.reading.torch.argument_rules import CallArguments
 
 Made: TypeAlias = "torch.Tensor | tuple[torch.Tensor, ...] | None"
 
 
-def results_of(function: torch._ops.OpOverload, arguments: Arguments) -> Made:
+def results_of(function: torch._ops.OpOverload, arguments: CallArguments) -> Made:
     """What `function` returns, as tensors of the ``meta`` device; None if it is not known here.
 
     Args:
@@ -62,10 +62,10 @@ def _is_plain(tensor: Any) -> TypeGuard[torch.Tensor]:
     return isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
 
 
-def _same(name: str) -> Callable[[Arguments], Made]:
+def _same(name: str) -> Callable[[CallArguments], Made]:
     """A result of the shape and dtype of one argument, where this is of floating point."""
 
-    def work_out(arguments: Arguments) -> Made:
+    def work_out(arguments: CallArguments) -> Made:
         tensor = arguments[name]
         if not _is_plain(tensor) or arguments.get("dtype") is not None:
             return None
@@ -77,7 +77,7 @@ def _same(name: str) -> Callable[[Arguments], Made]:
     return work_out
 
 
-def _of_two(arguments: Arguments) -> Made:
+def _of_two(arguments: CallArguments) -> Made:
     """Arithmetic on two tensors, or a tensor and a number."""
     first, second = arguments["self"], arguments["other"]
     if not _is_plain(first) or isinstance(second, complex):
@@ -90,14 +90,14 @@ def _of_two(arguments: Arguments) -> Made:
     return _like(first, first.shape)
 
 
-def _softmax(arguments: Arguments) -> Made:
+def _softmax(arguments: CallArguments) -> Made:
     tensor = arguments["self"]
     if not -tensor.dim() <= arguments["dim"] < tensor.dim():
         return None
     return _same("self")(arguments)
 
 
-def _linear(arguments: Arguments) -> Made:
+def _linear(arguments: CallArguments) -> Made:
     tensor, weight, bias = (arguments[name] for name in ("input", "weight", "bias"))
     if not _is_plain(tensor) or tensor.dim() < 1 or weight.dim() != 2:
         return None
@@ -109,7 +109,7 @@ def _linear(arguments: Arguments) -> Made:
     return _like(tensor, (*tensor.shape[:-1], weight.shape[0]))
 
 
-def _matrix_product(arguments: Arguments) -> Made:
+def _matrix_product(arguments: CallArguments) -> Made:
     first = arguments["self"]
     second = arguments["other" if "other" in arguments else "mat2"]
     if not _is_plain(first) or first.dtype != second.dtype or min(first.dim(), second.dim()) < 2:
@@ -120,14 +120,14 @@ def _matrix_product(arguments: Arguments) -> Made:
     return _like(first, (*outer, first.shape[-2], second.shape[-1]))
 
 
-def _batch_product(arguments: Arguments) -> Made:
+def _batch_product(arguments: CallArguments) -> Made:
     first, second = arguments["self"], arguments["mat2"]
     if first.dim() != 3 or second.dim() != 3 or first.shape[0] != second.shape[0]:
         return None
     return _matrix_product(arguments)
 
 
-def _convolution(arguments: Arguments) -> Made:
+def _convolution(arguments: CallArguments) -> Made:
     tensor, weight = arguments["input"], arguments["weight"]
     spatial = weight.dim() - 2
     if not _is_plain(tensor) or arguments.get("transposed", False):
@@ -151,7 +151,7 @@ def _convolution(arguments: Arguments) -> Made:
     return _like(tensor, (*tensor.shape[: -spatial - 1], weight.shape[0], *lengths))
 
 
-def _pooling(arguments: Arguments) -> Made:
+def _pooling(arguments: CallArguments) -> Made:
     tensor, kernel = arguments["self"], arguments["kernel_size"]
     spatial = 2
     if not _is_plain(tensor) or arguments["ceil_mode"]:
@@ -170,14 +170,14 @@ def _pooling(arguments: Arguments) -> Made:
     return _like(tensor, (*tensor.shape[:-spatial], *lengths))
 
 
-def _adaptive_pooling(arguments: Arguments) -> Made:
+def _adaptive_pooling(arguments: CallArguments) -> Made:
     tensor = arguments["self"]
     if not _is_plain(tensor):
         return None
     return _like(tensor, (*tensor.shape[:-2], *_ints(arguments["output_size"], 2)))
 
 
-def _concatenation(arguments: Arguments) -> Made:
+def _concatenation(arguments: CallArguments) -> Made:
     tensors, dim = arguments["tensors"], arguments["dim"]
     first = tensors[0] if tensors else None
     if not _is_plain(first) or not -first.dim() <= dim < first.dim():
@@ -192,7 +192,7 @@ def _concatenation(arguments: Arguments) -> Made:
     return _like(first, shape)
 
 
-def _stack(arguments: Arguments) -> Made:
+def _stack(arguments: CallArguments) -> Made:
     tensors, dim = arguments["tensors"], arguments["dim"]
     first = tensors[0] if tensors else None
     if not _is_plain(first) or not -first.dim() - 1 <= dim <= first.dim():
@@ -204,7 +204,7 @@ def _stack(arguments: Arguments) -> Made:
     return _like(first, shape)
 
 
-def _reduction(arguments: Arguments) -> Made:
+def _reduction(arguments: CallArguments) -> Made:
     tensor, dims = arguments["self"], arguments["dim"]
     if not _is_plain(tensor) or arguments["dtype"] is not None or not dims:
         return None
@@ -218,12 +218,12 @@ def _reduction(arguments: Arguments) -> Made:
     return _like(tensor, lengths)
 
 
-def _attention(arguments: Arguments) -> Made:
+def _attention(arguments: CallArguments) -> Made:
     query, value = arguments["query"], arguments["value"]
     return _like(query, (*query.shape[:-1], value.shape[-1])) if _is_plain(query) else None
 
 
-def _recurrence(arguments: Arguments) -> Made:
+def _recurrence(arguments: CallArguments) -> Made:
     tensor = arguments["input"]
     states = arguments["hx"] if isinstance(arguments["hx"], list) else [arguments["hx"]]
     size = states[0].shape[2] * (2 if arguments["bidirectional"] else 1)
@@ -231,12 +231,12 @@ def _recurrence(arguments: Arguments) -> Made:
     return (*results, *(_like(state, state.shape) for state in states))
 
 
-def _embedding(arguments: Arguments) -> Made:
+def _embedding(arguments: CallArguments) -> Made:
     table, indices = arguments["weight"], arguments["indices"]
     return _like(table, (*indices.shape, table.shape[1]))
 
 
-def _index(arguments: Arguments) -> Made:
+def _index(arguments: CallArguments) -> Made:
     """One block of indices of whole numbers; where there are several, torch is asked."""
     tensor, indices = arguments["self"], list(arguments["indices"])
     places = [place for place, index in enumerate(indices) if index is not None]
@@ -250,7 +250,7 @@ def _index(arguments: Arguments) -> Made:
     return _like(tensor, (*tensor.shape[: places[0]], *shape, *tensor.shape[places[-1] + 1 :]))
 
 
-def _upsampling(arguments: Arguments) -> Made:
+def _upsampling(arguments: CallArguments) -> Made:
     tensor, sizes = arguments["input"], arguments["output_size"]
     if not _is_plain(tensor):
         return None
@@ -260,7 +260,7 @@ def _upsampling(arguments: Arguments) -> Made:
     return _like(tensor, (*tensor.shape[:2], *sizes))
 
 
-def _padding(arguments: Arguments) -> Made:
+def _padding(arguments: CallArguments) -> Made:
     tensor, amounts = arguments["self"], arguments["pad"]
     shape = list(tensor.shape)
     for place, (before, behind) in enumerate(zip(amounts[::2], amounts[1::2], strict=True)):
@@ -268,14 +268,14 @@ def _padding(arguments: Arguments) -> Made:
     return _like(tensor, shape) if _is_plain(tensor) and min(shape, default=1) >= 1 else None
 
 
-def _rolled(arguments: Arguments) -> Made:
+def _rolled(arguments: CallArguments) -> Made:
     tensor, shifts, dims = (arguments[name] for name in ("self", "shifts", "dims"))
     if len(shifts) != len(dims) or not all(-tensor.dim() <= d < tensor.dim() for d in dims):
         return None
     return _like(tensor, tensor.shape)
 
 
-def _view(arguments: Arguments) -> Made:
+def _view(arguments: CallArguments) -> Made:
     """A view by its shape alone: which strides the tensor really has is not known here."""
     return torch.ops.aten.reshape.default(arguments["self"], arguments["size"])  # type: ignore[no-any-return]
 
@@ -286,7 +286,7 @@ _SAME_SELF = (
     *("silu", "sin", "softplus", "sqrt", "square", "tanh", "clamp", "clamp_min"),
 )
 
-_RESULTS: dict[str, Callable[[Arguments], Made]] = {
+_RESULTS: dict[str, Callable[[CallArguments], Made]] = {
     **{f"{name}.default": _same("self") for name in _SAME_SELF},
     "pow.Tensor_Scalar": _same("self"),
     "masked_fill.Scalar": lambda a: (

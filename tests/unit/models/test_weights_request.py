@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cutset.errors import ModelError
-from cutset.models.request import (
+from cutset.models.weights_request import (
     NamedWeights,
     RandomWeights,
     WeightsFile,
