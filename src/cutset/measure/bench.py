@@ -11,11 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 from cutset.backends.base import random_inputs
 from cutset.bundles.open import Bundle, open_bundle
-from cutset.capture.torch_arrays import as_tensor
+from cutset.data.arrays import Array
 from cutset.engines.registry import EngineSettings, find_engine
 from cutset.measure.bench_results import BenchReport, Quantiles, StageShare
 from cutset.measure.stages import AloneResult, measure_alone
@@ -65,7 +63,7 @@ def bench_bundle(
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
     manifest = opened.manifest
     rows = manifest.plan.micro_batch if micro_batch is None else micro_batch
-    inputs = tuple(as_tensor(array) for array in random_inputs(manifest.stages[0], rows))
+    inputs = random_inputs(manifest.stages[0], rows)
     settings = find_engine(engine)() if isinstance(engine, str) else engine
     with open_session(
         opened,
@@ -149,7 +147,7 @@ def _time_stages(
 
 def measure_throughput(
     session: Session,
-    inputs: tuple[torch.Tensor, ...],
+    inputs: tuple[Array, ...],
     duration_s: float,
     *,
     least: int = _MIN_MICRO_BATCHES,
@@ -187,7 +185,7 @@ def measure_throughput(
 
 def measure_latency(
     session: Session,
-    inputs: tuple[torch.Tensor, ...],
+    inputs: tuple[Array, ...],
     duration_s: float,
     *,
     least: int = _MIN_LATENCIES,

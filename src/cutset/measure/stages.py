@@ -26,7 +26,6 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import msgspec
-import torch
 from typing_extensions import Self
 
 from cutset.backends.allocator import keep_freed_memory, malloc_environment, map_large_blocks
@@ -308,7 +307,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="measure once, for so long, then leave")
     arguments = parser.parse_args()
     map_large_blocks()
-    torch.set_num_threads(arguments.num_threads)
     pairs = [pair.split(":") for pair in arguments.stages.split(",")]
     indices = [int(index) for index, _ in pairs]
     bundle = open_bundle(arguments.bundle, stages=indices)
