@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
+from cutset.planning import watch
+from cutset.planning.deadline import Deadline, OutOfTime
 
 from .conftest import Cutset
 
@@ -214,6 +219,47 @@ def test_limits_and_objectives_of_a_cost_graph_are_kept(cutset: Cutset) -> None:
     assert "no plan takes at most 1e-06 s for one micro-batch" in outcome.err
     assert cutset(*asked, "--max-tensors", 1, "--json").document["period_s"] >= 0.04
     assert cutset(*asked, "--objective", "latency", "--json").document["objective"] == "latency"
+
+
+def test_planning_says_how_it_stands_on_stderr(
+    cutset: Cutset, small_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "EVERY_S", 0.0)  # else every few seconds
+    graph = CLUSTER.with_name("cost-graph.json")
+    asked = ("--stages", 2, "--json")
+    outcome = cutset("plan", "--cost-graph", graph, *asked)
+    assert outcome.document["period_s"] > 0
+    assert re.search(r"^planning for 0 s: [0-9.]+ s for a micro-batch, at most ", outcome.err, re.M)
+    outcome = cutset("plan", "--cost-graph", graph, *asked, "--objective", "latency")
+    assert "planning for 0 s: no plan yet" in outcome.err  # the first one is the last
+    outcome = cutset("plan", "--cost-graph", graph, *asked, "--objective", "pareto")
+    assert set(outcome.err.splitlines()) == {"planning for 0 s"}
+    outcome = cutset("plan", small_model, "--cost", "flops", *asked)
+    assert outcome.document["period_s"] > 0
+    assert re.search(r"^planning for 0 s: .* for a micro-batch", outcome.err, re.M)
+
+
+def test_what_a_latency_s_search_had_when_its_time_was_over_is_printed(
+    cutset: Cutset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = tmp_path / "two.toml"
+    devices = "".join(f'[[device]]\nname = "{name}"\n' for name in "ab")
+    cluster.write_text(f'{devices}[link]\nlatency = "4 ms"\n')
+    looks = itertools.count()
+
+    def check(_deadline: Deadline) -> None:
+        if next(looks) > 6:
+            raise OutOfTime("over")
+
+    monkeypatch.setattr(Deadline, "check", check)
+    graph = CLUSTER.with_name("cost-graph.json")
+    asked = ("--cluster", cluster, "--stages", 2, "--objective", "latency")
+    outcome = cutset("plan", "--cost-graph", graph, *asked)
+    assert outcome.code == 0
+    text = " ".join(outcome.out.split())
+    assert "the time limit of 60 s was reached: more time may give a better plan or bound" in text
+    # 80 ms of work, and a link of 4 ms between two stages, which the bound does not count.
+    assert "bound: 80 ms (volume); at most 5.00% above the best possible" in text
 
 
 @pytest.mark.parametrize(

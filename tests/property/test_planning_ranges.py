@@ -192,6 +192,7 @@ def test_chains_with_costs_of_any_size_are_solved_exactly() -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 def test_many_chains_with_costs_of_any_size_are_solved_exactly() -> None:
     """Every search ends by itself: a limit that ended one would leave it unproven."""
     longest_s = check_many(NUM_QUICK, NUM_SOAK)

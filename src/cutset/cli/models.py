@@ -12,6 +12,7 @@ from cutset.cli import options
 from cutset.cli.screen import (
     Say,
     native_output_to_stderr,
+    planning,
     print_json,
     print_json_text,
     progress,
@@ -193,18 +194,24 @@ def plan(
         )
         say(f"planning, at most {request.time_limit_s:g} s")
         if is_front:
-            front = plan_front(prepared, request, profile=costs, batch_size=batch_size)
+            with planning(say, objective):
+                front = plan_front(prepared, request, profile=costs, batch_size=batch_size)
         else:
             result = _best_plan(prepared, request, costs, backends, batch_size, threads or 1, say)
             if granularity == "op":
                 from cutset.planning import gain_inside_units
 
-                coarse, finer = (
-                    plan_stages(
-                        prepared, request, profile=costs, batch_size=batch_size, granularity=each
+                with planning(say, objective):
+                    coarse, finer = (
+                        plan_stages(
+                            prepared,
+                            request,
+                            profile=costs,
+                            batch_size=batch_size,
+                            granularity=each,
+                        )
+                        for each in ("unit", "op")
                     )
-                    for each in ("unit", "op")
-                )
                 gain = gain_inside_units(coarse, finer)
     entry = prepared.part_entry
     if as_json and is_front:
@@ -426,9 +433,10 @@ def _plan_cost_graph(
         stages, cluster, None, "throughput" if is_front else objective, serial, fixed_order,
         max_latency, min_throughput, time_limit,
     )  # fmt: skip
-    if is_front:
-        return pareto_cost_graph(cost_graph, request, max_tensors=max_tensors)
-    return [plan_cost_graph(cost_graph, request, max_tensors=max_tensors)]
+    with progress() as say, planning(say, objective):
+        if is_front:
+            return pareto_cost_graph(cost_graph, request, max_tensors=max_tensors)
+        return [plan_cost_graph(cost_graph, request, max_tensors=max_tensors)]
 
 
 def _costs(
@@ -528,7 +536,8 @@ def _best_plan(
     from cutset.workflow import plan_stages
 
     def make(profile: Profile | Mapping[str, Profile] | None) -> Plan:
-        return plan_stages(prepared, request, profile=profile, batch_size=batch_size)
+        with planning(say, request.objective):
+            return plan_stages(prepared, request, profile=profile, batch_size=batch_size)
 
     if not backends:
         return make(costs)

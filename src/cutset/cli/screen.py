@@ -53,6 +53,33 @@ def progress() -> Iterator[Say]:
 
 
 @contextlib.contextmanager
+def planning(say: Say, objective: str) -> Iterator[None]:
+    """Says every few seconds how planning stands that is done within; in a pipe as well, in lines.
+
+    Args:
+        say: as `progress` gives it.
+        objective: ``"throughput"``, ``"latency"`` or ``"pareto"``.
+    """
+    from rich.console import Console
+
+    from cutset.planning.watch import Standing, watching
+
+    shown = say if Console(stderr=True).is_terminal else lambda line: tell(line, err=True)
+    best_of = "one micro-batch alone" if objective == "latency" else "a micro-batch"
+
+    def tell_standing(standing: Standing) -> None:
+        line = f"planning for {standing.elapsed_s:.0f} s"
+        if objective != "pareto":
+            best_s, gap = standing.best_s, standing.gap
+            line += ": no plan yet" if best_s is None else f": {best_s:.4g} s for {best_of}"
+            line += "" if gap is None else f", at most {gap:.2%} above the least"
+        shown(line)
+
+    with watching(tell_standing):
+        yield
+
+
+@contextlib.contextmanager
 def native_output_to_stderr() -> Iterator[None]:
     """Keeps what libraries print to file descriptor 1 away from the answers on stdout.
 

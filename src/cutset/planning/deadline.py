@@ -6,6 +6,8 @@ import dataclasses
 import math
 import time
 
+from cutset.planning.watch import look
+
 TIME_LIMIT_S = 60.0
 """Seconds that planning takes at most, where nothing else is said."""
 
@@ -31,7 +33,8 @@ class Deadline:
     end_s: float
 
     def check(self) -> None:
-        """Raises `OutOfTime` when the time is over."""
+        """Raises `OutOfTime` when the time is over; and tells how planning stands."""
+        look()
         if time.monotonic() > self.end_s:
             raise OutOfTime(f"the time limit of {self.limit_s:g} s was reached")
 

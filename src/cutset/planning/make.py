@@ -31,6 +31,7 @@ from cutset.planning.solvers.solve import (
     solve_latency,
     solve_period,
 )
+from cutset.planning.watch import begin_anew, unheard
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +125,7 @@ def pareto_plans(
     try:
         if not is_exact(built.problem):
             raise OverBudget("more states than are searched")
+        begin_anew()
         front = solve_front(built.problem)
     except OverBudget as reason:
         raise PlanError(
@@ -239,6 +241,7 @@ def _value(task: _Task, built: BuiltProblem, stages: tuple[Placed, ...]) -> floa
 
 def _solve_or_raise(task: _Task, built: BuiltProblem) -> Solution:
     """Solves for the objective under the limits; raises the solver's own `Infeasible`."""
+    begin_anew()
     problem = built.problem
     by_latency = task.request.objective == "latency"
     if by_latency:
@@ -334,7 +337,8 @@ def _alternatives(task: _Task, solution: Solution, chosen: BuiltProblem) -> tupl
         )
         boundaries = tuple(range(num_pieces + 1))
         other = dataclasses.replace(task, request=request, boundaries=boundaries)
-        found.append(_alternative(other, count))
+        with unheard():
+            found.append(_alternative(other, count))
     return tuple(found)
 
 

@@ -15,6 +15,7 @@ from cutset.planning.make import make_plan
 from cutset.planning.more_tensors import is_hard
 from cutset.planning.plan import Plan
 from cutset.planning.request import PlanRequest
+from cutset.planning.watch import unheard
 
 TRIED_FACTORS = (4, 16)
 """How many times as many rows are tried."""
@@ -57,13 +58,14 @@ def more_rows_advice(
         if deadline.is_past:
             break
         try:
-            other = make_plan(
-                graph,
-                cuts,
-                with_more_rows(costs, factor),
-                request.within(deadline.left_s),
-                with_alternatives=False,
-            )
+            with unheard():
+                other = make_plan(
+                    graph,
+                    cuts,
+                    with_more_rows(costs, factor),
+                    request.within(deadline.left_s),
+                    with_alternatives=False,
+                )
         except PlanError:
             continue  # a limit on latency or the memory allows no more rows
         found.append((other.micro_batch, other.rows_per_s))

@@ -15,6 +15,7 @@ from cutset.planning.deadline import within
 from cutset.planning.make import make_plan
 from cutset.planning.plan import MoreTensors, Plan
 from cutset.planning.request import PlanRequest
+from cutset.planning.watch import unheard
 
 TRIED_TENSORS = (2, 3, 4, 6, 8, 12)
 """Numbers of tensors across a cut that are tried."""
@@ -74,13 +75,14 @@ def try_more_tensors(
             continue
         num_points = len(wider.points)
         try:
-            other = make_plan(
-                graph,
-                wider,
-                costs_at(wider),
-                request.within(deadline.left_s),
-                with_alternatives=False,
-            )
+            with unheard():
+                other = make_plan(
+                    graph,
+                    wider,
+                    costs_at(wider),
+                    request.within(deadline.left_s),
+                    with_alternatives=False,
+                )
         except PlanError:
             continue
         if best is None or _value_s(other) <= WORTH * best:

@@ -42,6 +42,7 @@ from cutset.planning.anyorder.goals import MAX_FRONT, Goals, OutOfReach
 from cutset.planning.deadline import OutOfTime, OverBudget, within
 from cutset.planning.plan import PLAN_FORMAT, Certificate, Plan, StagePlan, gap_of, proven_among
 from cutset.planning.request import Objective, PlanRequest
+from cutset.planning.watch import unheard
 
 _MAX_FILE_BYTES = 64 << 20
 _T = TypeVar("_T")
@@ -142,7 +143,8 @@ def pareto_cost_graph(
     there may be more.
     """
     task = _Task(graph, request, max_tensors)
-    found = task.answer(lambda goals: goals.front(**task.limits))
+    with unheard():  # which is of many plans, none of them the best
+        found = task.answer(lambda goals: goals.front(**task.limits))
     if found is None:
         raise PlanError(
             f"over {MAX_FRONT} plans are the best in period or latency; narrow them down with "

@@ -8,6 +8,7 @@ plan's period.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from typing import Literal
@@ -18,6 +19,7 @@ from cutset.planning.anyorder.downsets import DagProblem, DagSolution
 from cutset.planning.anyorder.search import Ended, Opened, open_searches
 from cutset.planning.deadline import OutOfTime, OverBudget
 from cutset.planning.problem import with_slack
+from cutset.planning.watch import note, unheard
 
 MAX_FRONT = 200
 """The most plans of a front."""
@@ -139,13 +141,15 @@ class Goals:
                 known_s = best.solution.period_s
             over: Ended | None = None
             try:
-                found = opened.search.run(known_s, least=least, deadline=deadline)
+                with contextlib.nullcontext() if opened.search is last else unheard():
+                    found = opened.search.run(known_s, least=least, deadline=deadline)
             except Ended as ended:
                 over, found = ended, ended.found
             if found is not None:
                 other = opened.solution(found[1])
                 if best is None or _value_s(other, least) < _value_s(best.solution, least):
                     best = Reached(solution=other, bound_s=_value_s(other, least))
+                    note(best_s=best.bound_s, bound_s=least_s)
             if over is not None:
                 if best is None:
                     raise over
@@ -196,9 +200,11 @@ class Goals:
             return quickest
         below_s = self._opened[-1].search.volume_s()
         fastest: Reached | None = None
+        has_limit = math.isfinite(max_latency_s + max_period_s)
         for share in (_SHARE, 1.0) if math.isfinite(max_latency_s) else (1.0,):
             try:
-                found = self.least_period(share)
+                with unheard() if has_limit else contextlib.nullcontext():
+                    found = self.least_period(share)
             except OutOfTime:
                 continue
             if found is None:
@@ -215,7 +221,8 @@ class Goals:
                 break
         if fastest is not None:
             return fastest
-        quickest = self.quickest(max_period_s)
+        with unheard():
+            quickest = self.quickest(max_period_s)
         if quickest is None or quickest.solution.latency_s > with_slack(max_latency_s):
             raise self._out_of_reach(quickest, max_latency_s, max_period_s)
         return self._between(quickest.solution, below_s, max_latency_s)
@@ -228,8 +235,10 @@ class Goals:
                 if below_s > 0
                 else within.period_s * _CLOSE  # the next step knows the order of magnitude
             )
+            note(best_s=within.period_s, bound_s=below_s)
             try:
-                found = self.least_latency(middle_s)
+                with unheard():
+                    found = self.least_latency(middle_s)
             except OutOfTime:
                 return Reached(
                     solution=within, bound_s=min(below_s, within.period_s), is_complete=False

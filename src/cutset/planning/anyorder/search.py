@@ -23,6 +23,7 @@ from cutset.planning.anyorder.fewer_downsets import fold_free_parts, prefixes_of
 from cutset.planning.deadline import Deadline, OutOfTime, OverBudget
 from cutset.planning.problem import with_slack
 from cutset.planning.totals import Floats, Ints
+from cutset.planning.watch import is_due, note
 
 MAX_TABLE = 40_000_000
 
@@ -181,6 +182,9 @@ class DownsetSearch:
         best[0, 0] = 0.0
         overlapped = not self.problem.through_host and not self.problem.serial
         for start in range(self.count - 1):
+            if least != "memory" and is_due():
+                bound_s = self._bound_s(best, start, known_s)
+                note(best_s=float(best[:, -1].min()), bound_s=bound_s)
             try:
                 deadline.check()
             except OutOfTime as reason:

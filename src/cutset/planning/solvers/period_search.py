@@ -12,6 +12,7 @@ import numpy as np
 from cutset.planning.deadline import OverBudget
 from cutset.planning.problem import ROUNDING, ChainProblem, Placed
 from cutset.planning.totals import Floats
+from cutset.planning.watch import note
 
 Oracle: TypeAlias = Callable[[float], "tuple[Placed, ...] | None"]
 
@@ -87,18 +88,21 @@ class _Bisection:
         self.best = best
         self.period_s = problem.period_s(best)
         self.failed_s = lower_s * (1 - 4 * ROUNDING)
+        note(best_s=self.period_s, bound_s=self.failed_s)
 
     def ask(self, limit_s: float) -> bool:
         """Asks for a plan within a limit; either way what is left to search gets smaller."""
         found = self.oracle(limit_s)
         if found is None:
             self.failed_s = limit_s
+            note(bound_s=limit_s)
             self.num_failures += 1
             return False
         self.num_failures = 0
         period_s = self.problem.period_s(found)
         if period_s < self.period_s:
             self.best, self.period_s = found, period_s
+            note(best_s=period_s)
         self.upper_s = min(limit_s, period_s)
         return True
 

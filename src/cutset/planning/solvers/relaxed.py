@@ -29,6 +29,7 @@ from cutset.planning.deadline import OverBudget
 from cutset.planning.problem import ROUNDING, ByteCosts, ChainProblem, Placed, Variant
 from cutset.planning.solvers.period_search import Found
 from cutset.planning.totals import Ints
+from cutset.planning.watch import note, unheard
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,9 @@ def solve_wide(
         bound_s = max(bound_s, quick_bound(problem), shared_work_bound(problem))
 
     def is_done() -> bool:
-        least_s = min((goal.value_s(problem, plan) for plan in plans), default=math.inf)
+        kept = (goal.value_s(problem, plan) for plan in plans if goal.is_kept(problem, plan))
+        least_s = min(kept, default=math.inf)
+        note(best_s=least_s, bound_s=bound_s)
         return least_s <= bound_s * (1 + 1e-9)
 
     for index in _parts(problem, path):
@@ -141,7 +144,9 @@ _NOTHING = Found((), math.inf, 0.0, is_complete=False)
 def _tried(problem: ChainProblem, goal: Goal, exact: Exact, fraction: float) -> Found | None:
     """An exact answer within a part of the time that is left."""
     try:
-        return exact(dataclasses.replace(problem, deadline=problem.deadline.sooner(fraction)), goal)
+        with unheard():
+            sooner = problem.deadline.sooner(fraction)
+            return exact(dataclasses.replace(problem, deadline=sooner), goal)
     except OverBudget as reason:
         logger.info("a part of the search was ended: %s", reason)
         return _NOTHING
@@ -333,6 +338,7 @@ def _exchange(
                 and goal.value_s(problem, other) < goal_s
             ):
                 stages, improved = other, True
+                note(best_s=goal.value_s(problem, other))
                 break
     return stages
 

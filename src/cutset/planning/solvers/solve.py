@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -21,6 +22,7 @@ from cutset.planning.solvers.fixed import cheapest_fixed, feasible_fixed
 from cutset.planning.solvers.period_search import Found, Oracle, least_period
 from cutset.planning.solvers.relaxed import Goal, solve_wide
 from cutset.planning.solvers.threshold import ThresholdSearch
+from cutset.planning.watch import unheard
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +172,8 @@ def find_best(problem: ChainProblem, goal: Goal) -> Found | None:
             return None
         value_s = problem.latency_s(stages)
         return Found(stages, value_s, value_s, is_complete=True)
-    found = least_period(problem, period_oracle(problem), quick_bound(problem))
+    with unheard() if math.isfinite(goal.limit_s) else contextlib.nullcontext():
+        found = least_period(problem, period_oracle(problem), quick_bound(problem))
     if found is None or not found.stages or goal.is_kept(problem, found.stages):
         return found
     # The least period without the limit is a lower bound, and much cheaper to find.
@@ -229,7 +232,8 @@ def _why_none(
     # What has the limit is minimised alone.
     alone = Goal(by_latency=not goal.by_latency)
     try:
-        best, _ = _solve(_with_grace(problem), alone)
+        with unheard():
+            best, _ = _solve(_with_grace(problem), alone)
     except Infeasible as reason:
         return Infeasible("memory", is_proven=reason.is_proven)
     least_s = alone.value_s(problem, best.stages)
