@@ -6,10 +6,12 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 
-from cutset.bundles.manifest import Manifest
+from cutset.bundles.manifest import Manifest, PartEntry
 from cutset.data.array_files import ARRAY_SUFFIXES, RankedLabels, are_scores, read_arrays, top_k
 from cutset.data.images import find_images, read_image
 from cutset.errors import ModelError
@@ -36,6 +38,24 @@ class Predictions:
     outputs: dict[str, np.ndarray] | None
     seconds: float
     failed: tuple[tuple[str, str], ...]
+
+    def as_json(self, part: PartEntry | None = None) -> dict[str, Any]:
+        """``cutset run --json``: a row's input and its most likely labels.
+
+        Args:
+            part: what the bundle holds of the model, where it is not the whole.
+        """
+        return {
+            "part": msgspec.to_builtins(part),
+            "num_rows": len(self.names),
+            "rows": [
+                {"input": name, "top": [{"label": label, "score": score} for label, score in top]}
+                for name, top in zip(self.names, self.tops, strict=True)
+            ],
+            "seconds": self.seconds,
+            "rows_per_s": len(self.names) / self.seconds if self.seconds else 0.0,
+            "failed": [{"input": name, "reason": reason} for name, reason in self.failed],
+        }
 
 
 def predict_files(

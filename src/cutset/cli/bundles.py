@@ -72,7 +72,6 @@ def run(
     """Run images or arrays through the stages of a bundle, a process each."""
     from cutset.data.array_files import write_outputs
     from cutset.predict import predict_files
-    from cutset.report.documents import run_document
     from cutset.report.text import print_answers, print_part
     from cutset.runtime.session import open_session
 
@@ -93,7 +92,7 @@ def run(
                 keep_outputs=suffix == ".safetensors",
                 progress=lambda num_rows: say(f"{num_rows} rows answered"),
             )
-    document = run_document(result.names, result.tops, result.seconds, result.failed, part=part)
+    document = result.as_json(part)
     if output is not None and suffix == ".jsonl":
         rows = [json.dumps(row, ensure_ascii=False) for row in document["rows"]]
         write_text(output, "".join(f"{printable_json(row)}\n" for row in rows))

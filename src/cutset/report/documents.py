@@ -84,33 +84,3 @@ def plan_document(
 def front_document(plans: Sequence[Plan], *, part: PartEntry | None = None) -> Document:
     """``cutset plan --objective pareto --json``: the plans of the front, of rising period."""
     return {"plans": [plan_document(plan, part=part) for plan in plans]}
-
-
-def run_document(
-    names: Sequence[str],
-    tops: Sequence[Sequence[tuple[str, float]]],
-    seconds: float,
-    failed: Sequence[tuple[str, str]],
-    *,
-    part: PartEntry | None = None,
-) -> Document:
-    """``cutset run --json``: a row's input and its most likely labels.
-
-    Args:
-        names: what each row came from.
-        tops: for each row the labels and their scores, the most likely first.
-        seconds: from the first row in to the last one out.
-        failed: inputs that could not be read, each with the reason.
-        part: what the bundle holds of the model, where it is not the whole.
-    """
-    return {
-        "part": msgspec.to_builtins(part),
-        "num_rows": len(names),
-        "rows": [
-            {"input": name, "top": [{"label": label, "score": score} for label, score in top]}
-            for name, top in zip(names, tops, strict=True)
-        ],
-        "seconds": seconds,
-        "rows_per_s": len(names) / seconds if seconds else 0.0,
-        "failed": [{"input": name, "reason": reason} for name, reason in failed],
-    }

@@ -6,43 +6,21 @@ import dataclasses
 from typing import Any
 
 from cutset.measure.bench_results import BenchReport
-from cutset.planning.plan import Plan
+from cutset.planning.plan import Plan, StagePlan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageLoad:
-    """One stage of the plan, predicted and, where there is a bench run, measured.
+    """One stage of the plan and, where there is a bench run, what was measured of it.
 
     Attributes:
-        index: from 0.
-        device: where it runs.
-        first: name it begins with.
-        last: name it ends with.
-        backend: what computes it, or ``""``.
-        compute_s: predicted seconds per micro-batch.
-        overhead_s: predicted seconds in which it cannot compute, per micro-batch.
-        receive_s: predicted seconds to receive one.
-        send_s: predicted seconds to send one.
+        stage: as planned.
         measured_s: measured seconds of computing per micro-batch, or None.
-        weight_bytes: bytes of its weights.
-        memory_bytes: what it needs on its device.
-        memory_limit_bytes: what the device has, or None.
         is_slowest: whether its computing and overhead take longest.
     """
 
-    index: int
-    device: str
-    first: str
-    last: str
-    backend: str
-    compute_s: float
-    overhead_s: float
-    receive_s: float
-    send_s: float
+    stage: StagePlan
     measured_s: float | None
-    weight_bytes: int
-    memory_bytes: int
-    memory_limit_bytes: int | None
     is_slowest: bool
 
 
@@ -51,19 +29,8 @@ def stage_loads(plan: Plan, bench: BenchReport | None) -> tuple[StageLoad, ...]:
     slowest = max(plan.stages, key=lambda stage: stage.busy_s).index
     return tuple(
         StageLoad(
-            index=stage.index,
-            device=stage.device,
-            first=stage.first,
-            last=stage.last,
-            backend=stage.backend,
-            compute_s=stage.compute_s,
-            overhead_s=stage.overhead_s,
-            receive_s=stage.receive_s,
-            send_s=stage.send_s,
+            stage=stage,
             measured_s=bench.stages[stage.index].busy * bench.period_s if bench else None,
-            weight_bytes=stage.weight_bytes,
-            memory_bytes=stage.memory_bytes,
-            memory_limit_bytes=stage.memory_limit_bytes,
             is_slowest=stage.index == slowest,
         )
         for stage in plan.stages
@@ -79,18 +46,20 @@ def load_rows(loads: tuple[StageLoad, ...], *, with_measured: bool) -> list[dict
     for load in loads:
         label = _label(load)
         times = {
-            "receives": load.receive_s,
-            "computes": load.compute_s,
-            "overhead": load.overhead_s,
-            "sends": load.send_s,
+            "receives": load.stage.receive_s,
+            "computes": load.stage.compute_s,
+            "overhead": load.stage.overhead_s,
+            "sends": load.stage.send_s,
             "measured": load.measured_s if with_measured else None,
         }
-        rows.append({"line": f"{load.index}h:{label}", "stage": label, "index": load.index})
+        rows.append(
+            {"line": f"{load.stage.index}h:{label}", "stage": label, "index": load.stage.index}
+        )
         rows += [
             {
-                "line": f"{load.index}:{what}",
+                "line": f"{load.stage.index}:{what}",
                 "stage": label,
-                "index": load.index,
+                "index": load.stage.index,
                 "what": "computes, measured" if what == "measured" else what,
                 "milliseconds": 1e3 * seconds,
             }
@@ -106,13 +75,15 @@ def memory_rows(loads: tuple[StageLoad, ...]) -> list[dict[str, Any]]:
     return [
         {
             "stage": _label(load),
-            "index": load.index,
-            "MiB": load.memory_bytes * scale,
-            "limit": None if load.memory_limit_bytes is None else load.memory_limit_bytes * scale,
+            "index": load.stage.index,
+            "MiB": load.stage.memory_bytes * scale,
+            "limit": None
+            if load.stage.memory_limit_bytes is None
+            else load.stage.memory_limit_bytes * scale,
         }
         for load in loads
     ]
 
 
 def _label(load: StageLoad) -> str:
-    return f"{load.index}: {load.device}"
+    return f"{load.stage.index}: {load.stage.device}"

@@ -8,8 +8,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from cutset.planning.plan import Plan
-from cutset.planning.simulate import simulate_plan
+from cutset.planning.simulate import Slot, simulate_plan
 from cutset.runtime.chrome_trace import Trace, TraceEvent
 
 NUM_MICRO_BATCHES = 10
@@ -18,37 +20,19 @@ _NAME = re.compile(r"[a-z]+ (\d{1,18})")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Bar:
-    """A stretch of time on one resource.
-
-    Attributes:
-        resource: ``"stage 0"``, ``"link 0 -> 1"``, ``"link caller -> 0"``.
-        kind: ``"compute"``, ``"transfer"`` or ``"idle"`` (a bubble).
-        micro_batch: which one, from 0; -1 for a bubble.
-        start_s: seconds since the picture's begin.
-        stop_s: seconds at its end.
-    """
-
-    resource: str
-    kind: str
-    micro_batch: int
-    start_s: float
-    stop_s: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class TimelinePicture:
     """Some micro-batches over stages and links.
 
     Attributes:
-        bars: in order of resource and start.
+        bars: in order of resource and start; those of kind ``"idle"``, which belong to no
+            micro-batch (-1), are a stage's bubbles.
         resources: from the caller's link down to the way back.
         total_s: when the last bar ends.
         busy: by stage, the part of the picture in which it computes.
         num_micro_batches: how many are shown.
     """
 
-    bars: tuple[Bar, ...]
+    bars: tuple[Slot, ...]
     resources: tuple[str, ...]
     total_s: float
     busy: tuple[float, ...]
@@ -60,17 +44,7 @@ def predicted_timeline(
 ) -> TimelinePicture:
     """The first micro-batches through the empty pipeline, with the plan's seconds."""
     timeline = simulate_plan(plan, num_microbatches=num_micro_batches)
-    bars = [
-        Bar(
-            resource=slot.resource,
-            kind=slot.kind,
-            micro_batch=slot.microbatch_index,
-            start_s=slot.start_s,
-            stop_s=slot.stop_s,
-        )
-        for slot in timeline.slots
-    ]
-    return _picture(bars, len(plan.stages), num_micro_batches)
+    return _picture(timeline.slots, len(plan.stages), num_micro_batches)
 
 
 def measured_timeline(
@@ -109,7 +83,7 @@ def measured_timeline(
     begin_s, end_s = min(bar.start_s for bar in bars), max(bar.stop_s for bar in bars)
     # With what is seen of the micro-batches before and after; else their time would look idle.
     seen = [
-        dataclasses.replace(
+        msgspec.structs.replace(
             bar,
             start_s=max(bar.start_s, begin_s) - begin_s,
             stop_s=min(bar.stop_s, end_s) - begin_s,
@@ -121,7 +95,7 @@ def measured_timeline(
     return _picture(seen, num_stages, num_micro_batches)
 
 
-def _overlap(batches: Mapping[int, Sequence[Bar]], chosen: Sequence[int]) -> bool:
+def _overlap(batches: Mapping[int, Sequence[Slot]], chosen: Sequence[int]) -> bool:
     """Whether each begins before the one before it has ended, as in a stream."""
     for before, after in itertools.pairwise(chosen):
         begin = min(bar.start_s for bar in batches[after])
@@ -130,22 +104,22 @@ def _overlap(batches: Mapping[int, Sequence[Bar]], chosen: Sequence[int]) -> boo
     return True
 
 
-def _by_micro_batch(trace: Trace, num_stages: int) -> dict[int, list[Bar]]:
+def _by_micro_batch(trace: Trace, num_stages: int) -> dict[int, list[Slot]]:
     stage_of: dict[int, int] = {}
     for event in trace.traceEvents:
         name = event.args.get("name") if event.args else None
         if event.ph == "M" and event.name == "process_name" and isinstance(name, str):
             found = _STAGE.fullmatch(name)
             stage_of[event.pid] = int(found[1]) if found else -1
-    batches: dict[int, list[Bar]] = {}
+    batches: dict[int, list[Slot]] = {}
     for event in trace.traceEvents:
         bar = _bar(event, stage_of, num_stages)
         if bar is not None:
-            batches.setdefault(bar.micro_batch, []).append(bar)
+            batches.setdefault(bar.microbatch_index, []).append(bar)
     return batches
 
 
-def _bar(event: TraceEvent, stage_of: Mapping[int, int], num_stages: int) -> Bar | None:
+def _bar(event: TraceEvent, stage_of: Mapping[int, int], num_stages: int) -> Slot | None:
     """The bar of an event: computing on its stage, sending on the link behind it."""
     named = _NAME.fullmatch(event.name)
     stage = stage_of.get(event.pid)
@@ -156,10 +130,11 @@ def _bar(event: TraceEvent, stage_of: Mapping[int, int], num_stages: int) -> Bar
         0 <= t < math.inf for t in (start_us, lasts_us)
     ):
         return None
-    return Bar(
+    return Slot(
         resource=f"stage {stage}" if event.cat == "compute" else link_names(num_stages)[stage + 1],
         kind="compute" if event.cat == "compute" else "transfer",
-        micro_batch=int(named[1]),
+        stage=stage,
+        microbatch_index=int(named[1]),
         start_s=start_us / 1e6,
         stop_s=(start_us + lasts_us) / 1e6,
     )
@@ -171,20 +146,20 @@ def link_names(num_stages: int) -> tuple[str, ...]:
     return tuple(f"link {a} -> {b}" for a, b in itertools.pairwise(ends))
 
 
-def _picture(bars: Sequence[Bar], num_stages: int, num_micro_batches: int) -> TimelinePicture:
+def _picture(bars: Sequence[Slot], num_stages: int, num_micro_batches: int) -> TimelinePicture:
     total_s = max(bar.stop_s for bar in bars)
     links = link_names(num_stages)
     order = [links[0]]
     for stage in range(num_stages):
         order += [f"stage {stage}", links[stage + 1]]
     used = {bar.resource for bar in bars}
-    shown: list[Bar] = []
+    shown: list[Slot] = []
     busy: list[float] = []
     for resource in (name for name in order if name in used):
         here = sorted((b for b in bars if b.resource == resource), key=lambda bar: bar.start_s)
         shown += here
         if resource.startswith("stage"):
-            shown += _bubbles(resource, here, total_s)
+            shown += _bubbles(int(resource.split()[1]), here, total_s)
             busy.append(sum(b.stop_s - b.start_s for b in here) / total_s if total_s else 0.0)
     return TimelinePicture(
         bars=tuple(shown),
@@ -195,14 +170,21 @@ def _picture(bars: Sequence[Bar], num_stages: int, num_micro_batches: int) -> Ti
     )
 
 
-def _bubbles(resource: str, bars: Sequence[Bar], total_s: float) -> list[Bar]:
+def _bubbles(stage: int, bars: Sequence[Slot], total_s: float) -> list[Slot]:
     """The stretches between the bars of a stage in which it does nothing."""
     found = []
     free_s = 0.0
     for start_s, stop_s in [*((b.start_s, b.stop_s) for b in bars), (total_s, total_s)]:
         if start_s - free_s > 1e-9 * total_s:
             found.append(
-                Bar(resource=resource, kind="idle", micro_batch=-1, start_s=free_s, stop_s=start_s)
+                Slot(
+                    resource=f"stage {stage}",
+                    kind="idle",
+                    stage=stage,
+                    microbatch_index=-1,
+                    start_s=free_s,
+                    stop_s=start_s,
+                )
             )
         free_s = max(free_s, stop_s)
     return found

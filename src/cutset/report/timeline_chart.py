@@ -28,12 +28,12 @@ def timeline_chart(picture: TimelinePicture, domain_ms: float, num_stages: int) 
         {
             "resource": bar.resource,
             "kind": bar.kind,
-            "stage": int(bar.resource.split()[1]) if bar.resource.startswith("stage") else -1,
-            "number": bar.micro_batch,
+            "stage": bar.stage if bar.resource.startswith("stage") else -1,
+            "number": bar.microbatch_index,
             "begin": bar.start_s * 1e3,
             "end": bar.stop_s * 1e3,
             "milliseconds": (bar.stop_s - bar.start_s) * 1e3,
-            "even": bar.micro_batch % 2 == 0,
+            "even": bar.microbatch_index % 2 == 0,
         }
         for bar in picture.bars
     ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from cutset.serve.requests import DATATYPES, Contract
+import msgspec
+
+from cutset.serve.requests import DATATYPES, MAX_ID_LENGTH, Contract, InferBody
 from cutset.version import __version__
 
 _ERRORS = {
@@ -125,7 +127,7 @@ def _infer(operation: str) -> dict[str, Any]:
         "requestBody": {
             "required": True,
             "content": {
-                "application/json": {"schema": _ref("InferRequest")},
+                "application/json": {"schema": _ref("InferBody")},
                 "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
             },
         },
@@ -210,15 +212,11 @@ def _schemas(contract: Contract) -> dict[str, Any]:
     parameters = {"type": "object", "additionalProperties": True}
     shape = _array({"type": "integer", "minimum": -1})
     described = _object({"name": _TEXT, "datatype": _TEXT, "shape": shape})
-    names = [spec.name for spec in contract.inputs]
-    datatypes = sorted({DATATYPES[spec.dtype] for spec in contract.inputs})
-    count = len(names)
     seconds = {"type": "number", "minimum": 0}
-    tensor = {"name": {"enum": names}, "shape": shape, "datatype": {"enum": datatypes}}
-    output = {"name": {"enum": list(contract.output_names)}}
     answer = {"name": _TEXT, "datatype": _TEXT, "shape": shape}
     stage_time = _object({"index": {"type": "integer"}, "compute_s": seconds, "total_s": seconds})
     return {
+        **_infer_schemas(contract),
         "Error": _object({"error": _TEXT}),
         "ServerMetadata": _object({"name": _TEXT, "version": _TEXT, "extensions": _array(_TEXT)}),
         "Live": _object({"live": _FLAG}),
@@ -232,20 +230,6 @@ def _schemas(contract: Contract) -> dict[str, Any]:
                 "inputs": _array(described),
                 "outputs": _array(described),
             }
-        ),
-        "InferRequest": _object(
-            {
-                "inputs": _array(
-                    _object(tensor, {"parameters": parameters, "data": {"type": "array"}}),
-                    minItems=count,
-                    maxItems=count,
-                )
-            },
-            {
-                "id": {"type": "string", "maxLength": 1024},
-                "parameters": parameters,
-                "outputs": _array(_object(output, {"parameters": parameters})),
-            },
         ),
         "InferResponse": _object(
             {
@@ -267,3 +251,29 @@ def _schemas(contract: Contract) -> dict[str, Any]:
         ),
         "Status": {"type": "object", "required": ["model", "state", "stages", "links"]},
     }
+
+
+def _infer_schemas(contract: Contract) -> dict[str, Any]:
+    """The schemas of the types that a request is decoded into, with what this model allows."""
+    _, schemas = msgspec.json.schema_components(
+        (InferBody,), ref_template="#/components/schemas/{name}"
+    )
+    datatypes = sorted({DATATYPES[spec.dtype] for spec in contract.inputs})
+    count = len(contract.inputs)
+    allowed: dict[str, dict[str, Any]] = {
+        "InferBody": {
+            "id": {"maxLength": MAX_ID_LENGTH},
+            "inputs": {"minItems": count, "maxItems": count},
+        },
+        "InferInput": {
+            "name": {"enum": [spec.name for spec in contract.inputs]},
+            "datatype": {"enum": datatypes},
+            "shape": {"items": {"type": "integer", "minimum": -1}},
+            "data": {"type": "array"},
+        },
+        "InferOutput": {"name": {"enum": list(contract.output_names)}},
+    }
+    for name, properties in allowed.items():
+        for key, more in properties.items():
+            schemas[name]["properties"][key] |= more
+    return schemas

@@ -54,7 +54,9 @@ _Parameters = dict[str, bool | int | float | str]
 """Of the protocol's kinds and no others: what is nested would grow many times when it is read."""
 
 
-class _Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class InferInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tensor of a request."""
+
     name: str
     shape: list[int]
     datatype: str
@@ -62,19 +64,23 @@ class _Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
-class _Output(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class InferOutput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An output that a request asks for."""
+
     name: str
     parameters: _Parameters = {}
 
 
-class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    inputs: list[_Tensor]
+class InferBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a request, or the JSON that it begins with."""
+
+    inputs: list[InferInput]
     id: str = ""
     parameters: _Parameters = {}
-    outputs: list[_Output] | msgspec.UnsetType = msgspec.UNSET
+    outputs: list[InferOutput] | msgspec.UnsetType = msgspec.UNSET
 
 
-_DECODER = msgspec.json.Decoder(_Request)
+_DECODER = msgspec.json.Decoder(InferBody)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -264,7 +270,7 @@ def _flag(parameters: dict[str, Any], name: str, field: str, default: bool) -> b
     return value
 
 
-def _wanted_outputs(request: _Request, contract: Contract) -> tuple[tuple[int, bool], ...]:
+def _wanted_outputs(request: InferBody, contract: Contract) -> tuple[tuple[int, bool], ...]:
     binary = _flag(request.parameters, "binary_data_output", "$", default=False)
     if isinstance(request.outputs, msgspec.UnsetType) or not request.outputs:
         return tuple((index, binary) for index in range(len(contract.outputs)))
@@ -285,7 +291,7 @@ def _wanted_outputs(request: _Request, contract: Contract) -> tuple[tuple[int, b
 
 
 def _read_inputs(
-    given: Sequence[_Tensor], rest: memoryview, contract: Contract
+    given: Sequence[InferInput], rest: memoryview, contract: Contract
 ) -> tuple[tuple[np.ndarray, ...], int]:
     """The inputs in the model's order, and their number of rows."""
     positions = {spec.name: index for index, spec in enumerate(contract.inputs)}
@@ -319,7 +325,9 @@ def _read_inputs(
     return tuple(found[index] for index in range(len(contract.inputs))), num_rows or 1
 
 
-def _check_shape(tensor: _Tensor, spec: TensorSpec, num_rows: int | None, field: str) -> int | None:
+def _check_shape(
+    tensor: InferInput, spec: TensorSpec, num_rows: int | None, field: str
+) -> int | None:
     """Checks datatype and shape; gives the number of rows once it is known."""
     expected = DATATYPES[spec.dtype]
     if tensor.datatype != expected:
@@ -340,7 +348,7 @@ def _check_shape(tensor: _Tensor, spec: TensorSpec, num_rows: int | None, field:
 
 
 def _binary_size(
-    tensor: _Tensor, spec: TensorSpec, num_rows: int, available_bytes: int, field: str
+    tensor: InferInput, spec: TensorSpec, num_rows: int, available_bytes: int, field: str
 ) -> int:
     declared = tensor.parameters["binary_data_size"]
     place = f"{field}.parameters.binary_data_size"
@@ -365,7 +373,7 @@ def _from_bytes(data: memoryview, spec: TensorSpec, shape: Sequence[int], field:
     return np.require(array, dtype=dtype, requirements=("A", "W"))
 
 
-def _from_json(tensor: _Tensor, spec: TensorSpec, field: str) -> np.ndarray:
+def _from_json(tensor: InferInput, spec: TensorSpec, field: str) -> np.ndarray:
     if isinstance(tensor.data, msgspec.UnsetType):
         raise invalid(f"{field}.data", "is missing, and there is no binary_data_size")
     kind = DATATYPES[spec.dtype]
