@@ -15,7 +15,8 @@ import numpy as np
 import yaml
 
 from cutset.planning.anyorder.downsets import DagProblem, Space, Tensor
-from cutset.planning.problem import ChainProblem, Placed, Variant
+from cutset.planning.problem import ChainProblem, Placed
+from cutset.planning.variant import Variant
 
 INPUTS = Path(__file__).resolve().parents[2] / "shared" / "planner-inputs"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import planner_twin as twin
 from cutset.planning.certificates import latency_certificates, period_certificates
 from cutset.planning.deadline import OverBudget
-from cutset.planning.problem import ByteCosts, ChainProblem, Variant
+from cutset.planning.problem import ByteCosts, ChainProblem
 from cutset.planning.solvers import solve, threshold
 from cutset.planning.solvers.relaxed import Goal, solve_wide
 from cutset.planning.solvers.solve import (
@@ -21,6 +21,7 @@ from cutset.planning.solvers.solve import (
     solve_latency,
     solve_period,
 )
+from cutset.planning.variant import Variant
 
 quick = settings(
     max_examples=300,

@@ -13,8 +13,8 @@ from cutset.cluster.cluster_file import cluster_from_toml, cluster_to_toml
 from cutset.cluster.devices import Cluster, Device, Link, LinkOverride
 from cutset.costs.model import CostModel, PieceSeconds, SharedWeight
 from cutset.planning.formulate import MemoryTable, build_problem
-from cutset.planning.problem import Variant
 from cutset.planning.solvers.solve import Infeasible, solve_period
+from cutset.planning.variant import Variant
 
 quick = settings(
     max_examples=200,

@@ -10,7 +10,7 @@ import pytest
 
 import planner_twin as twin
 from cutset.planning.deadline import within
-from cutset.planning.problem import ByteCosts, ChainProblem, Variant
+from cutset.planning.problem import ByteCosts, ChainProblem
 from cutset.planning.solvers.relaxed import Goal, solve_wide
 from cutset.planning.solvers.solve import (
     Infeasible,
@@ -19,6 +19,7 @@ from cutset.planning.solvers.solve import (
     solve_latency,
     solve_period,
 )
+from cutset.planning.variant import Variant
 
 LIMIT_S = 20.0
 NUM_QUICK, NUM_SOAK = 120, 3000

@@ -13,8 +13,9 @@ from cutset.cluster.devices import Cluster, Device, Link
 from cutset.costs.model import CostModel, PieceSeconds
 from cutset.errors import PlanError
 from cutset.planning.deadline import NEVER, Deadline
-from cutset.planning.problem import ByteCosts, ChainProblem, Variant
+from cutset.planning.problem import ByteCosts, ChainProblem
 from cutset.planning.totals import Floats, Ints
+from cutset.planning.variant import Variant
 
 KIND_PREFERENCE = ("block", "pool", "activation", "", "head")
 """Kinds of cuts, the preferred first; "" is an operation inside a unit."""

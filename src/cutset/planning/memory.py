@@ -10,9 +10,10 @@ from cutset.cluster.devices import Cluster
 from cutset.errors import InfeasiblePlan, PlanError
 from cutset.planning.deadline import OverBudget
 from cutset.planning.formulate import BuiltProblem
-from cutset.planning.problem import ChainProblem, Variant
+from cutset.planning.problem import ChainProblem
 from cutset.planning.solvers.solve import is_exact, period_oracle
 from cutset.planning.totals import Ints
+from cutset.planning.variant import Variant
 
 MAX_LISTED_PIECES = 600
 

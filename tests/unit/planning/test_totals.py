@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from cutset.planning.problem import Variant
 from cutset.planning.totals import Totals
+from cutset.planning.variant import Variant
 
 
 def test_small_numbers_survive_beside_large_ones() -> None:

@@ -16,8 +16,9 @@ import math
 
 import numpy as np
 
-from cutset.planning.problem import ROUNDING, ChainProblem, Placed, Variant, with_slack
+from cutset.planning.problem import ROUNDING, ChainProblem, Placed, with_slack
 from cutset.planning.totals import Bools, Floats, Ints
+from cutset.planning.variant import Variant
 
 
 @dataclasses.dataclass(frozen=True)

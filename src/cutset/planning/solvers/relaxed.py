@@ -26,9 +26,10 @@ import numpy as np
 
 from cutset.planning.certificates import quick_bound, shared_work_bound
 from cutset.planning.deadline import OverBudget
-from cutset.planning.problem import ROUNDING, ByteCosts, ChainProblem, Placed, Variant
+from cutset.planning.problem import ROUNDING, ByteCosts, ChainProblem, Placed
 from cutset.planning.solvers.period_search import Found
 from cutset.planning.totals import Ints
+from cutset.planning.variant import Variant
 from cutset.planning.watch import note, unheard
 
 logger = logging.getLogger(__name__)
