@@ -34,24 +34,22 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from cutset.backends.base import StageProgram, load_stage
-from cutset.bundles.open import open_bundle
 from cutset.bundles.proof.torch.running_checks import max_abs_difference, tolerance_of
 from cutset.capture.lowering import CapturedModel, unfused
 from cutset.capture.torch_arrays import as_array, as_tensor
-from cutset.costs.model import Profile
 from cutset.errors import CaptureError, CutsetError
 from cutset.graph.cuts import find_cut_points
 from cutset.links.wire import is_dense
-from cutset.measure.local_plans import plan_here
 from cutset.models import FoundModel, find_model
 from cutset.planning import Plan
 from cutset.workflow import (
+    PlanRequest,
     PreparedModel,
+    measure_costs,
+    plan_model,
     plan_stages,
     prepare_found,
-    profile_model,
     split_model,
-    stage_backends,
 )
 
 ROW_COUNTS = (1, 2, 5)
@@ -253,18 +251,8 @@ def _measured_plans(prepared: PreparedModel) -> dict[int, Plan]:
     counts = _counts(prepared)
     if not counts:
         return {}
-    backends = stage_backends(prepared)
-    profile = profile_model(prepared, num_runs=NUM_RUNS, backends=backends)
-
-    def make(num_stages: int, costs: Profile) -> Plan:
-        return plan_stages(prepared, num_stages=num_stages, profile=costs)
-
-    return {
-        n: plan_here(
-            prepared.captured, functools.partial(make, n), profile, backends, num_runs=NUM_RUNS
-        )
-        for n in counts
-    }
+    measured = measure_costs(prepared, num_runs=NUM_RUNS)
+    return {n: plan_model(prepared, PlanRequest(num_stages=n), costs=measured) for n in counts}
 
 
 def _ratio(plan: Plan, num_stages: int) -> float:
@@ -329,9 +317,8 @@ def _split_and_compare(
     weights = sum(t.nbytes for t in prepared.found.model.state_dict().values())
     in_memory = MEMORY_FOLDER.is_dir() and weights <= MEMORY_FOLDER_BYTES
     with tempfile.TemporaryDirectory(dir=MEMORY_FOLDER if in_memory else None) as folder:
-        path, _ = split_model(prepared, plan, Path(folder) / "model.cutset")
+        bundle = split_model(prepared, plan, Path(folder) / "model.cutset")
         steps.begin(f"run of {len(plan.stages)} stages")
-        bundle = open_bundle(path)
         entries = bundle.manifest.stages
         names = [spec.name for spec in prepared.captured.graph.inputs]
         given = [dict(zip(names, rows, strict=True)) for rows, _ in wholes]

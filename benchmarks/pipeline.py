@@ -41,18 +41,17 @@ import pipeline_page
 from cutset.backends.base import random_inputs
 from cutset.bundles.open import Bundle, load_program, open_bundle
 from cutset.capture.torch_arrays import as_tensor
-from cutset.costs.model import with_backend
 from cutset.measure.bench import measure_latency, measure_throughput
 from cutset.measure.idle_memory import measure_worker_base
-from cutset.measure.local_plans import plan_here
 from cutset.measure.stages import AloneProcesses
-from cutset.preparation import prepare_model
 from cutset.runtime.session import Session, open_session
 from cutset.workflow import (
-    plan_stages,
-    profile_model,
+    PlanRequest,
+    ProvenBundle,
+    measure_costs,
+    plan_model,
+    prepare_model,
     split_model,
-    stage_backends,
 )
 
 MODELS = ("alexnet", "vgg16", "resnet18", "resnet50", "mobilenet_v2", "inception_v3")
@@ -65,25 +64,16 @@ WORK = ROOT / "build" / "bench"
 Measure = Callable[[], dict[str, float]]
 
 
-def make_bundles(name: str, micro_batch: int, folder: Path) -> dict[str, Bundle]:
+def make_bundles(name: str, micro_batch: int, folder: Path) -> dict[str, ProvenBundle]:
     """Two stages planned for torch, and for the fastest of all backends; as a user would do it."""
     prepared = prepare_model(f"torchvision:{name}", weights="random:0")
-    all_ = stage_backends(prepared)
-    measured = profile_model(prepared, batch_size=micro_batch, num_runs=10, backends=all_)
+    costs = measure_costs(prepared, batch_size=micro_batch, num_runs=10)
+    request = PlanRequest(num_stages=2)
     bundles = {}
-    for kind, profile, backends in (
-        ("torch", with_backend(measured, "torch"), {"torch": all_["torch"]}),
-        ("auto", measured, all_),
-    ):
-        plan = plan_here(
-            prepared.captured,
-            lambda scaled: plan_stages(prepared, num_stages=2, profile=scaled),
-            profile,
-            backends,
-            num_runs=10,
-        )
-        path, _ = split_model(prepared, plan, folder / f"{name}-{micro_batch}-{kind}.cutset")
-        bundles[kind] = open_bundle(path)
+    for backend in ("torch", "auto"):
+        plan = plan_model(prepared, request, costs=costs, backend=backend)
+        path = folder / f"{name}-{micro_batch}-{backend}.cutset"
+        bundles[backend] = split_model(prepared, plan, path)
     return bundles
 
 

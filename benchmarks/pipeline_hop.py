@@ -12,9 +12,8 @@ from torch import nn
 from cutset.bundles.open import Bundle, open_bundle
 from cutset.engines.local import LocalEngine
 from cutset.models import FoundModel
-from cutset.preparation import prepare_found
 from cutset.runtime.session import open_session
-from cutset.workflow import plan_stages, split_model
+from cutset.workflow import plan_stages, prepare_found, split_model
 
 _ROW = (1, 400, 1000)  # of float32: 1.6 MB
 _NUM_HOPS = 200

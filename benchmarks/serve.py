@@ -327,7 +327,7 @@ def main() -> None:
         if bundle is None:
             prepared = prepare_model("resnet18", weights="random:0")
             plan = plan_stages(prepared, num_stages=2)
-            bundle, _ = split_model(prepared, plan, Path(folder) / "resnet18.cutset")
+            bundle = split_model(prepared, plan, Path(folder) / "resnet18.cutset").directory
         found, targets = measure(
             bundle,
             Path(folder),

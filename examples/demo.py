@@ -15,18 +15,8 @@ import torch
 from demo_assets import mobilenet_weights, photographs
 from rich.console import Console
 
-from cutset.data.array_files import top_k
-from cutset.data.images import read_image
-from cutset.measure.local_plans import plan_here
+import cutset
 from cutset.report.text import print_answers, print_checks, print_plan
-from cutset.runtime.session import open_session
-from cutset.workflow import (
-    plan_stages,
-    prepare_model,
-    profile_model,
-    split_model,
-    stage_backends,
-)
 
 BUNDLE = Path("demo/mobilenet_v2.cutset")
 NUM_ROWS = 100
@@ -38,33 +28,27 @@ def main() -> int:
     torch.set_num_threads(1)
 
     console.print("[bold]1. Split[/] a trained MobileNetV2 over two equal devices")
-    prepared = prepare_model("torchvision:mobilenet_v2", weights=str(mobilenet_weights()))
+    prepared = cutset.prepare_model("torchvision:mobilenet_v2", weights=str(mobilenet_weights()))
     console.print(f"   weights: {prepared.found.weights}")
-    backends = stage_backends(prepared)
-    profile = profile_model(prepared, backends=backends)
-    plan = plan_here(
-        prepared.captured,
-        lambda measured: plan_stages(prepared, num_stages=2, profile=measured),
-        profile,
-        backends,
-    )
+    plan = cutset.plan_model(prepared, cutset.PlanRequest(num_stages=2))
     print_plan(console, plan)
 
     console.print("\n[bold]2. Verify[/] that the two shards are the whole model")
-    bundle, report = split_model(prepared, plan, BUNDLE, replace=True)
-    print_checks(console, [(check.name, check.ok, check.detail) for check in report.checks])
+    bundle = cutset.split_model(prepared, plan, BUNDLE, replace=True)
+    checks = bundle.verification.checks
+    print_checks(console, [(check.name, check.ok, check.detail) for check in checks])
 
     console.print("\n[bold]3. Run[/] photographs through two worker processes")
     preprocessing, labels = prepared.found.preprocessing, prepared.found.labels
     assert preprocessing is not None
     paths = photographs()
-    rows = [read_image(path, preprocessing)[np.newaxis] for path in paths]
+    rows = [cutset.read_image(path, preprocessing)[np.newaxis] for path in paths]
     with torch.inference_mode():
         tensors = [torch.from_numpy(row) for row in rows]
         whole = torch.cat([prepared.found.model(tensor) for tensor in tensors]).numpy()
-    with open_session(bundle, backend="torch") as session:
+    with cutset.open_session(bundle, backend="torch") as session:
         pieces = np.concatenate(list(session.stream(rows)))
-    print_answers(console, [path.name for path in paths], top_k(pieces, labels, 3))
+    print_answers(console, [path.name for path in paths], cutset.top_k(pieces, labels, 3))
     agree = np.array_equal(pieces, whole)
     console.print(
         f"   agreement with the whole model: {'every bit' if agree else 'NOT EQUAL'} "
@@ -76,7 +60,7 @@ def main() -> int:
         alone = _rows_per_s(lambda: [prepared.found.model(tensors[0]) for _ in range(NUM_ROWS)])
     console.print(f"   whole model, one process, one thread:  {alone:6.1f} rows/s")
     for backend in ("torch", "onnxruntime"):
-        with open_session(bundle, backend=backend) as session:
+        with cutset.open_session(bundle, backend=backend) as session:
             list(session.stream([rows[0]] * 10))
             speed = _rows_per_s(lambda s=session: list(s.stream([rows[0]] * NUM_ROWS)))
         console.print(

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import cutset
-from cutset.workflow import PlanRequest, plan_front
 
 CLUSTER = Path(__file__).with_name("cluster.toml")
 
@@ -18,10 +17,10 @@ def main() -> int:
     """Runs the example."""
     cluster = cutset.load_cluster(Path(sys.argv[1]) if len(sys.argv) > 1 else CLUSTER)
     prepared = cutset.prepare_model("torchvision:mobilenet_v2", weights="random:0")
-    request = PlanRequest(cluster=cluster)
+    request = cutset.PlanRequest(cluster=cluster)
 
     # Multiply-adds stand for seconds here; for real devices give each one its own profile.
-    plan = cutset.plan_stages(prepared, request)
+    plan = cutset.plan_model(prepared, request, costs="flops")
     print("the best plan:")
     for stage in plan.stages:
         print(f"  {stage.device:<8} up to {stage.last:<14} {stage.compute_s * 1e3:6.1f} ms a row")
@@ -39,7 +38,7 @@ def main() -> int:
             print(f"  {what}: a row every {other.period_s * 1e3:.1f} ms")
 
     print("every plan that no other beats in both throughput and latency:")
-    for each in plan_front(prepared, request):
+    for each in cutset.plan_front(prepared, request, costs="flops"):
         where = ", ".join(f"{stage.last} on {stage.device}" for stage in each.stages)
         print(f"  {each.rows_per_s:6.1f} rows/s, {each.latency_s * 1e3:6.1f} ms: {where}")
     return 0

@@ -45,12 +45,13 @@ def main() -> int:
     print("units:", ", ".join(unit.path for unit in prepared.cuts.units))
     print("may be cut after:", ", ".join(point.after for point in prepared.cuts.points))
 
-    # Without a profile the plan counts multiply-adds; cutset.profile_model(prepared) measures.
-    plan = cutset.plan_stages(prepared, num_stages=2)
+    # Every piece is measured with every backend that is installed; costs="flops" would count
+    # multiply-adds instead.
+    plan = cutset.plan_model(prepared, cutset.PlanRequest(num_stages=2))
     print("is cut after:", plan.stages[0].last)
 
-    bundle, report = cutset.split_model(prepared, plan, "own.cutset", replace=True)
-    for check in report.checks:
+    bundle = cutset.split_model(prepared, plan, "own.cutset", replace=True)
+    for check in bundle.verification.checks:
         print(f"{check.name}: {'ok' if check.ok else 'FAILED'}, {check.detail}")
 
     rows = torch.randn(5, 3, 32, 32)

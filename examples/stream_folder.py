@@ -17,13 +17,11 @@ import numpy as np
 from PIL import Image
 
 import cutset
-from cutset.data.array_files import top_k
-from cutset.data.images import find_images, read_image
 
 NUM_PICTURES = 8
 
 
-def stream(bundle: Path, folder: Path) -> int:
+def stream(bundle: Path | cutset.Bundle, folder: Path) -> int:
     """Prints the labels of every image in a folder; returns how many there were.
 
     Images are read as the pipeline takes them, so that a folder of any size needs the same memory.
@@ -34,14 +32,14 @@ def stream(bundle: Path, folder: Path) -> int:
         if manifest.preprocessing is None:
             raise SystemExit(f"{bundle} does not say how an image becomes a row")
         preprocessing = manifest.preprocessing
-        paths = find_images([folder])
+        paths = cutset.find_images([folder])
 
         def rows() -> Iterator[np.ndarray]:
             for path in paths:
-                yield read_image(path, preprocessing)[None]
+                yield cutset.read_image(path, preprocessing)[None]
 
         for path, answer in zip(paths, session.stream(rows()), strict=True):
-            (labels,) = top_k(answer, manifest.labels, 3)
+            (labels,) = cutset.top_k(answer, manifest.labels, 3)
             print(json.dumps({"image": path.name, "labels": dict(labels)}), flush=True)
             num_answers += 1
     return num_answers
@@ -53,8 +51,9 @@ def main() -> int:
         return 0 if stream(Path(sys.argv[1]), Path(sys.argv[2])) else 1
     with tempfile.TemporaryDirectory() as scratch:
         prepared = cutset.prepare_model("torchvision:squeezenet1_1", weights="random:0")
-        plan = cutset.plan_stages(prepared, num_stages=2)
-        bundle, _ = cutset.split_model(prepared, plan, Path(scratch) / "squeezenet.cutset")
+        request = cutset.PlanRequest(num_stages=2)
+        plan = cutset.plan_model(prepared, request, costs="flops")
+        bundle = cutset.split_model(prepared, plan, Path(scratch) / "squeezenet.cutset")
         for index in range(NUM_PICTURES):
             colour = (30 * index, 255 - 30 * index, 128)
             Image.new("RGB", (320, 240), colour).save(Path(scratch) / f"picture-{index}.png")

@@ -9,7 +9,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 
-from cutset.bundles.open import Bundle
+from cutset import Bundle
 from cutset.engines.control import ControlSocket
 from cutset.engines.protocol import Command, Event, Exited, WorkerHandle
 from cutset.engines.registry import EngineSettings

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from cutset import FoundModel
 from cutset.errors import ModelError
-from cutset.models import FoundModel
 
 SCALES = {"quiet": 0.01, "loud": 1.0}
 """The weights that it knows, by name."""

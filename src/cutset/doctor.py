@@ -419,7 +419,7 @@ def _run_trial() -> str:
         file.write_text(_TRIAL_MODEL, encoding="utf-8")
         prepared = prepare_model(f"{file}:make")
         plan = plan_stages(prepared, num_stages=2)
-        bundle, _ = split_model(prepared, plan, Path(folder) / "trial.cutset")
+        bundle = split_model(prepared, plan, Path(folder) / "trial.cutset")
         rows = torch.randn(_TRIAL_ROWS, 3, 8, 8, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
             whole = prepared.found.model(rows)

@@ -88,11 +88,11 @@ def _documents(
     prepared = prepare_model(f"{MODELS}:{name}")
     request = PlanRequest(num_stages=num_stages, cluster=cluster and load_cluster(cluster))
     plan = plan_stages(prepared, request)
-    bundle, found = split_model(prepared, plan, folder / f"{name}.cutset")
-    verification = found.as_json()
+    bundle = split_model(prepared, plan, folder / f"{name}.cutset")
+    verification = bundle.verification.as_json()
     (folder / "verification.json").write_text(json.dumps(verification))
     report = cutset(
-        *("report", bundle, "-o", folder / "page.html"),
+        *("report", bundle.directory, "-o", folder / "page.html"),
         *("--verification", folder / "verification.json"),
         *(("--cluster", cluster) if cluster else ()),
     )

@@ -38,7 +38,8 @@ def test_every_bit_and_no_other_number(tmp_path_factory: pytest.TempPathFactory,
     assert plan.micro_batch == only
     with pytest.raises(PlanError, match=f"exactly {only} row"):
         cutset.plan_stages(prepared, num_stages=2, batch_size=only + 1)
-    path, report = cutset.split_model(prepared, plan, tmp_path_factory.mktemp("b") / "b.cutset")
+    bundle = cutset.split_model(prepared, plan, tmp_path_factory.mktemp("b") / "b.cutset")
+    path, report = bundle.directory, bundle.verification
     assert report.bit_exact
     manifest = open_bundle(path).manifest
     assert manifest.micro_batch_only == only

@@ -94,9 +94,9 @@ class Split:
 def split(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Split:
     prepared = prepare_model(str(files / "script.onnx"))
     folder = tmp_path_factory.mktemp("bundles") / "three.cutset"
-    bundle, report = split_model(prepared, plan_stages(prepared, num_stages=3), folder)
-    assert report.ok
-    return Split(prepared, bundle)
+    bundle = split_model(prepared, plan_stages(prepared, num_stages=3), folder)
+    assert bundle.verification.ok
+    return Split(prepared, bundle.directory)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_cut_points_and_a_proven_split(
     assert [(point.after, point.kind) for point in prepared.cuts.points] == expected
     assert len(prepared.cuts.units) == 8
     plan = plan_stages(prepared, num_stages=2)
-    _, report = split_model(prepared, plan, tmp_path / "two.cutset")
+    report = split_model(prepared, plan, tmp_path / "two.cutset").verification
     assert [check.name for check in report.checks if check.ok] == [
         "contracts",
         "completeness",

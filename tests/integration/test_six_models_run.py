@@ -48,9 +48,9 @@ def _split_verify_and_run(
 ) -> None:
     plan = plan_stages(model, num_stages=num_stages)
     assert len(plan.stages) == num_stages
-    bundle, report = split_model(model, plan, folder / "b.cutset")
-    assert report.ok
-    assert report.bit_exact
+    bundle = split_model(model, plan, folder / "b.cutset")
+    assert bundle.verification.ok
+    assert bundle.verification.bit_exact
     rows = torch.randn(MOST_ROWS, *model.captured.example_inputs[0].shape[1:])
 
     @functools.cache

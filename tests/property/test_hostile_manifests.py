@@ -19,7 +19,6 @@ from cutset.bundles.open import Bundle, open_bundle
 from cutset.bundles.proof.structure import completeness_faults, unit_faults
 from cutset.bundles.write.export import export_bundle
 from cutset.capture.torch_export import capture_model
-from cutset.cli.reporting import _of_bundle
 from cutset.cluster.devices import equal_cluster
 from cutset.costs.model import costs_from_flops
 from cutset.errors import BundleError, CutsetError
@@ -27,6 +26,7 @@ from cutset.graph.cuts import find_cut_points
 from cutset.planning import PlanRequest, make_plan
 from cutset.report.compose import build_report
 from cutset.report.html import render
+from cutset.report.read_sources import bundle_sources
 from cutset.runtime.contract import links_of
 from hostile import edit_manifest
 from hostile_json import Mutator
@@ -70,7 +70,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _uses(folder: Path, bundle: Bundle) -> tuple[Callable[[], object], ...]:
     manifest = bundle.manifest
     return (
-        lambda: render(build_report(_of_bundle(folder))),
+        lambda: render(build_report(bundle_sources(folder))),
         bundle._repr_html_,
         lambda: (unit_faults(manifest), completeness_faults(manifest, {})),
         lambda: allowance_of(manifest, (1, 2, 5), range(len(manifest.stages))),

@@ -72,11 +72,9 @@ def bundle(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two stages, written and proven through the library."""
     prepared = cutset.prepare_model(model)
     plan = cutset.plan_stages(prepared, num_stages=2)
-    path, report = cutset.split_model(
-        prepared, plan, tmp_path_factory.mktemp("bundles") / "small.cutset"
-    )
-    assert report.ok
-    return path
+    bundle = cutset.split_model(prepared, plan, tmp_path_factory.mktemp("bundles") / "small.cutset")
+    assert bundle.verification.ok
+    return bundle.directory
 
 
 def test_what_is_imported_is_what_was_installed() -> None:

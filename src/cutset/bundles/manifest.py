@@ -102,7 +102,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -420,25 +420,29 @@ def _check_files(manifest: Manifest) -> None:
         seen.add(entry.path)
         if not _SHA256.fullmatch(entry.sha256):
             raise contradiction(f"$.files[{index}].sha256", "is no sha256 in lower-case hex")
-    places = [("$.reference", manifest.reference, "")]
-    for index, stage in enumerate(manifest.stages):
-        for key, path in (("program", stage.program), ("model", stage.model)):
-            if path is not None:
-                places.append((f"$.stages[{index}].{key}", path, f"stage-{index}/"))
-        if (stage.program is None) != (manifest.stages[0].program is None):
-            raise contradiction(f"$.stages[{index}].program", "is null in some stages only")
-        if stage.program is None and stage.model is None:
-            raise contradiction(f"$.stages[{index}].program", "is null and so is model")
-        if (stage.model is None) != bool(stage.model_missing):
-            raise contradiction(
-                f"$.stages[{index}].model_missing", "is given exactly where model is null"
-            )
-    for json_path, path, folder in places:
+    for json_path, path, folder in _named_files(manifest):
         check_relative_path(path, json_path=json_path)
         if path not in seen:
             raise contradiction(json_path, f"is {path!r}, which $.files does not list")
         if not path.startswith(folder):
             raise contradiction(json_path, f"is {path!r}, expected a file in {folder!r}")
+
+
+def _named_files(manifest: Manifest) -> Iterator[tuple[str, str, str]]:
+    """JSON path, path and folder of every file that is named outside of the list."""
+    yield "$.reference", manifest.reference, ""
+    for index, stage in enumerate(manifest.stages):
+        place, folder = f"$.stages[{index}]", f"stage-{index}/"
+        if (stage.program is None) != (manifest.stages[0].program is None):
+            raise contradiction(f"{place}.program", "is null in some stages only")
+        if stage.program is None and stage.model is None:
+            raise contradiction(f"{place}.program", "is null and so is model")
+        if (stage.model is None) != bool(stage.model_missing):
+            raise contradiction(f"{place}.model_missing", "is given exactly where model is null")
+        if stage.program is not None:
+            yield f"{place}.program", stage.program, folder
+        if stage.model is not None:
+            yield f"{place}.model", stage.model, folder
 
 
 def _check_graph(graph: Graph) -> None:

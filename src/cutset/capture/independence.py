@@ -8,8 +8,7 @@ tried with the model itself, and the captured model is compared with it.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.utils import _pytree as pytree
@@ -215,24 +214,36 @@ def _check_number(
                 f"its first row differs by {max(excess):.2g} of the largest number between "
                 f"{in_words(several)} and {rows}"
             )
-    if piece is None:
-        return
+    if piece is not None:
+        names = captured.graph.outputs
+        _check_captured(piece, rows_of(num_rows), num_rows, names, alone, refused)
+
+
+def _check_captured(
+    piece: Piece,
+    given: tuple[torch.Tensor, ...],
+    num_rows: int,
+    names: Sequence[str],
+    expected: Sequence[torch.Tensor],
+    refused: Callable[[str], CaptureError],
+) -> None:
+    """Compares the captured model's results, by the names of the graph's outputs, with the model's.
+
+    Raises:
+        CaptureError: they differ by more than rounding.
+    """
+    rows = in_words(num_rows)
     try:
-        got = list(piece(*rows_of(num_rows)))
+        got = list(piece(*given))
         words = _other_shapes(piece.output_specs, got, num_rows)
     except Exception as error:
         text = (str(error).strip().splitlines() or [""])[0][:200]
         raise refused(f"captured with 2 rows or more, it fails with {rows}: {text}") from error
     by_name = {spec.name: tensor for spec, tensor in zip(piece.output_specs, got, strict=True)}
-    differences = (
-        ()
-        if words
-        else tuple(
-            _difference(None, one, by_name[name])
-            for one, name in zip(alone, captured.graph.outputs, strict=True)
-        )
-    )
-    if words or any(map(operator.gt, differences, (_limit(t, has_parted=True) for t in alone))):
+    if words or any(
+        _difference(None, one, by_name[name]) > _limit(one, has_parted=True)
+        for one, name in zip(expected, names, strict=True)
+    ):
         raise refused(f"captured with 2 rows or more, it computes {rows} otherwise")
 
 

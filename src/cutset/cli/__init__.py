@@ -82,7 +82,7 @@ def _version(value: bool) -> None:
 def _options(
     debug: Annotated[bool, typer.Option(help="show the traceback of an error")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log to stderr")] = False,
-    version: Annotated[  # noqa: ARG001
+    version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="print and leave")
     ] = False,
 ) -> None:

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cutset.cli import options
 from cutset.cli.screen import print_json, progress, tell, usage_error, write_text
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from cutset.cluster.devices import Cluster
-    from cutset.costs.model import Profile
-    from cutset.report.sources import ReportSources
 
 
 def report(
@@ -64,14 +57,32 @@ def report(
     from cutset.report.compose import build_report
     from cutset.report.drawings import save_drawings
     from cutset.report.html import render, require_extra
+    from cutset.report.read_sources import read_sources
 
     require_extra()
     with progress() as say:
         say("reading")
-        sources = _sources(
-            source, profile_file, cluster, verification, bench, trace, model,
-            tuple(keep or ()), tuple(divide or ()), max_tensors, micro_batch_only,
-        )  # fmt: skip
+        sources = read_sources(
+            source,
+            profile=profile_file,
+            cluster=cluster,
+            verification=verification,
+            bench=bench,
+            trace=trace,
+        )
+        if model is not None:
+            from cutset.workflow import prepare_model
+
+            prepared = prepare_model(
+                model,
+                weights=options.any_weights(model),
+                keep=keep or (),
+                divide=divide or (),
+                max_tensors=max_tensors,
+                part=sources.part.path if sources.part else None,
+                micro_batch_only=micro_batch_only,
+            )
+            sources = sources.of_model(prepared.found.name, prepared.captured.graph, prepared.cuts)
         say("planning what else could be")
         built = build_report(sources)
         written = []
@@ -88,110 +99,3 @@ def report(
     else:
         for path in written:
             tell(f"wrote {path}")
-
-
-def _sources(
-    source: Path,
-    profile_file: Path | None,
-    cluster_file: Path | None,
-    verification: Path | None,
-    bench: Path | None,
-    trace: Path | None,
-    model: str | None,
-    keep: tuple[str, ...],
-    divide: tuple[str, ...],
-    max_tensors: int,
-    micro_batch_only: int | None,
-) -> ReportSources:
-    """Reads everything that was named."""
-    import dataclasses
-
-    from cutset.cluster.cluster_file import load_cluster
-    from cutset.report.sources import (
-        load_bench,
-        load_plan_document,
-        load_trace,
-        load_verification,
-    )
-
-    if source.is_dir():
-        sources = _of_bundle(source)
-    else:
-        sources = load_plan_document(source)
-        if model is not None:
-            from cutset.workflow import prepare_model
-
-            prepared = prepare_model(
-                model,
-                weights=options.any_weights(model),
-                keep=keep,
-                divide=divide,
-                max_tensors=max_tensors,
-                part=sources.part.path if sources.part else None,
-                micro_batch_only=micro_batch_only,
-            )
-            sources = dataclasses.replace(
-                sources,
-                model=prepared.found.name,
-                graph=prepared.captured.graph,
-                cuts=prepared.cuts,
-            )
-    cluster = load_cluster(cluster_file) if cluster_file is not None else None
-    folder = cluster_file.parent if cluster_file is not None else Path()
-    return dataclasses.replace(
-        sources,
-        cluster=cluster,
-        profiles=_profiles(cluster, folder, profile_file),
-        verification=load_verification(verification) if verification is not None else None,
-        bench=load_bench(bench) if bench is not None else None,
-        trace=load_trace(trace) if trace is not None else None,
-    )
-
-
-def _profiles(
-    cluster: Cluster | None, folder: Path, profile_file: Path | None
-) -> Profile | Mapping[str, Profile] | None:
-    from cutset.costs.model import load_profile
-
-    reference = load_profile(profile_file) if profile_file is not None else None
-    if cluster is None or all(device.profile is None for device in cluster.devices):
-        return reference
-    from cutset.workflow import load_profiles
-
-    return load_profiles(cluster, folder, reference)
-
-
-def _of_bundle(folder: Path) -> ReportSources:
-    """What a bundle's manifest holds; its other files are not opened."""
-    from cutset.bundles.manifest import MAX_MANIFEST_BYTES, decode_manifest
-    from cutset.bundles.strict_json import MANIFEST_NAME
-    from cutset.errors import ManifestError
-    from cutset.graph.cuts import find_cut_points
-    from cutset.report.sources import ReportSources
-
-    try:
-        with (folder / MANIFEST_NAME).open("rb") as file:
-            data = file.read(MAX_MANIFEST_BYTES + 1)
-    except OSError as error:
-        raise ManifestError(
-            f"{folder}: {MANIFEST_NAME} cannot be read: {error.strerror}; expected a bundle",
-            path=MANIFEST_NAME,
-        ) from error
-    manifest = decode_manifest(data)
-    cuts = find_cut_points(
-        manifest.graph,
-        keep=manifest.keep,
-        divide=manifest.divide,
-        max_tensors=manifest.max_tensors,
-    )
-    return ReportSources(
-        plan=manifest.plan,
-        model=manifest.model,
-        graph=manifest.graph,
-        cuts=cuts,
-        contracts=manifest.stages,
-        files=manifest.files,
-        versions=manifest.created_by,
-        weights=manifest.weights,
-        part=manifest.part,
-    )

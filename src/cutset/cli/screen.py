@@ -25,6 +25,8 @@ from cutset.printable import printable, printable_json, printable_lines
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from cutset.planning.watch import Standing
+
 Say = Callable[[str], None]
 
 NOTE = "%(topmost)s: %(message)s"
@@ -52,17 +54,14 @@ def progress() -> Iterator[Say]:
         yield lambda text: status.update(escape(printable(text)))
 
 
-@contextlib.contextmanager
-def planning(say: Say, objective: str) -> Iterator[None]:
-    """Says every few seconds how planning stands that is done within; in a pipe as well, in lines.
+def planning_teller(say: Say, objective: str) -> Callable[[Standing], None]:
+    """Says how planning stands, as `watching` tells it; in a pipe as well, in lines.
 
     Args:
         say: as `progress` gives it.
         objective: ``"throughput"``, ``"latency"`` or ``"pareto"``.
     """
     from rich.console import Console
-
-    from cutset.planning.watch import Standing, watching
 
     shown = say if Console(stderr=True).is_terminal else lambda line: tell(line, err=True)
     best_of = "one micro-batch alone" if objective == "latency" else "a micro-batch"
@@ -75,8 +74,7 @@ def planning(say: Say, objective: str) -> Iterator[None]:
             line += "" if gap is None else f", at most {gap:.2%} above the least"
         shown(line)
 
-    with watching(tell_standing):
-        yield
+    return tell_standing
 
 
 @contextlib.contextmanager

@@ -66,8 +66,6 @@ def profile_costs(
     num_runs: int = 20,
     max_seconds: float = 10.0,
     backends: Mapping[str, PieceBackend] | None = None,
-    model_name: str = "",
-    device: str = "",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Profile:
     """Measures the pieces between neighbouring candidate cut points, one after the other.
@@ -77,7 +75,8 @@ def profile_costs(
 
     A backend that plans across operations (ONNX Runtime keeps tensors in a blocked layout between
     convolutions) pays at every piece's ends what it would not pay inside a stage. So the pieces'
-    times are scaled to add up to the whole model's.
+    times are scaled to add up to the whole model's. The profile names the model by its class, and
+    the device by its host.
 
     Args:
         captured: the captured model.
@@ -87,8 +86,6 @@ def profile_costs(
         num_runs: measured runs for each backend, if time allows; at least 5 are made.
         max_seconds: after this long no further run is begun, for each backend.
         backends: what to measure, by name; eager torch if None, for a model that has it.
-        model_name: the model's name, for the profile.
-        device: this device's name; the host's name if empty.
         progress: called with the backend, the runs done and the runs wanted.
 
     Raises:
@@ -128,8 +125,8 @@ def profile_costs(
             timings[name] = _scaled(pieces, all_.median_s)
     return Profile(
         format=PROFILE_FORMAT,
-        model=model_name or captured.graph.model_class,
-        device=device or platform.node(),
+        model=captured.graph.model_class,
+        device=platform.node(),
         micro_batch=micro_batch,
         num_threads=num_threads,
         pieces=_pieces(captured, cuts, positions, timings),

@@ -97,13 +97,8 @@ def simulate(
         ValueError: numbers that do not fit each other, or out of their range.
     """
     num = len(compute_s)
-    if num < 1 or len(transfer_s) != num + 1:
-        raise ValueError(f"{num} stages need {num + 1} transfers, got {len(transfer_s)}")
     overhead_s = overhead_s or [0.0] * num
-    if len(overhead_s) != num:
-        raise ValueError(f"{num} stages and {len(overhead_s)} overheads")
-    if any(not 0 <= s < math.inf for s in (*compute_s, *transfer_s, *overhead_s)):
-        raise ValueError("seconds must be 0 or more and finite")
+    _check_seconds(compute_s, transfer_s, overhead_s)
     if num_microbatches < 1 or (window is not None and window < 1):
         raise ValueError("num_microbatches and window must be at least 1")
     slots: list[Slot] = []
@@ -132,6 +127,18 @@ def simulate(
                 slots.append(_slot(f"stage {k}", "compute", k, m, start, ready))
         answers.append(ready)
     return _timeline(slots, answers, compute_s)
+
+
+def _check_seconds(
+    compute_s: Sequence[float], transfer_s: Sequence[float], overhead_s: Sequence[float]
+) -> None:
+    num = len(compute_s)
+    if num < 1 or len(transfer_s) != num + 1:
+        raise ValueError(f"{num} stages need {num + 1} transfers, got {len(transfer_s)}")
+    if len(overhead_s) != num:
+        raise ValueError(f"{num} stages and {len(overhead_s)} overheads")
+    if any(not 0 <= s < math.inf for s in (*compute_s, *transfer_s, *overhead_s)):
+        raise ValueError("seconds must be 0 or more and finite")
 
 
 def _slot(resource: str, kind: str, stage: int, index: int, start: float, stop: float) -> Slot:

@@ -68,6 +68,14 @@ class ReportSources:
     part: PartEntry | None = None
     gain_inside_units: float | None = None
 
+    def of_model(self, name: str, graph: Graph, cuts: CutPoints) -> ReportSources:
+        """The same with the model that the plan was made for.
+
+        Raises:
+            PlanError: the plan is not of this graph.
+        """
+        return dataclasses.replace(self, model=name, graph=graph, cuts=cuts)
+
     def __post_init__(self) -> None:
         """Checks what belongs together.
 

@@ -77,6 +77,23 @@ class ServeSettings:
         Raises:
             ValueError: says which setting is wrong and what to do.
         """
+        self._check_access()
+        if self.nan_policy not in NAN_POLICIES:
+            raise ValueError(f"nan_policy is {self.nan_policy!r}, expected one of {NAN_POLICIES}")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port is {self.port}, expected 0 to 65535")
+        if self.model_name is not None and (not self.model_name or "/" in self.model_name):
+            raise ValueError(f"model name {self.model_name!r} is empty or has a '/' in it")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("port", "max_delay_s"):
+                if value < 0:
+                    raise ValueError(f"{field.name} is {value}, expected 0 or more")
+            elif type(value) in (int, float) and value <= 0:
+                raise ValueError(f"{field.name} is {value}, expected more than 0")
+
+    def _check_access(self) -> None:
+        """Checks who may reach the server, and how."""
         if not self.is_local and self.token is None and not self.no_auth:
             raise ValueError(
                 f"host {self.host!r} can be reached from other machines: give a token file "
@@ -93,19 +110,6 @@ class ServeSettings:
             )
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("--tls-cert and --tls-key belong together; one is missing")
-        if self.nan_policy not in NAN_POLICIES:
-            raise ValueError(f"nan_policy is {self.nan_policy!r}, expected one of {NAN_POLICIES}")
-        if not 0 <= self.port <= 65535:
-            raise ValueError(f"port is {self.port}, expected 0 to 65535")
-        if self.model_name is not None and (not self.model_name or "/" in self.model_name):
-            raise ValueError(f"model name {self.model_name!r} is empty or has a '/' in it")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name in ("port", "max_delay_s"):
-                if value < 0:
-                    raise ValueError(f"{field.name} is {value}, expected 0 or more")
-            elif type(value) in (int, float) and value <= 0:
-                raise ValueError(f"{field.name} is {value}, expected more than 0")
 
     @property
     def is_local(self) -> bool:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import platform
+
 import pytest
 import torch
 
@@ -22,7 +24,6 @@ def test_every_piece_is_measured_with_every_backend() -> None:
         micro_batch=3,
         num_runs=6,
         backends=piece_backends(captured, cuts, num_threads=1),
-        device="here",
         progress=lambda *step: seen.append(step),
     )
     assert [piece.last for piece in profile.pieces] == [
@@ -37,7 +38,8 @@ def test_every_piece_is_measured_with_every_backend() -> None:
         assert total == pytest.approx(profile.whole[backend].median_s)
         assert profile.software[backend]
     assert ("onnxruntime", 6, 6) in seen
-    assert (profile.micro_batch, profile.num_threads, profile.device) == (3, 1, "here")
+    assert (profile.micro_batch, profile.num_threads) == (3, 1)
+    assert (profile.model, profile.device) == (captured.graph.model_class, platform.node())
 
 
 def test_threads_are_as_before_afterwards() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import cutset
-from cutset.preparation import PreparedModel, prepare_found
+from cutset.workflow import PreparedModel, prepare_found
 
 
 def _make() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
@@ -60,12 +60,13 @@ def test_a_plan_a_bundle_and_a_verification_show_themselves(
     assert html.count("<svg") == 3
     assert plan.stages[0].last in html
 
-    path, report = cutset.split_model(prepared, plan, tmp_path / "b.cutset")
+    bundle = cutset.split_model(prepared, plan, tmp_path / "b.cutset")
+    report = bundle.verification
     checked = report._repr_html_()
     assert checked is not None
     assert f"{len(report.checks)} of {len(report.checks)} checks passed" in checked
 
-    shown = cutset.open_bundle(path)._repr_html_()
+    shown = cutset.open_bundle(bundle.directory)._repr_html_()
     assert shown is not None
     assert "<script" not in shown
     assert f"cut after: {plan.stages[0].last}" in _svg_words(shown)

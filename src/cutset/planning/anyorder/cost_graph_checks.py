@@ -20,6 +20,10 @@ MAX_BYTES = 2**53
 
 def first_problem(graph: CostGraph) -> str:
     """The first rule that a cost graph breaks, in words, or ``""``."""
+    return _of_parts(graph) or _of_whole(graph)
+
+
+def _of_parts(graph: CostGraph) -> str:
     if graph.format != COST_GRAPH_FORMAT:
         return f"expected format {COST_GRAPH_FORMAT!r}, got {graph.format!r}"
     if graph.transfers not in ("neighbour", "host"):
@@ -36,6 +40,10 @@ def first_problem(graph: CostGraph) -> str:
         problem = _of_tensor(tensor, names)
         if problem:
             return f"$.tensors[{k}]{problem}"
+    return ""
+
+
+def _of_whole(graph: CostGraph) -> str:
     for key, total in (
         ("nodes", sum(node.weight_bytes for node in graph.nodes)),
         ("tensors", sum(tensor.num_bytes for tensor in graph.tensors)),

@@ -103,10 +103,8 @@ def solve_wide(
     if easier is None:
         return Wide(stages=None, bound_s=math.inf)
     bound_s, path = easier.bound_s, easier.stages
-    if path:
-        used = Counter(stage.device_class for stage in path)
-        if all(count <= problem.counts[c] for c, count in used.items()):
-            plans.append(path)
+    if path and _has_devices(problem, path):
+        plans.append(path)
     if not goal.by_latency:
         bound_s = max(bound_s, quick_bound(problem), shared_work_bound(problem))
 
@@ -119,23 +117,27 @@ def solve_wide(
     for index in _parts(problem, path):
         if is_done():
             break
-        part = problem.of_classes(index, [problem.counts[c] for c in index])
-        found = _tried(part, goal, exact, 0.3)
-        if found is not None and found.stages:
-            plans.append(
-                tuple(Placed(s.start, s.stop, index[s.device_class]) for s in found.stages)
-            )
+        plans += _in_part(problem, index, goal, exact)
     if not is_done() and not problem.fixed_order and not problem.deadline.is_past:
         grouped, grouped_s = _grouped(problem, goal, exact)
         plans += grouped
         bound_s = max(bound_s, grouped_s)
-    plans = [plan for plan in plans if goal.is_kept(problem, plan)]
-    if not plans:
+    best = min(
+        (plan for plan in plans if goal.is_kept(problem, plan)),
+        key=lambda plan: goal.value_s(problem, plan),
+        default=None,
+    )
+    if best is None:
         return Wide(stages=None, bound_s=bound_s)
-    best = min(plans, key=lambda plan: goal.value_s(problem, plan))
     if not problem.fixed_order:
         best = _exchange(problem, goal, exact, best, bound_s)
     return Wide(stages=best, bound_s=min(bound_s, goal.value_s(problem, best)))
+
+
+def _has_devices(problem: ChainProblem, path: tuple[Placed, ...]) -> bool:
+    """Whether there is a device for each stage of a plan that used some again."""
+    used = Counter(stage.device_class for stage in path)
+    return all(count <= problem.counts[c] for c, count in used.items())
 
 
 _NOTHING = Found((), math.inf, 0.0, is_complete=False)
@@ -181,6 +183,17 @@ def _parts(problem: ChainProblem, path: tuple[Placed, ...]) -> list[list[int]]:
     return sorted(
         map(list, {tuple(index) for index in found}), key=lambda index: (len(index), index)
     )
+
+
+def _in_part(
+    problem: ChainProblem, index: list[int], goal: Goal, exact: Exact
+) -> list[tuple[Placed, ...]]:
+    """The best plan on some classes of devices, if one was found."""
+    part = problem.of_classes(index, [problem.counts[c] for c in index])
+    found = _tried(part, goal, exact, 0.3)
+    if found is None or not found.stages:
+        return []
+    return [tuple(Placed(s.start, s.stop, index[s.device_class]) for s in found.stages)]
 
 
 def _grouped(

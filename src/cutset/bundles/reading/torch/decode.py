@@ -411,7 +411,7 @@ class _Reader:
         kind, value = self._one(union, where)
         if kind == "as_none":
             return None
-        if kind in ("as_tensor", "as_optional_tensor"):
+        if kind == "as_optional_tensor":
             return self._tensor(union, where)
         if kind == "as_device":
             return OnDevice()
@@ -419,17 +419,15 @@ class _Reader:
             if type(value) is not int or value not in _TABLES[kind]:
                 raise self._refusal(where, f"has an argument {kind} {value!r}")
             return _TABLES[kind][value]
-        if kind in ("as_sym_int", "as_sym_bool", "as_sym_float"):
-            return self._number_or_name(value, where)
-        if kind.endswith("s") and isinstance(value, list):
-            if len(value) > _MAX_ITEMS:
-                raise self._refusal(
-                    where, f"has a list of {len(value)} entries; at most {_MAX_ITEMS} are read"
-                )
-            return [self._item(kind, item, where) for item in value]
-        if kind.endswith("s"):
+        if not kind.endswith("s"):
+            return self._item(f"{kind}s", value, where)
+        if not isinstance(value, list):
             raise self._refusal(where, f"has an argument of kind {kind!r} that is no list")
-        return self._item(f"{kind}s", value, where)
+        if len(value) > _MAX_ITEMS:
+            raise self._refusal(
+                where, f"has a list of {len(value)} entries; at most {_MAX_ITEMS} are read"
+            )
+        return [self._item(kind, item, where) for item in value]
 
     def _item(self, kind: str, value: Any, where: str) -> Any:
         """A plain number or word, or one element of a list of kind `kind`."""

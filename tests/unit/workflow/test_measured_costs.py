@@ -3,9 +3,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from cutset import workflow
 from cutset.cluster.devices import Cluster, Device, equal_cluster
 from cutset.costs.model import PieceProfile, Profile, Timing
+from cutset.workflow import measured_costs
 
 
 def _profile(*backends: str) -> Profile:
@@ -32,11 +32,11 @@ def test_an_idle_worker_is_reckoned_with_the_largest_backend_that_was_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     idle = {"torch": 1, "onnxruntime": 2, "openvino": 3}
-    monkeypatch.setattr(workflow, "measure_worker_base", idle.__getitem__)
-    monkeypatch.setattr(workflow, "missing_here", lambda name: "no" * (name == "openvino"))
+    monkeypatch.setattr(measured_costs, "measure_worker_base", idle.__getitem__)
+    monkeypatch.setattr(measured_costs, "missing_here", lambda name: "no" * (name == "openvino"))
     limited = _with_memory(equal_cluster(1))
     both = _profile("torch", "onnxruntime", "openvino")
-    assert workflow._base_bytes(equal_cluster(1), both) == 0
-    assert workflow._base_bytes(limited, None) == 1
-    assert workflow._base_bytes(limited, _profile("torch")) == 1
-    assert workflow._base_bytes(limited, {"a": _profile("torch"), "b": both}) == 2
+    assert measured_costs.worker_base_bytes(equal_cluster(1), both) == 0
+    assert measured_costs.worker_base_bytes(limited, None) == 1
+    assert measured_costs.worker_base_bytes(limited, _profile("torch")) == 1
+    assert measured_costs.worker_base_bytes(limited, {"a": _profile("torch"), "b": both}) == 2

@@ -10,7 +10,7 @@ from torch import Tensor
 from cutset.capture.torch_export import capture_model
 from cutset.errors import CaptureError, ModelError
 from cutset.models import FoundModel
-from cutset.preparation import PreparedModel, prepare_found, prepare_model
+from cutset.workflow import PreparedModel, prepare_found, prepare_model
 from models_of_trouble import Detector, Pyramid
 
 

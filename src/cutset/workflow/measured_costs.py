@@ -1,0 +1,217 @@
+"""What a prepared model costs: measured here, read from files, or multiply-adds alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import msgspec
+
+from cutset.backends.allocator import keep_freed_memory
+from cutset.backends.base import AUTO, BACKENDS, check_backend_name, missing_here
+from cutset.cluster.devices import Cluster
+from cutset.costs.model import (
+    CostModel,
+    Granularity,
+    Profile,
+    costs_from_flops,
+    costs_from_profile,
+    with_backend,
+)
+from cutset.errors import EngineError, PlanError
+from cutset.graph.cuts import CutPoints
+from cutset.measure.idle_memory import measure_worker_base
+from cutset.measure.piece_backends import piece_backends
+from cutset.measure.profiling import PieceBackend, profile_costs
+from cutset.workflow.prepare import PreparedModel, Say, say_nothing
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeasuredCosts:
+    """What the pieces of a model take here, and what measured them, which can measure stages too.
+
+    Attributes:
+        profile: seconds of every piece with every backend.
+        backends: what measured, by name.
+        num_threads: threads of each piece.
+        num_runs: measured runs.
+    """
+
+    profile: Profile
+    backends: Mapping[str, PieceBackend]
+    num_threads: int
+    num_runs: int
+
+    def only(self, backend: str) -> MeasuredCosts:
+        """The same with one backend alone; all of them for ``"auto"``.
+
+        Raises:
+            PlanError: it was not measured.
+        """
+        if backend == AUTO:
+            return self
+        return dataclasses.replace(
+            self,
+            profile=with_backend(self.profile, backend),
+            backends={backend: self.backends[backend]},
+        )
+
+
+def measure_costs(
+    prepared: PreparedModel,
+    *,
+    backend: str = AUTO,
+    compiled: bool = False,
+    batch_size: int | None = None,
+    num_threads: int = 1,
+    num_runs: int = 20,
+    device: str = "",
+    say: Say | None = None,
+) -> MeasuredCosts:
+    """Measures every piece of a prepared model on this device.
+
+    As workers do, this process keeps the memory of freed activations from now on, so that what is
+    measured here is what they take.
+
+    Args:
+        prepared: the model.
+        backend: the only one to measure; all that are installed for ``"auto"``.
+        compiled: whether those are to be with ``"torch-compiled"``, which takes a minute.
+        batch_size: rows of a micro-batch, 1 where None, or the only number of rows there is.
+        num_threads: as `profile_costs` takes them, like the next one.
+        num_runs: likewise.
+        device: this device's name; the host's name if empty.
+        say: told of every run.
+
+    Raises:
+        PlanError: the model was captured for another number of rows alone.
+        EngineError: there is no such backend, or it cannot run the model here.
+    """
+    say = say or say_nothing
+    check_backend_name(backend)
+    rows = rows_of_micro_batch(prepared, batch_size)
+    backends = piece_backends(
+        prepared.captured,
+        prepared.cuts,
+        num_threads=num_threads,
+        compiled=compiled or backend == "torch-compiled",
+    )
+    if backend != AUTO:
+        if backend not in backends:
+            reason = missing_here(backend) or f"it runs on {', '.join(backends)}"
+            raise EngineError(f"backend {backend!r} cannot run {prepared.name}: {reason}")
+        backends = {backend: backends[backend]}
+    keep_freed_memory()
+    profile = profile_costs(
+        prepared.captured,
+        prepared.cuts,
+        micro_batch=rows,
+        num_threads=num_threads,
+        num_runs=num_runs,
+        backends=backends,
+        progress=lambda name, done, all_: say(f"profiling {name}: run {done} of {all_}"),
+    )
+    profile = msgspec.structs.replace(profile, model=prepared.name, device=device or profile.device)
+    return MeasuredCosts(
+        profile=profile, backends=backends, num_threads=num_threads, num_runs=num_runs
+    )
+
+
+def profile_model(
+    prepared: PreparedModel,
+    *,
+    batch_size: int | None = None,
+    num_threads: int = 1,
+    num_runs: int = 20,
+    device: str = "",
+    say: Say | None = None,
+) -> Profile:
+    """Measures every piece of a prepared model on this device with every backend that is installed.
+
+    Arguments and errors as for `measure_costs`, of which this is the profile.
+    """
+    return measure_costs(
+        prepared,
+        batch_size=batch_size,
+        num_threads=num_threads,
+        num_runs=num_runs,
+        device=device,
+        say=say,
+    ).profile
+
+
+def rows_of_micro_batch(prepared: PreparedModel, batch_size: int | None) -> int:
+    """Rows of a micro-batch: those that are asked for, or the only ones there are, or one.
+
+    Raises:
+        PlanError: the model was captured for another number alone.
+    """
+    only = prepared.captured.micro_batch_only
+    if batch_size is None:
+        return only or 1
+    if only not in (None, batch_size):
+        raise PlanError(
+            f"{prepared.name} was captured for micro-batches of exactly {only} "
+            f"{'row' if only == 1 else 'rows'}, not {batch_size}; leave the size out "
+            "(--batch-size), or capture it for that number (--micro-batch-only)"
+        )
+    return batch_size
+
+
+def cost_model(
+    prepared: PreparedModel,
+    *,
+    profiles: Profile | Mapping[str, Profile] | None = None,
+    batch_size: int | None = None,
+    base_bytes: int = 0,
+    granularity: Granularity = "unit",
+    finer: CutPoints | None = None,
+) -> CostModel:
+    """Costs from profiles, or from multiply-adds alone where there are none.
+
+    Args:
+        prepared: the model.
+        profiles: one for all devices, or by the name that a cluster gives them.
+        batch_size: rows of a micro-batch; where None the profiles', or without them 1 or the only
+            number that the model was captured for.
+        base_bytes: what a worker needs before it holds a shard.
+        granularity: ``"unit"``, or ``"op"`` to allow cuts between any two operations.
+        finer: positions with more cut points than the model's, to see what these would give.
+
+    Raises:
+        PlanError: a profile is of another model, or of micro-batches of another size.
+    """
+    graph, cuts = prepared.captured.graph, prepared.cuts
+    if profiles is None:
+        return costs_from_flops(
+            graph,
+            finer or cuts,
+            micro_batch=rows_of_micro_batch(prepared, batch_size),
+            base_bytes=base_bytes,
+            granularity=granularity,
+        )
+    for profile in [profiles] if isinstance(profiles, Profile) else profiles.values():
+        rows_of_micro_batch(prepared, profile.micro_batch)
+        if batch_size not in (None, profile.micro_batch):
+            raise PlanError(
+                f"the profile of {profile.device!r} was made with micro-batches of "
+                f"{profile.micro_batch} {'row' if profile.micro_batch == 1 else 'rows'}, not the "
+                f"{batch_size} that were asked for; leave the size out (--batch-size), or profile "
+                "it again with that size"
+            )
+    return costs_from_profile(
+        graph, cuts, profiles, base_bytes=base_bytes, granularity=granularity, finer=finer
+    )
+
+
+def worker_base_bytes(cluster: Cluster, profiles: Profile | Mapping[str, Profile] | None) -> int:
+    """What a worker needs before it holds a shard; measured only where memory is a limit.
+
+    With the backend that needs the most, of those that are installed here and were measured.
+    """
+    if all(device.memory_bytes is None for device in cluster.devices):
+        return 0
+    found = [profiles] if isinstance(profiles, Profile) else [*(profiles or {}).values()]
+    names = {name for profile in found for piece in profile.pieces for name in piece.timings}
+    usable = [name for name in names.intersection(BACKENDS) if not missing_here(name)]
+    return max(map(measure_worker_base, usable or [BACKENDS[0]]))

@@ -1,0 +1,214 @@
+"""From a plan to a bundle that is proven to be the whole model."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cutset.backends.base import AUTO
+from cutset.bundles.open import Bundle, open_bundle, read_manifest
+from cutset.bundles.proof.results import VerificationReport
+from cutset.bundles.proof.verify import verify_bundle
+from cutset.bundles.reference import reference_rows
+from cutset.bundles.write.export import export_bundle, replace_plan
+from cutset.capture.arguments import untouched
+from cutset.capture.independence import check_micro_batch
+from cutset.errors import BundleError, VerificationError
+from cutset.planning import Plan, expect_on_cluster
+from cutset.workflow.measured_costs import rows_of_micro_batch
+from cutset.workflow.prepare import PreparedModel, Say, prepare_model, say_nothing
+
+if TYPE_CHECKING:
+    from cutset.engines.ray.engine import RayCluster
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProvenBundle(Bundle):
+    """A bundle that was proven to be the whole model.
+
+    Attributes:
+        verification: what was checked, and how near the pieces come to the whole.
+    """
+
+    verification: VerificationReport
+
+
+def split_model(
+    prepared: PreparedModel,
+    plan: Plan,
+    directory: str | Path,
+    *,
+    num_threads: int = 1,
+    replace: bool = False,
+    say: Say | None = None,
+) -> ProvenBundle:
+    """Writes the bundle of a plan, proves it against the whole model, and opens it.
+
+    A bundle that fails a check is not left behind. Of a model that was prepared by a part the
+    bundle holds that part, and says so.
+
+    Args:
+        prepared: the model.
+        plan: its stages.
+        directory: the bundle's folder.
+        num_threads: threads with which the reference tensors are computed.
+        replace: whether a bundle that is there already may be replaced.
+        say: told of every step.
+
+    Raises:
+        CaptureError: a row's result is another among as many as the plan's micro-batches have.
+        BundleError: the folder exists or cannot be written.
+        VerificationError: the pieces do not equal the whole.
+    """
+    say = say or say_nothing
+    rows_of_micro_batch(prepared, plan.micro_batch)
+    say("trying a micro-batch's number of rows")
+    captured = prepared.captured
+    graph = captured.graph
+    specs = (*graph.inputs, *map(graph.spec_of, graph.outputs))
+    tried = reference_rows(specs, plan.micro_batch, captured.micro_batch_only)
+    with untouched(prepared.module):
+        check_micro_batch(captured, prepared.module, max(tried))
+    reports: list[VerificationReport] = []
+
+    def check(folder: Path) -> None:
+        say("verifying")
+        report = verify_bundle(folder, model=prepared.module, call_model=prepared.captured.call)
+        reports.append(report)
+        raise_if_failed(report)
+
+    path = export_bundle(
+        prepared.module,
+        plan,
+        directory,
+        captured=prepared.captured,
+        model_name=prepared.name,
+        part=prepared.part_entry,
+        weights=prepared.found.weights,
+        preprocessing=prepared.found.preprocessing,
+        # They name what the whole model answers.
+        labels=None if prepared.part else prepared.found.labels,
+        keep=prepared.keep,
+        divide=prepared.divide,
+        max_tensors=prepared.cuts.max_tensors,
+        num_threads=num_threads,
+        replace=replace,
+        check=check,
+        progress=say,
+    )
+    bundle = open_bundle(path)
+    return ProvenBundle(
+        directory=bundle.directory,
+        manifest=bundle.manifest,
+        stages=bundle.stages,
+        verification=reports[0],
+    )
+
+
+def time_on_cluster(
+    bundle: Bundle | str | Path,
+    settings: RayCluster,
+    *,
+    num_threads: int = 1,
+    duration_s: float = 5.0,
+    say: Say | None = None,
+) -> Plan:
+    """Times a bundle's stages on their nodes, and writes what its plan then takes into the bundle.
+
+    Args:
+        bundle: a bundle, or the path of its folder.
+        settings: the Ray cluster, and the cluster that the plan was made for.
+        num_threads: threads of each stage.
+        duration_s: for how long each stage computes, at least; and as long again with rests.
+        say: told of every step.
+
+    Returns:
+        The plan with `Plan.expected`.
+
+    Raises:
+        EngineError: a stage cannot be timed; says which and why.
+        BundleError: the bundle cannot be read, or not be written anew.
+        ValueError: `settings` names no cluster.
+    """
+    from cutset.measure.stages_on_nodes import time_stages_on_nodes
+
+    if settings.cluster is None:
+        raise ValueError("settings.cluster is None: what messages take there is not known")
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
+    plan, inputs = opened.manifest.plan, opened.manifest.graph.inputs
+    with settings.stage_programs(opened, say or say_nothing) as programs:
+        timed = time_stages_on_nodes(
+            programs,
+            backends=[AUTO] * len(plan.stages),
+            num_threads=num_threads,
+            micro_batch=plan.micro_batch,
+            duration_s=duration_s,
+        )
+    plan = expect_on_cluster(
+        plan,
+        settings.cluster,
+        sum(spec.bytes_per_sample for spec in inputs),
+        [result.mean_s for result in timed],
+        [result.rested_s or result.mean_s for result in timed],
+    )
+    replace_plan(opened, plan)
+    return plan
+
+
+def verify_against(
+    bundle: str | Path,
+    *,
+    model: str | None = None,
+    weights: str | None = None,
+    say: Say | None = None,
+) -> VerificationReport:
+    """Verifies a bundle, and where a model is named compares it with the whole of that too.
+
+    Args:
+        bundle: the bundle's folder.
+        model: as `find_model` takes it, or None.
+        weights: as `find_model` takes it.
+        say: told of every step.
+
+    Raises:
+        ModelError: the model cannot be found or captured.
+    """
+    say = say or say_nothing
+    if model is None:
+        return verify_bundle(bundle, progress=say)
+    try:
+        manifest = read_manifest(Path(bundle))
+    except BundleError:
+        return verify_bundle(bundle, progress=say)  # which says what is wrong with it
+    # What a bundle holds of a model is compared with just that.
+    prepared = prepare_model(
+        model,
+        weights=weights,
+        part=manifest.part.path if manifest.part else None,
+        micro_batch_only=manifest.micro_batch_only,
+        say=say,
+    )
+    return verify_bundle(
+        bundle, model=prepared.module, call_model=prepared.captured.call, progress=say
+    )
+
+
+def raise_if_failed(report: VerificationReport) -> None:
+    """Raises what a failed report says.
+
+    Raises:
+        VerificationError: a check failed; names the first one.
+    """
+    if report.error is not None:
+        raise report.error
+    failed = [check for check in report.checks if not check.ok]
+    if failed:
+        first = report.differences[0] if report.differences else None
+        raise VerificationError(
+            f"check {failed[0].name!r} failed: {failed[0].detail}",
+            stage=first.stage if first else None,
+            tensor=first.tensor if first else None,
+            max_abs_error=first.max_abs_error if first else None,
+            tolerance=first.tolerance if first else None,
+        )
