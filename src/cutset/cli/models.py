@@ -155,14 +155,14 @@ def plan(
     gain = None
     with progress() as say:
         prepared = prepared_model(context, say)
-        told = {"say": say, "standing": planning_teller(say, objective)}
+        told = {**costs, "say": say, "standing": planning_teller(say, objective)}
         if is_front:
-            plans = plan_front(prepared, request, **costs, **told)
+            plans = plan_front(prepared, request, **told)
         elif granularity == "op":
-            best, gain = plan_with_gain(prepared, request, **costs, **told)
+            best, gain = plan_with_gain(prepared, request, **told)
             plans = (best,)
         else:
-            plans = (plan_model(prepared, request, **costs, **told),)
+            plans = (plan_model(prepared, request, **told),)
     _show(plans, prepared.part_entry, gain, is_front=is_front, as_json=as_json)
 
 
