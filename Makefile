@@ -13,10 +13,11 @@ help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
 
 # What is installed is what requirements/ci.txt says, each file by its hash, whatever limits pip is set
-# to here. PINNED= takes the newest that pyproject.toml allows instead.
+# to here; byte code comes with the first import of a module, and most are never imported. PINNED= takes
+# the newest that pyproject.toml allows instead.
 PINNED ?= yes
 PIP := $(BIN)/python -m pip install --quiet
-HASHED := PIP_CONSTRAINT=/dev/null $(PIP) --no-deps --require-hashes
+HASHED := PIP_CONSTRAINT=/dev/null $(PIP) --no-deps --no-compile --require-hashes
 
 $(STAMP): pyproject.toml requirements/ci.txt requirements/assets.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
