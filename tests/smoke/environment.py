@@ -16,7 +16,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import venv
 import zipfile
 from collections.abc import Iterable
@@ -86,8 +85,8 @@ def main() -> None:
         given.extra.append("torch")
     else:
         wanted = ["--no-index"]
-        paths = {"base": str(given.folder), "platbase": str(given.folder)}
-        target = Path(sysconfig.get_path("purelib", "venv", vars=paths))
+        asked = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+        target = Path(subprocess.check_output(asked, text=True, timeout=120).strip())
         needed = [*wheel_requirements(given.wheel), *BESIDE]
         for package in closure(needed, given.extra).values():
             link_files(package, target)
