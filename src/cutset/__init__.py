@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cutset.bundles.open import Bundle as Bundle
     from cutset.bundles.open import open_bundle as open_bundle
     from cutset.bundles.proof.results import VerificationReport as VerificationReport
+    from cutset.bundles.proof.results import raise_if_failed as raise_if_failed
     from cutset.bundles.proof.verify import verify_bundle as verify_bundle
     from cutset.bundles.write.export import export_bundle as export_bundle
     from cutset.capture.torch_export import capture_graph as capture_graph
@@ -78,7 +79,6 @@ if TYPE_CHECKING:
     from cutset.workflow import prepare_found as prepare_found
     from cutset.workflow import prepare_model as prepare_model
     from cutset.workflow import profile_model as profile_model
-    from cutset.workflow import raise_if_failed as raise_if_failed
     from cutset.workflow import split_model as split_model
     from cutset.workflow import time_on_cluster as time_on_cluster
     from cutset.workflow import verify_against as verify_against
@@ -145,7 +145,7 @@ _HOMES = {
     "profile_costs": "measure.profiling",
     "profile_model": "workflow",
     "profile_to_json": "costs.model",
-    "raise_if_failed": "workflow",
+    "raise_if_failed": "bundles.proof.results",
     "read_image": "data.images",
     "read_sources": "report.read_sources",
     "serve_bundle": "serve.command",

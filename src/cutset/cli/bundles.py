@@ -33,13 +33,19 @@ def verify(
     as_json: options.Json = False,
 ) -> None:
     """Check a bundle: contracts, completeness, units, numbers, hashes."""
+    from cutset.bundles.proof.results import raise_if_failed
+    from cutset.bundles.proof.verify import verify_bundle
     from cutset.report.text import print_checks, print_part
-    from cutset.workflow import raise_if_failed, verify_against
 
     if weights is not None and model is None:
         usage_error("--weights is for the whole --model, which is not named; a bundle has its own")
     with progress() as say:
-        report = verify_against(bundle, model=model, weights=weights, say=say)
+        if model is None:
+            report = verify_bundle(bundle, progress=say)
+        else:
+            from cutset.workflow import verify_against  # which needs torch
+
+            report = verify_against(bundle, model=model, weights=weights, say=say)
     checks = [(check.name, check.ok, check.detail) for check in report.checks]
     if as_json:
         print_json(report.as_json())

@@ -7,6 +7,7 @@ Each step takes values and returns a new one::
     bundle = split_model(prepared, plan, "resnet50.cutset")
 """
 
+from cutset.bundles.proof.results import raise_if_failed
 from cutset.costs.device_profiles import load_profiles
 from cutset.planning.request import PlanRequest
 from cutset.workflow.best_plans import (
@@ -25,7 +26,6 @@ from cutset.workflow.measured_costs import (
 from cutset.workflow.prepare import PreparedModel, Say, prepare_found, prepare_model
 from cutset.workflow.proven_bundles import (
     ProvenBundle,
-    raise_if_failed,
     split_model,
     time_on_cluster,
     verify_against,

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from cutset.backends.base import AUTO
 from cutset.bundles.open import Bundle, open_bundle, read_manifest
-from cutset.bundles.proof.results import VerificationReport
+from cutset.bundles.proof.results import VerificationReport, raise_if_failed
 from cutset.bundles.proof.verify import verify_bundle
 from cutset.bundles.reference import reference_rows
 from cutset.bundles.write.export import export_bundle, replace_plan
 from cutset.capture.arguments import untouched
 from cutset.capture.independence import check_micro_batch
-from cutset.errors import BundleError, VerificationError
+from cutset.errors import BundleError
 from cutset.planning import Plan, expect_on_cluster
 from cutset.workflow.measured_costs import rows_of_micro_batch
 from cutset.workflow.prepare import PreparedModel, Say, prepare_model, say_nothing
@@ -192,23 +192,3 @@ def verify_against(
     return verify_bundle(
         bundle, model=prepared.module, call_model=prepared.captured.call, progress=say
     )
-
-
-def raise_if_failed(report: VerificationReport) -> None:
-    """Raises what a failed report says.
-
-    Raises:
-        VerificationError: a check failed; names the first one.
-    """
-    if report.error is not None:
-        raise report.error
-    failed = [check for check in report.checks if not check.ok]
-    if failed:
-        first = report.differences[0] if report.differences else None
-        raise VerificationError(
-            f"check {failed[0].name!r} failed: {failed[0].detail}",
-            stage=first.stage if first else None,
-            tensor=first.tensor if first else None,
-            max_abs_error=first.max_abs_error if first else None,
-            tolerance=first.tolerance if first else None,
-        )

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from cutset.bundles.manifest import PartEntry
-from cutset.errors import BundleError
+from cutset.errors import BundleError, VerificationError
 from cutset.notebooks import drawn
 
 CHECKS = ("contracts", "completeness", "units", "numerics", "integrity")
@@ -164,6 +164,26 @@ class VerificationReport:
         """`document` as plain values."""
         document: dict[str, Any] = msgspec.to_builtins(self.document())
         return document
+
+
+def raise_if_failed(report: VerificationReport) -> None:
+    """Raises what a failed report says.
+
+    Raises:
+        VerificationError: a check failed; names the first one.
+    """
+    if report.error is not None:
+        raise report.error
+    failed = [check for check in report.checks if not check.ok]
+    if failed:
+        first = report.differences[0] if report.differences else None
+        raise VerificationError(
+            f"check {failed[0].name!r} failed: {failed[0].detail}",
+            stage=first.stage if first else None,
+            tensor=first.tensor if first else None,
+            max_abs_error=first.max_abs_error if first else None,
+            tolerance=first.tolerance if first else None,
+        )
 
 
 def _finite(number: float | None) -> float | None:

@@ -13,11 +13,10 @@ import pytest
 from cutset.bundles.allowance import Allowance, allowance_of
 from cutset.bundles.open import read_manifest
 from cutset.bundles.proof.child import check_in_child
-from cutset.bundles.proof.results import CHECKS, VerificationReport
+from cutset.bundles.proof.results import CHECKS, VerificationReport, raise_if_failed
 from cutset.bundles.proof.verify import verify_bundle
 from cutset.errors import BundleError, ChecksumMismatch, VerificationError
 from cutset.host import memory_bytes
-from cutset.workflow import raise_if_failed
 from hostile import edit_model_json, nodes_of
 
 PLENTY = Allowance(memory_bytes=8 << 30, time_s=300.0)
