@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test coverage check fast format bench bench-planner bench-serve bench-cluster coverage-models \
-  matrix mutations soak soak-serve docs pictures dist wheel-smoke smoke-oldest lock changelog release clean help
+  matrix mutations soak soak-serve docs pictures dist wheel-smoke test-core smoke-oldest lock changelog release clean help
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -120,6 +120,12 @@ SMOKE := pytest -c tests/smoke/pytest.ini tests/smoke
 wheel-smoke: dist  ## the wheel alone in a clean environment, with the torch that is installed here
 	$(BIN)/python tests/smoke/environment.py dist/*.whl build/smoke --extra torch
 	build/smoke/bin/python -m $(SMOKE)
+
+test-core: dist  ## the wheel where torch is not installed, on bundles that were made here
+	rm -rf build/core-made
+	$(BIN)/python tests/core/make_bundles.py build/core-made
+	$(BIN)/python tests/smoke/environment.py dist/*.whl build/core --extra serve --extra report
+	CUTSET_CORE=build/core-made build/core/bin/python -m pytest -c tests/core/pytest.ini tests/core
 
 smoke-oldest: dist  ## the same with the oldest torch that is supported, installed anew
 	$(BIN)/python tests/smoke/environment.py dist/*.whl build/smoke-oldest \

@@ -96,7 +96,6 @@ def main() -> None:
     stages = ("--stages", 2, "--cost", "flops")
     cutset(folder, "split", model, *stages, "-o", "torch.cutset")
     cutset(folder, "split", "small.onnx", *stages, "-o", "onnx.cutset")
-    cutset(folder, "profile", "small.onnx", "-o", "profile.json")
 
 
 if __name__ == "__main__":
