@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from cutset.cli import bundles, machine, models, reporting, serving
+from cutset.cli import bundle_commands, machine, model_commands, reporting, serving
 from cutset.cli.screen import show_logs, show_traceback
 from cutset.errors import CutsetError
 from cutset.extras import naming_extras
@@ -57,13 +57,13 @@ app = typer.Typer(
     "to the whole, and run them as a pipeline.",
 )
 for command in (
-    models.inspect,
-    models.profile,
-    models.plan,
-    models.split,
-    bundles.verify,
-    bundles.run,
-    bundles.bench,
+    model_commands.inspect,
+    model_commands.profile,
+    model_commands.plan,
+    model_commands.split,
+    bundle_commands.verify,
+    bundle_commands.run,
+    bundle_commands.bench,
     serving.serve,
     reporting.report,
     machine.doctor,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cutset.cli import options
-from cutset.cli.engines import chosen_engine
+from cutset.cli.engine_choice import chosen_engine
 from cutset.cli.screen import (
     native_output_to_stderr,
     print_json,
