@@ -323,12 +323,7 @@ class Supervisor:
 
     def _handle(self, worker: WorkerHandle | None, event: Event) -> None:
         if worker is None:
-            if isinstance(event, Connected):
-                self._caller_connected = event.epoch
-            elif isinstance(event, LinkLost):
-                self._lose_link(event)
-            elif isinstance(event, Address):
-                self._pass_on(event, _CALLER)
+            self._handle_callers(event)
             return
         stage = self.stages[worker.stage]
         if stage.worker is not worker:
@@ -349,6 +344,15 @@ class Supervisor:
             self._pass_on(event, worker.stage)
         else:
             self._note_progress(stage, event)
+
+    def _handle_callers(self, event: Event) -> None:
+        """An event of the caller's own end of the links."""
+        if isinstance(event, Connected):
+            self._caller_connected = event.epoch
+        elif isinstance(event, LinkLost):
+            self._lose_link(event)
+        elif isinstance(event, Address):
+            self._pass_on(event, _CALLER)
 
     def _pass_on(self, address: Address, origin: int) -> None:
         """Gives an address to whoever is at the other end of its link, in the present epoch."""

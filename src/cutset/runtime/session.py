@@ -18,10 +18,10 @@ import threading
 import types
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from typing_extensions import Self
@@ -45,6 +45,9 @@ from cutset.runtime.recovery import Supervisor
 from cutset.runtime.rows import Answer, cut_inputs, present
 from cutset.runtime.status import Limits, SessionStatus, StageStatus, checked_count
 from cutset.runtime.timeline import CallerTimeline
+
+if TYPE_CHECKING:
+    import torch
 
 _LOG = logging.getLogger(__name__)
 
@@ -172,6 +175,12 @@ class Session:
         self._ledger.submit(request, slices)
         return future
 
+    @overload
+    def run(self, *inputs: np.ndarray) -> np.ndarray: ...
+    @overload
+    def run(self, *inputs: torch.Tensor) -> torch.Tensor: ...
+    @overload
+    def run(self, *inputs: Array) -> Answer: ...
     def run(self, *inputs: Array) -> Answer:
         """Computes the model's outputs for some rows and waits for them.
 
@@ -179,7 +188,8 @@ class Session:
             inputs: as in `submit`.
 
         Returns:
-            The output, or a dict by output name where the model has several; NumPy arrays where an
+            The output, or a dict by output name where the model has several (for which type
+            checkers want `run_named`); NumPy arrays where an
             input was one (bfloat16 is `ml_dtypes.bfloat16` there), else tensors. They are the
             caller's own, and may be changed.
 
@@ -198,6 +208,41 @@ class Session:
             future.cancel()
             raise
 
+    @overload
+    def run_named(self, *inputs: np.ndarray) -> dict[str, np.ndarray]: ...
+    @overload
+    def run_named(self, *inputs: torch.Tensor) -> dict[str, torch.Tensor]: ...
+    @overload
+    def run_named(self, *inputs: Array) -> dict[str, Array]: ...
+    def run_named(self, *inputs: Array) -> Mapping[str, Array]:
+        """As `run`, but always a dict by output name, of one output too."""
+        answer = self.run(*inputs)
+        return answer if isinstance(answer, dict) else {self._manifest.output_names[0]: answer}
+
+    @overload
+    def stream(
+        self,
+        items: Iterable[np.ndarray | tuple[np.ndarray, ...]],
+        *,
+        ordered: bool = True,
+        return_errors: Literal[False] = False,
+    ) -> Iterator[np.ndarray]: ...
+    @overload
+    def stream(
+        self,
+        items: Iterable[torch.Tensor | tuple[torch.Tensor, ...]],
+        *,
+        ordered: bool = True,
+        return_errors: Literal[False] = False,
+    ) -> Iterator[torch.Tensor]: ...
+    @overload
+    def stream(
+        self,
+        items: Iterable[Array | tuple[Array, ...]],
+        *,
+        ordered: bool = True,
+        return_errors: bool = False,
+    ) -> Iterator[Answer | Exception]: ...
     def stream(
         self,
         items: Iterable[Array | tuple[Array, ...]],

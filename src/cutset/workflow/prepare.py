@@ -104,9 +104,7 @@ class PreparedModel:
             )
 
         def run(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            answer = session.run(*inputs)
-            answers = answer.values() if isinstance(answer, dict) else (answer,)
-            return tuple(torch.as_tensor(each) for each in answers)  # tensors for tensors
+            return tuple(session.run_named(*inputs).values())
 
         with self.part.run_elsewhere(self.found.model if model is None else model, run) as whole:
             yield whole

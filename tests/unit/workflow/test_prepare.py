@@ -33,7 +33,7 @@ class _Session:
         self.twin.load_state_dict(prepared.module.state_dict())
         self.calls = 0
 
-    def run(self, x: Tensor) -> dict[str, Tensor]:
+    def run_named(self, x: Tensor) -> dict[str, Tensor]:
         self.calls += 1
         answer: dict[str, Tensor] = self.twin(x)
         return answer

@@ -145,8 +145,10 @@ def contract(problem: DagProblem) -> tuple[list[list[int]], list[set[int]]]:
 def _strong_components(following: list[set[int]]) -> list[int]:
     """Tarjan's algorithm without recursion; components are numbered in topological order."""
     num = len(following)
-    order, low, on_stack = [-1] * num, [0] * num, [False] * num
-    component, stack, counter, found = [-1] * num, [], 0, 0
+    order, low, place = [-1] * num, [0] * num, [0] * num
+    component: dict[int, int] = {}
+    stack: list[int] = []
+    counter, found = 0, 0
     for root in range(num):
         if order[root] >= 0:
             continue
@@ -156,27 +158,24 @@ def _strong_components(following: list[set[int]]) -> list[int]:
             if order[node] < 0:
                 order[node] = low[node] = counter
                 counter += 1
+                place[node] = len(stack)
                 stack.append(node)
-                on_stack[node] = True
             for child in rest:
                 if order[child] < 0:
                     work.append((child, iter(sorted(following[child]))))
                     break
-                if on_stack[child]:
+                if child not in component:  # it is on the stack
                     low[node] = min(low[node], order[child])
             else:
                 work.pop()
                 if work:
                     low[work[-1][0]] = min(low[work[-1][0]], low[node])
                 if low[node] == order[node]:
-                    while True:
-                        member = stack.pop()
-                        on_stack[member] = False
-                        component[member] = found
-                        if member == node:
-                            break
+                    component |= dict.fromkeys(stack[place[node] :], found)
+                    del stack[place[node] :]
                     found += 1
-    return [found - 1 - c for c in component]  # Tarjan finds the last component first
+    # Tarjan finds the last component first.
+    return [found - 1 - component[node] for node in range(num)]
 
 
 def list_downsets(before: list[set[int]], limit: int = MAX_DOWNSETS) -> list[int] | None:
