@@ -34,6 +34,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from cutset.backends.base import StageProgram, load_stage
+from cutset.bundles.manifest import StageEntry
 from cutset.bundles.proof.torch.running_checks import max_abs_difference, tolerance_of
 from cutset.capture.lowering import CapturedModel, unfused
 from cutset.capture.torch_arrays import as_array, as_tensor
@@ -338,10 +339,7 @@ def _split_and_compare(
                 row.onnx = row.onnx or f"no ONNX: {entry.model_missing[:160]}"
                 continue
             session = load(backend="onnxruntime")
-            for values in given:
-                results = _run(session, tuple(values[spec.name] for spec in entry.inputs))
-                for spec, result in zip(entry.outputs, results, strict=True):
-                    row.onnx = row.onnx or _over_tolerance(spec.name, result, values[spec.name])
+            row.onnx = row.onnx or _onnx_fault(session, entry, given)
         if prepared.part:
             _check_around(prepared, programs)
     outputs = prepared.captured.graph.outputs
@@ -349,6 +347,18 @@ def _split_and_compare(
         for name, expected in zip(outputs, whole, strict=True):
             if off_by := max_abs_difference(values[name], expected):
                 raise CutsetError(f"{name} with {rows[0].shape[0]} rows is off by {off_by:g}")
+
+
+def _onnx_fault(
+    program: StageProgram, entry: StageEntry, given: Sequence[dict[str, torch.Tensor]]
+) -> str:
+    """What a stage computes otherwise in ONNX Runtime than in torch, or ``""``."""
+    for values in given:
+        results = _run(program, tuple(values[spec.name] for spec in entry.inputs))
+        for spec, result in zip(entry.outputs, results, strict=True):
+            if fault := _over_tolerance(spec.name, result, values[spec.name]):
+                return fault
+    return ""
 
 
 def _run(program: StageProgram, values: Values) -> Values:

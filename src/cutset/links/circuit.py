@@ -107,7 +107,7 @@ class Circuit:
             began and ended.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # by name only, from two places: the caller and the worker
         self,
         *,
         epoch: int,

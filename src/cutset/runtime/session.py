@@ -77,7 +77,7 @@ class Session:
     every call raises an `EngineError`, and `close` does nothing.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # made by open_session alone, of its words
         self,
         bundle: Bundle,
         *,
@@ -440,7 +440,7 @@ class Session:
         )
 
 
-def open_session(
+def open_session(  # noqa: PLR0913  # what one may say when opening; each has a default
     bundle: Bundle | str | Path,
     *,
     engine: str | EngineSettings | Engine = "local",

@@ -21,7 +21,7 @@ _SWITCH_INTERVAL_S = 0.001
 """How long a thread may keep the interpreter's lock while another wants it; Python's is 0.005."""
 
 
-def serve_bundle(
+def serve_bundle(  # noqa: PLR0913  # open_session's words, and the server's
     bundle: Path,
     settings: ServeSettings,
     *,

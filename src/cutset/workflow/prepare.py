@@ -110,7 +110,7 @@ class PreparedModel:
             yield whole
 
 
-def prepare_model(
+def prepare_model(  # noqa: PLR0913  # what one may say of a model; each has a default
     model: str | torch.nn.Module,
     example_inputs: ExampleInputs | None = None,
     *,

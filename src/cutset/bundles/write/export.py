@@ -62,7 +62,7 @@ from cutset.version import __version__
 logger = logging.getLogger(__name__)
 
 
-def export_bundle(
+def export_bundle(  # noqa: PLR0913  # the words of a manifest, each with a default
     model: torch.nn.Module,
     plan: Plan,
     directory: str | os.PathLike[str],

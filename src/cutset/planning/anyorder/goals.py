@@ -198,6 +198,22 @@ class Goals:
             if quickest is None or quickest.solution.latency_s > with_slack(max_latency_s):
                 raise self._out_of_reach(quickest, max_latency_s, max_period_s)
             return quickest
+        fastest, below_s = self._fastest(max_latency_s, max_period_s)
+        if fastest is not None:
+            return fastest
+        with unheard():
+            quickest = self.quickest(max_period_s)
+        if quickest is None or quickest.solution.latency_s > with_slack(max_latency_s):
+            raise self._out_of_reach(quickest, max_latency_s, max_period_s)
+        return self._between(quickest.solution, below_s, max_latency_s)
+
+    def _fastest(self, max_latency_s: float, max_period_s: float) -> tuple[Reached | None, float]:
+        """The plan of the least period where that keeps both limits, and a bound of the period.
+
+        Raises:
+            OutOfReach: no plan keeps the period.
+            LookupError: there is no plan at all.
+        """
         below_s = self._opened[-1].search.volume_s()
         fastest: Reached | None = None
         has_limit = math.isfinite(max_latency_s + max_period_s)
@@ -219,13 +235,7 @@ class Goals:
                 fastest = dataclasses.replace(found, bound_s=min(below_s, period_s))
             if fastest.bound_s >= fastest.solution.period_s:
                 break
-        if fastest is not None:
-            return fastest
-        with unheard():
-            quickest = self.quickest(max_period_s)
-        if quickest is None or quickest.solution.latency_s > with_slack(max_latency_s):
-            raise self._out_of_reach(quickest, max_latency_s, max_period_s)
-        return self._between(quickest.solution, below_s, max_latency_s)
+        return fastest, below_s
 
     def _between(self, within: DagSolution, below_s: float, max_latency_s: float) -> Reached:
         """The least period of a plan that keeps the latency; `within` is one, `below_s` a bound."""

@@ -199,14 +199,19 @@ class DownsetSearch:
             if len(active) == 0:
                 continue
             for c in range(len(self.problem.counts)):
-                states = active[self.in_use[c, active] < self.problem.counts[c]]
-                if self.problem.num_stages is not None:
-                    states = states[self.stages_of[states] < self.problem.num_stages]
-                if self.problem.fixed_order:
-                    states = states[self.last_in_use[states] < c]
+                states = self._states_with(c, active)
                 if len(states):
                     self._extend(start, c, states, column, limit_s, best, parent, via)
         return self._result(best, parent, via, ceiling)
+
+    def _states_with(self, c: int, active: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """Those of the states that may take another device of class `c`."""
+        states: npt.NDArray[np.intp] = active[self.in_use[c, active] < self.problem.counts[c]]
+        if self.problem.num_stages is not None:
+            states = states[self.stages_of[states] < self.problem.num_stages]
+        if self.problem.fixed_order:
+            states = states[self.last_in_use[states] < c]
+        return states
 
     def _bound_s(self, best: Floats, start: int, known_s: float) -> float:
         """What no plan's value can be below once all downsets before one were extended.
