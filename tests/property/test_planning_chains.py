@@ -9,7 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import planner_twin as twin
-from cutset.planning.certificates import latency_certificates, period_certificates
+from cutset.planning.certificates import (
+    latency_certificates,
+    period_certificates,
+    quick_bound,
+)
 from cutset.planning.deadline import OverBudget
 from cutset.planning.problem import ByteCosts, ChainProblem
 from cutset.planning.solvers import solve, threshold
@@ -17,6 +21,7 @@ from cutset.planning.solvers.relaxed import Goal, solve_wide
 from cutset.planning.solvers.solve import (
     Infeasible,
     find_best,
+    period_oracle,
     solve_front,
     solve_latency,
     solve_period,
@@ -115,6 +120,22 @@ def problems(
 
 def _row(element, size):
     return st.lists(element, min_size=size, max_size=size)
+
+
+@quick
+@given(problems(costs=st.integers(1, 9).map(float)))
+def test_a_plan_is_found_within_a_limit_if_there_is_one_and_memory_allows_it(problem):
+    expected = twin.best_period(problem)
+    ask = period_oracle(problem)
+    if math.isinf(expected):
+        assert ask(math.inf) is None
+        return
+    found = ask(expected)
+    assert found is not None
+    assert problem.fits(found)
+    assert problem.period_s(found) == pytest.approx(expected, rel=1e-9)
+    assert ask(expected * (1 - 1e-6)) is None
+    assert quick_bound(problem) <= expected * (1 + 1e-9)
 
 
 @quick

@@ -2,13 +2,16 @@
 
 from unittest import mock
 
+import msgspec
 import pytest
 
 from cutset.cluster.devices import Cluster, Device, Link
-from cutset.costs.model import CostModel, costs_from_flops
+from cutset.costs.model import CostModel, PieceSeconds, costs_from_flops
 from cutset.errors import InfeasiblePlan, PlanError
 from cutset.planning import PlanRequest, make_plan, memory, pareto_plans
+from cutset.planning.certificates import quick_bound
 from cutset.planning.deadline import OutOfTime
+from cutset.planning.formulate import build_problem
 from cutset.planning.plan import Plan
 from planner_graphs import chain
 
@@ -137,3 +140,28 @@ def test_a_session_s_own_window_is_what_is_counted() -> None:
     graph, cuts = chain([1, 1, 1])
     costs: CostModel = costs_from_flops(graph, cuts)
     assert [costs.window_with(k) for k in (1, 2, 5)] == [3, 5, 11]
+
+
+@pytest.mark.parametrize("serial", [False, True])
+def test_a_piece_that_fits_alone_nowhere_counts_where_a_stage_holds_it(serial: bool) -> None:
+    """Else b would seem slow, all work on it too, and a bound be above what there is."""
+    graph, cuts = chain([1, 1, 1], widths=[1000, 10, 10])
+    table = {("a", ""): [1.0, 100.0, 1.0], ("b", ""): [2.0, 1.0, 2.0]}
+    entries = tuple(
+        PieceSeconds(device=device, backend=backend, seconds=tuple(seconds))
+        for (device, backend), seconds in table.items()
+    )
+    costs = msgspec.structs.replace(costs_from_flops(graph, cuts), seconds=entries)
+    # op1 alone takes in 4000 bytes five times over; with op0 it is 200 + 4040 + 9 * 40.
+    cluster = Cluster(devices=(Device(name="a"), Device(name="b", memory_bytes=4600)))
+    request = PlanRequest(cluster=cluster, serial=serial)
+    built = build_problem(costs, cluster, range(4), serial=serial)
+    assert built.problem.variants[1].room.tolist() == [[0, 0, 2, 1], [0, 0, 0, 0], [0, 0, 0, 2]]
+    assert quick_bound(built.problem) <= 3.0
+    made = make_plan(graph, cuts, costs, request)
+    assert [(s.device, s.last, s.memory_bytes) for s in made.stages] == [
+        ("b", "op1", 4600),
+        ("a", "output", 540),
+    ]
+    assert (made.period_s, made.is_proven) == (3.0, True)
+    assert all(each.bound_s <= 3.0 for each in made.certificates)
