@@ -33,9 +33,10 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from cutset.backends.base import StageProgram, load_stage
+from cutset.backends.base import StageProgram
+from cutset.backends.selection import load_stage
 from cutset.bundles.manifest import StageEntry
-from cutset.bundles.proof.torch.running_checks import max_abs_difference, tolerance_of
+from cutset.bundles.proof.running_checks import max_abs_difference, tolerance_of
 from cutset.capture.lowering import CapturedModel, unfused
 from cutset.capture.torch_arrays import as_array, as_tensor
 from cutset.errors import CaptureError, CutsetError
@@ -345,7 +346,7 @@ def _split_and_compare(
     outputs = prepared.captured.graph.outputs
     for (rows, whole), values in zip(wholes, given, strict=True):
         for name, expected in zip(outputs, whole, strict=True):
-            if off_by := max_abs_difference(values[name], expected):
+            if off_by := max_abs_difference(as_array(values[name]), as_array(expected)):
                 raise CutsetError(f"{name} with {rows[0].shape[0]} rows is off by {off_by:g}")
 
 
@@ -384,7 +385,9 @@ def _check_around(prepared: PreparedModel, programs: Sequence[StageProgram]) -> 
         expected = pytree.tree_leaves(model(*images))
         with prepared.part.run_elsewhere(model, run):
             found = pytree.tree_leaves(model(*images))
-    same = len(found) == len(expected) and not any(map(max_abs_difference, found, expected))
+    same = len(found) == len(expected) and not any(
+        map(max_abs_difference, map(as_array, found), map(as_array, expected))
+    )
     if not same:
         raise CutsetError(f"with {prepared.part.path} split, the whole model's results differ")
 
@@ -395,7 +398,8 @@ def _over_tolerance(name: str, actual: torch.Tensor, expected: torch.Tensor) -> 
     `split` leaves out an ONNX model that is off on the reference's rows. A model that magnifies
     rounding (random weights without normalisation) may be so on other rows only.
     """
-    off_by, allowed = max_abs_difference(actual, expected), tolerance_of(expected)
+    off_by = max_abs_difference(as_array(actual), as_array(expected))
+    allowed = tolerance_of(as_array(expected))
     if off_by <= allowed:
         return ""
     return f"off: {name} with {expected.shape[0]} rows by {off_by:.2g}, allowed {allowed:.2g}"

@@ -38,8 +38,9 @@ import torch
 
 import pipeline_hop
 import pipeline_page
-from cutset.backends.base import random_inputs
-from cutset.bundles.open import Bundle, load_program, open_bundle
+from cutset.backends.selection import random_inputs
+from cutset.bundles.open import Bundle, open_bundle
+from cutset.bundles.reading.torch.loading import load_program
 from cutset.capture.torch_arrays import as_tensor
 from cutset.measure.bench import measure_latency, measure_throughput
 from cutset.measure.idle_memory import measure_worker_base

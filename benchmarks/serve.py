@@ -35,7 +35,7 @@ from typing import Any
 import psutil
 import torch
 
-from cutset.backends.base import random_inputs
+from cutset.backends.selection import random_inputs
 from cutset.bundles.open import Bundle, open_bundle
 from cutset.capture.torch_arrays import as_tensor
 from cutset.measure.bench import measure_throughput

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 
 from cutset.bundles.open import Bundle, open_bundle
+from cutset.bundles.proof.checks import check_bundle
 from cutset.bundles.proof.results import BACKENDS, VerificationReport
-from cutset.bundles.proof.torch.checks import check_bundle
-from cutset.bundles.proof.torch.running_checks import call_with_positional
 from cutset.bundles.proof.verify import compare_model
 
 
@@ -23,7 +22,7 @@ def check_here(
     bundle: Bundle | Path,
     *,
     model: torch.nn.Module | None = None,
-    call_model: Callable[..., Any] = call_with_positional,
+    call_model: Callable[..., Any] | None = None,
     backends: Collection[str] = BACKENDS,
 ) -> VerificationReport:
     """What `verify_bundle` reports."""

@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cutset.bundles.open import StageProgram
 from cutset.bundles.reading.torch.archive import ProgramArchive
 from cutset.bundles.reading.torch.decode import read_program
 from cutset.bundles.reading.torch.dry_run import DryRun
 from cutset.bundles.reading.torch.functions import build_module
+from cutset.bundles.reading.torch.loading import LoadedProgram
 from cutset.bundles.reading.torch.operators import _ATEN
 from cutset.capture.pieces import build_piece
 from cutset.capture.torch_export import capture_model, export_piece
@@ -388,7 +388,7 @@ def attempt(path: Path, rows: Tensor) -> str:
             module = build_module(program, archive)
     except CutsetError:
         return "refused"
-    stage = StageProgram(module, program, run)
+    stage = LoadedProgram(module, program, run)
     weights = [weight.detach().clone() for weight in module.parameters()]
     given = guarded(rows)
     try:

@@ -12,6 +12,8 @@ from cutset.extras import naming_extras
 from cutset.version import __version__
 
 if TYPE_CHECKING:
+    from cutset.backends.base import ModelBackend as ModelBackend
+    from cutset.backends.base import ProgramBackend as ProgramBackend
     from cutset.bundles.open import Bundle as Bundle
     from cutset.bundles.open import open_bundle as open_bundle
     from cutset.bundles.proof.results import VerificationReport as VerificationReport
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from cutset.runtime.status import Limits as Limits
     from cutset.serve.command import serve_bundle as serve_bundle
     from cutset.serve.settings import ServeSettings as ServeSettings
+    from cutset.tensors import TensorSpec as TensorSpec
     from cutset.workflow import MeasuredCosts as MeasuredCosts
     from cutset.workflow import PreparedModel as PreparedModel
     from cutset.workflow import ProvenBundle as ProvenBundle
@@ -97,6 +100,7 @@ _HOMES = {
     "Limits": "runtime.status",
     "Link": "cluster.devices",
     "MeasuredCosts": "workflow",
+    "ModelBackend": "backends.base",
     "Plan": "planning",
     "PlanRequest": "planning",
     "PreparedModel": "workflow",
@@ -105,7 +109,9 @@ _HOMES = {
     "ProvenBundle": "workflow",
     "RayCluster": "engines.ray.engine",
     "ServeSettings": "serve.settings",
+    "ProgramBackend": "backends.base",
     "Session": "runtime.session",
+    "TensorSpec": "tensors",
     "Unit": "graph.units",
     "VerificationReport": "bundles.proof.results",
     "bench_bundle": "measure.bench",

@@ -29,7 +29,7 @@ from cutset.engines.registry import GROUP as ENGINES
 from cutset.engines.registry import find_engine
 from cutset.errors import CutsetError
 from cutset.extensions import extension_names
-from cutset.extras import EXTRA_OF, naming_extras
+from cutset.extras import naming_extras
 from cutset.printable import printable
 from cutset.version import __version__
 
@@ -149,7 +149,7 @@ def examine_machine(*, trial: bool = False) -> Examination:
     packages = _packages()
     abilities = [
         _ability("use the packages it needs", lambda: _requirements(packages)),
-        *(_backend_ability(name) for name in _backends()),
+        *_backend_abilities(),
         _ability("start workers (engine local)", _local_engine),
         _ability("share memory between workers", _shared_memory),
         *_extras(packages),
@@ -347,37 +347,45 @@ def _ability(name: str, check: Callable[[], str], *, is_optional: bool = False) 
         return Ability(name=name, ok=False, is_optional=is_optional, detail=text)
 
 
-def _backends() -> tuple[str, ...]:
-    """Every backend that this version knows; that of the core where one cannot be imported."""
+def _backend_abilities() -> list[Ability]:
+    """What every backend can do here, and what other packages offer in vain."""
     try:
-        from cutset.backends.base import BACKENDS
-    except (ImportError, OSError):
-        return (_CORE_BACKEND,)
-    return BACKENDS
+        from cutset.backends.selection import backend_names, broken_backends
+    except (ImportError, OSError) as error:
+        return [Ability(name="run stages", ok=False, is_optional=False, detail=str(error))]
+    abilities = [
+        _ability(
+            f"run stages with {name}",
+            functools.partial(_start_backend, name),
+            is_optional=name != _CORE_BACKEND,
+        )
+        for name in backend_names()
+    ]
+    return abilities + [
+        Ability(
+            name=f"run stages with {broken.name}",
+            ok=False,
+            is_optional=True,
+            detail=f"a package offers it: {broken.reason}",
+        )
+        for broken in broken_backends()
+    ]
 
 
-def _backend_ability(name: str) -> Ability:
-    return _ability(
-        f"run stages with {name}", lambda: _import_backend(name), is_optional=name != _CORE_BACKEND
-    )
+def _start_backend(name: str) -> str:
+    """Has a backend compute something small."""
+    from cutset.backends.selection import get_backend
 
-
-def _import_backend(name: str) -> str:
-    """Imports a backend's library, whose name the backend's begins with."""
-    library, _, kind = name.partition("-")
+    backend = get_backend(name)
+    reason = backend.missing()
+    if reason:
+        raise CutsetError(reason)
     try:
-        module = importlib.import_module(library)
-    except ModuleNotFoundError as error:
-        extra = EXTRA_OF.get(library)
-        wanted = f"'cutset[{extra}]'" if extra else library
-        raise CutsetError(f"it is not installed: pip install {wanted}") from error
-    if kind:
-        from cutset.backends.base import missing_here
-
-        reason = missing_here(name)
-        if reason:
-            raise CutsetError(reason)
-    return f"version {module.__version__}"
+        backend.start()
+        return f"version {backend.version()}"
+    except Exception as error:
+        # What libraries and other packages' backends raise has no common class but this.
+        raise CutsetError(f"{type(error).__name__}: {error}") from error
 
 
 def _local_engine() -> str:
@@ -408,12 +416,12 @@ def _run_trial() -> str:
     with naming_extras():
         import torch
 
-    from cutset.backends.base import QUICK_BACKENDS, missing_here
+    from cutset.backends.selection import usable_backends
     from cutset.runtime.session import open_session
     from cutset.workflow import plan_stages, prepare_model, split_model
 
     started = time.monotonic()
-    names = [name for name in QUICK_BACKENDS if not missing_here(name)]
+    names = [backend.full_name for backend in usable_backends() if backend.is_quick]
     with tempfile.TemporaryDirectory(prefix="cutset-doctor-") as folder:
         file = Path(folder) / "trial_model.py"
         file.write_text(_TRIAL_MODEL, encoding="utf-8")

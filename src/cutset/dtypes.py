@@ -6,11 +6,14 @@ NumPy has no bfloat16; `ml_dtypes` adds it, as a type of its own that is no int1
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import ml_dtypes
 import numpy as np
 
 from cutset.tensors import DTYPE_BYTES
+
+Arrays: TypeAlias = tuple[np.ndarray, ...]
 
 ALIGNMENT_BYTES = 64
 """Arrays of ours begin at multiples of it, as torch's do: some kernels choose by that."""

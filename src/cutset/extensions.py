@@ -43,7 +43,7 @@ def find_extension(group: str, name: str, error: type[CutsetError]) -> Any | Non
     (point,) = found
     try:
         return point.load()
-    except Exception as reason:
+    except (Exception, SystemExit) as reason:
         raise error(
             f"{what} of the package {_distribution_of(point)} cannot be loaded from"
             f" {point.value!r}: {type(reason).__name__}: {reason}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cutset.backends.base import Arrays
+from cutset.dtypes import Arrays
 from cutset.engines.local import LocalEngine
 from cutset.runtime import worker
 

@@ -12,15 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from checked_here import check_here
-from cutset.bundles.open import load_program, open_bundle
+from cutset.bundles.open import open_bundle
 from cutset.bundles.proof.verify import verify_bundle
+from cutset.bundles.reading.torch.loading import load_program
+from cutset.capture.setting_values import TORCH_SETTINGS
 from cutset.capture.torch_export import capture_model
-from cutset.capture.torch_settings import (
-    TORCH_SETTINGS,
-    apply_settings,
-    current_settings,
-    using_settings,
-)
+from cutset.capture.torch_settings import apply_settings, current_settings, using_settings
 from cutset.runtime.session import open_session
 from distributed.bundles import write_bundle
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-from cutset.backends.base import load_stage
+from cutset.backends.selection import load_stage
 from cutset.bundles.open import open_bundle
 from cutset.bundles.proof.verify import verify_bundle
 from cutset.errors import EngineError, ManifestError, ModelError

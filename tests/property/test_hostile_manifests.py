@@ -72,7 +72,7 @@ def _uses(folder: Path, bundle: Bundle) -> tuple[Callable[[], object], ...]:
     return (
         lambda: render(build_report(bundle_sources(folder))),
         bundle._repr_html_,
-        lambda: (unit_faults(manifest), completeness_faults(manifest, {})),
+        lambda: (unit_faults(manifest), completeness_faults(manifest)),
         lambda: allowance_of(manifest, (1, 2, 5), range(len(manifest.stages))),
         lambda: links_of(manifest, manifest.plan.micro_batch),
     )

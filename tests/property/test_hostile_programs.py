@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cutset.bundles.open import load_program, open_bundle
+from cutset.bundles.open import open_bundle
+from cutset.bundles.reading.torch.loading import load_program
 from cutset.errors import CutsetError
 from distributed.bundles import write_bundle
 from hostile import MODEL_JSON, PROGRAM, copy_of, edit_members, members_of, root_of

@@ -23,7 +23,8 @@ from cutset.bundles.manifest import (
     decode_manifest,
     encode_manifest,
 )
-from cutset.bundles.open import load_program, open_bundle
+from cutset.bundles.open import open_bundle
+from cutset.bundles.reading.torch.loading import load_program
 from cutset.capture.setting_values import TORCH_SETTINGS
 from cutset.data.images import Preprocessing
 from cutset.errors import BundleError, ManifestError

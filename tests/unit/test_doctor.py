@@ -86,7 +86,7 @@ def test_a_backend_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     found = ability("run stages with onnxruntime")
     assert (found.ok, found.is_optional) == (False, False)
-    assert found.detail == "it is not installed: pip install onnxruntime"
+    assert found.detail == "onnxruntime is not installed; pip install onnxruntime"
 
 
 def test_without_torch_what_runs_bundles_works(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ def test_without_torch_what_runs_bundles_works(monkeypatch: pytest.MonkeyPatch) 
     abilities = {each.name: each for each in examination.abilities}
     found = abilities["run stages with torch"]
     assert (found.ok, found.is_optional) == (False, True)
-    assert found.detail == "it is not installed: pip install 'cutset[torch]'"
+    assert found.detail == "torch is not installed; pip install 'cutset[torch]'"
     trial = abilities["split, prove and run a small model"]
     assert (trial.ok, trial.is_optional) == (False, True)
     assert trial.detail.endswith("not installed: pip install 'cutset[torch]'")

@@ -1,220 +1,275 @@
-"""What a backend is, which ones there are, and how one is chosen.
+"""What a backend is: a way to compute stages, in one class.
 
-A backend turns a stage's file into a function from arrays to arrays. The runtime knows no more
-of it than `StageProgram`. Only the backend that is asked for is imported.
+A backend makes a function from arrays to arrays of what a stage's folder holds. Those that read the
+ONNX model derive from `ModelBackend`, those that run the torch program from `ProgramBackend`. The
+same call makes a program of a stage and of a piece whose cost is measured, so whoever can run
+stages can be planned with. `cutset.backends.selection` lists what there is.
 """
 
 from __future__ import annotations
 
+import abc
 import importlib
+import importlib.metadata
 import importlib.util
-import logging
-import time
-from statistics import median
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from cutset.capture.torch_settings import apply_settings
-from cutset.dtypes import FLOATING, NUMPY_DTYPES, empty_array
-from cutset.errors import CutsetError, EngineError
+from cutset.bundles.open import load_onnx_model
+from cutset.dtypes import Arrays
+from cutset.tensors import BATCH, DTYPE_BYTES, TensorSpec
 
 if TYPE_CHECKING:
+    import torch
+
     from cutset.bundles.manifest import StageEntry
     from cutset.bundles.open import Bundle
 
-_LOG = logging.getLogger(__name__)
+Computation: TypeAlias = Callable[[Arrays], Arrays]
+"""Computes a stage's outputs, in the order of its contract.
 
-BACKENDS: tuple[str, ...] = ("torch", "onnxruntime", "openvino", "torch-compiled")
-"""Every backend that this version knows, the reference first."""
+The caller has checked rank, shape and dtype of the inputs, which may have any strides. The outputs
+may share memory with the inputs (a stage may pass an array on), never with an earlier call's
+outputs: another thread may still be sending those.
+"""
 
-QUICK_BACKENDS: tuple[str, ...] = BACKENDS[:3]
-"""Those that load a stage in a few seconds, so that they may be tried; compiling takes longer."""
-
-AUTO = "auto"
-
-_MODULES = {
-    "torch": "cutset.backends.torch_eager",
-    "onnxruntime": "cutset.backends.onnxruntime",
-    "openvino": "cutset.backends.openvino",
-    "torch-compiled": "cutset.backends.torch_compiled",
-}
-_TRIAL_LIMIT_S = 0.5
-_TRIAL_RUNS = 5
-
-Arrays: TypeAlias = tuple[np.ndarray, ...]
+Specs: TypeAlias = tuple[TensorSpec, ...]
 
 
-class StageProgram(Protocol):
-    """One loaded stage."""
+@dataclass(frozen=True, kw_only=True)
+class StageProgram:
+    """One loaded stage.
 
-    @property
-    def backend(self) -> str:
-        """Name of the backend that runs it."""
+    Attributes:
+        backend: name of the backend that computes it.
+        compute: what computes it.
+    """
+
+    backend: str
+    compute: Computation
 
     def __call__(self, inputs: Arrays) -> Arrays:
-        """Computes the stage's outputs, in the order of its contract.
+        """Computes the stage's outputs; see `Computation`."""
+        return self.compute(inputs)
 
-        The caller has checked rank, shape and dtype of the inputs, which may have any strides. The
-        outputs may share memory with the inputs (a stage may pass an array on), never with an
-        earlier call's outputs: another thread may still be sending those.
+
+class Backend(abc.ABC):
+    """A way to compute stages; derive from `ModelBackend` or `ProgramBackend`.
+
+    Importing its module must not import the library that computes: all that are known are asked
+    what they need, and only the chosen one is loaded.
+
+    Attributes:
+        name: how plans, profiles and ``--backend`` call it: a letter, then letters, digits, ``-``,
+            ``_`` and ``.``.
+        needs: Python modules without which it does not work, each with what to install for it, in
+            the words of ``pip install``.
+        is_quick: whether a stage is loaded within a few seconds. Then it may be tried unasked, and
+            every piece of a model is measured with it; otherwise the whole model is, and the pieces
+            are taken to cost the same shares of it as in the reference backend.
+        variant: which of `variants` this one is; ``""`` for the backend itself.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[Mapping[str, str]] = {}
+    is_quick: ClassVar[bool] = True
+
+    def __init__(self, variant: str = "") -> None:
+        self.variant = variant
+
+    @classmethod
+    def variants(cls) -> tuple[str, ...]:
+        """Ways to compute that this machine has besides the usual one, by their short names.
+
+        ``NAME:VARIANT`` is a backend of its own for plans and profiles.
         """
+        return ()
 
+    @classmethod
+    def short_name(cls, variant: str) -> str:
+        """A variant by the name that `variants` has, however it is called; ``""`` for the usual."""
+        return variant
 
-class BackendModule(Protocol):
-    """What the module of a backend offers."""
-
-    def load(
-        self, bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int
-    ) -> StageProgram:
-        """Loads one stage."""
+    @property
+    def full_name(self) -> str:
+        """``NAME``, or ``NAME:VARIANT``."""
+        return f"{self.name}:{self.variant}" if self.variant else self.name
 
     def missing(self) -> str:
-        """What this machine lacks for the backend, in words with a hint; ``""`` if nothing."""
+        """What this machine lacks for it, in words with a hint; ``""`` if nothing."""
+        for module, package in self.needs.items():
+            if importlib.util.find_spec(module) is None:
+                return f"{module} is not installed; pip install {package}"
+        return ""
 
+    def version(self) -> str:
+        """The version of what computes: of the first module in `needs`."""
+        module = next(iter(self.needs), type(self).__module__.partition(".")[0])
+        try:
+            return importlib.metadata.version(module)
+        except importlib.metadata.PackageNotFoundError:
+            return str(getattr(importlib.import_module(module), "__version__", "unknown"))
+
+    @abc.abstractmethod
+    def why_not(self, entry: StageEntry) -> str:
+        """Why it cannot compute a stage here, in words with a hint; ``""`` if it can."""
+
+    @abc.abstractmethod
+    def load(
+        self, bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int
+    ) -> Computation:
+        """Loads one stage.
+
+        Args:
+            bundle: opened and checked, at least for this stage.
+            stage: index of the stage.
+            num_threads: threads to compute with.
+            micro_batch: rows of the largest micro-batch.
+
+        Raises:
+            BundleError: the stage's file is missing, changed or unsafe.
+            EngineError: it cannot be loaded here; says why and what to do.
+        """
+
+    @abc.abstractmethod
     def start(self) -> None:
         """Computes one small convolution, so that this process holds what every stage needs."""
 
+
+class ModelBackend(Backend):
+    """A backend that reads a stage's ONNX model; it implements `load_model`.
+
+    Attributes:
+        dtypes: names of the dtypes that its inputs and outputs may have.
+        reads_folder: whether `load_model` can find external tensors of a model given as content
+            in `folder`. Otherwise such a model always holds its tensors itself.
+    """
+
+    dtypes: ClassVar[frozenset[str]] = frozenset(DTYPE_BYTES)
+    reads_folder: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def load_model(
+        self,
+        model: Path | bytes,
+        inputs: Specs,
+        outputs: Specs,
+        *,
+        num_threads: int,
+        folder: Path | None = None,
+    ) -> Computation:
+        """Loads an ONNX model: of a stage, or of a piece whose cost is measured.
+
+        Args:
+            model: a checked file, or the content of a model that this process made.
+            inputs: contract of the inputs, in the model's order.
+            outputs: contract of the outputs, in the model's order.
+            num_threads: threads to compute with.
+            folder: where external tensors of a model given as content lie, see `reads_folder`.
+
+        Raises:
+            EngineError: it cannot be loaded; says why and what to do.
+        """
+
     def why_not(self, entry: StageEntry) -> str:
-        """Why this backend cannot run the stage here, in words with a hint; ``""`` if it can."""
+        """Why it cannot compute the stage here; ``""`` if it can."""
+        otherwise = "; use --backend torch" if entry.program is not None else ""
+        if entry.model is None:
+            return f"the bundle has no ONNX model for it ({entry.model_missing}){otherwise}"
+        unknown = {spec.dtype for spec in (*entry.inputs, *entry.outputs)} - self.dtypes
+        if unknown:
+            return f"it has no tensors of dtype {', '.join(sorted(unknown))}{otherwise}"
+        return self.missing()
+
+    def load(
+        self,
+        bundle: Bundle,
+        stage: int,
+        *,
+        num_threads: int,
+        micro_batch: int,  # noqa: ARG002
+    ) -> Computation:
+        """Loads the stage's ``model.onnx``; see `Backend.load`."""
+        entry = bundle.manifest.stages[stage]
+        file = load_onnx_model(bundle, stage)
+        return self.load_model(file, entry.inputs, entry.outputs, num_threads=num_threads)
+
+    def start(self) -> None:
+        """Computes one small convolution."""
+        given = TensorSpec(name="x", shape=(BATCH, 3, 8, 8), dtype="float32")
+        made = TensorSpec(name="y", shape=(BATCH, 8, 6, 6), dtype="float32")
+        compute = self.load_model(one_convolution(), (given,), (made,), num_threads=1)
+        compute((np.zeros((1, 3, 8, 8), np.float32),))
 
 
-def check_backend_name(name: str) -> None:
-    """Refuses a name that is neither ``"auto"`` nor a backend.
+class ProgramBackend(Backend):
+    """A backend that runs a stage's torch program; it implements `load` and `load_module`."""
 
-    Raises:
-        EngineError: there is no such backend; the message lists those there are.
-    """
-    if name != AUTO and name not in BACKENDS:
-        raise EngineError(
-            f"there is no backend {name!r}; choose one of {', '.join((AUTO, *BACKENDS))}"
-        )
+    needs: ClassVar[Mapping[str, str]] = {"torch": "'cutset[torch]'"}
 
+    @abc.abstractmethod
+    def load_module(
+        self,
+        module: Callable[..., tuple[torch.Tensor, ...]],
+        examples: tuple[torch.Tensor, ...],
+    ) -> Computation:
+        """Makes a program of a piece whose cost is measured.
 
-def missing_here(name: str) -> str:
-    """What this machine lacks for one of `BACKENDS`, in words with a hint; ``""`` if nothing."""
-    return _module(name).missing()
+        Args:
+            module: takes tensors one by one, gives a tuple.
+            examples: inputs of the shapes and dtypes that it is measured with.
 
+        Raises:
+            EngineError: it cannot be loaded; says why and what to do.
+        """
 
-def start(name: str) -> None:
-    """Has one of `BACKENDS` compute one small convolution: then this process holds its libraries.
-
-    So much memory does a worker of this backend take whose stage is next to nothing.
-    """
-    _module(name).start()
-
-
-def load_stage(
-    bundle: Bundle, stage: int, *, backend: str, num_threads: int, micro_batch: int
-) -> StageProgram:
-    """Loads one stage for one backend, after giving this process the bundle's settings of torch.
-
-    Args:
-        bundle: opened and checked, at least for this stage.
-        stage: index of the stage.
-        backend: a name from `BACKENDS`, or ``"auto"``: the backend that the plan names for the
-            stage because its profile measured it as the fastest. A plan that names the reference
-            backend or none may never have measured another, and a planned one may be missing here;
-            then each of `QUICK_BACKENDS` that can run the stage is tried on random rows for at
-            most half a second, and the one with the least median time is kept. A session asks for
-            this only when a stage is loaded for the first time; a worker that replaces another
-            gets the same backend, so that answers do not change.
-        num_threads: threads to compute with.
-        micro_batch: rows of the largest micro-batch.
-
-    Raises:
-        EngineError: no such backend, or it cannot run this stage; says why and what to do.
-        BundleError: the stage's file is missing, changed or unsafe.
-    """
-    check_backend_name(backend)
-    apply_settings(bundle.manifest.torch_settings)
-    entry = bundle.manifest.stages[stage]
-    planned = bundle.manifest.plan.stages[stage].backend
-    if backend == AUTO and planned in BACKENDS[1:]:
-        reason = _module(planned).why_not(entry)
-        if reason:
-            _LOG.warning("stage %d: not run with %s as planned: %s", stage, planned, reason)
-        else:
-            backend = planned
-    if backend != AUTO:
-        reason = _module(backend).why_not(entry)
-        if reason:
-            raise EngineError(f"backend {backend!r} cannot run stage {stage}: {reason}")
-        return _module(backend).load(
-            bundle, stage, num_threads=num_threads, micro_batch=micro_batch
-        )
-    programs = _load_all(bundle, entry, num_threads, micro_batch)
-    return programs[0] if len(programs) == 1 else _fastest(programs, entry, micro_batch)
-
-
-def _load_all(
-    bundle: Bundle, entry: StageEntry, num_threads: int, micro_batch: int
-) -> list[StageProgram]:
-    """The stage in every quick backend that can run it, the reference first."""
-    reasons = {name: _module(name).why_not(entry) for name in QUICK_BACKENDS}
-    programs: list[StageProgram] = []
-    for name in [name for name, reason in reasons.items() if not reason]:
-        try:
-            program = _module(name).load(
-                bundle, entry.index, num_threads=num_threads, micro_batch=micro_batch
+    def why_not(self, entry: StageEntry) -> str:
+        """Why it cannot compute the stage here; ``""`` if it can."""
+        if entry.program is None:
+            return (
+                "the bundle holds no torch program, since the model was an ONNX file; "
+                "use --backend onnxruntime"
             )
-        except EngineError as error:
-            reasons[name] = str(error)
-            _LOG.warning("stage %d: backend %s not tried: %s", entry.index, name, error)
-            continue
-        programs.append(program)
-    if not programs:
-        each = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise EngineError(f"no backend can run stage {entry.index}: {each}")
-    return programs
+        return self.missing()
+
+    def start(self) -> None:
+        """Computes one small convolution."""
+        import torch
+
+        with torch.inference_mode():
+            torch.conv2d(torch.zeros(1, 3, 8, 8), torch.zeros(8, 3, 3, 3))
 
 
-def _module(name: str) -> BackendModule:
-    module: BackendModule = importlib.import_module(_MODULES[name])
-    return module
+def rows_of(arrays: Arrays, specs: Specs) -> int:
+    """How many rows `arrays` hold, read from the first length that grows with the rows.
 
-
-def _fastest(programs: list[StageProgram], entry: StageEntry, micro_batch: int) -> StageProgram:
-    inputs = random_inputs(entry, micro_batch)
-    best, best_s = programs[0], float("inf")
-    for program in programs:
-        try:
-            elapsed_s = _median_time(program, inputs)
-        except (RuntimeError, CutsetError) as error:
-            # Random rows may be refused (an embedding wants small indices). The reference backend
-            # then runs the stage, and the log says so.
-            _LOG.warning("stage %d: backend %s not tried: %s", entry.index, program.backend, error)
-            continue
-        _LOG.info("stage %d: %s took %.6f s", entry.index, program.backend, elapsed_s)
-        if elapsed_s < best_s:
-            best, best_s = program, elapsed_s
-    return best
-
-
-def _median_time(program: StageProgram, inputs: Arrays) -> float:
-    program(inputs)
-    samples: list[float] = []
-    started = time.perf_counter()
-    while len(samples) < _TRIAL_RUNS and time.perf_counter() - started < _TRIAL_LIMIT_S:
-        begin = time.perf_counter()
-        program(inputs)
-        samples.append(time.perf_counter() - begin)
-    return median(samples) if samples else time.perf_counter() - started
-
-
-def random_inputs(entry: StageEntry, num_rows: int) -> Arrays:
-    """Seeded inputs for a stage: normal for floating and complex dtypes, zeros for the others.
-
-    Args:
-        entry: the stage.
-        num_rows: rows of the inputs.
+    Returns:
+        The number of rows; 1 where no length grows with them.
     """
-    generator = np.random.default_rng(0)
-    inputs = []
-    for spec in entry.inputs:
-        array = empty_array(spec.concrete_shape(num_rows), NUMPY_DTYPES[spec.dtype])
-        array[...] = 0
-        if spec.dtype in FLOATING:
-            array[...] = generator.standard_normal(array.shape, np.float32)
-        inputs.append(array)
-    return tuple(inputs)
+    for array, spec in zip(arrays, specs, strict=True):
+        for length, dim in zip(array.shape, spec.shape, strict=True):
+            if isinstance(dim, str):
+                return int(length) // int(dim.partition("*")[2] or 1)
+    return 1
+
+
+def one_convolution() -> bytes:
+    """An ONNX model of one small convolution, with zeros for weights; input ``x``, output ``y``."""
+    import onnx  # an import that processes of the other backends do without
+
+    weights = onnx.numpy_helper.from_array(np.zeros((8, 3, 3, 3), np.float32), "weights")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Conv", ["x", "weights"], ["y"])],
+        "one convolution",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3, 8, 8])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 8, 6, 6])],
+        [weights],
+    )
+    opset = onnx.helper.make_opsetid("", 17)
+    model: Any = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9)
+    content: bytes = model.SerializeToString()
+    return content

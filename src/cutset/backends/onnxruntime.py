@@ -1,53 +1,123 @@
-"""The ``onnxruntime`` backend: the stage's ONNX model on ONNX Runtime's CPU provider.
+"""The ``onnxruntime`` backend: the stage's ONNX model in ONNX Runtime.
 
-Inputs and outputs are bound where they lie, so none is copied on the way in or out.
-Its results differ from torch's in the last bits (other kernels, fused operations).
+Inputs and outputs are bound where they lie, so none is copied on the way in or out. Its results
+differ from torch's in the last bits (other kernels, fused operations).
+
+``onnxruntime`` computes on the CPU with ONNX Runtime's own kernels. What else an installed build
+has (execution providers: CUDA, XNNPACK, OpenVINO, ...) are variants, ``onnxruntime:XNNPACK``. An
+operation that a provider does not have, ONNX Runtime's own kernels compute; where it would have
+none, the variant cannot run the stage.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, ClassVar
 
-import numpy as np
-
-from cutset.bundles.open import load_onnx_model
+from cutset.backends.base import Computation, ModelBackend, Specs, rows_of
 from cutset.capture.onnx.inference import ELEMENT_TYPES, make_session
-from cutset.dtypes import NUMPY_DTYPES, empty_array, row_major
+from cutset.dtypes import NUMPY_DTYPES, Arrays, empty_array, row_major
 from cutset.errors import EngineError
 
-if TYPE_CHECKING:
-    from cutset.backends.base import Arrays
-    from cutset.bundles.manifest import StageEntry
-    from cutset.bundles.open import Bundle
-    from cutset.tensors import TensorSpec
+_SUFFIX = "ExecutionProvider"
+_CPU = "CPU"
+_REMOTE = frozenset({"Azure"})
+"""Providers that compute nothing here: they ask a service elsewhere, where a model says so."""
+
+_OWN_THREADS = {"XNNPACK": "intra_op_num_threads", "OpenVINO": "num_of_threads"}
+"""Providers that have threads of their own, and how these are counted;
+https://onnxruntime.ai/docs/execution-providers/"""
 
 
-class OnnxProgram:
-    """A stage in ONNX Runtime; see `cutset.backends.base.StageProgram`."""
+class OnnxruntimeBackend(ModelBackend):
+    """ONNX Runtime, with one of its execution providers."""
 
-    backend = "onnxruntime"
+    name = "onnxruntime"
+    needs: ClassVar = {"onnxruntime": "onnxruntime"}
+    dtypes = frozenset(ELEMENT_TYPES)
+    reads_folder = True
 
-    def __init__(
-        self, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
-    ) -> None:
-        self._session = session
-        self._inputs = self._pair([node.name for node in session.get_inputs()], inputs)
-        self._outputs = self._pair([node.name for node in session.get_outputs()], outputs)
-        self._input_specs = inputs
+    @classmethod
+    def variants(cls) -> tuple[str, ...]:
+        """The execution providers of the installed build, but for the CPU's."""
+        if importlib.util.find_spec("onnxruntime") is None:
+            return ()
+        import onnxruntime
 
-    def _pair(
-        self, names: list[str], specs: tuple[TensorSpec, ...]
-    ) -> tuple[tuple[str, TensorSpec, int], ...]:
-        if len(names) != len(specs):
-            raise EngineError(
-                f"the ONNX model has {len(names)} tensors ({', '.join(names)}) where the manifest"
-                f" promises {len(specs)} ({', '.join(spec.name for spec in specs)}); export the"
-                " bundle again"
+        names = map(cls.short_name, onnxruntime.get_available_providers())
+        return tuple(name for name in names if name and name not in _REMOTE)
+
+    @classmethod
+    def short_name(cls, variant: str) -> str:
+        """``"XNNPACK"`` for that and for ``"XNNPACKExecutionProvider"``."""
+        name = variant.removesuffix(_SUFFIX)
+        return "" if name == _CPU else name
+
+    def load_model(
+        self,
+        model: Path | bytes,
+        inputs: Specs,
+        outputs: Specs,
+        *,
+        num_threads: int,
+        folder: Path | None = None,
+    ) -> Computation:
+        """Makes a session; operators run one after the other, each with `num_threads` threads.
+
+        Raises:
+            EngineError: ONNX Runtime cannot load it, its tensors are not those of the contracts, or
+                the variant computes nothing of it.
+        """
+        provider, options = "", {}
+        if self.variant:
+            provider = f"{self.variant}{_SUFFIX}"
+            key = _OWN_THREADS.get(self.variant)
+            options = {key: str(num_threads)} if key else {}
+        try:
+            session = make_session(
+                model if isinstance(model, bytes) else str(model),
+                num_threads,
+                folder=folder,
+                provider=provider,
+                provider_options=options,
             )
-        return tuple(
-            (name, spec, ELEMENT_TYPES[spec.dtype]) for name, spec in zip(names, specs, strict=True)
-        )
+        except Exception as error:
+            # onnxruntime's errors derive from Exception alone.
+            words = str(error).strip().splitlines() or [type(error).__name__]
+            raise EngineError(
+                f"ONNX Runtime cannot load the model ({words[0]}); use another backend, or a device"
+                " with more memory"
+            ) from error
+        if provider and not _computes(session, provider):
+            raise EngineError(
+                f"ONNX Runtime's provider {self.variant} computes nothing of the model here; use"
+                f" --backend {self.name}"
+            )
+        return _Bound(session, inputs, outputs)
+
+
+def _computes(session: Any, provider: str) -> bool:
+    """Whether a provider has at least one operation of a session's model."""
+    if provider not in session.get_providers():
+        return False  # a library that it needs is missing; ONNX Runtime goes on without it
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return True  # ONNX Runtime before 1.24 does not tell
+    assigned = session.get_provider_graph_assignment_info()
+    return any(subgraph.ep_name == provider for subgraph in assigned)
+
+
+class _Bound:
+    """A session whose inputs and outputs lie in arrays."""
+
+    def __init__(self, session: Any, inputs: Specs, outputs: Specs) -> None:
+        self._session = session
+        self._input_specs = inputs
+        self._input_names = _names(session.get_inputs(), inputs)
+        self._outputs = [
+            (name, spec.dtype, spec)
+            for name, spec in zip(_names(session.get_outputs(), outputs), outputs, strict=True)
+        ]
 
     def __call__(self, inputs: Arrays) -> Arrays:
         """Computes the outputs into fresh arrays, whose shapes the contract gives.
@@ -59,13 +129,16 @@ class OnnxProgram:
         num_rows = rows_of(inputs, self._input_specs)
         binding = self._session.io_binding()
         held = [row_major(array) for array in inputs]  # alive until the run has ended
-        for array, (name, _, element_type) in zip(held, self._inputs, strict=True):
-            binding.bind_input(name, "cpu", 0, element_type, list(array.shape), array.ctypes.data)
+        for array, name, spec in zip(held, self._input_names, self._input_specs, strict=True):
+            binding.bind_input(
+                name, "cpu", 0, ELEMENT_TYPES[spec.dtype], list(array.shape), array.ctypes.data
+            )
         outputs = []
-        for name, spec, element_type in self._outputs:
-            shape = spec.concrete_shape(num_rows)
-            output = empty_array(shape, NUMPY_DTYPES[spec.dtype])
-            binding.bind_output(name, "cpu", 0, element_type, list(shape), output.ctypes.data)
+        for name, dtype, spec in self._outputs:
+            output = empty_array(spec.concrete_shape(num_rows), NUMPY_DTYPES[dtype])
+            binding.bind_output(
+                name, "cpu", 0, ELEMENT_TYPES[dtype], list(output.shape), output.ctypes.data
+            )
             outputs.append(output)
         try:
             self._session.run_with_iobinding(binding)
@@ -75,87 +148,12 @@ class OnnxProgram:
         return tuple(outputs)
 
 
-def rows_of(arrays: Arrays, specs: tuple[TensorSpec, ...]) -> int:
-    """How many rows `arrays` hold, read from the first length that grows with the rows.
-
-    Returns:
-        The number of rows; 1 where no length grows with them.
-    """
-    for array, spec in zip(arrays, specs, strict=True):
-        for length, dim in zip(array.shape, spec.shape, strict=True):
-            if isinstance(dim, str):
-                return int(length) // int(dim.partition("*")[2] or 1)
-    return 1
-
-
-def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> OnnxProgram:  # noqa: ARG001
-    """Loads the stage's ``model.onnx``.
-
-    Args:
-        bundle: opened and checked.
-        stage: index of the stage.
-        num_threads: threads inside one operator; operators run one after the other.
-        micro_batch: not needed here.
-
-    Raises:
-        BundleError: the file is missing, changed or unsafe.
-        EngineError: ONNX Runtime cannot load it, or the model's tensors are not those of the
-            manifest.
-    """
-    entry = bundle.manifest.stages[stage]
-    file = load_onnx_model(bundle, stage)
-    try:
-        session = make_session(str(file), num_threads)
-    except Exception as error:
-        # onnxruntime's errors derive from Exception alone.
-        words = str(error).strip().splitlines() or [type(error).__name__]
+def _names(nodes: list[Any], specs: Specs) -> list[str]:
+    names = [node.name for node in nodes]
+    if len(names) != len(specs):
         raise EngineError(
-            f"ONNX Runtime cannot load stage {stage} ({words[0]}); use another backend, or a device"
-            " with more memory"
-        ) from error
-    return OnnxProgram(session, entry.inputs, entry.outputs)
-
-
-def one_convolution() -> bytes:
-    """An ONNX model of one small convolution, with zeros for weights; input ``x``, output ``y``."""
-    import onnx  # an import that processes of the other backends do without
-
-    weights = onnx.numpy_helper.from_array(np.zeros((8, 3, 3, 3), np.float32), "weights")
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Conv", ["x", "weights"], ["y"])],
-        "one convolution",
-        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3, 8, 8])],
-        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 8, 6, 6])],
-        [weights],
-    )
-    opset = onnx.helper.make_opsetid("", 17)
-    content: bytes = onnx.helper.make_model(
-        graph, opset_imports=[opset], ir_version=9
-    ).SerializeToString()
-    return content
-
-
-def start() -> None:
-    """Computes one small convolution."""
-    session = make_session(one_convolution(), 1)
-    session.run(None, {"x": np.zeros((1, 3, 8, 8), np.float32)})
-
-
-def missing() -> str:
-    """What this machine lacks for it; ``""`` if nothing."""
-    if importlib.util.find_spec("onnxruntime") is None:
-        return "onnxruntime is not installed; pip install onnxruntime"
-    return ""
-
-
-def why_not(entry: StageEntry) -> str:
-    """Why ONNX Runtime cannot run the stage here; ``""`` if it can."""
-    if entry.model is None:
-        return f"the bundle has no ONNX model for it ({entry.model_missing}); use --backend torch"
-    otherwise = "; use --backend torch" if entry.program is not None else ""
-    if missing():
-        return missing()
-    unknown = {spec.dtype for spec in (*entry.inputs, *entry.outputs)} - ELEMENT_TYPES.keys()
-    if unknown:
-        return f"it has no tensors of dtype {', '.join(sorted(unknown))}{otherwise}"
-    return ""
+            f"the ONNX model has {len(names)} tensors ({', '.join(names)}) where the manifest"
+            f" promises {len(specs)} ({', '.join(spec.name for spec in specs)}); export the bundle"
+            " again"
+        )
+    return names

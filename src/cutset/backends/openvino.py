@@ -1,54 +1,83 @@
 """The ``openvino`` backend: the stage's ONNX model in OpenVINO's CPU plugin (an extra).
 
 It reads the same file as the ``onnxruntime`` backend, after the same checks. Inputs and outputs are
-used where they lie. It computes in the precision of the model, also on processors that
-would be faster with bfloat16; results differ from torch's in the last bits.
+used where they lie. It computes in the precision of the model, also on processors that would be
+faster with bfloat16; results differ from torch's in the last bits.
 """
 
 from __future__ import annotations
 
-import importlib.util
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from cutset.backends.allocator import give_back_mapping
-from cutset.backends.onnxruntime import one_convolution, rows_of
-from cutset.bundles.open import load_onnx_model
-from cutset.dtypes import NUMPY_DTYPES, empty_array, row_major
+from cutset.backends.base import Computation, ModelBackend, Specs, rows_of
+from cutset.dtypes import NUMPY_DTYPES, Arrays, empty_array, row_major
 from cutset.errors import EngineError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from cutset.backends.base import Arrays
-    from cutset.bundles.manifest import StageEntry
     from cutset.bundles.open import Bundle
-    from cutset.tensors import TensorSpec
-
-DTYPES = frozenset(
-    {"float32", "float64", "float16", "int8", "int16", "int32", "int64", "uint8", "bool"}
-)
-"""What both NumPy and OpenVINO can hold."""
 
 
-class OpenvinoProgram:
-    """A stage in OpenVINO; see `cutset.backends.base.StageProgram`.
+class OpenvinoBackend(ModelBackend):
+    """OpenVINO on the CPU."""
 
-    Args:
-        compiled: what `compile_model` made.
-        inputs: contract of the inputs, in the model's order.
-        outputs: contract of the outputs, in the model's order.
+    name = "openvino"
+    needs: ClassVar = {"openvino": "'cutset[openvino]'"}
+    # What both NumPy and OpenVINO can hold.
+    dtypes = frozenset(
+        {"float32", "float64", "float16", "int8", "int16", "int32", "int64", "uint8", "bool"}
+    )
 
-    Raises:
-        EngineError: the model has another number of tensors than the contract.
-    """
+    def load(
+        self, bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int
+    ) -> Computation:
+        """Loads the stage's ``model.onnx`` and runs it once, on one row.
 
-    backend = "openvino"
+        At its first run OpenVINO packs the weights into memory of its own, and keeps the file
+        mapped: without more, a stage would hold its weights twice.
 
-    def __init__(
-        self, compiled: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
-    ) -> None:
+        Raises:
+            BundleError: the file is missing, changed or unsafe.
+            EngineError: OpenVINO cannot run it.
+        """
+        compute = super().load(bundle, stage, num_threads=num_threads, micro_batch=micro_batch)
+        entry = bundle.manifest.stages[stage]
+        zeros = [
+            np.zeros(spec.concrete_shape(1), NUMPY_DTYPES[spec.dtype]) for spec in entry.inputs
+        ]
+        try:
+            compute(tuple(zeros))
+        except RuntimeError as error:
+            raise _cannot_run(error) from error
+        file = bundle.path(entry.model or "")
+        give_back_mapping(file.with_name(f"{file.name}.data").resolve())
+        return compute
+
+    def load_model(
+        self,
+        model: Path | bytes,
+        inputs: Specs,
+        outputs: Specs,
+        *,
+        num_threads: int,
+        folder: Path | None = None,  # noqa: ARG002  # such a model holds its tensors itself
+    ) -> Computation:
+        """Compiles a model for the CPU.
+
+        Raises:
+            EngineError: OpenVINO cannot read or run it, with its words; or it has another number of
+                tensors than the contracts.
+        """
+        return _Request(compile_model(model, num_threads), inputs, outputs)
+
+
+class _Request:
+    """A compiled model whose inputs and outputs lie in arrays."""
+
+    def __init__(self, compiled: Any, inputs: Specs, outputs: Specs) -> None:
         import openvino
 
         counts = (len(compiled.inputs), len(compiled.outputs))
@@ -113,57 +142,3 @@ def _cannot_run(error: RuntimeError) -> EngineError:
         f"OpenVINO cannot run the model ({words[-1] if words else 'it does not say why'});"
         " use another backend"
     )
-
-
-def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> OpenvinoProgram:  # noqa: ARG001
-    """Loads the stage's ``model.onnx`` and runs it once, on one row.
-
-    At its first run OpenVINO packs the weights into memory of its own, and keeps the file mapped:
-    without more, a stage would hold its weights twice.
-
-    Args:
-        bundle: opened and checked.
-        stage: index of the stage.
-        num_threads: threads that compute.
-        micro_batch: not needed here.
-
-    Raises:
-        BundleError: the file is missing, changed or unsafe.
-        EngineError: OpenVINO cannot run it.
-    """
-    entry = bundle.manifest.stages[stage]
-    file = load_onnx_model(bundle, stage)
-    program = OpenvinoProgram(compile_model(file, num_threads), entry.inputs, entry.outputs)
-    zeros = (np.zeros(spec.concrete_shape(1), NUMPY_DTYPES[spec.dtype]) for spec in entry.inputs)
-    try:
-        program(tuple(zeros))
-    except RuntimeError as error:
-        raise _cannot_run(error) from error
-    give_back_mapping(file.with_name(f"{file.name}.data").resolve())
-    return program
-
-
-def start() -> None:
-    """Computes one small convolution."""
-    request = compile_model(one_convolution(), 1).create_infer_request()
-    request.infer([np.zeros((1, 3, 8, 8), np.float32)])
-
-
-def missing() -> str:
-    """What this machine lacks for it; ``""`` if nothing."""
-    if importlib.util.find_spec("openvino") is None:
-        return "openvino is not installed; pip install 'cutset[openvino]'"
-    return ""
-
-
-def why_not(entry: StageEntry) -> str:
-    """Why OpenVINO cannot run the stage here; ``""`` if it can."""
-    otherwise = "; use --backend torch" if entry.program is not None else ""
-    if entry.model is None:
-        return f"the bundle has no ONNX model for it ({entry.model_missing}){otherwise}"
-    if missing():
-        return missing()
-    unknown = {spec.dtype for spec in (*entry.inputs, *entry.outputs)} - DTYPES
-    if unknown:
-        return f"it has no tensors of dtype {', '.join(sorted(unknown))}{otherwise}"
-    return ""

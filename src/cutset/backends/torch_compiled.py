@@ -14,88 +14,118 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
-
-from cutset.backends import torch_eager
-from cutset.bundles.open import load_program
-from cutset.capture.torch_arrays import as_array, as_tensor
+from cutset.backends.base import Computation, ProgramBackend
+from cutset.dtypes import Arrays
 from cutset.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import torch
 
-    from cutset.backends.base import Arrays
-    from cutset.bundles.manifest import StageEntry
     from cutset.bundles.open import Bundle
-    from cutset.tensors import TensorSpec
 
-Tensors = tuple[torch.Tensor, ...]
+_Tensors: TypeAlias = "tuple[torch.Tensor, ...]"
 
 _COMPILERS = ("g++", "clang++", "c++")
 
 
-class CompiledProgram:
-    """A stage compiled for one number of rows; see `cutset.backends.base.StageProgram`.
+class CompiledBackend(ProgramBackend):
+    """Kernels that inductor compiles."""
 
-    Args:
-        module: a function of tensors that gives a tuple of them.
-        examples: inputs with the number of rows to compile for.
-        check: called with inputs of other shapes before they are computed; raises where the
-            module may not be run with them.
+    name = "torch-compiled"
+    is_quick = False
 
-    Raises:
-        EngineError: it cannot be compiled here.
-    """
+    def missing(self) -> str:
+        """What this machine lacks for it; ``""`` if nothing."""
+        named = os.environ.get("CXX", "")
+        if not any(shutil.which(name) for name in ((named,) if named else _COMPILERS)):
+            return "torch-compiled needs a C++ compiler, and there is none here; install g++"
+        return super().missing()
 
-    backend = "torch-compiled"
+    def load(
+        self, bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int
+    ) -> Computation:
+        """Compiles the stage's ``program.pt2`` for a micro-batch, after all its safety checks.
 
-    def __init__(
+        This process computes with the bundle's settings of torch from here on.
+
+        Raises:
+            BundleError: the file is missing, changed or unsafe.
+            EngineError: it cannot be compiled here.
+        """
+        import torch
+
+        from cutset.bundles.reading.torch.loading import load_program
+        from cutset.capture.torch_settings import apply_settings
+
+        apply_settings(bundle.manifest.torch_settings)
+        torch.set_num_threads(num_threads)
+        examples = tuple(
+            torch.zeros(spec.concrete_shape(micro_batch), dtype=getattr(torch, spec.dtype))
+            for spec in bundle.manifest.stages[stage].inputs
+        )
+        program = load_program(bundle, stage)
+        program.check(examples)
+        return self.load_module(program.module, examples, program.check)
+
+    def load_module(
         self,
-        module: Callable[..., Tensors],
-        examples: Tensors,
-        check: Callable[[Tensors], None] = lambda _inputs: None,
-    ) -> None:
-        self._module = module
-        self._check = check
-        self._shapes = tuple(tensor.shape for tensor in examples)
-        self._compiled = compile_module(module, examples)
+        module: Callable[..., _Tensors],
+        examples: _Tensors,
+        check: Callable[[_Tensors], None] = lambda _inputs: None,
+    ) -> Computation:
+        """Compiles a function for the number of rows of `examples`.
 
-    def __call__(self, inputs: Arrays) -> Arrays:
-        """Computes the outputs; other shapes than it was compiled for in eager torch."""
-        tensors = tuple(as_tensor(array) for array in inputs)
-        if tuple(tensor.shape for tensor in tensors) == self._shapes:
-            outputs = self._compiled(tensors)
-        else:
-            self._check(tensors)
-            with torch.inference_mode():
-                outputs = self._module(*tensors)
-        return tuple(as_array(tensor) for tensor in outputs)
+        Args:
+            module: takes tensors one by one, gives a tuple of them.
+            examples: inputs with the number of rows to compile for.
+            check: called with inputs of other shapes before they are computed; raises where the
+                module may not be run with them.
+
+        Raises:
+            EngineError: it cannot be compiled here.
+        """
+        reason = self.missing()
+        if reason:
+            raise EngineError(reason)
+        import torch
+
+        from cutset.capture.torch_arrays import as_array, as_tensor
+
+        shapes = tuple(tensor.shape for tensor in examples)
+        compiled = _compiled(module, examples)
+
+        def compute(inputs: Arrays) -> Arrays:
+            tensors = tuple(as_tensor(array) for array in inputs)
+            if tuple(tensor.shape for tensor in tensors) == shapes:
+                outputs = compiled(tensors)
+            else:
+                check(tensors)
+                with torch.inference_mode():
+                    outputs = module(*tensors)
+            return tuple(as_array(tensor) for tensor in outputs)
+
+        return compute
 
 
-def compile_module(
-    module: Callable[..., Tensors], examples: Tensors
-) -> Callable[[Tensors], Tensors]:
+def _compiled(
+    module: Callable[..., _Tensors], examples: _Tensors
+) -> Callable[[_Tensors], _Tensors]:
     """Compiles a function for inputs like `examples`, and runs it once on them.
 
-    Args:
-        module: takes tensors one by one, gives a tuple.
-        examples: what it is compiled for: number, shapes and dtypes.
-
     Raises:
-        EngineError: no compiler, or inductor cannot do it; with its words.
+        EngineError: inductor cannot do it; with its words.
     """
-    reason = missing()
-    if reason:
-        raise EngineError(reason)
+    import torch
     import torch._inductor.config as inductor
 
-    def run(inputs: Tensors) -> Tensors:
-        # Tensors of one kind and one order in memory, or it would be compiled again for each.
+    def run(inputs: _Tensors) -> _Tensors:
+        # _Tensors of one kind and one order in memory, or it would be compiled again for each.
         with torch.inference_mode(mode=False), torch.no_grad():
             plain = [t.clone() if t.is_inference() else t.contiguous() for t in inputs]
-            outputs: Tensors = compiled(*plain)
+            outputs: _Tensors = compiled(*plain)
         return outputs
 
     # One thread compiles, in this process: a pool of processes would outlive a killed worker.
@@ -112,46 +142,3 @@ def compile_module(
             " use --backend torch"
         ) from error
     return run
-
-
-def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> CompiledProgram:
-    """Compiles the stage's ``program.pt2`` after all its safety checks.
-
-    Args:
-        bundle: opened and checked.
-        stage: index of the stage.
-        num_threads: for torch's operators, in this whole process.
-        micro_batch: rows to compile for.
-
-    Raises:
-        BundleError: the file is missing, changed or unsafe.
-        EngineError: it cannot be compiled here.
-    """
-    torch.set_num_threads(num_threads)
-    specs = bundle.manifest.stages[stage].inputs
-    examples = tuple(_zeros(spec, micro_batch) for spec in specs)
-    program = load_program(bundle, stage)
-    program.check(examples)
-    return CompiledProgram(program.module, examples, program.check)
-
-
-def _zeros(spec: TensorSpec, num_rows: int) -> torch.Tensor:
-    return torch.zeros(spec.concrete_shape(num_rows), dtype=getattr(torch, spec.dtype))
-
-
-def start() -> None:
-    """Computes one small convolution, in eager torch: compiling it would take half a minute."""
-    torch_eager.start()
-
-
-def missing() -> str:
-    """What this machine lacks for it; ``""`` if nothing."""
-    named = os.environ.get("CXX", "")
-    if not any(shutil.which(name) for name in ((named,) if named else _COMPILERS)):
-        return "torch-compiled needs a C++ compiler, and there is none here; install g++"
-    return ""
-
-
-def why_not(entry: StageEntry) -> str:
-    """Why the stage cannot be compiled here; ``""`` if it can."""
-    return torch_eager.why_not(entry) or missing()

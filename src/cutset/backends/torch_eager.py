@@ -7,68 +7,66 @@ model, since it calls the same kernels in the same order.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
-import torch
-
-from cutset.bundles.open import load_program
-from cutset.capture.torch_arrays import as_array, as_tensor
+from cutset.backends.base import Computation, ProgramBackend
+from cutset.dtypes import Arrays
 
 if TYPE_CHECKING:
-    from cutset.backends.base import Arrays
-    from cutset.bundles.manifest import StageEntry
+    import torch
+
     from cutset.bundles.open import Bundle
 
-_Function: TypeAlias = Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
+
+class EagerBackend(ProgramBackend):
+    """Torch's own operations, one after the other."""
+
+    name = "torch"
+
+    def load(
+        self,
+        bundle: Bundle,
+        stage: int,
+        *,
+        num_threads: int,
+        micro_batch: int,  # noqa: ARG002
+    ) -> Computation:
+        """Loads the stage's ``program.pt2`` after all its safety checks.
+
+        This process computes with the bundle's settings of torch from here on.
+
+        Raises:
+            BundleError: the file is missing, changed or unsafe.
+        """
+        import torch
+
+        from cutset.bundles.reading.torch.loading import load_program
+        from cutset.capture.torch_settings import apply_settings
+
+        apply_settings(bundle.manifest.torch_settings)
+        torch.set_num_threads(num_threads)
+        return _on_arrays(load_program(bundle, stage))
+
+    def load_module(
+        self,
+        module: Callable[..., tuple[torch.Tensor, ...]],
+        examples: tuple[torch.Tensor, ...],  # noqa: ARG002
+    ) -> Computation:
+        """Runs a module as it is."""
+        return _on_arrays(lambda inputs: module(*inputs))
 
 
-class EagerProgram:
-    """A stage as torch's own operations; see `cutset.backends.base.StageProgram`."""
+def _on_arrays(
+    function: Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]],
+) -> Computation:
+    import torch
 
-    backend = "torch"
+    from cutset.capture.torch_arrays import as_array, as_tensor
 
-    def __init__(self, function: _Function) -> None:
-        self._function = function
-
-    def __call__(self, inputs: Arrays) -> Arrays:
-        """Computes the outputs without recording anything for gradients."""
+    def compute(inputs: Arrays) -> Arrays:
+        # Nothing is recorded for gradients.
         with torch.inference_mode():
-            outputs = self._function(tuple(as_tensor(array) for array in inputs))
-        return tuple(as_array(tensor) for tensor in outputs)
+            outputs = function(tuple([as_tensor(array) for array in inputs]))
+        return tuple([as_array(tensor) for tensor in outputs])
 
-
-def load(bundle: Bundle, stage: int, *, num_threads: int, micro_batch: int) -> EagerProgram:  # noqa: ARG001
-    """Loads the stage's ``program.pt2`` after all its safety checks.
-
-    Args:
-        bundle: opened and checked.
-        stage: index of the stage.
-        num_threads: for torch's operators, in this whole process.
-        micro_batch: not needed here.
-
-    Raises:
-        BundleError: the file is missing, changed or unsafe.
-    """
-    torch.set_num_threads(num_threads)
-    return EagerProgram(load_program(bundle, stage))
-
-
-def start() -> None:
-    """Computes one small convolution."""
-    with torch.inference_mode():
-        torch.conv2d(torch.zeros(1, 3, 8, 8), torch.zeros(8, 3, 3, 3))
-
-
-def missing() -> str:
-    """What this machine lacks for it: nothing."""
-    return ""
-
-
-def why_not(entry: StageEntry) -> str:
-    """Why torch cannot run the stage; ``""`` if it can."""
-    if entry.program is None:
-        return (
-            "the bundle holds no torch program, since the model was an ONNX file; "
-            "use --backend onnxruntime"
-        )
-    return ""
+    return compute

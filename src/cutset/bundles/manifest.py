@@ -37,7 +37,7 @@ Where it is null, a micro-batch may have any number of rows.
 
 **Settings.** ``torch_settings`` are the process-wide settings of torch under which the model was
 captured and the reference computed; a reader that runs a program sets them first. Their names and
-values are those of `cutset.capture.torch_settings.TORCH_SETTINGS` [M].
+values are those of `cutset.capture.setting_values.TORCH_SETTINGS` [M].
 
 **Numbers.** Every number has its range [M]: counts, sizes and multiply-adds 0 to 2^60, seconds and
 ratios 0 to 1e300, rows of a micro-batch 1 to 2^24, threads 1 to 1024. A length in a shape is at

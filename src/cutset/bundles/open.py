@@ -2,8 +2,8 @@
 
 What is checked, in this order: the manifest's version, its types, that it does not contradict
 itself; that every path stays inside and no link leads out; that no file is there that the manifest
-does not list; sizes; hashes. Only then may a stage be loaded, and only by functions of this module,
-which check a stage's own file once more from within.
+does not list; sizes; hashes. Only then may a stage be loaded, and only by functions of this module
+and of `cutset.bundles.reading.torch.loading`, which check a stage's own file once more from within.
 
 What is not promised: a bundle from a stranger may still compute something useless. Its programs are
 run in processes of their own only, workers and the one of `cutset.bundles.proof.child`.
@@ -14,13 +14,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
-
-import torch
+from typing import Any
 
 from cutset.bundles.manifest import (
     MAX_MANIFEST_BYTES,
@@ -30,26 +28,14 @@ from cutset.bundles.manifest import (
     decode_manifest,
     sha256_of,
 )
-from cutset.bundles.reading.torch.archive import ProgramArchive
-from cutset.bundles.reading.torch.decode import read_program
-from cutset.bundles.reading.torch.dry_run import DryRun
-from cutset.bundles.reading.torch.functions import build_module
-from cutset.bundles.reading.torch.program import Program
-from cutset.bundles.strict_json import MANIFEST_NAME, contradiction
-from cutset.capture.torch_settings import using_settings
+from cutset.bundles.strict_json import MANIFEST_NAME
 from cutset.errors import BundleError, ChecksumMismatch, ManifestError, UnsafeBundle
 from cutset.graph.cuts import find_cut_points
-from cutset.host import memory_bytes
 from cutset.notebooks import drawn
 
 _HASHING_THREADS = 2
 _LARGE_BYTES = 64 << 20
 _MOST_HOLES = 16
-_MAX_SHAPES = 4096
-"""Most shapes that are remembered as checked."""
-
-StageFunction: TypeAlias = Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
-"""Takes and returns a stage's tensors in the order of its contract."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,48 +75,6 @@ class Bundle:
                 path=relative,
             )
         return self.directory / relative
-
-
-class StageProgram:
-    """A stage in torch, ready to run; see `load_program`.
-
-    Attributes:
-        module: the stage as a torch.fx module that takes the tensors one by one and returns a
-            tuple; for those who compile or inspect it. Call `check` before it.
-        program: what the module was built from.
-    """
-
-    def __init__(self, module: torch.fx.GraphModule, program: Program, dry_run: DryRun) -> None:
-        self.module = module
-        self.program = program
-        self._dry_run = dry_run
-        self._checked: set[tuple[tuple[torch.Size, torch.dtype], ...]] = set()
-
-    def check(self, inputs: tuple[torch.Tensor, ...]) -> None:
-        """Works the program out on shapes alone, once for each set of shapes.
-
-        What a program does depends on the number of rows; one that was well with two may read
-        beyond a tensor's end with seven.
-
-        Raises:
-            UnsafeBundle: with tensors of these shapes a call breaks its operation's rule.
-        """
-        shapes = tuple([(tensor.shape, tensor.dtype) for tensor in inputs])
-        if shapes not in self._checked:
-            self._dry_run.run(shapes)
-            if len(self._checked) < _MAX_SHAPES:
-                self._checked.add(shapes)
-
-    def __call__(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """The stage's outputs for `inputs`, with any number of rows from 1.
-
-        Raises:
-            UnsafeBundle: see `check`.
-        """
-        self.check(inputs)
-        with torch.inference_mode():
-            outputs: tuple[torch.Tensor, ...] = self.module.forward(*inputs)
-        return outputs
 
 
 def open_bundle(path: str | os.PathLike[str], *, stages: Iterable[int] | None = None) -> Bundle:
@@ -199,52 +143,6 @@ def read_manifest(directory: Path) -> Manifest:
     return decode_manifest(data)
 
 
-def load_program(bundle: Bundle, stage_index: int, *, device: str = "cpu") -> StageProgram:
-    """Loads a stage's torch program, after checking every entry of its file.
-
-    The program takes any number of rows from 1 and never changes its inputs. Its answers equal
-    the captured model's bit for bit at the same number of rows and threads.
-
-    Args:
-        bundle: opened with at least this stage.
-        stage_index: index of the stage.
-        device: where the weights are put.
-
-    Raises:
-        UnsafeBundle: the file could run code, is not what torch.export writes, or a call in it
-            could read or write memory that is not its own or keep a state.
-        UnsupportedVersion: it is of a schema that this Cutset does not know.
-        ManifestError: it takes or returns another number of tensors than the manifest says.
-        BundleError: the stage does not exist, was not opened, or has no torch program.
-    """
-    entry = _stage_entry(bundle, stage_index)
-    if entry.program is None:
-        raise BundleError(
-            f"{bundle.directory}: stage {stage_index} holds no torch program, since the model was "
-            "an ONNX file; use the onnxruntime backend",
-            path=str(bundle.directory),
-        )
-    with ProgramArchive(bundle.path(entry.program), path=entry.program) as archive:
-        program = read_program(archive)
-        for key, names, specs in (
-            ("inputs", program.inputs, entry.inputs),
-            ("outputs", program.outputs, entry.outputs),
-        ):
-            if len(names) != len(specs):
-                raise contradiction(
-                    f"$.stages[{stage_index}].{key}",
-                    f"has {len(specs)} tensors, but {entry.program} has {len(names)}",
-                )
-        module = build_module(program, archive, device=device)
-        dry_run = DryRun(program, memory_bytes=memory_bytes())
-        num_rows = bundle.manifest.micro_batch_only or bundle.manifest.plan.micro_batch
-        shapes = [spec.concrete_shape(num_rows) for spec in entry.inputs]
-        dtypes = [getattr(torch, spec.dtype) for spec in entry.inputs]
-        with using_settings(bundle.manifest.torch_settings):  # the default dtype decides on some
-            dry_run.run(list(zip(shapes, dtypes, strict=True)))
-    return StageProgram(module, program, dry_run)
-
-
 def load_onnx_model(bundle: Bundle, stage_index: int) -> Path:
     """Where a stage's ONNX model is, after checking that it loads nothing but itself.
 
@@ -262,7 +160,7 @@ def read_stage_model(bundle: Bundle, stage_index: int) -> tuple[Path, Any]:
 
     Its external tensors are left in their files.
     """
-    entry = _stage_entry(bundle, stage_index)
+    entry = stage_entry(bundle, stage_index)
     if entry.model is None:
         raise BundleError(
             f"{bundle.directory}: stage {stage_index} has no ONNX model: {entry.model_missing}; "
@@ -281,7 +179,12 @@ def read_stage_model(bundle: Bundle, stage_index: int) -> tuple[Path, Any]:
     return file, model
 
 
-def _stage_entry(bundle: Bundle, stage_index: int) -> StageEntry:
+def stage_entry(bundle: Bundle, stage_index: int) -> StageEntry:
+    """What the manifest says of a stage.
+
+    Raises:
+        BundleError: there is no such stage.
+    """
     if not 0 <= stage_index < len(bundle.manifest.stages):
         raise BundleError(
             f"{bundle.directory}: no stage {stage_index}; the bundle has "

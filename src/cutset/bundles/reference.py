@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
+import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
+from safetensors.numpy import save as to_safetensors
 
-from cutset.capture.captured import with_rows
-from cutset.tensors import TensorSpec
+from cutset.dtypes import dtype_name, empty_array
+from cutset.tensors import TensorSpec, dim_factor
 
 REFERENCE_NAME = "reference.safetensors"
 MAX_MORE_BYTES = 256 << 20
@@ -26,7 +26,7 @@ MAX_MORE_BYTES = 256 << 20
 _ROWS = re.compile(r"rows-([1-9][0-9]{0,8})/(.+)", re.DOTALL)
 _STRIDES = "strides"
 
-Reference: TypeAlias = "dict[int, dict[str, torch.Tensor]]"
+Reference: TypeAlias = "dict[int, dict[str, np.ndarray]]"
 """Tensors by name, by number of rows; the numbers in the order in which they were written."""
 
 
@@ -45,11 +45,30 @@ def reference_rows(specs: Iterable[TensorSpec], micro_batch: int, only: int | No
     return list(dict.fromkeys((2, 1, min(micro_batch, most))))
 
 
-def as_sent(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor as a link delivers it: without gaps, the order of its dimensions kept."""
-    if torch.ops.aten.is_non_overlapping_and_dense(tensor):
-        return tensor
-    return tensor.clone(memory_format=torch.preserve_format)
+def as_sent(array: np.ndarray) -> np.ndarray:
+    """The array as a link delivers it: without gaps, the order of its dimensions kept."""
+    return array if _is_dense(array) else _copied(array, np.empty_like(array).strides)
+
+
+def _is_dense(array: np.ndarray) -> bool:
+    """Whether its elements fill one stretch of memory, each place once, in whatever order."""
+    expected = array.itemsize
+    for stride, length in sorted(zip(array.strides, array.shape, strict=True)):
+        if length != 1:
+            if stride != expected and array.size:
+                return False
+            expected *= length
+    return True
+
+
+def with_rows(array: np.ndarray, spec: TensorSpec, num_rows: int) -> np.ndarray:
+    """The array with its rows repeated, or cut off, to `num_rows`."""
+    for dim, length in enumerate(spec.shape):
+        factor = dim_factor(length)
+        if factor is not None and array.shape[dim] != factor * num_rows:
+            rows = array.take(np.arange(factor * num_rows) % array.shape[dim], axis=dim)
+            array = _copied(rows, rows.strides)
+    return array
 
 
 def encode_reference(tensors: Reference) -> bytes:
@@ -58,15 +77,15 @@ def encode_reference(tensors: Reference) -> bytes:
     The format knows row-major order only. Where a tensor lies otherwise, the file's metadata have
     its strides.
     """
-    stored: dict[str, torch.Tensor] = {}
+    stored: dict[str, np.ndarray] = {}
     strides: dict[str, tuple[int, ...]] = {}
     for place, (num_rows, group) in enumerate(tensors.items()):
-        for name, tensor in group.items():
+        for name, array in group.items():
             key = f"rows-{num_rows}/{name}" if place else name
-            sent = as_sent(tensor.detach())
-            stored[key] = sent.clone(memory_format=torch.contiguous_format)
-            if not sent.is_contiguous() or sent.stride() != stored[key].stride():
-                strides[key] = sent.stride()
+            sent = as_sent(array)
+            stored[key] = sent.copy(order="C")
+            if sent.size and sent.strides != stored[key].strides:
+                strides[key] = tuple(stride // sent.itemsize for stride in sent.strides)
     metadata = {_STRIDES: json.dumps(strides)} if strides else None
     content: bytes = to_safetensors(stored, metadata=metadata)
     return content
@@ -84,12 +103,12 @@ def read_reference(
             the first one's rows, repeated or cut off, and not stored.
     """
     try:
-        with safe_open(str(file), framework="pt") as opened:
+        with safe_open(str(file), framework="np") as opened:
             metadata = opened.metadata() or {}
-            # Copied, since safetensors hands out memory at odd addresses, and there some matrix
-            # kernels give other last bits than at the aligned ones of torch.
-            stored = {key: opened.get_tensor(key).clone() for key in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+            keys = list(opened.keys())
+            found = {key: opened.get_tensor(key) for key in keys}
+        stored = {key: _copied(array, array.strides) for key, array in found.items()}
+    except (SafetensorError, OSError, TypeError) as error:  # a dtype that NumPy lacks
         return {}, (f"{file.name} is not in the safetensors format: {error}",)
     by_name = {spec.name: spec for spec in specs}
     groups, excess = _grouped(stored, by_name, _strides(metadata))
@@ -97,7 +116,7 @@ def read_reference(
     faults = [f"the reference lacks {name!r}" for name in by_name if name not in first]
     faults += [f"the reference has {name!r} in excess" for name in excess]
     leader = inputs[0].name
-    if not faults and not first[leader].dim():
+    if not faults and not first[leader].ndim:
         faults = [f"the reference's {leader!r} has no rows"]
     if faults:
         return {}, tuple(faults)
@@ -106,10 +125,10 @@ def read_reference(
         # A large number costs the file little, and what stands on it much.
         is_too_large = sum(spec.num_bytes(num_rows) for spec in inputs) > 4 * MAX_MORE_BYTES
         faults += [
-            f"the reference's {name!r} is {describe(tensor)}, expected {by_name[name]} with "
+            f"the reference's {name!r} is {describe(array)}, expected {by_name[name]} with "
             f"{num_rows} rows"
-            for name, tensor in group.items()
-            if num_rows < 1 or is_too_large or not fits(tensor, by_name[name], num_rows)
+            for name, array in group.items()
+            if num_rows < 1 or is_too_large or not fits(array, by_name[name], num_rows)
         ]
         faults += [
             f"the reference lacks {name!r} with {num_rows} rows"
@@ -124,15 +143,15 @@ def read_reference(
 
 
 def _grouped(
-    stored: Mapping[str, torch.Tensor],
+    stored: Mapping[str, np.ndarray],
     by_name: Mapping[str, TensorSpec],
     strides: Mapping[str, Sequence[int]],
-) -> tuple[dict[int, dict[str, torch.Tensor]], list[str]]:
+) -> tuple[dict[int, dict[str, np.ndarray]], list[str]]:
     """Tensors by number of rows, 0 for those under their own names; and keys that are neither."""
-    groups: dict[int, dict[str, torch.Tensor]] = {0: {}}
+    groups: dict[int, dict[str, np.ndarray]] = {0: {}}
     excess = []
-    for key, tensor in stored.items():
-        laid_out = _laid_out(tensor, strides.get(key))
+    for key, array in stored.items():
+        laid_out = _laid_out(array, strides.get(key))
         match = _ROWS.fullmatch(key)
         if key in by_name:
             groups[0][key] = laid_out
@@ -158,25 +177,44 @@ def _strides(metadata: Mapping[str, str]) -> dict[str, list[int]]:
     }
 
 
-def _laid_out(tensor: torch.Tensor, strides: Sequence[int] | None) -> torch.Tensor:
-    """The tensor in memory as `strides` say, if they fill one stretch of it, each place once."""
-    if strides is None or len(strides) != tensor.dim() or tensor.numel() == 0:
-        return tensor
+def _copied(array: np.ndarray, strides: Sequence[int]) -> np.ndarray:
+    """A copy that begins where links and torch let theirs begin.
+
+    What is read from a file lies at odd addresses, and there some matrix kernels give other last
+    bits.
+
+    Args:
+        array: any.
+        strides: in bytes; with them the elements fill one stretch of memory.
+    """
+    stretch = empty_array((array.size,), array.dtype)
+    copy = np.lib.stride_tricks.as_strided(stretch, array.shape, strides)
+    np.copyto(copy, array)
+    return copy
+
+
+def _laid_out(array: np.ndarray, strides: Sequence[int] | None) -> np.ndarray:
+    """The array in memory as `strides` say, if they fill one stretch of it, each place once.
+
+    Args:
+        array: row by row.
+        strides: in elements.
+    """
+    if strides is None or len(strides) != array.ndim or array.size == 0:
+        return array
     expected = 1
-    for stride, length in sorted(zip(strides, tensor.shape, strict=True)):
-        if not 0 <= stride <= tensor.numel() or (length != 1 and stride != expected):
-            return tensor
+    for stride, length in sorted(zip(strides, array.shape, strict=True)):
+        if not 0 <= stride <= array.size or (length != 1 and stride != expected):
+            return array
         expected *= length
-    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)
+    return _copied(array, [stride * array.itemsize for stride in strides])
 
 
-def describe(tensor: torch.Tensor) -> str:
-    """Dtype and shape of a tensor, in the manner of `TensorSpec`."""
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return f"{dtype}[{', '.join(map(str, tensor.shape))}]"
+def describe(array: np.ndarray) -> str:
+    """Dtype and shape of an array, in the manner of `TensorSpec`."""
+    return f"{dtype_name(array.dtype) or array.dtype}[{', '.join(map(str, array.shape))}]"
 
 
-def fits(tensor: torch.Tensor, spec: TensorSpec, num_rows: int) -> bool:
-    """Whether a tensor is what a spec promises for `num_rows`."""
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return tuple(tensor.shape) == spec.concrete_shape(num_rows) and dtype == spec.dtype
+def fits(array: np.ndarray, spec: TensorSpec, num_rows: int) -> bool:
+    """Whether an array is what a spec promises for `num_rows`."""
+    return array.shape == spec.concrete_shape(num_rows) and dtype_name(array.dtype) == spec.dtype

@@ -50,7 +50,7 @@ def verify(
     if as_json:
         print_json(report.as_json())
     else:
-        print_checks(stdout(), checks)
+        print_checks(stdout(), checks, report.not_run)
         print_part(stdout(), report.part)
     raise_if_failed(report)
 

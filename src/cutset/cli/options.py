@@ -166,15 +166,13 @@ RunningCluster: TypeAlias = Annotated[
 ]
 Backend: TypeAlias = Annotated[
     str,
-    typer.Option(
-        metavar="auto|torch|onnxruntime|openvino|torch-compiled", help="what computes a stage"
-    ),
+    typer.Option(metavar="NAME", help="what computes a stage: auto, or as `cutset doctor` lists"),
 ]
 PlannedBackend: TypeAlias = Annotated[
     str,
     typer.Option(
         "--backend",
-        metavar="auto|torch|onnxruntime|openvino|torch-compiled",
+        metavar="NAME",
         help="plan for this backend; auto: for each stage's fastest",
     ),
 ]

@@ -96,7 +96,7 @@ def planned_costs(context: typer.Context, request: PlanRequest) -> dict[str, Any
         PlanError: a profile cannot be read.
         EngineError: there is no such backend.
     """
-    from cutset.backends.base import AUTO, check_backend_name
+    from cutset.backends.selection import AUTO, check_backend_name
     from cutset.costs.model import load_profile
     from cutset.workflow import Costs, load_profiles
 
@@ -108,7 +108,7 @@ def planned_costs(context: typer.Context, request: PlanRequest) -> dict[str, Any
         usage_error(
             "--cost flops counts multiply-adds, a --profile holds seconds: give one of them"
         )
-    check_backend_name(backend)
+    backend = check_backend_name(backend)
     if cost == "flops" and backend != AUTO:
         usage_error("--backend is for measured costs; multiply-adds are the same for all")
     costs: Costs = "flops"

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cutset.backends.base import random_inputs
+from cutset.backends.selection import random_inputs
 from cutset.bundles.open import Bundle, open_bundle
 from cutset.data.arrays import Array
 from cutset.engines.registry import EngineSettings, find_engine

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import subprocess
 
+from cutset.backends.selection import REFERENCE_BACKEND
 from cutset.errors import PlanError
 from cutset.processes import command_of, made_environment
 
@@ -12,14 +13,14 @@ _LIMIT_S = 120.0
 
 
 @functools.cache
-def measure_worker_base(backend: str = "torch") -> int:
+def measure_worker_base(backend: str = REFERENCE_BACKEND) -> int:
     """Resident bytes of an idle worker: one whose stage is a single small convolution.
 
     So it has imported what a worker imports, and the backend's libraries with their kernels are in
     memory. Measured once in a process's life for each backend.
 
     Args:
-        backend: one of `cutset.backends.base.BACKENDS`, installed here.
+        backend: a name from `cutset.backends.selection.backend_names`, lacking nothing here.
 
     Raises:
         PlanError: the measurement did not end in two minutes or failed.

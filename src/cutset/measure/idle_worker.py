@@ -8,11 +8,11 @@ import psutil
 
 import cutset.runtime.worker  # noqa: F401  # what a worker imports is what is measured
 from cutset.backends.allocator import keep_freed_memory
-from cutset.backends.base import start
+from cutset.backends.selection import get_backend
 
 
 def main() -> None:
     """Measures with the backend that the command line names."""
     keep_freed_memory()
-    start(sys.argv[1])
+    get_backend(sys.argv[1]).start()
     print(psutil.Process().memory_info().rss)  # noqa: T201  # read by the parent

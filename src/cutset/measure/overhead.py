@@ -23,6 +23,7 @@ import msgspec
 import psutil
 import torch
 
+from cutset.backends.selection import REFERENCE_BACKEND
 from cutset.bundles.write.export import export_bundle
 from cutset.capture.torch_export import capture_model
 from cutset.costs.model import costs_from_flops
@@ -83,7 +84,9 @@ def measure_overhead(num_bytes: int, *, num_threads: int = 1, round_s: float = R
         bundle = export_bundle(model, plan, Path(folder) / "touch.cutset", captured=captured)
         engine = LocalEngine(("here",), num_threads=1, shares_memory=False)
         with (
-            open_session(bundle, engine=engine, backend="torch", micro_batch=1) as session,
+            open_session(
+                bundle, engine=engine, backend=REFERENCE_BACKEND, micro_batch=1
+            ) as session,
             Bystanders(num_threads) as bystanders,
         ):
             return _measure(session, rows, bystanders, round_s)

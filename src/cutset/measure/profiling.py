@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import platform
 import time
@@ -13,6 +12,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import torch
 
+from cutset.backends.selection import REFERENCE_BACKEND, get_backend
 from cutset.capture.captured import Captured
 from cutset.capture.lowering import CapturedModel
 from cutset.capture.pieces import build_piece
@@ -96,7 +96,7 @@ def profile_costs(
     if micro_batch < 1 or num_threads < 1:
         raise ValueError(f"micro_batch {micro_batch} and num_threads {num_threads} start at 1")
     if backends is None and isinstance(captured, CapturedModel):
-        backends = {"torch": eager_pieces(captured)}
+        backends = {REFERENCE_BACKEND: eager_pieces(captured)}
     if not backends:
         raise ValueError("no backends: name those that can run the pieces of this model")
     positions = [0, *(point.position for point in cuts.points), len(captured.graph.operations)]
@@ -133,7 +133,7 @@ def profile_costs(
         whole=whole,
         software={
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name.partition("-")[0]) for name in timings},
+            **{name: get_backend(name).version() for name in timings},
         },
     )
 

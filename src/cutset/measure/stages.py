@@ -29,9 +29,11 @@ import msgspec
 from typing_extensions import Self
 
 from cutset.backends.allocator import keep_freed_memory, malloc_environment, map_large_blocks
-from cutset.backends.base import Arrays, StageProgram, load_stage, random_inputs
+from cutset.backends.base import StageProgram
+from cutset.backends.selection import load_stage, random_inputs
 from cutset.bundles.allowance import allowance_of
 from cutset.bundles.open import open_bundle
+from cutset.dtypes import Arrays
 from cutset.errors import EngineError
 from cutset.host import limit_memory
 from cutset.processes import LastWords, command_of, made_environment
@@ -307,7 +309,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="measure once, for so long, then leave")
     arguments = parser.parse_args()
     map_large_blocks()
-    pairs = [pair.split(":") for pair in arguments.stages.split(",")]
+    pairs = [pair.split(":", 1) for pair in arguments.stages.split(",")]
     indices = [int(index) for index, _ in pairs]
     bundle = open_bundle(arguments.bundle, stages=indices)
     allowance = allowance_of(bundle.manifest, (arguments.micro_batch,), indices)

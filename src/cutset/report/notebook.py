@@ -61,17 +61,21 @@ def plan_html(
     )
 
 
-def verification_html(ok: bool, checks: Sequence[tuple[str, bool, str]]) -> str:
+def verification_html(
+    ok: bool, checks: Sequence[tuple[str, bool, str]], not_run: Sequence[str]
+) -> str:
     """A verification: every check with what it found.
 
     Args:
         ok: whether all passed.
         checks: name, whether it passed, what it found.
+        not_run: what was not looked at, in sentences.
     """
     passed = sum(good for _, good, _ in checks)
+    verified = "Verified in part" if not_run else "Verified"
     return _render(
-        title="Verified" if ok else "Failed",
-        words=f"{passed} of {len(checks)} checks passed",
+        title=verified if ok else "Failed",
+        words="; ".join((f"{passed} of {len(checks)} checks passed", *not_run)),
         checks=checks,
     )
 

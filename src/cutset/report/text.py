@@ -298,8 +298,10 @@ def part_in_words(part: PartEntry) -> str:
     )
 
 
-def print_checks(console: Console, checks: Sequence[tuple[str, bool, str]]) -> None:
-    """Prints the outcome of every check: name, whether it holds, detail."""
+def print_checks(
+    console: Console, checks: Sequence[tuple[str, bool, str]], not_run: Sequence[str] = ()
+) -> None:
+    """Prints the outcome of every check: name, whether it holds, detail; and what was not run."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
@@ -307,6 +309,8 @@ def print_checks(console: Console, checks: Sequence[tuple[str, bool, str]]) -> N
     for name, ok, detail in checks:
         table.add_row(escape(name), "[green]ok[/]" if ok else "[red]FAILED[/]", escape(detail))
     console.print(table)
+    for sentence in not_run:
+        console.print(f"[yellow]not checked[/]: {escape(sentence)}")
 
 
 def print_answers(

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from typing_extensions import Self
 
-from cutset.backends.base import check_backend_name
+from cutset.backends.selection import check_backend_name
 from cutset.bundles.open import Bundle, open_bundle
 from cutset.costs.model import default_window
 from cutset.data.arrays import Array
@@ -459,7 +459,7 @@ def open_session(  # noqa: PLR0913  # what one may say when opening; each has a 
         engine: ``"local"`` (processes of this machine), ``"ray"`` (the Ray cluster that this
             machine is in) or the name of another (`cutset.engines.registry`); settings that say
             more, such as a `RayCluster`; or an engine of your own.
-        backend: one of `cutset.backends.base.BACKENDS` (``"torch"`` is bit for bit the model),
+        backend: a name that ``cutset doctor`` lists (``"torch"`` is bit for bit the model),
             or ``"auto"``: each stage runs on the backend that its plan measured as the fastest.
             Where the plan names none but the reference, the stage tries every backend that loads
             quickly for at most half a second when it is first loaded, and keeps the fastest for the

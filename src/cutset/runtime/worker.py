@@ -30,7 +30,8 @@ import numpy as np
 import psutil
 
 from cutset.backends.allocator import give_back_memory, keep_freed_memory, map_large_blocks
-from cutset.backends.base import StageProgram, load_stage
+from cutset.backends.base import StageProgram
+from cutset.backends.selection import load_stage
 from cutset.bundles.allowance import allowance_of
 from cutset.bundles.open import Bundle, open_bundle
 from cutset.engines.control import ControlSocket

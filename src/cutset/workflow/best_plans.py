@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from cutset.backends.base import AUTO, check_backend_name
+from cutset.backends.selection import AUTO, check_backend_name
 from cutset.costs.model import REFERENCE, CostModel, Granularity, Profile, with_backend
 from cutset.errors import PlanError
 from cutset.measure.local_plans import plan_here
@@ -187,7 +187,7 @@ def _resolve(
 
     The latter only where the stages are to be processes of this machine.
     """
-    check_backend_name(backend)
+    backend = check_backend_name(backend)
     if isinstance(costs, str):
         if costs not in ("measured", "flops"):
             raise ValueError(f"costs are 'measured' or 'flops' or profiles, got {costs!r}")

@@ -8,7 +8,15 @@ from collections.abc import Mapping
 import msgspec
 
 from cutset.backends.allocator import keep_freed_memory
-from cutset.backends.base import AUTO, BACKENDS, check_backend_name, missing_here
+from cutset.backends.selection import (
+    AUTO,
+    REFERENCE_BACKEND,
+    backend_names,
+    check_backend_name,
+    get_backend,
+    missing_here,
+    slow_backends,
+)
 from cutset.cluster.devices import Cluster
 from cutset.costs.model import (
     CostModel,
@@ -76,7 +84,7 @@ def measure_costs(
     Args:
         prepared: the model.
         backend: the only one to measure; all that are installed for ``"auto"``.
-        compiled: whether those are to be with ``"torch-compiled"``, which takes a minute.
+        compiled: also those that take long to load a stage: ``"torch-compiled"`` takes a minute.
         batch_size: rows of a micro-batch, 1 where None, or the only number of rows there is.
         num_threads: as `profile_costs` takes them, like the next one.
         num_runs: likewise.
@@ -88,14 +96,12 @@ def measure_costs(
         EngineError: there is no such backend, or it cannot run the model here.
     """
     say = say or say_nothing
-    check_backend_name(backend)
+    backend = check_backend_name(backend)
+    also = set(slow_backends()) if compiled else set()
+    if backend != AUTO and not get_backend(backend).is_quick:
+        also.add(backend)
     rows = rows_of_micro_batch(prepared, batch_size)
-    backends = piece_backends(
-        prepared.captured,
-        prepared.cuts,
-        num_threads=num_threads,
-        compiled=compiled or backend == "torch-compiled",
-    )
+    backends = piece_backends(prepared.captured, prepared.cuts, num_threads=num_threads, also=also)
     if backend != AUTO:
         if backend not in backends:
             reason = missing_here(backend) or f"it runs on {', '.join(backends)}"
@@ -213,5 +219,5 @@ def worker_base_bytes(cluster: Cluster, profiles: Profile | Mapping[str, Profile
         return 0
     found = [profiles] if isinstance(profiles, Profile) else [*(profiles or {}).values()]
     names = {name for profile in found for piece in profile.pieces for name in piece.timings}
-    usable = [name for name in names.intersection(BACKENDS) if not missing_here(name)]
-    return max(map(measure_worker_base, usable or [BACKENDS[0]]))
+    usable = [name for name in names.intersection(backend_names()) if not missing_here(name)]
+    return max(map(measure_worker_base, usable or [REFERENCE_BACKEND]))

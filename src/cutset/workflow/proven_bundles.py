@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cutset.backends.base import AUTO
+from cutset.backends.selection import AUTO
 from cutset.bundles.open import Bundle, open_bundle, read_manifest
 from cutset.bundles.proof.results import VerificationReport, raise_if_failed
 from cutset.bundles.proof.verify import verify_bundle

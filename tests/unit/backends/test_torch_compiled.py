@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cutset.backends import torch_compiled
-from cutset.backends.torch_compiled import CompiledProgram, missing
+from cutset.backends.torch_compiled import CompiledBackend
 from cutset.capture.torch_arrays import as_array, as_tensor
 from cutset.errors import EngineError
+
+_COMPILED = CompiledBackend()
 
 
 @pytest.fixture(autouse=True)
@@ -19,9 +20,9 @@ def _layer(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.soak  # the compiler's first run on a machine takes half a minute
-@pytest.mark.skipif(bool(missing()), reason=missing())
+@pytest.mark.skipif(bool(_COMPILED.missing()), reason=_COMPILED.missing())
 def test_a_compiled_stage_is_close_and_other_sizes_are_eager() -> None:
-    program = CompiledProgram(_layer, (torch.zeros(4, 6),))
+    program = _COMPILED.load_module(_layer, (torch.zeros(4, 6),))
     with torch.inference_mode():
         inference = torch.randn(4, 6)
     for rows in (torch.randn(4, 6), torch.randn(6, 4).T, inference):
@@ -36,14 +37,14 @@ def test_a_compiled_stage_is_close_and_other_sizes_are_eager() -> None:
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(EngineError, match="needs a C\\+\\+ compiler"):
-        CompiledProgram(_layer, (torch.zeros(4, 6),))
+        _COMPILED.load_module(_layer, (torch.zeros(4, 6),))
 
 
 def test_what_cannot_be_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("unsupported\nmany lines")
 
-    monkeypatch.setattr(torch_compiled.torch, "compile", broken)
-    monkeypatch.setattr(torch_compiled, "missing", lambda: "")
+    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(CompiledBackend, "missing", lambda _: "")
     with pytest.raises(EngineError, match=r"cannot be compiled \(unsupported\)"):
-        CompiledProgram(_layer, (torch.zeros(4, 6),))
+        _COMPILED.load_module(_layer, (torch.zeros(4, 6),))

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from cutset.bundles.open import load_onnx_model, load_program, open_bundle
+from cutset.bundles.open import load_onnx_model, open_bundle
+from cutset.bundles.reading.torch.loading import load_program
 from cutset.errors import (
     BundleError,
     ChecksumMismatch,

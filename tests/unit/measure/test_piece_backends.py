@@ -8,6 +8,7 @@ import torch
 from onnx import helper
 from torch import nn
 
+from cutset.backends.onnxruntime import OnnxruntimeBackend
 from cutset.capture.arguments import ExampleInputs
 from cutset.capture.onnx.lengths import _length_nodes
 from cutset.capture.torch_export import capture_model
@@ -55,7 +56,7 @@ def test_pieces_cut_out_of_one_onnx_model_give_the_models_numbers(
 ) -> None:
     captured = capture_model(model, example)
     cuts = find_cut_points(captured.graph, max_tensors=max_tensors)
-    pieces = OnnxPieces(captured, cuts, num_threads=1)
+    pieces = OnnxPieces(captured, cuts).through(OnnxruntimeBackend(), num_threads=1)
     inputs = tuple(torch.randn(5, *t.shape[1:]) for t in captured.example_inputs)
     edges = [0, *(point.position for point in cuts.points), len(captured.graph.operations)]
     values = inputs
@@ -76,7 +77,7 @@ def test_what_onnx_cannot_express_is_not_measured_there() -> None:
     cuts = find_cut_points(captured.graph)
     assert list(piece_backends(captured, cuts, num_threads=1)) == ["torch"]
     with pytest.raises(EngineError, match="i1"):
-        OnnxPieces(captured, cuts, num_threads=1)
+        OnnxPieces(captured, cuts)
 
 
 def test_a_piece_that_gets_no_rows_says_so() -> None:

@@ -30,8 +30,8 @@ import psutil
 
 from cutset import errors
 from cutset.bundles.allowance import Allowance
+from cutset.bundles.proof.checks import check_bundle
 from cutset.bundles.proof.results import CHECKS, CheckResult, Difference, VerificationReport
-from cutset.bundles.proof.torch.checks import check_bundle
 from cutset.errors import BundleError, EngineError
 from cutset.host import limit_memory
 from cutset.processes import LastWords, command_of, encodable, made_environment
@@ -83,6 +83,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     differences: tuple[Difference, ...]
     comparisons: tuple[Difference, ...]
     error: RaisedError | None
+    not_run: tuple[str, ...]
 
 
 Message: TypeAlias = Step | Checked | Done
@@ -272,6 +273,7 @@ def _report_of(done: Done) -> VerificationReport:
         differences=done.differences,
         comparisons=done.comparisons,
         error=None if done.error is None else _rebuilt(done.error),
+        not_run=done.not_run,
     )
 
 
@@ -341,6 +343,7 @@ def _done(report: VerificationReport) -> Done:
         bit_exact=report.bit_exact,
         differences=report.differences,
         comparisons=report.comparisons,
+        not_run=report.not_run,
         error=None
         if error is None
         else RaisedError(

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import torch
+import numpy as np
 
 from cutset.bundles.manifest import Manifest, StageEntry
 from cutset.bundles.open import Bundle, read_stage_model
-from cutset.capture.onnx.extraction import PASSED_ON
 from cutset.capture.onnx.inference import make_session, run_session
-from cutset.capture.onnx.operations import list_parameters, read_operations
+from cutset.capture.onnx.operations import PASSED_ON, list_parameters, read_operations
 from cutset.graph.ir import Graph, Operation
 
 
@@ -34,7 +33,7 @@ class OnnxStage:
         self._num_threads = bundle.manifest.num_threads
         self._session: Any = None
 
-    def __call__(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def __call__(self, inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """The stage's outputs for `inputs`.
 
         Raises:

@@ -87,6 +87,7 @@ class VerificationDocument(msgspec.Struct, frozen=True, kw_only=True):
         max_abs_error: as in `VerificationReport`; None also where it is no number.
         bit_exact: as in `VerificationReport`.
         boundaries: what every backend gave at every boundary.
+        not_run: as in `VerificationReport`.
     """
 
     ok: bool
@@ -95,6 +96,7 @@ class VerificationDocument(msgspec.Struct, frozen=True, kw_only=True):
     max_abs_error: float | None
     bit_exact: bool
     boundaries: tuple[BoundaryNumbers, ...] = ()
+    not_run: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +112,7 @@ class VerificationReport:
         comparisons: what every backend gave at every boundary, equal or not.
         error: what made `integrity` fail, for those who want to raise it, or None.
         part: what the bundle holds of the user's model; None where it is the whole.
+        not_run: what was not looked at, and why, in sentences; nothing of it is claimed.
     """
 
     checks: tuple[CheckResult, ...]
@@ -119,15 +122,16 @@ class VerificationReport:
     comparisons: tuple[Difference, ...] = ()
     error: BundleError | None = None
     part: PartEntry | None = None
+    not_run: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether every check passed."""
+        """Whether every check passed, as far as it was run."""
         return all(check.ok for check in self.checks)
 
     def _repr_html_(self) -> str | None:
         checks = [(check.name, check.ok, check.detail) for check in self.checks]
-        return drawn("verification_html", self.ok, checks)
+        return drawn("verification_html", self.ok, checks, self.not_run)
 
     def check(self, name: str) -> CheckResult:
         """The check of that name.
@@ -158,6 +162,7 @@ class VerificationReport:
                 )
                 for each in self.comparisons
             ),
+            not_run=self.not_run,
         )
 
     def as_json(self) -> dict[str, Any]:

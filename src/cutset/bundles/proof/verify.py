@@ -18,6 +18,9 @@ Five checks, always all reported, in this order:
 `integrity`
     sizes and hashes agree, and no file could run code when it is loaded.
 
+Where torch is not installed, nothing is claimed of the torch programs: the report's `not_run` says
+what was not looked at, and the stages' ONNX models are compared with the reference all the same.
+
 The programs are loaded and run in a process of its own with limits on memory and time, never in the
 caller's: what is proven does not hang on what the caller's process has set in torch, and a
 program that brings its process down fails a check.
@@ -29,22 +32,20 @@ import dataclasses
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from cutset.bundles.allowance import allowance_of
 from cutset.bundles.open import Bundle, read_manifest
+from cutset.bundles.proof.checks import row_counts, unopened
 from cutset.bundles.proof.child import check_in_child
 from cutset.bundles.proof.results import BACKENDS, CheckResult, VerificationReport
-from cutset.bundles.proof.structure import summary
-from cutset.bundles.proof.torch.checks import row_counts, unopened
-from cutset.bundles.proof.torch.running_checks import call_with_positional, expected_tensors
-from cutset.bundles.proof.torch.whole_model import model_faults, opened_reference, rows_in_words
+from cutset.bundles.proof.running_checks import expected_tensors, opened_reference
+from cutset.bundles.proof.structure import rows_in_words, summary
 from cutset.bundles.reference import reference_rows
-from cutset.capture.torch_settings import using_settings
-from cutset.capture.torch_threads import compute_threads
 from cutset.errors import BundleError, ManifestError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def verify_bundle(
@@ -101,14 +102,14 @@ def verify_bundle(
         return report
     say("comparing with the whole model")
     opened = Bundle(directory=directory, manifest=manifest, stages=stages)
-    return compare_model(report, opened, model, call_model or call_with_positional)
+    return compare_model(report, opened, model, call_model)
 
 
 def compare_model(
     report: VerificationReport,
     bundle: Bundle,
     model: torch.nn.Module,
-    call: Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], Any],
+    call: Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], Any] | None = None,
 ) -> VerificationReport:
     """The report with what the whole model, run in this process, gives on the reference's inputs.
 
@@ -116,13 +117,16 @@ def compare_model(
         report: on the bundle, whose files are as they should be.
         bundle: opened.
         model: the whole model.
-        call: how it is called on the bundle's inputs.
+        call: how it is called on the bundle's inputs; one positional argument each if None.
     """
+    from cutset.bundles.proof.torch.torch_stages import as_captured
+    from cutset.bundles.proof.torch.whole_model import call_with_positional, model_faults
+
     try:
         references = opened_reference(bundle)
         manifest = bundle.manifest
-        with using_settings(manifest.torch_settings), compute_threads(manifest.num_threads):
-            faults = model_faults(bundle, references, model, call)
+        with as_captured(manifest):
+            faults = model_faults(bundle, references, model, call or call_with_positional)
     except ManifestError as error:
         references, faults = {}, (str(error),)
     before = report.check("numerics")

@@ -49,6 +49,7 @@ from cutset.capture.arguments import ExampleInputs
 from cutset.capture.captured import Captured, boundary_specs, with_rows
 from cutset.capture.lowering import CapturedModel
 from cutset.capture.onnx.onnx_graph import CapturedOnnx
+from cutset.capture.torch_arrays import as_array
 from cutset.capture.torch_export import capture_model
 from cutset.capture.torch_settings import current_settings, using_settings
 from cutset.capture.torch_threads import compute_threads
@@ -254,7 +255,7 @@ class _BundleWriter:
             for name, tensor in zip(self._captured.graph.outputs, leaves, strict=True):
                 if name not in tensors:
                     group[name] = tensor
-            reference[num_rows] = group
+            reference[num_rows] = {name: as_array(tensor) for name, tensor in group.items()}
         _write(self._folder / REFERENCE_NAME, encode_reference(reference))
 
 

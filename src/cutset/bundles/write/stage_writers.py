@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+import numpy as np
 import torch
 
 from cutset.bundles.manifest import StageEntry
-from cutset.bundles.proof.torch.running_checks import max_abs_difference, tolerance_of
+from cutset.bundles.proof.running_checks import max_abs_difference, tolerance_of
 from cutset.bundles.reading.torch.operators import is_allowed
 from cutset.bundles.write.onnx_export import export_onnx, save_model
 from cutset.bundles.write.whole_onnx import whole_onnx
@@ -21,6 +22,7 @@ from cutset.capture.onnx.inference import ELEMENT_TYPES, make_session, run_sessi
 from cutset.capture.onnx.onnx_graph import CapturedOnnx
 from cutset.capture.onnx.operations import list_parameters
 from cutset.capture.pieces import Piece, build_piece
+from cutset.capture.torch_arrays import as_array, as_tensor
 from cutset.capture.torch_export import export_piece
 from cutset.costs.model import live_bytes
 from cutset.errors import BundleError, EngineError
@@ -145,8 +147,9 @@ def boundary_tensors(
         session = make_session(
             proto.SerializeToString(), torch.get_num_threads(), folder=captured.module.folder
         )
-        feed = {s.name: t for s, t in zip(captured.graph.inputs, inputs, strict=True)}
-        return dict(zip(names, run_session(session, feed, names), strict=True))
+        feed = {s.name: as_array(t) for s, t in zip(captured.graph.inputs, inputs, strict=True)}
+        arrays = run_session(session, feed, names)
+        return {name: as_tensor(array) for name, array in zip(names, arrays, strict=True)}
     assert isinstance(captured, CapturedModel)
     piece = build_piece(captured, 0, stop, watch=boundaries)
     with torch.no_grad():
@@ -221,7 +224,7 @@ def _kept_if_equal(
     try:
         session = make_session(str(path), torch.get_num_threads())
         names = [argument.name for argument in session.get_inputs()]
-        found = run_session(session, dict(zip(names, inputs, strict=True)))
+        found = run_session(session, dict(zip(names, map(as_array, inputs), strict=True)))
     except Exception as error:  # noqa: BLE001 - onnxruntime's errors derive from Exception
         # The folder's name is the author's business and has no place in a bundle.
         reason = _first_line(error).replace(str(path), path.name)
@@ -234,9 +237,9 @@ def _kept_if_equal(
     return missing
 
 
-def _difference_from(expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]) -> str:
+def _difference_from(expected: Sequence[torch.Tensor], found: Sequence[np.ndarray]) -> str:
     """In words, where ONNX Runtime is off by more than it may be, or ``""``."""
-    for ours, theirs in zip(expected, found, strict=True):
+    for ours, theirs in zip(map(as_array, expected), found, strict=True):
         off_by, allowed = max_abs_difference(theirs, ours), tolerance_of(ours)
         if off_by > allowed:
             return f"ONNX Runtime's results are off by {off_by:.3g}, allowed {allowed:.3g}"

@@ -11,12 +11,9 @@ from cutset.capture.captured import boundary_specs
 from cutset.capture.onnx.inference import ELEMENT_TYPES
 from cutset.capture.onnx.onnx_file import stored_tensor
 from cutset.capture.onnx.onnx_graph import CapturedOnnx
-from cutset.capture.onnx.operations import is_length
+from cutset.capture.onnx.operations import PASSED_ON, is_length
 from cutset.capture.onnx.walk import reads_of
 from cutset.tensors import TensorSpec, dim_factor
-
-PASSED_ON = "_out"
-"""What is added to the name of an output that is also an input; names in ONNX are unique."""
 
 _MODEL_FIELDS = ("ir_version", "producer_name", "producer_version", "domain", "model_version")
 

@@ -1,4 +1,4 @@
-"""Runs ONNX models in ONNX Runtime on torch tensors; every session of Cutset is made here."""
+"""Runs ONNX models in ONNX Runtime; every session of Cutset is made here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+
+from cutset.dtypes import row_major
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,15 +40,24 @@ _SAME_AS_REQUESTED = 1
 
 
 def make_session(
-    model: str | bytes, num_threads: int, *, folder: Path | None = None, optimised: bool = True
+    model: str | bytes,
+    num_threads: int,
+    *,
+    folder: Path | None = None,
+    optimised: bool = True,
+    provider: str = "",
+    provider_options: Mapping[str, str] | None = None,
 ) -> Any:
-    """An ONNX Runtime session on the CPU.
+    """An ONNX Runtime session.
 
     Args:
         model: path of a checked file, or the content of a model that this process made.
         num_threads: threads inside one operator; operators run one after the other.
         folder: where external tensors of a model given as content lie.
         optimised: whether operations may be fused; otherwise every one runs as it is written.
+        provider: the execution provider that computes what it can, in ONNX Runtime's words; the CPU
+            computes all where it is empty.
+        provider_options: for that provider.
     """
     import onnxruntime  # an import of 0.2 s that not every process needs
 
@@ -70,7 +81,12 @@ def make_session(
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(folder)
         )
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if provider:
+        # Which operations it computes is looked at afterwards, where ONNX Runtime can tell.
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        providers.insert(0, (provider, dict(provider_options or {})))
+    return onnxruntime.InferenceSession(model, options, providers=providers)
 
 
 @functools.cache
@@ -93,9 +109,9 @@ def _grow_as_requested() -> None:
 
 
 def run_session(
-    session: Any, inputs: Mapping[str, torch.Tensor], outputs: Sequence[str] | None = None
-) -> tuple[torch.Tensor, ...]:
-    """Runs a session on tensors.
+    session: Any, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+) -> tuple[np.ndarray, ...]:
+    """Runs a session.
 
     Args:
         session: what `make_session` made.
@@ -105,6 +121,6 @@ def run_session(
     Returns:
         The outputs in the order of `outputs`.
     """
-    feed = {name: tensor.contiguous().numpy() for name, tensor in inputs.items()}
     names = None if outputs is None else list(outputs)
-    return tuple(torch.from_numpy(result) for result in session.run(names, feed))
+    feed = {name: row_major(array) for name, array in inputs.items()}
+    return tuple(session.run(names, feed))

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from cutset.capture.onnx.inference import make_session, run_session
 from cutset.capture.onnx.walk import external_place, external_tensors, graphs_of, operator_fault
+from cutset.capture.torch_arrays import as_array, as_tensor
 from cutset.errors import ModelError
 
 
@@ -48,7 +49,8 @@ class OnnxModule(torch.nn.Module):
             content = self.proto.SerializeToString()
             self._sessions[num_threads] = make_session(content, num_threads, folder=self.folder)
         names = [value.name for value in self.inputs]
-        return run_session(self._sessions[num_threads], dict(zip(names, inputs, strict=True)))
+        feed = dict(zip(names, map(as_array, inputs), strict=True))
+        return tuple(map(as_tensor, run_session(self._sessions[num_threads], feed)))
 
 
 def read_onnx_file(path: Path) -> OnnxModule:

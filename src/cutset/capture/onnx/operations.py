@@ -17,6 +17,9 @@ import onnx
 from cutset.capture.onnx.walk import STANDARD_DOMAINS, reads_of
 from cutset.graph.ir import Operation, Parameter
 
+PASSED_ON = "_out"
+"""What is added to the name of an output that is also an input; names in ONNX are unique."""
+
 _LENGTHS = frozenset({"Shape", "Size"})
 _HALF_BYTE_TYPES = frozenset({"INT4", "UINT4", "FLOAT4E2M1"})
 

@@ -19,6 +19,7 @@ from cutset.capture.captured import shape_with_rows
 from cutset.capture.onnx.inference import TENSOR_TYPES, make_session, run_session
 from cutset.capture.onnx.onnx_file import OnnxModule
 from cutset.capture.onnx.walk import STANDARD_DOMAINS
+from cutset.capture.torch_arrays import as_array
 from cutset.errors import CaptureError
 from cutset.tensors import BATCH, Dim, TensorSpec
 
@@ -77,7 +78,8 @@ def observe_specs(
         rows = random_rows(inputs, num_rows, seed=num_rows)
         try:
             shapes = run_session(
-                session, {spec.name: tensor for spec, tensor in zip(inputs, rows, strict=True)}
+                session,
+                {spec.name: as_array(tensor) for spec, tensor in zip(inputs, rows, strict=True)},
             )
         except Exception as error:
             raise _not_run(module, num_rows, error) from error

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from checked_here import check_here
 from cutset.bundles.open import open_bundle
 from cutset.bundles.proof.results import CHECKS, VerificationReport
-from cutset.bundles.proof.torch.running_checks import max_abs_difference, tolerance_of
+from cutset.bundles.proof.running_checks import max_abs_difference, tolerance_of
 from cutset.bundles.proof.verify import verify_bundle
 from cutset.errors import ChecksumMismatch, UnsafeBundle
 from distributed.bundles import write_bundle
@@ -58,7 +60,9 @@ def test_good_bundle_passes_everything(good_bundle: Path) -> None:
 
 def test_as_json_has_the_keys_that_scripts_rely_on(good_bundle: Path) -> None:
     document = json.loads(json.dumps(check_here(good_bundle, backends=["torch"]).as_json()))
-    assert list(document) == ["ok", "part", "checks", "max_abs_error", "bit_exact", "boundaries"]
+    assert list(document) == [
+        *("ok", "part", "checks", "max_abs_error", "bit_exact", "boundaries", "not_run"),
+    ]
     assert [check["name"] for check in document["checks"]] == [
         *("contracts", "completeness", "units", "numerics", "integrity")
     ]
@@ -487,25 +491,28 @@ def test_models_of_trouble(
     ],
 )
 def test_max_abs_difference(actual: list[float], expected: list[float], error: float) -> None:
-    assert max_abs_difference(torch.tensor(actual), torch.tensor(expected)) == error
+    assert max_abs_difference(np.array(actual), np.array(expected)) == error
 
 
 def test_max_abs_difference_of_other_dtypes() -> None:
-    assert max_abs_difference(torch.tensor([1]), torch.tensor([1.0])) == float("inf")
-    assert max_abs_difference(torch.tensor([2**53 + 1]), torch.tensor([2**53])) in (0.0, 1.0)
-    assert max_abs_difference(torch.tensor([1j]), torch.tensor([2j])) == 1.0
-    assert max_abs_difference(torch.tensor([True]), torch.tensor([False])) == 1.0
+    assert max_abs_difference(np.array([1]), np.array([1.0])) == float("inf")
+    assert max_abs_difference(np.array([2**53 + 1]), np.array([2**53])) in (0.0, 1.0)
+    assert max_abs_difference(np.array([1j]), np.array([2j])) == 1.0
+    assert max_abs_difference(np.array([True]), np.array([False])) == 1.0
 
 
 @pytest.mark.parametrize(
-    ("tensor", "tolerance"),
+    ("array", "tolerance"),
     [
-        (torch.tensor([-10.0, 3.0]), 1e-3),
-        (torch.tensor([-10.0], dtype=torch.float64), 1e-8),
-        (torch.tensor([100]), 0.0),
-        (torch.tensor([float("inf"), 10.0]), 1e-3),
-        (torch.tensor([]), 0.0),
+        (np.array([-10.0, 3.0], np.float32), 1e-3),
+        (np.array([-10.0]), 1e-8),
+        (np.array([100]), 0.0),
+        (np.array([float("inf"), 10.0], np.float32), 1e-3),
+        (np.array([], np.float32), 0.0),
+        (np.array([-10.0, 3.0], ml_dtypes.bfloat16), 1.0),
     ],
 )
-def test_tolerance_is_relative_to_the_largest_magnitude(tensor: Tensor, tolerance: float) -> None:
-    assert tolerance_of(tensor) == pytest.approx(tolerance)
+def test_tolerance_is_relative_to_the_largest_magnitude(
+    array: np.ndarray, tolerance: float
+) -> None:
+    assert tolerance_of(array) == pytest.approx(tolerance)

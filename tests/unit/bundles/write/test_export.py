@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from checked_here import check_here
-from cutset.bundles.open import load_program, open_bundle
+from cutset.bundles.open import open_bundle
+from cutset.bundles.reading.torch.loading import load_program
 from cutset.bundles.write import onnx_export
 from cutset.bundles.write.export import export_bundle, replace_plan
 from cutset.capture.arguments import ExampleInputs

@@ -16,6 +16,7 @@ from cutset.capture.onnx.extraction import build_onnx_piece
 from cutset.capture.onnx.inference import make_session, run_session
 from cutset.capture.onnx.onnx_file import read_onnx_file
 from cutset.capture.onnx.onnx_graph import CapturedOnnx, capture_onnx
+from cutset.capture.torch_arrays import as_array, as_tensor
 from cutset.errors import CaptureError, ModelError
 from cutset.graph.cuts import CutPoints, find_cut_points
 
@@ -57,14 +58,14 @@ def captured(path: Path) -> tuple[CapturedOnnx, CutPoints]:
 
 def run_in_pieces(found: CapturedOnnx, cuts: CutPoints, rows: torch.Tensor) -> torch.Tensor:
     edges = [0, *(point.position for point in cuts.points), len(found.graph.operations)]
-    values: tuple[torch.Tensor, ...] = (rows,)
+    values: tuple[np.ndarray, ...] = (as_array(rows),)
     for start, stop in pairwise(edges):
         model = build_onnx_piece(found, start, stop, load=True)
         onnx.checker.check_model(model)
         session = make_session(model.SerializeToString(), 1)
         names = [node.name for node in session.get_inputs()]
         values = run_session(session, dict(zip(names, values, strict=True)))
-    return values[0]
+    return as_tensor(values[0])
 
 
 def assert_pieces_equal_the_whole(found: CapturedOnnx, cuts: CutPoints) -> None:

@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from cutset.bundles.open import Bundle
-from cutset.bundles.proof.torch.running_checks import expected_tensors, model_differences
-from cutset.bundles.reference import Reference, read_reference
-from cutset.errors import ManifestError
+from cutset.bundles.proof.results import Difference
+from cutset.bundles.proof.running_checks import max_abs_difference
+from cutset.bundles.proof.structure import count, rows_in_words
+from cutset.bundles.reference import Reference
+from cutset.capture.torch_arrays import as_array, as_tensor
 
 _RUN_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
-
-
-def opened_reference(bundle: Bundle) -> Reference:
-    """The reference tensors of an opened bundle.
-
-    Raises:
-        ManifestError: they are missing, or are not those that the manifest describes.
-    """
-    relative = bundle.manifest.reference
-    file = bundle.path(relative)
-    found: Reference = {}
-    if file.exists():
-        found, faults = read_reference(
-            file, expected_tensors(bundle.manifest), bundle.manifest.graph.inputs
-        )
-    else:
-        faults = (f"{relative} is missing; without it no number can be checked",)
-    if faults:
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise ManifestError(f"{bundle.directory}: {faults[0]}{more}", path="$.reference")
-    return found
 
 
 def model_faults(
@@ -67,14 +50,46 @@ def model_faults(
     return (f"{fault}, and equals it with {alike_at}: {why}. {advice}",)
 
 
-def rows_in_words(numbers: Iterable[int]) -> str:
-    """``"1, 2 and 5 rows"``."""
-    counts = sorted(numbers)
-    named = ", ".join(map(str, counts[:-1])) + " and " if len(counts) > 1 else ""
-    return f"{named}{count(counts[-1], 'row')}"
+def call_with_positional(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
+    """Calls a model with one positional argument for each input."""
+    return model(*inputs)
 
 
-def count(number: int, noun: str) -> str:
-    """``"1 row"``, ``"2 boundaries"``."""
-    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{number} {noun if number == 1 else plural}"
+def model_differences(
+    bundle: Bundle,
+    model: torch.nn.Module,
+    reference: Mapping[str, np.ndarray],
+    call_model: Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], Any],
+) -> tuple[Difference, ...]:
+    """The whole model's outputs on the reference's inputs, against the reference's.
+
+    Raises:
+        RuntimeError: the model does not take these inputs.
+    """
+    manifest = bundle.manifest
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            # Copies, since a model may write to its inputs.
+            inputs = tuple(
+                as_tensor(reference[spec.name]).clone() for spec in manifest.graph.inputs
+            )
+            results = call_model(model, inputs)
+    finally:
+        model.train(was_training)
+    leaves = [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, torch.Tensor)]
+    if len(leaves) != len(manifest.outputs):
+        raise RuntimeError(
+            f"the model returns {len(leaves)} tensors, the bundle {len(manifest.outputs)}"
+        )
+    last = len(manifest.stages) - 1
+    errors = [
+        (spec.name, max_abs_difference(as_array(leaf), reference[spec.name]))
+        for spec, leaf in zip(manifest.outputs, leaves, strict=True)
+    ]
+    return tuple(
+        Difference(stage=last, tensor=name, max_abs_error=error, tolerance=0.0)
+        for name, error in errors
+        if error > 0.0
+    )

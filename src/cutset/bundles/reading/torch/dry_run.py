@@ -10,7 +10,7 @@ have a shape, a dtype and strides but no elements, and
 * all that is alive at once has to fit into this machine's memory.
 
 Shapes depend on the number of rows, so this holds for the shapes that it was done with; whoever
-runs the program does it again for others (`cutset.bundles.open.StageProgram`).
+runs the program does it again for others (`cutset.bundles.reading.torch.loading.LoadedProgram`).
 """
 
 from __future__ import annotations

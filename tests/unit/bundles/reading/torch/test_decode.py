@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from cutset.bundles.open import load_program, open_bundle
+from cutset.bundles.open import open_bundle
+from cutset.bundles.reading.torch.loading import load_program
 from cutset.errors import UnsafeBundle, UnsupportedVersion
 from hostile import (
     MODEL_JSON,

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TypeAlias
 
-import onnxruntime
-import torch
-from torch.utils import _pytree as pytree
+import numpy as np
 
 from cutset.bundles.manifest import Manifest, StageEntry
-from cutset.bundles.open import Bundle, StageFunction, load_onnx_model
+from cutset.bundles.open import Bundle
+from cutset.bundles.proof.onnx_checks import OnnxStage
 from cutset.bundles.proof.results import Difference
-from cutset.bundles.reference import as_sent, describe, fits
-from cutset.capture.captured import with_rows
-from cutset.errors import CutsetError
+from cutset.bundles.reference import (
+    Reference,
+    as_sent,
+    describe,
+    fits,
+    read_reference,
+    with_rows,
+)
+from cutset.dtypes import Arrays, dtype_name
+from cutset.errors import CutsetError, ManifestError
 from cutset.tensors import TensorSpec
 
-Tensors = tuple[torch.Tensor, ...]
+StageFunction: TypeAlias = Callable[[Arrays], Arrays]
+"""Takes and returns a stage's tensors in the order of its contract."""
 
 _TOLERANCES = {
-    torch.float64: 1e-9,
-    torch.float32: 1e-4,
-    torch.float16: 2e-2,
-    torch.bfloat16: 1e-1,
-    torch.complex64: 1e-4,
-    torch.complex128: 1e-9,
+    "float64": 1e-9,
+    "float32": 1e-4,
+    "float16": 2e-2,
+    "bfloat16": 1e-1,
+    "complex64": 1e-4,
+    "complex128": 1e-9,
 }
 """Largest difference from the reference that another backend than torch may show, relative to the
 largest magnitude in the reference tensor. Other dtypes must be equal."""
@@ -43,7 +50,7 @@ def expected_tensors(manifest: Manifest) -> tuple[TensorSpec, ...]:
 def contract_faults(
     bundle: Bundle,
     programs: Mapping[int, StageFunction],
-    reference: Mapping[str, torch.Tensor],
+    reference: Mapping[str, np.ndarray],
     row_counts: Sequence[int],
 ) -> tuple[str, ...]:
     """Where neighbours do not meet, on paper and when run with each number of rows.
@@ -85,10 +92,10 @@ def _paper_faults(bundle: Bundle) -> Iterator[str]:
 def _run_faults(
     bundle: Bundle,
     programs: Mapping[int, StageFunction],
-    reference: Mapping[str, torch.Tensor],
+    reference: Mapping[str, np.ndarray],
     num_rows: int,
 ) -> Iterator[str]:
-    given: dict[str, torch.Tensor] = {}
+    given: dict[str, np.ndarray] = {}
     for index, program in programs.items():
         stage = bundle.manifest.stages[index]
         inputs = tuple(
@@ -115,24 +122,34 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def max_abs_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+def max_abs_difference(actual: np.ndarray, expected: np.ndarray) -> float:
     """Largest absolute difference; 0 only if all bits that matter agree, NaN counts as NaN."""
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return float("inf")
-    if torch.equal(actual, expected) or actual.numel() == 0:
+    if actual.size == 0 or np.array_equal(actual, expected):
         return 0.0
-    wide = torch.complex128 if actual.is_complex() else torch.float64
-    difference = (actual.to(wide) - expected.to(wide)).abs()
+    # Infinities less infinities are told apart below.
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = np.abs(_wide(actual) - _wide(expected))
     # Equal infinities and NaNs on both sides differ by nothing; on one side, by everything.
-    same = (actual == expected) | (actual.isnan() & expected.isnan())
-    difference = torch.where(same, 0.0, difference)
-    return float(torch.nan_to_num(difference, nan=float("inf"), posinf=float("inf")).max())
+    same = (actual == expected) | (_is_nan(actual) & _is_nan(expected))
+    difference = np.where(same, 0.0, difference)
+    return float(np.nan_to_num(difference, nan=np.inf, posinf=np.inf).max())
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
+
+
+def _is_nan(array: np.ndarray) -> np.ndarray:
+    found: np.ndarray = array != array  # also of dtypes that isnan does not take
+    return found
 
 
 def chain_differences(
     bundle: Bundle,
     programs: Mapping[int, StageFunction],
-    reference: Mapping[str, torch.Tensor],
+    reference: Mapping[str, np.ndarray],
     *,
     backend: str,
     num_rows: int,
@@ -153,7 +170,7 @@ def chain_differences(
         RuntimeError: a stage cannot be run; `contract_faults` says so in words.
     """
     found: list[Difference] = []
-    given: dict[str, torch.Tensor] = {}
+    given: dict[str, np.ndarray] = {}
     for index, program in programs.items():
         stage = bundle.manifest.stages[index]
         outputs = program(tuple(given.get(s.name, reference[s.name]) for s in stage.inputs))
@@ -164,8 +181,8 @@ def chain_differences(
 
 def _differences(
     stage: StageEntry,
-    given: Mapping[str, torch.Tensor],
-    reference: Mapping[str, torch.Tensor],
+    given: Mapping[str, np.ndarray],
+    reference: Mapping[str, np.ndarray],
     *,
     backend: str,
     num_rows: int,
@@ -184,36 +201,35 @@ def _differences(
         )
 
 
-def _lies_otherwise(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+def _lies_otherwise(actual: np.ndarray, expected: np.ndarray) -> bool:
     """Whether the strides differ; of a dimension with one entry it is never used."""
-    lengths = zip(actual.shape, actual.stride(), expected.stride(), strict=False)
+    if not actual.size:
+        return False
+    lengths = zip(actual.shape, actual.strides, expected.strides, strict=False)
     return any(length > 1 and one != other for length, one, other in lengths)
 
 
-def magnitude_of(tensor: torch.Tensor) -> float:
-    """The largest finite absolute value in a tensor, 0 if it is empty."""
-    if tensor.numel() == 0:
+def magnitude_of(array: np.ndarray) -> float:
+    """The largest finite absolute value in an array, 0 if it is empty."""
+    if array.size == 0:
         return 0.0
-    wide = torch.complex128 if tensor.is_complex() else torch.float64
-    return float(torch.nan_to_num(tensor.to(wide).abs(), nan=0.0, posinf=0.0).max())
+    return float(np.nan_to_num(np.abs(_wide(array)), nan=0.0, posinf=0.0).max())
 
 
-def relative_difference(
-    found: Sequence[Difference], reference: Mapping[str, torch.Tensor]
-) -> float:
+def relative_difference(found: Sequence[Difference], reference: Mapping[str, np.ndarray]) -> float:
     """The largest difference, relative to the largest magnitude in its reference tensor."""
     return max(
         (d.max_abs_error / (magnitude_of(reference[d.tensor]) or 1.0) for d in found), default=0.0
     )
 
 
-def tolerance_of(expected: torch.Tensor) -> float:
+def tolerance_of(expected: np.ndarray) -> float:
     """The absolute difference that another backend than torch may show for a tensor."""
-    return _TOLERANCES.get(expected.dtype, 0.0) * magnitude_of(expected)
+    return _TOLERANCES.get(dtype_name(expected.dtype) or "", 0.0) * magnitude_of(expected)
 
 
 def onnx_differences(
-    bundle: Bundle, indices: Sequence[int], reference: Mapping[str, torch.Tensor]
+    bundle: Bundle, indices: Sequence[int], reference: Mapping[str, np.ndarray]
 ) -> tuple[tuple[Difference, ...], float, tuple[str, ...]]:
     """Each stage's ONNX model on the reference's tensors, against the reference's.
 
@@ -232,71 +248,34 @@ def onnx_differences(
             continue
         inputs = tuple(reference[spec.name] for spec in stage.inputs)
         try:
-            outputs = _run_onnx(bundle, stage, inputs)
+            outputs = OnnxStage(bundle, index)(inputs)
         except CutsetError:
             raise
         except Exception as error:  # noqa: BLE001 - onnxruntime's errors derive from Exception
             failures.append(f"stage {index} fails in onnxruntime: {_first_line(error)}")
             continue
         given = {s.name: t for s, t in zip(stage.outputs, outputs, strict=True)}
-        num_rows = inputs[0].shape[0] if inputs and inputs[0].dim() else 0
+        num_rows = inputs[0].shape[0] if inputs and inputs[0].ndim else 0
         found += _differences(stage, given, reference, backend="onnxruntime", num_rows=num_rows)
     return tuple(found), relative_difference(found, reference), tuple(failures)
 
 
-def _run_onnx(bundle: Bundle, stage: StageEntry, inputs: Tensors) -> Tensors:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = bundle.manifest.num_threads
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        str(load_onnx_model(bundle, stage.index)), options, providers=["CPUExecutionProvider"]
-    )
-    feed = {
-        argument.name: tensor.contiguous().numpy()
-        for argument, tensor in zip(session.get_inputs(), inputs, strict=True)
-    }
-    results: list[Any] = session.run(None, feed)
-    return tuple(torch.from_numpy(result) for result in results)
-
-
-def call_with_positional(model: torch.nn.Module, inputs: Tensors) -> Any:
-    """Calls a model with one positional argument for each input."""
-    return model(*inputs)
-
-
-def model_differences(
-    bundle: Bundle,
-    model: torch.nn.Module,
-    reference: Mapping[str, torch.Tensor],
-    call_model: Callable[[torch.nn.Module, Tensors], Any],
-) -> tuple[Difference, ...]:
-    """The whole model's outputs on the reference's inputs, against the reference's.
+def opened_reference(bundle: Bundle) -> Reference:
+    """The reference tensors of an opened bundle.
 
     Raises:
-        RuntimeError: the model does not take these inputs.
+        ManifestError: they are missing, or are not those that the manifest describes.
     """
-    manifest = bundle.manifest
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            # Copies, since a model may write to its inputs.
-            inputs = tuple(reference[spec.name].clone() for spec in manifest.graph.inputs)
-            results = call_model(model, inputs)
-    finally:
-        model.train(was_training)
-    leaves = [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, torch.Tensor)]
-    if len(leaves) != len(manifest.outputs):
-        raise RuntimeError(
-            f"the model returns {len(leaves)} tensors, the bundle {len(manifest.outputs)}"
+    relative = bundle.manifest.reference
+    file = bundle.path(relative)
+    found: Reference = {}
+    if file.exists():
+        found, faults = read_reference(
+            file, expected_tensors(bundle.manifest), bundle.manifest.graph.inputs
         )
-    last = len(manifest.stages) - 1
-    errors = [
-        (spec.name, max_abs_difference(leaf, reference[spec.name]))
-        for spec, leaf in zip(manifest.outputs, leaves, strict=True)
-    ]
-    return tuple(
-        Difference(stage=last, tensor=name, max_abs_error=error, tolerance=0.0)
-        for name, error in errors
-        if error > 0.0
-    )
+    else:
+        faults = (f"{relative} is missing; without it no number can be checked",)
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise ManifestError(f"{bundle.directory}: {faults[0]}{more}", path="$.reference")
+    return found

@@ -1,24 +1,24 @@
 """The checks on a bundle, which load its programs and run them.
 
 They belong into a process of their own, with limits: `cutset.bundles.proof.child` starts one.
+
+Where torch is not installed, a bundle's torch programs are neither read nor run: the report says
+so, and what can be looked at without them is.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
 from cutset.bundles.manifest import Manifest
-from cutset.bundles.open import (
-    Bundle,
-    StageFunction,
-    StageProgram,
-    load_onnx_model,
-    load_program,
-    open_bundle,
-)
+from cutset.bundles.open import Bundle, load_onnx_model, open_bundle
+from cutset.bundles.proof import running_checks
 from cutset.bundles.proof.onnx_checks import OnnxStage, onnx_faults
 from cutset.bundles.proof.results import (
     BACKENDS,
@@ -27,13 +27,18 @@ from cutset.bundles.proof.results import (
     Difference,
     VerificationReport,
 )
-from cutset.bundles.proof.structure import completeness_faults, summary, unit_faults
-from cutset.bundles.proof.torch import running_checks
-from cutset.bundles.proof.torch.whole_model import count, opened_reference, rows_in_words
+from cutset.bundles.proof.structure import (
+    completeness_faults,
+    count,
+    rows_in_words,
+    summary,
+    unit_faults,
+)
 from cutset.bundles.reference import Reference
-from cutset.capture.torch_settings import using_settings
-from cutset.capture.torch_threads import compute_threads
 from cutset.errors import BundleError, ManifestError, UnsafeBundle
+
+if TYPE_CHECKING:
+    from cutset.bundles.proof.torch.torch_stages import TorchStage
 
 
 def row_counts(manifest: Manifest) -> tuple[int, ...]:
@@ -94,8 +99,10 @@ class _Checking:
         self._on_step = on_step
         self._on_check = on_check
         self._maker = "torch" if bundle.manifest.has_programs else "onnxruntime"
-        self._stages: dict[int, StageFunction] = {}
-        self._programs: dict[int, StageProgram] = {}
+        self._has_torch = importlib.util.find_spec("torch") is not None
+        self._without = self._maker == "torch" and not self._has_torch
+        self._stages: dict[int, running_checks.StageFunction] = {}
+        self._programs: dict[int, TorchStage] = {}
         self._models: dict[int, OnnxStage] = {}
         self._references: Reference = {}
         self._comparisons: tuple[Difference, ...] = ()
@@ -104,8 +111,7 @@ class _Checking:
 
     def run(self) -> VerificationReport:
         """All checks; integrity is looked at first, since the others stand on it."""
-        manifest = self._bundle.manifest
-        with using_settings(manifest.torch_settings), compute_threads(manifest.num_threads):
+        with self._settings():
             integrity = self._integrity()
             contracts = self._contracts()
             completeness = self._completeness()
@@ -120,7 +126,33 @@ class _Checking:
             ),
             comparisons=self._comparisons,
             error=self._error,
+            not_run=self._not_run(),
         )
+
+    def _settings(self) -> contextlib.AbstractContextManager[None]:
+        if not self._has_torch or self._maker != "torch":
+            return contextlib.nullcontext()
+        from cutset.bundles.proof.torch.torch_stages import as_captured
+
+        return as_captured(self._bundle.manifest)
+
+    def _not_run(self) -> tuple[str, ...]:
+        """What was not looked at for want of torch."""
+        if not self._without:
+            return ()
+        left_out = [
+            f"stage {index}"
+            for index in self._bundle.stages
+            if self._bundle.manifest.stages[index].model is None
+        ]
+        unread = (
+            "torch is not installed, so no torch program was read: not whether one is safe to load,"
+            " nor whether it has its stage's operations and weights, nor that its numbers are the"
+            " reference's bit for bit. For the whole proof pip install torch and verify again"
+        )
+        if not left_out:
+            return (unread,)
+        return (unread, f"not run at all, for want of an ONNX model: {', '.join(left_out)}")
 
     def _result(self, name: str, faults: tuple[str, ...], otherwise: str) -> CheckResult:
         result = CheckResult(name=name, ok=not faults, detail=summary(faults, otherwise))
@@ -139,8 +171,9 @@ class _Checking:
                 self._error = self._error or error
         faults += self._read_reference()
         num_files = len(bundle.manifest.files) + 1
+        safe = "ONNX models safe to load" if self._without else "safe to load"
         return self._result(
-            "integrity", tuple(faults), f"{num_files} files, sizes and hashes agree, safe to load"
+            "integrity", tuple(faults), f"{num_files} files, sizes and hashes agree, {safe}"
         )
 
     def _load(self, index: int) -> None:
@@ -148,28 +181,42 @@ class _Checking:
         bundle = self._bundle
         if not bundle.manifest.has_programs:
             self._models[index] = self._stages[index] = OnnxStage(bundle, index)
-            return
-        self._programs[index] = self._stages[index] = load_program(bundle, index)
-        if bundle.manifest.stages[index].model is not None:
-            load_onnx_model(bundle, index)
+        elif not self._without:
+            from cutset.bundles.proof.torch.torch_stages import TorchStage
+
+            self._programs[index] = self._stages[index] = TorchStage(bundle, index)
+            if bundle.manifest.stages[index].model is not None:
+                load_onnx_model(bundle, index)
+        elif bundle.manifest.stages[index].model is not None:
+            self._stages[index] = OnnxStage(bundle, index)
 
     def _read_reference(self) -> tuple[str, ...]:
         try:
-            self._references = opened_reference(self._bundle)
+            self._references = running_checks.opened_reference(self._bundle)
         except ManifestError as error:
             self._error = self._error or error
             return (str(error),)
         return ()
 
     @property
-    def _reference(self) -> Mapping[str, torch.Tensor]:
+    def _reference(self) -> Mapping[str, np.ndarray]:
         """The tensors of the first number of rows."""
         return next(iter(self._references.values()), {})
 
     @property
+    def _loadable(self) -> tuple[int, ...]:
+        """The stages that can be run here."""
+        entries = self._bundle.manifest.stages
+        return tuple(
+            index
+            for index in self._bundle.stages
+            if not self._without or entries[index].model is not None
+        )
+
+    @property
     def _obstacle(self) -> tuple[str, ...]:
         """Why the stages cannot be run, if they cannot."""
-        missing = [index for index in self._bundle.stages if index not in self._stages]
+        missing = [index for index in self._loadable if index not in self._stages]
         if missing:
             return (f"not checked: stage {missing[0]} was not loaded, see integrity",)
         if not self._references:
@@ -184,22 +231,31 @@ class _Checking:
         num_boundaries = len(self._bundle.manifest.stages) - 1
         counts = row_counts(self._bundle.manifest)
         rows = f"{', '.join(map(str, counts))} {'row' if counts == (1,) else 'rows'}"
-        return self._result(
-            "contracts", faults, f"{count(num_boundaries, 'boundary')} met with {rows}"
-        )
+        met = f"{count(num_boundaries, 'boundary')} met with {rows}"
+        if self._without:
+            ran = f"{len(self._stages)} of {count(len(self._bundle.stages), 'stage')}"
+            met = f"{count(num_boundaries, 'boundary')} met on paper, {ran} run in ONNX with {rows}"
+        return self._result("contracts", faults, met)
 
     def _completeness(self) -> CheckResult:
         self._on_step("completeness", "checking completeness")
         manifest = self._bundle.manifest
-        programs = {index: stage.program for index, stage in self._programs.items()}
-        faults = completeness_faults(manifest, programs) + onnx_faults(manifest, self._models)
-        if len(self._stages) < len(self._bundle.stages):
+        in_files = onnx_faults(manifest, self._models)
+        if self._programs:
+            from cutset.bundles.proof.torch.program_structure import program_faults
+
+            programs = {index: stage.program for index, stage in self._programs.items()}
+            in_files += program_faults(manifest, programs)
+        faults = completeness_faults(manifest, in_files)
+        if len(self._stages) < len(self._loadable):
             faults += ("not checked against every stage's program, see integrity",)
         detail = (
             f"{count(len(manifest.graph.operations), 'operation')} and "
             f"{count(len(manifest.graph.parameters), 'parameter')} accounted for, "
             f"{len(manifest.shared_parameters)} shared, {len(manifest.unused_parameters)} unused"
         )
+        if self._without:
+            detail += " by the manifest; no program was read"
         return self._result("completeness", faults, detail)
 
     def _units(self) -> CheckResult:
@@ -214,6 +270,9 @@ class _Checking:
         self._on_step("numerics", "comparing numbers")
         if self._obstacle:
             return self._result("numerics", self._obstacle, "")
+        if self._without:
+            faults, detail = self._onnx()
+            return self._result("numerics", tuple(faults), f"torch was not run; {detail}")
         num_rows = 0
         try:
             for rows, reference in self._references.items():
@@ -253,7 +312,7 @@ class _Checking:
     def _onnx(self) -> tuple[list[str], str]:
         try:
             found, largest, failures = running_checks.onnx_differences(
-                self._bundle, tuple(self._programs), self._reference
+                self._bundle, tuple(self._stages), self._reference
             )
         except BundleError as error:
             return [f"not checked with onnxruntime: {error}"], ""
