@@ -13,7 +13,11 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize(
     ("page", "file"),
-    [("add-an-engine.md", "toy_engine.py"), ("add-a-model-source.md", "toy_models.py")],
+    [
+        ("add-a-backend.md", "onnx_reference_backend.py"),
+        ("add-an-engine.md", "toy_engine.py"),
+        ("add-a-model-source.md", "toy_models.py"),
+    ],
 )
 def test_a_page_shows_the_file_that_the_tests_run(page: str, file: str) -> None:
     (block,) = [each for each in blocks_of(ROOT / "docs" / page) if each.title == file]

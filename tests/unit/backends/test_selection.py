@@ -18,6 +18,7 @@ from cutset.backends import openvino, selection
 from cutset.backends.base import ModelBackend, rows_of
 from cutset.backends.onnxruntime import OnnxruntimeBackend
 from cutset.backends.selection import (
+    GROUP,
     backend_names,
     broken_backends,
     check_backend_name,
@@ -30,8 +31,8 @@ from cutset.bundles.open import Bundle, open_bundle
 from cutset.capture.torch_arrays import as_array, as_tensor
 from cutset.errors import EngineError
 from cutset.tensors import TensorSpec
-from distributed.added_backend import install
 from distributed.bundles import SmallNet, small_net, write_bundle
+from installed import install
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +272,7 @@ def test_a_broken_offer_is_told_and_harms_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, target: str, reason: str
 ) -> None:
     before = backend_names()
-    install(tmp_path, monkeypatch, {name: target}, package="theirs")
+    monkeypatch.syspath_prepend(str(install(tmp_path, "theirs", GROUP, f"{name} = {target}")))
     (broken,) = broken_backends()
     assert broken.name == name
     assert broken.reason.startswith(reason)
@@ -285,10 +286,10 @@ def test_a_broken_offer_is_told_and_harms_nothing(
 
 
 def test_two_offers_of_one_name_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    offer = {"onnx-reference": "onnx_reference_backend:ReferenceBackend"}
-    install(tmp_path / "a", monkeypatch, offer, package="one")
+    offer = "onnx-reference = onnx_reference_backend:ReferenceBackend"
+    monkeypatch.syspath_prepend(str(install(tmp_path / "a", "one", GROUP, offer)))
     assert backend_names()[-1] == "onnx-reference"
-    install(tmp_path / "b", monkeypatch, offer, package="two")
+    monkeypatch.syspath_prepend(str(install(tmp_path / "b", "two", GROUP, offer)))
     (broken,) = broken_backends()
     assert "is of several packages: one and two; uninstall all of them but one" in broken.reason
     assert "onnx-reference" not in backend_names()
