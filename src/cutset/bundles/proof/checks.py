@@ -148,7 +148,8 @@ class _Checking:
         unread = (
             "torch is not installed, so no torch program was read: not whether one is safe to load,"
             " nor whether it has its stage's operations and weights, nor that its numbers are the"
-            " reference's bit for bit. For the whole proof pip install 'cutset[torch]', and verify again"
+            " reference's bit for bit. For the whole proof pip install 'cutset[torch]', and verify"
+            " again"
         )
         if not left_out:
             return (unread,)
