@@ -166,6 +166,22 @@ def test_the_end_fails_everything_open_and_all_that_follows() -> None:
         _submit(ledger, 3)
 
 
+def test_joined_answers_keep_the_order_of_dimensions_and_are_nobody_elses() -> None:
+    images = TensorSpec(name="images", shape=("batch", 3, 4, 5), dtype="float32")
+    request = Request(2, (images,), lambda outputs: outputs)
+    parts = [
+        np.full((n, 4, 5, 3), n, np.float32).transpose(0, 3, 1, 2) for n in (2, 1)
+    ]  # channels last in memory
+    for index, part in enumerate(parts):
+        request.put(index, (part,))
+    request.resolve()
+    (joined,) = request.future.result(0)
+    assert joined[:, 0, 0, 0].tolist() == [2.0, 2.0, 1.0]
+    assert joined.strides == (240, 4, 60, 12)
+    assert joined.flags.writeable
+    assert not any(np.shares_memory(joined, part) for part in parts)
+
+
 def test_outputs_without_a_batch_are_not_joined() -> None:
     fixed = TensorSpec(name="table", shape=(2,), dtype="float32")
     request = Request(2, (_SPEC, fixed), lambda outputs: outputs)
