@@ -30,7 +30,7 @@ from typing_extensions import Self
 
 from cutset.backends.allocator import keep_freed_memory, malloc_environment, map_large_blocks
 from cutset.backends.base import StageProgram
-from cutset.backends.selection import load_stage, random_inputs
+from cutset.backends.selection import import_libraries, load_stage, random_inputs
 from cutset.bundles.allowance import allowance_of
 from cutset.bundles.open import open_bundle
 from cutset.dtypes import Arrays
@@ -313,6 +313,8 @@ def main() -> None:
     indices = [int(index) for index, _ in pairs]
     bundle = open_bundle(arguments.bundle, stages=indices)
     allowance = allowance_of(bundle.manifest, (arguments.micro_batch,), indices)
+    for index, backend in pairs:
+        import_libraries(bundle, int(index), backend=backend)
     limit_memory(allowance.memory_bytes)
     programs = [
         load_stage(

@@ -31,7 +31,7 @@ import psutil
 
 from cutset.backends.allocator import give_back_memory, keep_freed_memory, map_large_blocks
 from cutset.backends.base import StageProgram
-from cutset.backends.selection import load_stage
+from cutset.backends.selection import import_libraries, load_stage
 from cutset.bundles.allowance import allowance_of
 from cutset.bundles.open import Bundle, open_bundle
 from cutset.engines.control import ControlSocket
@@ -263,6 +263,7 @@ class StageWorker:
                 (command.stage,),
                 num_in_flight=command.num_in_flight,
             )
+            import_libraries(self._bundle, command.stage, backend=command.backend)
             limit_memory(allowance.memory_bytes)
             self._program = load_stage(
                 self._bundle,

@@ -383,3 +383,29 @@ def test_listing_backends_loads_none_of_their_libraries() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("backend", "imported"), [("torch", ["torch"]), ("onnxruntime", ["onnxruntime"])]
+)
+def test_libraries_can_be_imported_before_a_stage_is_loaded(
+    bundle: Bundle, backend: str, imported: list[str]
+) -> None:
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from cutset.backends.selection import import_libraries\n"
+        "from cutset.bundles.open import open_bundle\n"
+        "bundle = open_bundle(Path(sys.argv[1]))\n"
+        "assert not {'torch', 'onnxruntime'} & sys.modules.keys()\n"
+        "import_libraries(bundle, 1, backend=sys.argv[2])\n"
+        "print(*({'torch', 'onnxruntime', 'openvino'} & sys.modules.keys()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(bundle.directory), backend],
+        check=True,
+        timeout=120,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == imported
