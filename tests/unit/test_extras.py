@@ -9,6 +9,7 @@ import pytest
 
 from cutset.errors import CutsetError, MissingExtra
 from cutset.extras import EXTRA_OF, missing_extra, naming_extras
+from without_torch import WITHOUT_TORCH
 
 try:
     import tomllib
@@ -56,17 +57,6 @@ def test_what_no_extra_brings_stays_as_it_is() -> None:
 
 
 NAMES = """
-import importlib.machinery, sys
-
-class WithoutTorch(importlib.machinery.PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        missing = ("torch", "torchvision", "timm", "onnxscript", "onnx_ir", "sympy")
-        return None if name in missing else super().find_spec(name, path, target)
-
-sys.meta_path[:] = [
-    WithoutTorch if each is importlib.machinery.PathFinder else each for each in sys.meta_path
-]
 import cutset
 for name in cutset.__all__:
     try:
@@ -80,7 +70,11 @@ for name in cutset.__all__:
 def test_every_public_name_is_there_or_says_what_to_type() -> None:
     """Without torch, in one process: what was tried first must not change what comes after."""
     done = subprocess.run(
-        [sys.executable, "-c", NAMES], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", WITHOUT_TORCH + NAMES],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     lines = done.stdout.splitlines()
     assert {"has Cluster", "has Plan", "has make_plan", "has load_cluster"} <= set(lines)
@@ -96,3 +90,26 @@ def test_every_public_name_is_there_or_says_what_to_type() -> None:
         )
     ]
     assert odd == []
+
+
+MODULES = {
+    "run": "cutset.cli cutset.predict cutset.data.array_files cutset.report.documents",
+    "bench": "cutset.measure.bench cutset.measure.stages",
+    "serve": "cutset.serve.command cutset.serve.server",
+    "verify": "cutset.bundles.proof.verify cutset.bundles.proof.child",
+    "report": "cutset.report.html cutset.report.read_sources",
+    "doctor": "cutset.doctor",
+    "plan": "cutset.planning cutset.cluster.cluster_file",
+    "a worker": "cutset.runtime.worker cutset.backends.onnxruntime",
+}
+
+
+@pytest.mark.parametrize("what", MODULES)
+def test_what_works_without_torch_imports_none(what: str) -> None:
+    """An early word of what `make test-core` tries with the wheel."""
+    lines = [f"import {name}" for name in MODULES[what].split()]
+    program = WITHOUT_TORCH + "\n".join(lines)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
