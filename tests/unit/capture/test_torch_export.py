@@ -118,7 +118,7 @@ def test_a_decision_on_values_is_located() -> None:
         capture_graph(Holder(), torch.randn(2, 3))
     assert caught.value.module_path == "inner"
     assert caught.value.source is not None
-    assert caught.value.source.startswith("test_capture.py:")
+    assert caught.value.source.startswith("test_torch_export.py:")
 
 
 def test_a_result_without_rows_is_refused() -> None:
