@@ -164,7 +164,7 @@ def test_missing_key(document: dict[str, Any], key: str) -> None:
         ("graph.inputs.0.shape", ["batch", 10**9, 10**9, 3], "$.graph.inputs[0].shape"),
         ("graph.inputs.0.shape.0", f"batch*{10**12}", "$.graph.inputs[0].shape[0]"),
         ("graph.inputs.0.shape", ["batch", 10**9], "$.graph.inputs[0].shape"),
-        ("plan.objective", "", "$.plan"),
+        ("plan.objective", "", "$.plan.objective"),
         ("plan.alternatives", [_ALTERNATIVE], "$.plan.alternatives[0]"),
         ("plan.alternatives", [{**_ALTERNATIVE, "devices": []}], "$.plan.alternatives[0]"),
         (
