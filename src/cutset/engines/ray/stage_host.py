@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import importlib.metadata
 import os
 import platform
 import queue
@@ -72,7 +71,6 @@ class StageHost:
         self._touch()
         return {
             "cutset": __version__,
-            "torch": importlib.metadata.version("torch"),
             "python": platform.python_version(),
             "pid": str(os.getpid()),
         }

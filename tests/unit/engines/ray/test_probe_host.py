@@ -52,4 +52,4 @@ def test_a_host_receives_a_shard_and_passes_events_on(
     kept = host.keep_model(entry[2], ".py")
     assert Path(kept).read_bytes() == data
     assert host.next_events() == []
-    assert set(host.hello()) == {"cutset", "torch", "python", "pid"}
+    assert set(host.hello()) == {"cutset", "python", "pid"}
