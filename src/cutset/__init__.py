@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from cutset.cluster.devices import Device as Device
     from cutset.cluster.devices import Link as Link
     from cutset.cluster.devices import equal_cluster as equal_cluster
+    from cutset.costs.cost_model import CostModel as CostModel
+    from cutset.costs.cost_model import costs_from_flops as costs_from_flops
+    from cutset.costs.cost_model import costs_from_profile as costs_from_profile
     from cutset.costs.device_profiles import load_profiles as load_profiles
-    from cutset.costs.model import CostModel as CostModel
-    from cutset.costs.model import Profile as Profile
-    from cutset.costs.model import costs_from_flops as costs_from_flops
-    from cutset.costs.model import costs_from_profile as costs_from_profile
-    from cutset.costs.model import load_profile as load_profile
-    from cutset.costs.model import profile_to_json as profile_to_json
+    from cutset.costs.profile import Profile as Profile
+    from cutset.costs.profile import load_profile as load_profile
+    from cutset.costs.profile import profile_to_json as profile_to_json
     from cutset.data.array_files import top_k as top_k
     from cutset.data.images import find_images as find_images
     from cutset.data.images import read_image as read_image
@@ -90,7 +90,7 @@ _HOMES = {
     "Bundle": "bundles.open",
     "Cluster": "cluster.devices",
     "CostGraph": "planning",
-    "CostModel": "costs.model",
+    "CostModel": "costs.cost_model",
     "CutPoint": "graph.cuts",
     "CutPoints": "graph.cuts",
     "CutsetError": "errors",
@@ -105,7 +105,7 @@ _HOMES = {
     "PlanRequest": "planning",
     "PreparedModel": "workflow",
     "ProbeRequest": "measure.probe",
-    "Profile": "costs.model",
+    "Profile": "costs.profile",
     "ProvenBundle": "workflow",
     "RayCluster": "engines.ray.engine",
     "ServeSettings": "serve.settings",
@@ -118,8 +118,8 @@ _HOMES = {
     "build_report": "report.compose",
     "capture_graph": "capture.torch_export",
     "capture_model": "capture.torch_export",
-    "costs_from_flops": "costs.model",
-    "costs_from_profile": "costs.model",
+    "costs_from_flops": "costs.cost_model",
+    "costs_from_profile": "costs.cost_model",
     "equal_cluster": "cluster.devices",
     "examine_machine": "doctor",
     "export_bundle": "bundles.write.export",
@@ -130,7 +130,7 @@ _HOMES = {
     "load_cluster": "cluster.cluster_file",
     "load_cost_graph": "planning",
     "load_plan": "planning",
-    "load_profile": "costs.model",
+    "load_profile": "costs.profile",
     "load_profiles": "costs.device_profiles",
     "make_plan": "planning",
     "measure_costs": "workflow",
@@ -150,7 +150,7 @@ _HOMES = {
     "probe_cluster": "measure.probe",
     "profile_costs": "measure.profiling",
     "profile_model": "workflow",
-    "profile_to_json": "costs.model",
+    "profile_to_json": "costs.profile",
     "raise_if_failed": "bundles.proof.results",
     "read_image": "data.images",
     "read_sources": "report.read_sources",

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from cutset.bundles.open import open_bundle
 from cutset.cluster.cluster_file import cluster_from_toml, load_cluster
-from cutset.costs.model import load_profile
+from cutset.costs.profile import load_profile
 from distributed import bundles
 from testbed import faults
 from testbed.build import down, up

@@ -15,7 +15,7 @@ import pytest
 from torch import nn, randn
 
 from cutset.bundles.open import open_bundle
-from cutset.costs.model import costs_from_flops
+from cutset.costs.cost_model import costs_from_flops
 from cutset.engines.local import LocalEngine
 from cutset.graph.cuts import find_cut_points
 from cutset.runtime.session import Session, open_session

@@ -22,7 +22,7 @@ from cutset.capture.lowering import CapturedModel
 from cutset.capture.pieces import build_piece
 from cutset.capture.torch_export import capture_model
 from cutset.cluster.devices import equal_cluster
-from cutset.costs.model import costs_from_flops
+from cutset.costs.cost_model import costs_from_flops
 from cutset.graph.cuts import CutPoints, find_cut_points
 from cutset.models.randomise import randomise
 from cutset.planning import PlanRequest, make_plan

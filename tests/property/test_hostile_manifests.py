@@ -20,7 +20,7 @@ from cutset.bundles.proof.structure import completeness_faults, unit_faults
 from cutset.bundles.write.export import export_bundle
 from cutset.capture.torch_export import capture_model
 from cutset.cluster.devices import equal_cluster
-from cutset.costs.model import costs_from_flops
+from cutset.costs.cost_model import costs_from_flops
 from cutset.errors import BundleError, CutsetError
 from cutset.graph.cuts import find_cut_points
 from cutset.planning import PlanRequest, make_plan

@@ -60,7 +60,7 @@ def probe(
     import msgspec
 
     from cutset.cluster.cluster_file import cluster_to_toml
-    from cutset.costs.model import profile_to_json
+    from cutset.costs.profile import profile_to_json
     from cutset.measure.probe import ProbeRequest, describe_probe, probe_cluster
 
     if output.suffix != ".toml":

@@ -77,7 +77,7 @@ def profile(
     as_json: options.Json = False,
 ) -> None:
     """Measure on this device what every piece of a model costs."""
-    from cutset.costs.model import profile_to_json
+    from cutset.costs.profile import profile_to_json
     from cutset.report.text import print_part, print_profile
     from cutset.workflow import measure_costs
 

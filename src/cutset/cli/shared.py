@@ -97,7 +97,7 @@ def planned_costs(context: typer.Context, request: PlanRequest) -> dict[str, Any
         EngineError: there is no such backend.
     """
     from cutset.backends.selection import AUTO, check_backend_name
-    from cutset.costs.model import load_profile
+    from cutset.costs.profile import load_profile
     from cutset.workflow import Costs, load_profiles
 
     given = context.params

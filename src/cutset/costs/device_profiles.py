@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from cutset.cluster.devices import Cluster
-from cutset.costs.model import REFERENCE, Profile, load_profile
+from cutset.costs.cost_model import REFERENCE
+from cutset.costs.profile import Profile, load_profile
 
 
 def load_profiles(

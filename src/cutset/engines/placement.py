@@ -14,7 +14,8 @@ import msgspec
 
 from cutset.bundles.manifest import Manifest
 from cutset.cluster.devices import Cluster, Device, Link
-from cutset.costs.model import INPUT_NAME, OUTPUT_NAME, REFERENCE, CostModel, PieceSeconds
+from cutset.costs.cost_model import REFERENCE, CostModel, PieceSeconds
+from cutset.costs.profile import INPUT_NAME, OUTPUT_NAME
 from cutset.errors import EngineError, PlanError
 from cutset.graph.cuts import find_cut_points
 from cutset.planning import Plan, PlanRequest, make_plan

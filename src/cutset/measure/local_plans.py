@@ -9,7 +9,7 @@ import msgspec
 
 from cutset.backends.allocator import keep_freed_memory
 from cutset.capture.captured import Captured
-from cutset.costs.model import Profile, with_backend, with_stages
+from cutset.costs.profile import Profile, with_backend, with_stages
 from cutset.errors import EngineError, PlanError
 from cutset.host import num_usable_cores
 from cutset.measure.messages import measure_hop

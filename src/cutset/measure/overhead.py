@@ -26,7 +26,7 @@ import torch
 from cutset.backends.selection import REFERENCE_BACKEND
 from cutset.bundles.write.export import export_bundle
 from cutset.capture.torch_export import capture_model
-from cutset.costs.model import costs_from_flops
+from cutset.costs.cost_model import costs_from_flops
 from cutset.engines.local import LocalEngine
 from cutset.graph.cuts import find_cut_points
 from cutset.measure.bystander import Bystanders

@@ -20,7 +20,7 @@ import msgspec
 
 from cutset.bundles.manifest import FileEntry, sha256_of
 from cutset.cluster.devices import Cluster, Device, LinkOverride
-from cutset.costs.model import Profile, profile_from_json
+from cutset.costs.profile import Profile, profile_from_json
 from cutset.engines.ray.host_calls import Host, HostAwayError
 from cutset.engines.ray.nodes import (
     RayNode,

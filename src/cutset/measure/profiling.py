@@ -18,7 +18,7 @@ from cutset.capture.lowering import CapturedModel
 from cutset.capture.pieces import build_piece
 from cutset.capture.reuse import reuse_dead_tensors
 from cutset.capture.torch_threads import compute_threads
-from cutset.costs.model import OUTPUT_NAME, PROFILE_FORMAT, PieceProfile, Profile, Timing
+from cutset.costs.profile import OUTPUT_NAME, PROFILE_FORMAT, PieceProfile, Profile, Timing
 from cutset.errors import EngineError
 from cutset.graph.cuts import CutPoints
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cutset.costs.model import CostModel
+from cutset.costs.cost_model import CostModel
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
 from cutset.planning.anyorder.prefixes import prefixes_are_all_cuts

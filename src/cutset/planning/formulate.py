@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cutset.cluster.devices import Cluster, Device, Link
-from cutset.costs.model import CostModel, PieceSeconds
+from cutset.costs.cost_model import CostModel, PieceSeconds
 from cutset.errors import PlanError
 from cutset.planning.deadline import NEVER, Deadline
 from cutset.planning.problem import ByteCosts, ChainProblem

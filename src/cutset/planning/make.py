@@ -12,7 +12,7 @@ from typing import NoReturn
 import msgspec
 
 from cutset.cluster.devices import Cluster
-from cutset.costs.model import CostModel
+from cutset.costs.cost_model import CostModel
 from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph

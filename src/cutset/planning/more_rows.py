@@ -6,7 +6,7 @@ it they are shared by more of them, and a row waits longer for its answer.
 
 from __future__ import annotations
 
-from cutset.costs.model import CostModel, with_more_rows
+from cutset.costs.cost_model import CostModel, with_more_rows
 from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 import msgspec
 
 from cutset.cluster.devices import Cluster
-from cutset.costs.model import CostModel
+from cutset.costs.cost_model import CostModel
 from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoints, find_cut_points
 from cutset.graph.ir import Graph

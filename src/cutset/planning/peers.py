@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from cutset.costs.model import CostModel
+from cutset.costs.cost_model import CostModel
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
 

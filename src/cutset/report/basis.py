@@ -14,16 +14,8 @@ from collections.abc import Sequence
 import msgspec
 
 from cutset.cluster.devices import Cluster, Device
-from cutset.costs.model import (
-    PROFILE_FORMAT,
-    CostModel,
-    Granularity,
-    PieceProfile,
-    Profile,
-    Timing,
-    costs_from_flops,
-    costs_from_profile,
-)
+from cutset.costs.cost_model import CostModel, Granularity, costs_from_flops, costs_from_profile
+from cutset.costs.profile import PROFILE_FORMAT, PieceProfile, Profile, Timing
 from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph

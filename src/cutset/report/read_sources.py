@@ -9,7 +9,7 @@ from cutset.bundles.manifest import MAX_MANIFEST_BYTES, decode_manifest
 from cutset.bundles.strict_json import MANIFEST_NAME
 from cutset.cluster.cluster_file import load_cluster
 from cutset.costs.device_profiles import load_profiles
-from cutset.costs.model import load_profile
+from cutset.costs.profile import load_profile
 from cutset.errors import ManifestError
 from cutset.graph.cuts import find_cut_points
 from cutset.report.sources import (

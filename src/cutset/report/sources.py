@@ -17,7 +17,7 @@ import msgspec
 from cutset.bundles.manifest import FileEntry, PartEntry, StageEntry
 from cutset.bundles.proof.results import VerificationDocument
 from cutset.cluster.devices import Cluster
-from cutset.costs.model import Profile
+from cutset.costs.profile import Profile
 from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cutset.bundles.manifest import PartEntry
-from cutset.costs.model import Profile, Timing
+from cutset.costs.profile import Profile, Timing
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
 from cutset.planning.plan import Alternative, MoreTensors, Plan

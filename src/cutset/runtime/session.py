@@ -28,7 +28,7 @@ from typing_extensions import Self
 
 from cutset.backends.selection import check_backend_name
 from cutset.bundles.open import Bundle, open_bundle
-from cutset.costs.model import default_window
+from cutset.costs.cost_model import default_window
 from cutset.data.arrays import Array
 from cutset.data.torch_border import is_tensor
 from cutset.engines.local import cores_of

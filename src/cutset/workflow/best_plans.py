@@ -10,7 +10,8 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from cutset.backends.selection import AUTO, check_backend_name
-from cutset.costs.model import REFERENCE, CostModel, Granularity, Profile, with_backend
+from cutset.costs.cost_model import REFERENCE, CostModel, Granularity
+from cutset.costs.profile import Profile, with_backend
 from cutset.errors import PlanError
 from cutset.measure.local_plans import plan_here
 from cutset.planning import (

@@ -18,14 +18,8 @@ from cutset.backends.selection import (
     slow_backends,
 )
 from cutset.cluster.devices import Cluster
-from cutset.costs.model import (
-    CostModel,
-    Granularity,
-    Profile,
-    costs_from_flops,
-    costs_from_profile,
-    with_backend,
-)
+from cutset.costs.cost_model import CostModel, Granularity, costs_from_flops, costs_from_profile
+from cutset.costs.profile import Profile, with_backend
 from cutset.errors import EngineError, PlanError
 from cutset.graph.cuts import CutPoints
 from cutset.measure.idle_memory import measure_worker_base

@@ -11,7 +11,8 @@ import torch
 from cutset.capture.lowering import CapturedModel
 from cutset.capture.torch_export import capture_model
 from cutset.cluster.devices import equal_cluster
-from cutset.costs.model import Profile, Timing, costs_from_profile, with_backend
+from cutset.costs.cost_model import costs_from_profile
+from cutset.costs.profile import Profile, Timing, with_backend
 from cutset.errors import EngineError, PlanError
 from cutset.graph.cuts import CutPoints, find_cut_points
 from cutset.measure import local_plans

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cutset.capture.torch_export import capture_model
-from cutset.costs.model import load_profile, profile_to_json
+from cutset.costs.profile import load_profile, profile_to_json
 from cutset.errors import EngineError
 from cutset.graph.cuts import find_cut_points
 from cutset.measure.piece_backends import piece_backends

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from cutset.cluster.devices import Cluster, Device, Link, LinkOverride
-from cutset.costs.model import costs_from_flops
+from cutset.costs.cost_model import costs_from_flops
 from cutset.planning import Plan, PlanRequest, expect_on_cluster, make_plan, simulate_plan
 from planner_graphs import chain
 

@@ -2,7 +2,7 @@ import msgspec
 import pytest
 
 from cutset.cluster.devices import Cluster, Device, Link, LinkOverride, equal_cluster
-from cutset.costs.model import PieceSeconds, costs_from_flops
+from cutset.costs.cost_model import PieceSeconds, costs_from_flops
 from cutset.errors import InfeasiblePlan, PlanError
 from cutset.planning import PlanRequest, gain_inside_units, make_plan, pareto_plans
 from planner_graphs import chain, refuse

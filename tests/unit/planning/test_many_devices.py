@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cutset.cluster.devices import Cluster, Device, Link, equal_cluster
-from cutset.costs.model import CostModel, PieceSeconds, costs_from_flops
+from cutset.costs.cost_model import CostModel, PieceSeconds, costs_from_flops
 from cutset.errors import PlanError
 from cutset.planning import PlanRequest, make_plan, pareto_plans
 from cutset.planning.deadline import Deadline

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from cutset.cluster.devices import Cluster, Device, Link
-from cutset.costs.model import CostModel, PieceSeconds, costs_from_flops
+from cutset.costs.cost_model import CostModel, PieceSeconds, costs_from_flops
 from cutset.errors import InfeasiblePlan, PlanError
 from cutset.planning import PlanRequest, make_plan, memory, pareto_plans
 from cutset.planning.certificates import quick_bound

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from cutset.cluster.devices import Cluster, Device, Link
-from cutset.costs.model import costs_from_flops
+from cutset.costs.cost_model import costs_from_flops
 from cutset.planning import PlanRequest, make_plan, more_rows_advice, try_more_tensors
 from planner_graphs import chain
 

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from cutset.cluster.devices import Cluster, Device, Link
-from cutset.costs.model import costs_from_flops
+from cutset.costs.cost_model import costs_from_flops
 from cutset.errors import PlanError
 from cutset.planning import (
     PlanRequest,

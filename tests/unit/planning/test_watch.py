@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 
 from cutset.cluster.devices import Cluster, Device, Link, LinkOverride
-from cutset.costs.model import costs_from_flops
+from cutset.costs.cost_model import costs_from_flops
 from cutset.planning import PlanRequest, make_plan, pareto_plans, plan_cost_graph
 from cutset.planning.anyorder.cost_graph import CostGraph, CostNode, CostTensor
 from cutset.planning.plan import Plan

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cutset.cluster.devices import Cluster, Device, Link
-from cutset.costs.model import PieceProfile, Profile, Timing
+from cutset.costs.profile import PieceProfile, Profile, Timing
 from cutset.errors import EngineError, PlanError
 from cutset.planning import PlanRequest
 from cutset.workflow import (

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from cutset.cluster.devices import Cluster, Device, equal_cluster
-from cutset.costs.model import PieceProfile, Profile, Timing
+from cutset.costs.profile import PieceProfile, Profile, Timing
 from cutset.workflow import measured_costs
 
 

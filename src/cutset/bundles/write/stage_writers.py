@@ -24,7 +24,7 @@ from cutset.capture.onnx.operations import list_parameters
 from cutset.capture.pieces import Piece, build_piece
 from cutset.capture.torch_arrays import as_array, as_tensor
 from cutset.capture.torch_export import export_piece
-from cutset.costs.model import live_bytes
+from cutset.costs.cost_model import live_bytes
 from cutset.errors import BundleError, EngineError
 from cutset.planning.plan import StagePlan
 from cutset.tensors import TensorSpec

@@ -7,7 +7,7 @@ best plan over prefixes is the best over all downsets, and may be called so.
 
 from __future__ import annotations
 
-from cutset.costs.model import CostModel
+from cutset.costs.cost_model import CostModel
 from cutset.graph.ir import Graph
 from cutset.planning.anyorder.downsets import MAX_DOWNSETS, list_downsets
 

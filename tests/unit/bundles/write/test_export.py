@@ -18,7 +18,7 @@ from cutset.bundles.write.export import export_bundle, replace_plan
 from cutset.capture.arguments import ExampleInputs
 from cutset.capture.torch_export import capture_model
 from cutset.cluster.devices import equal_cluster
-from cutset.costs.model import costs_from_flops
+from cutset.costs.cost_model import costs_from_flops
 from cutset.errors import BundleError, ChecksumMismatch, ModelError
 from cutset.graph.cuts import find_cut_points
 from cutset.graph.ir import Graph

@@ -1,6 +1,6 @@
 import msgspec
 
-from cutset.costs.model import costs_from_flops
+from cutset.costs.cost_model import costs_from_flops
 from cutset.graph.cuts import CutPoint, CutPoints
 from cutset.graph.ir import Graph, Operation
 from cutset.planning.anyorder.prefixes import prefixes_are_all_cuts

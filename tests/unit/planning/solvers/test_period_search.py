@@ -5,7 +5,7 @@ import random
 import pytest
 
 from cutset.cluster.devices import Cluster, Device, Link, LinkOverride
-from cutset.costs.model import costs_from_flops
+from cutset.costs.cost_model import costs_from_flops
 from cutset.planning.certificates import quick_bound
 from cutset.planning.formulate import build_problem
 from cutset.planning.problem import ChainProblem

@@ -2,14 +2,11 @@ import msgspec
 import pytest
 
 from cutset.cluster.devices import Device
-from cutset.costs.model import (
+from cutset.costs.cost_model import PieceSeconds, SharedWeight, costs_from_flops, costs_from_profile
+from cutset.costs.profile import (
     PieceProfile,
-    PieceSeconds,
     Profile,
-    SharedWeight,
     Timing,
-    costs_from_flops,
-    costs_from_profile,
     load_profile,
     with_backend,
     with_stages,

@@ -13,24 +13,19 @@ where a cut may be. A stage is a run of pieces from one boundary to another, and
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 import msgspec
 
 from cutset.cluster.devices import Device
+from cutset.costs.profile import INPUT_NAME, OUTPUT_NAME, Profile, check_profile
 from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoint, CutPoints
 from cutset.graph.ir import Graph
 
 Granularity: TypeAlias = Literal["unit", "op"]
 """Where boundaries lie: at the candidate cuts, or between any two operations."""
-
-PROFILE_FORMAT = "cutset-profile/1"
-INPUT_NAME = "input"
-OUTPUT_NAME = "output"
 REFERENCE = ""
 """The name under which a cost model keeps the seconds of the device that others are scaled from."""
 
@@ -41,63 +36,6 @@ def default_window(num_stages: int) -> int:
     Enough for every stage to have one at hand while it computes another, and one more.
     """
     return 2 * num_stages + 1
-
-
-class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Seconds that one piece took for one micro-batch, over repeated runs."""
-
-    median_s: float
-    p10_s: float
-    p90_s: float
-    num_runs: int
-
-    def scaled(self, factor: float) -> Timing:
-        """The same with every time `factor` times as long."""
-        return Timing(
-            median_s=self.median_s * factor,
-            p10_s=self.p10_s * factor,
-            p90_s=self.p90_s * factor,
-            num_runs=self.num_runs,
-        )
-
-
-class PieceProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one piece (the operations between two neighbouring candidate cut points) cost.
-
-    Attributes:
-        last: name of the cut point that ends it (``CutPoint.after``); ``"output"`` for the last.
-        flops: multiply-adds for one row.
-        timings: measured seconds per micro-batch, by backend name (``"torch"``,
-            ``"onnxruntime"``, ...).
-    """
-
-    last: str
-    flops: int
-    timings: dict[str, Timing]
-
-
-class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Measured costs of one model on one device, as `cutset profile` writes them.
-
-    Attributes:
-        format: ``"cutset-profile/1"``.
-        model: the model's name as it was given.
-        device: name of the device it was measured on.
-        micro_batch: rows in each run.
-        num_threads: threads that computed.
-        pieces: in execution order; one more than there are candidate cut points.
-        software: versions of what computed, e.g. ``{"torch": "2.14.1"}``.
-        whole: measured seconds of the whole model for one micro-batch, by backend name.
-    """
-
-    format: str
-    model: str
-    device: str
-    micro_batch: int
-    num_threads: int
-    pieces: tuple[PieceProfile, ...]
-    software: dict[str, str]
-    whole: dict[str, Timing] = {}
 
 
 class SharedWeight(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -236,39 +174,6 @@ def with_more_rows(costs: CostModel, factor: int) -> CostModel:
     return msgspec.structs.replace(costs, micro_batch=costs.micro_batch * factor, seconds=entries)
 
 
-def profile_to_json(profile: Profile) -> str:
-    """The profile as an indented JSON document, which `load_profile` reads."""
-    return msgspec.json.format(msgspec.json.encode(profile), indent=2).decode()
-
-
-def load_profile(path: str | Path) -> Profile:
-    """Reads a profile that `cutset profile` wrote.
-
-    Raises:
-        PlanError: the file cannot be read, is no profile, or of another format version.
-    """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise PlanError(f"{path}: the profile cannot be read: {error}") from error
-    return profile_from_json(data, source=str(path))
-
-
-def profile_from_json(data: str | bytes, *, source: str = "profile") -> Profile:
-    """Reads a profile; `source` names it in errors.
-
-    Raises:
-        PlanError: it is no profile, or of another format version.
-    """
-    try:
-        profile = msgspec.json.decode(data, type=Profile)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise PlanError(f"{source}: the profile cannot be read: {error}") from error
-    if profile.format != PROFILE_FORMAT:
-        raise PlanError(f"{source}: expected format {PROFILE_FORMAT!r}, got {profile.format!r}")
-    return profile
-
-
 def costs_from_flops(
     graph: Graph,
     cuts: CutPoints,
@@ -300,60 +205,6 @@ def costs_from_flops(
     seconds = tuple(flops * micro_batch / flops_per_s for flops in model.flops_per_row)
     entry = PieceSeconds(device=REFERENCE, backend="", seconds=seconds)
     return msgspec.structs.replace(model, seconds=(entry,))
-
-
-def with_backend(profile: Profile, backend: str) -> Profile:
-    """The profile as if nothing but one backend had been measured.
-
-    Raises:
-        PlanError: a piece has no time with it.
-    """
-    pieces = []
-    for piece in profile.pieces:
-        timing = piece.timings.get(backend)
-        if timing is None:
-            raise PlanError(
-                f"the profile of {profile.device} has no time with backend {backend!r} for the"
-                f" piece that ends with {piece.last!r}; it has {', '.join(piece.timings) or 'none'}"
-            )
-        pieces.append(msgspec.structs.replace(piece, timings={backend: timing}))
-    return msgspec.structs.replace(profile, pieces=tuple(pieces))
-
-
-def with_stages(
-    profile: Profile, lasts: Sequence[str], backends: Sequence[str], seconds: Sequence[float]
-) -> Profile:
-    """The profile with the pieces of stages scaled to add up to what the stages took as wholes.
-
-    Only the timings of a stage's backend are changed, and only those of the stage's pieces.
-
-    Args:
-        profile: what was measured piece by piece.
-        lasts: name of the piece that ends each stage, in order; the stages cover all pieces.
-        backends: of each stage.
-        seconds: of each stage, above 0.
-
-    Raises:
-        PlanError: a stage ends where no piece does, or its backend was not measured.
-    """
-    ends = {piece.last: index + 1 for index, piece in enumerate(profile.pieces)}
-    pieces = list(profile.pieces)
-    start = 0
-    for last, backend, stage_s in zip(lasts, backends, seconds, strict=True):
-        stop = ends.get(last, start)
-        timings = [piece.timings.get(backend) for piece in pieces[start:stop]]
-        known = [timing for timing in timings if timing is not None]
-        if not known or len(known) < len(timings):
-            raise PlanError(
-                f"the profile has no times with backend {backend!r} for a stage that ends with"
-                f" {last!r}; measure anew: cutset profile"
-            )
-        factor = stage_s / math.fsum(timing.median_s for timing in known)
-        for index, timing in enumerate(known, start):
-            changed = {**pieces[index].timings, backend: timing.scaled(factor)}
-            pieces[index] = msgspec.structs.replace(pieces[index], timings=changed)
-        start = stop
-    return msgspec.structs.replace(profile, pieces=tuple(pieces))
 
 
 def costs_from_profile(
@@ -394,7 +245,7 @@ def costs_from_profile(
     model = _without_seconds(graph, points, micro_batch, base_bytes, window)
     entries: list[PieceSeconds] = []
     for name, profile in named.items():
-        _check_profile(profile, cuts, micro_batch)
+        check_profile(profile, cuts, micro_batch)
         for backend in sorted({b for piece in profile.pieces for b in piece.timings}):
             timings = [piece.timings.get(backend) for piece in profile.pieces]
             seconds = tuple(None if t is None else t.median_s for t in timings)
@@ -484,24 +335,6 @@ def live_bytes(graph: Graph) -> list[int]:
         ending[end] = ending.get(end, 0) + size
         alive -= ending.pop(index, 0)
     return peaks
-
-
-def _check_profile(profile: Profile, cuts: CutPoints, micro_batch: int) -> None:
-    expected = [*(point.after for point in cuts.points), OUTPUT_NAME]
-    actual = [piece.last for piece in profile.pieces]
-    if actual != expected:
-        at = next((i for i, (a, e) in enumerate(zip(actual, expected, strict=False)) if a != e), -1)
-        detail = f"piece {at} ends at {actual[at]!r}, not {expected[at]!r}" if at >= 0 else ""
-        raise PlanError(
-            f"the profile of {profile.model!r} on {profile.device!r} has {len(actual)} pieces, "
-            f"this model has {len(expected)}{'; ' + detail if detail else ''}; profile it again "
-            "with the same model, keep, divide and max_tensors"
-        )
-    if profile.micro_batch != micro_batch:
-        raise PlanError(
-            f"the profile of {profile.device!r} was made with micro-batches of "
-            f"{profile.micro_batch} rows, another one with {micro_batch}; profile it again"
-        )
 
 
 def _share_seconds(
