@@ -12,12 +12,13 @@ import contextlib
 import importlib.util
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cutset.bundles.manifest import Manifest
-from cutset.bundles.open import Bundle, load_onnx_model, open_bundle
+from cutset.bundles.open import Bundle, load_onnx_model, open_bundle, read_manifest
 from cutset.bundles.proof import running_checks
 from cutset.bundles.proof.onnx_checks import OnnxStage, onnx_faults
 from cutset.bundles.proof.results import (
@@ -44,6 +45,19 @@ if TYPE_CHECKING:
 def row_counts(manifest: Manifest) -> tuple[int, ...]:
     """Numbers of rows with which the stages' contracts are tried."""
     return (1, 2, 5) if manifest.micro_batch_only is None else (manifest.micro_batch_only,)
+
+
+def import_libraries(directory: str | os.PathLike[str]) -> None:
+    """Imports what a bundle's programs are run with, as far as it is installed.
+
+    For a process that limits its memory before it checks the bundle: torch alone maps 0.7 GB for
+    data, which are not the programs'. What is wrong with the bundle is left to `check_bundle`.
+    """
+    with contextlib.suppress(BundleError):
+        manifest = read_manifest(Path(directory))
+        if manifest.has_programs and importlib.util.find_spec("torch") is not None:
+            import cutset.bundles.proof.torch.torch_stages  # noqa: F401
+        import onnxruntime  # noqa: F401
 
 
 _RUN_ERRORS = (UnsafeBundle, RuntimeError, ValueError, TypeError, IndexError, MemoryError)

@@ -30,7 +30,7 @@ import psutil
 
 from cutset import errors
 from cutset.bundles.allowance import Allowance
-from cutset.bundles.proof.checks import check_bundle
+from cutset.bundles.proof.checks import check_bundle, import_libraries
 from cutset.bundles.proof.results import CHECKS, CheckResult, Difference, VerificationReport
 from cutset.errors import BundleError, EngineError
 from cutset.host import limit_memory
@@ -305,6 +305,8 @@ def main() -> None:
         raise SystemExit("nothing was asked")  # whoever started it is gone
     data = source.read(int.from_bytes(length, "little"))
     request = msgspec.msgpack.decode(data, type=CheckRequest)
+    directory = os.fsdecode(request.directory)
+    import_libraries(directory)
     limit_memory(request.memory_bytes)
 
     def tell(message: Message) -> None:
@@ -316,7 +318,7 @@ def main() -> None:
 
     try:
         report = check_bundle(
-            os.fsdecode(request.directory),
+            directory,
             stages=request.stages,
             backends=request.backends,
             on_step=lambda check, words: tell(Step(check=check, words=words)),

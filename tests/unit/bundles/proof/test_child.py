@@ -109,6 +109,18 @@ def test_memory_is_watched(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA is Linux's")
+def test_libraries_are_imported_before_memory_is_limited(bundle: Path) -> None:
+    """What torch maps for itself does not come out of what the bundle's programs may take."""
+    program = (
+        "import sys; from cutset.bundles.proof.checks import import_libraries;"
+        "import_libraries(sys.argv[1]); print('torch' in sys.modules, 'onnxruntime' in sys.modules)"
+    )
+    for folder, words in ((bundle, "True True"), (bundle / "nowhere", "False False")):
+        command = [sys.executable, "-c", program, str(folder)]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert printed.strip() == words
+
+
 def test_memory_is_limited_from_within(bundle: Path) -> None:
     def change(document: dict[str, object]) -> None:
         # 16 TB of zeros, whose sum is added to nothing.
