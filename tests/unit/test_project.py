@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -88,6 +89,8 @@ def test_the_hooks_of_a_commit_are_the_checks() -> None:
     done = subprocess.run(
         ["make", "--dry-run", "--old-file=.venv/.installed", "check"],
         cwd=ROOT,
+        # Where `make test` runs this, the outer make would have the inner one say where it is.
+        env={k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")},
         capture_output=True,
         text=True,
         timeout=60,
