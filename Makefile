@@ -45,13 +45,14 @@ demo: $(STAMP)  ## split a trained MobileNetV2, verify it, run photographs throu
 
 # Each file keeps to one process, and each folder that starts workers to itself: at the end of a test
 # of tests/distributed its process has no child. The server's minute of hostile clients begins first.
-# A testbed has the machine to itself.
+# A testbed, and what measures shares of a core, have the machine to themselves.
+SHARES := tests/distributed/test_overhead.py
 test: $(STAMP)  ## the whole test suite
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile \
 		--ignore tests/distributed --ignore tests/serve --ignore tests/beds
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/serve/test_soak.py tests/serve
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(wildcard tests/distributed)
-	$(BIN)/python -m pytest $(wildcard tests/beds)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(wildcard tests/distributed) --ignore $(SHARES)
+	$(BIN)/python -m pytest $(wildcard $(SHARES) tests/beds)
 
 fast: $(STAMP)  ## unit and property tests only
 	$(BIN)/python -m pytest tests/unit tests/property
