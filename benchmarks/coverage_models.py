@@ -57,7 +57,7 @@ Written by `make coverage-models`; do not edit by hand. {versions}, random weigh
 
 Each model is captured once; its positions are judged with one tensor across a cut; it is planned
 with measured costs, as `cutset split` does, for 2 and for 4 stages (or as many as its cut points
-allow), split and verified. How even stages are is said of their measured seconds. A model with a †
+allow), split into the latter and verified. How even stages are is said of their measured seconds. A model with a †
 was planned by multiply-adds, and its stages' evenness is of these; it is to be run again.
 The stages are then loaded as workers load them and compared with the whole model on 1, 2 and 5
 rows: *exact* means that torch's stages equal it bit for bit, *within tolerance* that onnxruntime's
