@@ -406,12 +406,7 @@ def _over_tolerance(name: str, actual: torch.Tensor, expected: torch.Tensor) -> 
 
 
 def _arrived(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor as the next stage gets it: one row as the wire leaves it, more rows packed.
-
-    The wire keeps the order of dimensions, a bundle's reference tensors do not; both must do.
-    """
-    if tensor.shape[0] > 1:
-        return tensor.clone(memory_format=torch.contiguous_format)
+    """The tensor as the next stage gets it: the wire keeps the order of dimensions."""
     if is_dense(tensor.shape, tensor.stride()):
         return tensor
     return tensor.clone(memory_format=torch.preserve_format)
