@@ -51,9 +51,10 @@ def import_libraries(directory: str | os.PathLike[str]) -> None:
     """Imports what a bundle's programs are run with, as far as it is installed.
 
     For a process that limits its memory before it checks the bundle: torch alone maps 0.7 GB for
-    data, which are not the programs'. What is wrong with the bundle is left to `check_bundle`.
+    data, which are not the programs'. What is wrong with the bundle, or with what is installed, is
+    left to `check_bundle`.
     """
-    with contextlib.suppress(BundleError):
+    with contextlib.suppress(Exception):  # whatever a module raises
         manifest = read_manifest(Path(directory))
         if manifest.has_programs and importlib.util.find_spec("torch") is not None:
             import cutset.bundles.proof.torch.torch_stages  # noqa: F401

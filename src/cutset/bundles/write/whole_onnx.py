@@ -94,9 +94,9 @@ class WholeOnnx:
         return extract_piece(self._extractor, self._graph, inputs, output_names)
 
 
-_exported: weakref.WeakKeyDictionary[CapturedModel, WholeOnnx | EngineError] = (
-    weakref.WeakKeyDictionary()
-)
+_exported: weakref.WeakKeyDictionary[CapturedModel, WholeOnnx | str] = weakref.WeakKeyDictionary()
+"""The form of each model that is still there, or why it has none: in words, since an exception
+would keep the model alive by its traceback."""
 
 
 def whole_onnx(captured: CapturedModel, ends: Sequence[TensorSpec]) -> WholeOnnx:
@@ -115,8 +115,8 @@ def whole_onnx(captured: CapturedModel, ends: Sequence[TensorSpec]) -> WholeOnnx
         try:
             found = WholeOnnx(captured, inside)
         except EngineError as error:
-            found = error
+            found = str(error)
         _exported[captured] = found
-    if isinstance(found, EngineError):
-        raise found
+    if isinstance(found, str):
+        raise EngineError(found)
     return found
