@@ -342,6 +342,7 @@ class Session:
             # A callback may close too, which whoever closes waits for.
             if closer != me and not self._callbacks.is_here() and not self._supervisor.is_here():
                 self._closed.wait(self._supervisor.stop_limit_s)
+                self._callbacks.finish(_CALLBACKS_TIMEOUT_S)  # for one that closed
             return
         try:
             self._supervisor.stop()
