@@ -33,7 +33,7 @@ from cluster_bed import (
     measure_loopback,
     measure_on,
     profile_name,
-    say,
+    progress,
     start_on,
     testbed,
     time_on,
@@ -96,7 +96,7 @@ def profile(models: Sequence[str]) -> None:
             file = FOLDER / profile_name(model, node)
             if file.exists():
                 continue
-            say(f"profiling {model} on {node}")
+            progress(f"profiling {model} on {node}")
             command = ["-m", "cutset.cli", "profile", model, "-o", str(file.resolve())]
             finish(start_on(state, node, [*command, "--device", node]))
 
@@ -110,11 +110,11 @@ def split(models: Sequence[str]) -> None:
         bundle = FOLDER / f"{model}.cutset"
         if bundle.exists():
             continue
-        prepared = prepare_model(model, weights="random:0", say=say)
+        prepared = prepare_model(model, weights="random:0", progress=progress)
         cluster = with_profiles(load_cluster(FOLDER / "cluster.toml"), model)
         profiles = load_profiles(cluster, FOLDER, None)
         plan = plan_stages(prepared, PlanRequest(cluster=cluster), profile=profiles)
-        split_model(prepared, plan, bundle, say=say)
+        split_model(prepared, plan, bundle, progress=progress)
         torch.set_num_threads(1)
         shape = prepared.captured.example_inputs[0].shape[1:]
         rows = torch.randn(_NUM_ROWS, *shape, generator=torch.Generator().manual_seed(0))
@@ -141,7 +141,9 @@ def measure(models: Sequence[str], seconds: float) -> None:
             bundle = FOLDER / f"{model}.cutset"
             rounds = []
             for number in range(1, _NUM_ROUNDS + 1):
-                say(f"{model}, round {number} of {_NUM_ROUNDS}: timing its stages, then running it")
+                progress(
+                    f"{model}, round {number} of {_NUM_ROUNDS}: timing its stages, then running it"
+                )
                 time_on(state, "server", bundle, cluster=FOLDER / "cluster.toml")
                 plan = open_bundle(bundle).manifest.plan
                 (found,) = measure_on(
@@ -251,7 +253,7 @@ def main() -> None:
     arguments = parser.parse_args()
     models = arguments.only.split(",") if arguments.only else SIX
     FOLDER.mkdir(parents=True, exist_ok=True)
-    say(f"{platform.machine()}, Python {platform.python_version()}")
+    progress(f"{platform.machine()}, Python {platform.python_version()}")
     chosen = arguments.steps or steps
     if "profile" in chosen:
         profile(models)

@@ -42,12 +42,12 @@ def testbed(cluster: Cluster, *, ray: bool) -> Iterator[State]:
     """A testbed for the length of a block."""
     down(_NAME)
     try:
-        yield up(cluster, name=_NAME, ray=ray, progress=say)
+        yield up(cluster, name=_NAME, ray=ray, progress=progress)
     finally:
         down(_NAME)
 
 
-def say(text: str) -> None:
+def progress(text: str) -> None:
     """Tells whoever waits what is done now."""
     print(text, file=sys.stderr, flush=True)
 
@@ -183,7 +183,7 @@ def write_measured(state: State, cluster: Cluster, file: Path) -> None:
     overheads = {device.name: _measure_overhead(state, device.name) for device in cluster.devices}
     overrides = []
     for source, target in itertools.combinations(overheads, 2):
-        say(f"the link between {source} and {target}")
+        progress(f"the link between {source} and {target}")
         there, back = links_of(*measure_link(state, source, target))
         overrides += [
             LinkOverride(source=source, target=target, link=there),
@@ -202,6 +202,6 @@ def write_measured(state: State, cluster: Cluster, file: Path) -> None:
 
 
 def _measure_overhead(state: State, node: str) -> Overhead:
-    say(f"what messages cost on {node}")
+    progress(f"what messages cost on {node}")
     arguments = ["-m", "cutset.measure.overhead", "--bytes", str(TYPICAL_ROW_BYTES)]
     return msgspec.json.decode(finish(start_on(state, node, arguments)), type=Overhead)

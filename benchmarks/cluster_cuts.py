@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster_bed import measure_on, say, testbed, with_profiles, write_measured
+from cluster_bed import measure_on, progress, testbed, with_profiles, write_measured
 from cutset.bundles.open import open_bundle
 from cutset.cluster.cluster_file import cluster_from_toml, load_cluster
 from cutset.planning import Plan
@@ -63,7 +63,7 @@ def measure(folder: Path, models: Sequence[str]) -> None:
         for model in todo:
             chosen = _split_everywhere(model, folder)
             bundles = sorted((folder / "cuts").glob(f"{model}-*.cutset"))
-            say(f"running {model} with {len(bundles)} different cuts")
+            progress(f"running {model} with {len(bundles)} different cuts")
             run = functools.partial(
                 measure_on,
                 state,
@@ -103,7 +103,7 @@ def _split_everywhere(model: str, folder: Path) -> str:
     for index, plan in enumerate({_name_of(plan): plan for plan in plans}.values()):
         bundle = folder / "cuts" / f"{model}-{index:02}.cutset"
         if not bundle.exists():
-            say(f"splitting {model}: {_name_of(plan)}")
+            progress(f"splitting {model}: {_name_of(plan)}")
             split_model(prepared, plan, bundle)
     return chosen
 

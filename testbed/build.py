@@ -61,13 +61,13 @@ def up(
     return state
 
 
-def _build(state: State, say: Callable[[str], None]) -> None:
+def _build(state: State, progress: Callable[[str], None]) -> None:
     layout, cgroups = state.layout, find_cgroups()
     if state.token:
         path = stored.token_file(layout.name)
         path.touch(mode=0o600)
         path.write_text(secrets.token_hex(32), encoding="ascii")
-    say(f"a network of {len(layout.nodes)} nodes")
+    progress(f"a network of {len(layout.nodes)} nodes")
     cgroups.make(group_of(layout, None))
     for node in layout.nodes:
         node_folder(layout, node).mkdir()
@@ -76,11 +76,11 @@ def _build(state: State, say: Callable[[str], None]) -> None:
             cgroups.limit_memory(group_of(layout, node), node.memory_bytes)
     network.build_network(layout)
     if state.ray:
-        say(f"Ray's head on {layout.head.name}")
+        progress(f"Ray's head on {layout.head.name}")
         start_raylet(state, cgroups, layout.head)
         others = layout.nodes[1:]
         if others:
-            say(f"Ray on {', '.join(node.name for node in others)}")
+            progress(f"Ray on {', '.join(node.name for node in others)}")
             with ThreadPoolExecutor(len(others)) as pool:
                 for result in [pool.submit(start_raylet, state, cgroups, n) for n in others]:
                     result.result()

@@ -143,7 +143,7 @@ def test_the_nodes_of_a_probe_are_sent_what_was_asked_for(
 ) -> None:
     asked: list[ProbeRequest] = []
 
-    def probe_cluster(request: ProbeRequest, *, say: object) -> Probe:
+    def probe_cluster(request: ProbeRequest, *, progress: object) -> Probe:
         asked.append(request)
         raise EngineError("no cluster")
 

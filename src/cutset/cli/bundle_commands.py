@@ -13,7 +13,7 @@ from cutset.cli.engine_choice import chosen_engine
 from cutset.cli.screen import (
     native_output_to_stderr,
     print_json,
-    progress,
+    show_progress,
     stdout,
     usage_error,
     write_text,
@@ -39,13 +39,13 @@ def verify(
 
     if weights is not None and model is None:
         usage_error("--weights is for the whole --model, which is not named; a bundle has its own")
-    with progress() as say:
+    with show_progress() as progress:
         if model is None:
-            report = verify_bundle(bundle, progress=say)
+            report = verify_bundle(bundle, progress=progress)
         else:
             from cutset.workflow import verify_against  # which needs torch
 
-            report = verify_against(bundle, model=model, weights=weights, say=say)
+            report = verify_against(bundle, model=model, weights=weights, progress=progress)
     checks = [(check.name, check.ok, check.detail) for check in report.checks]
     if as_json:
         print_json(report.as_json())
@@ -85,8 +85,8 @@ def run(
     if output is not None and suffix not in (".jsonl", ".safetensors"):
         usage_error(f"{output}: the output is a .jsonl or a .safetensors file")
     where = chosen_engine(engine, address, replan_after, cluster)
-    with native_output_to_stderr(), progress() as say:
-        say("starting workers")
+    with native_output_to_stderr(), show_progress() as progress:
+        progress("starting workers")
         with open_session(
             bundle, engine=where, backend=backend, micro_batch=batch_size, num_threads=threads
         ) as session:
@@ -96,7 +96,7 @@ def run(
                 inputs,
                 num_labels=top,
                 keep_outputs=suffix == ".safetensors",
-                progress=lambda num_rows: say(f"{num_rows} rows answered"),
+                progress=lambda num_rows: progress(f"{num_rows} rows answered"),
             )
     document = result.as_json(part)
     if output is not None and suffix == ".jsonl":
@@ -151,8 +151,8 @@ def bench(
     if seconds < _MIN_BENCH_S:
         usage_error(f"--seconds must be at least {_MIN_BENCH_S}, got {seconds:g}")
     where = chosen_engine(engine, address, replan_after, cluster)
-    with native_output_to_stderr(), progress() as say:
-        say("starting workers")
+    with native_output_to_stderr(), show_progress() as progress:
+        progress("starting workers")
         report, timeline = bench_bundle(
             bundle,
             engine=where,
@@ -161,7 +161,7 @@ def bench(
             num_threads=threads,
             duration_s=seconds,
             trace=trace is not None,
-            say=say,
+            progress=progress,
         )
     if trace is not None:
         write_text(trace, msgspec.json.encode(timeline).decode())

@@ -11,7 +11,7 @@ from cutset.cli import options
 from cutset.cli.screen import (
     native_output_to_stderr,
     print_json,
-    progress,
+    show_progress,
     tell,
     usage_error,
     write_text,
@@ -29,8 +29,8 @@ def doctor(
 
     from cutset.doctor import describe, examine_machine
 
-    with native_output_to_stderr(), progress() as say:
-        say("looking")
+    with native_output_to_stderr(), show_progress() as progress:
+        progress("looking")
         examination = examine_machine(trial=trial)
     if as_json:
         print_json(msgspec.to_builtins(examination))
@@ -86,8 +86,8 @@ def probe(
         num_threads=threads,
         num_runs=runs,
     )
-    with native_output_to_stderr(), progress() as say:
-        found = probe_cluster(request, say=say)
+    with native_output_to_stderr(), show_progress() as progress:
+        found = probe_cluster(request, progress=progress)
     for name, profile in found.profiles.items():
         write_text(output.parent / name, profile_to_json(profile) + "\n")
     write_text(output, cluster_to_toml(found.cluster))

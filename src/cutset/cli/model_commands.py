@@ -9,12 +9,11 @@ import typer
 
 from cutset.cli import options
 from cutset.cli.screen import (
-    Say,
     native_output_to_stderr,
     planning_teller,
     print_json,
     print_json_text,
-    progress,
+    show_progress,
     stdout,
     tell,
     usage_error,
@@ -22,6 +21,7 @@ from cutset.cli.screen import (
 )
 from cutset.cli.shared import cost_graph_plans, plan_request, planned_costs, prepared_model
 from cutset.errors import CutsetError
+from cutset.progress import Progress
 
 if TYPE_CHECKING:
     from cutset.bundles.manifest import PartEntry
@@ -45,8 +45,8 @@ def inspect(
     from cutset.report.documents import inspection_document
     from cutset.report.text import print_inspection, print_part
 
-    with progress() as say:
-        prepared = prepared_model(context, say)
+    with show_progress() as progress:
+        prepared = prepared_model(context, progress)
     graph, entry = prepared.captured.graph, prepared.part_entry
     if as_json:
         print_json(inspection_document(prepared.found.name, graph, prepared.cuts, part=entry))
@@ -83,8 +83,8 @@ def profile(
 
     if device == "":
         usage_error("--device is empty; leave it out for the host's name")
-    with progress() as say:
-        prepared = prepared_model(context, say)
+    with show_progress() as progress:
+        prepared = prepared_model(context, progress)
         measured = measure_costs(
             prepared,
             compiled=compiled,
@@ -92,7 +92,7 @@ def profile(
             num_threads=threads,
             num_runs=runs,
             device=device or "",
-            say=say,
+            progress=progress,
         ).profile
     text = profile_to_json(measured)
     if output is not None:
@@ -153,9 +153,9 @@ def plan(
     request = plan_request(context)
     costs = planned_costs(context, request)
     gain = None
-    with progress() as say:
-        prepared = prepared_model(context, say)
-        told = {**costs, "say": say, "standing": planning_teller(say, objective)}
+    with show_progress() as progress:
+        prepared = prepared_model(context, progress)
+        told = {**costs, "progress": progress, "standing": planning_teller(progress, objective)}
         if is_front:
             plans = plan_front(prepared, request, **told)
         elif granularity == "op":
@@ -234,15 +234,15 @@ def split(
     request = plan_request(context)
     check_target(output.absolute(), replace=force)
     costs = planned_costs(context, request)
-    with progress() as say:
-        prepared = prepared_model(context, say, any_weights=False)
-        standing = planning_teller(say, objective)
-        result = plan_model(prepared, request, **costs, say=say, standing=standing)
+    with show_progress() as progress:
+        prepared = prepared_model(context, progress, any_weights=False)
+        standing = planning_teller(progress, objective)
+        result = plan_model(prepared, request, **costs, progress=progress, standing=standing)
         bundle = split_model(
-            prepared, result, output, num_threads=threads or 1, replace=force, say=say
+            prepared, result, output, num_threads=threads or 1, replace=force, progress=progress
         )
         if address is not None:
-            result = _time_on_cluster(bundle, address, request, threads or 1, say)
+            result = _time_on_cluster(bundle, address, request, threads or 1, progress)
     if as_json:
         print_json(plan_document(result, part=prepared.part_entry, bundle=str(bundle.directory)))
     else:
@@ -254,7 +254,7 @@ def split(
 
 
 def _time_on_cluster(
-    bundle: Bundle, address: str, request: PlanRequest, threads: int, say: Say
+    bundle: Bundle, address: str, request: PlanRequest, threads: int, progress: Progress
 ) -> Plan:
     """The plan with what the nodes of the Ray cluster at `address` measured."""
     from cutset.engines.ray.engine import RayCluster
@@ -263,7 +263,7 @@ def _time_on_cluster(
     settings = RayCluster(address=address, cluster=request.cluster)
     try:
         with native_output_to_stderr():
-            return time_on_cluster(bundle, settings, num_threads=threads, say=say)
+            return time_on_cluster(bundle, settings, num_threads=threads, progress=progress)
     except CutsetError as error:
         error.args = (f"{bundle.directory} is written, but its stages were not timed: {error}",)
         raise

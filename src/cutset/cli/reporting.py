@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cutset.cli import options
-from cutset.cli.screen import print_json, progress, tell, usage_error, write_text
+from cutset.cli.screen import print_json, show_progress, tell, usage_error, write_text
 
 
 def report(
@@ -60,8 +60,8 @@ def report(
     from cutset.report.read_sources import read_sources
 
     require_extra()
-    with progress() as say:
-        say("reading")
+    with show_progress() as progress:
+        progress("reading")
         sources = read_sources(
             source,
             profile=profile_file,
@@ -83,16 +83,16 @@ def report(
                 micro_batch_only=micro_batch_only,
             )
             sources = sources.of_model(prepared.found.name, prepared.captured.graph, prepared.cuts)
-        say("planning what else could be")
+        progress("planning what else could be")
         built = build_report(sources)
         written = []
         if output is not None:
-            say("writing the page")
+            progress("writing the page")
             write_text(output, render(built))
             written.append(output)
         for kind, folder in (("png", png), ("svg", svg)):
             if folder is not None:
-                say(f"drawing {kind}")
+                progress(f"drawing {kind}")
                 written += save_drawings(built, folder, kind)
     if as_json:
         print_json({"written": [str(path) for path in written]})

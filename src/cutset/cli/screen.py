@@ -21,13 +21,12 @@ import typer
 
 from cutset.errors import CutsetError
 from cutset.printable import printable, printable_json, printable_lines
+from cutset.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from cutset.planning.watch import Standing
-
-Say = Callable[[str], None]
 
 NOTE = "%(topmost)s: %(message)s"
 """How a log record looks where nobody asked for logs."""
@@ -41,29 +40,29 @@ def stdout() -> Console:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Say]:
+def show_progress() -> Iterator[Progress]:
     """Shows on a terminal what is being done; says nothing in a pipe."""
     from rich.console import Console
     from rich.markup import escape
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda _text: None
+        yield no_progress
         return
     with console.status("starting") as status:
         yield lambda text: status.update(escape(printable(text)))
 
 
-def planning_teller(say: Say, objective: str) -> Callable[[Standing], None]:
+def planning_teller(progress: Progress, objective: str) -> Callable[[Standing], None]:
     """Says how planning stands, as `watching` tells it; in a pipe as well, in lines.
 
     Args:
-        say: as `progress` gives it.
+        progress: as `show_progress` gives it.
         objective: ``"throughput"``, ``"latency"`` or ``"pareto"``.
     """
     from rich.console import Console
 
-    shown = say if Console(stderr=True).is_terminal else lambda line: tell(line, err=True)
+    shown = progress if Console(stderr=True).is_terminal else lambda line: tell(line, err=True)
     best_of = "one micro-batch alone" if objective == "latency" else "a micro-batch"
 
     def tell_standing(standing: Standing) -> None:

@@ -12,19 +12,22 @@ from typing import TYPE_CHECKING, Any, get_args
 import typer
 
 from cutset.cli import options
-from cutset.cli.screen import Say, planning_teller, progress, usage_error
+from cutset.cli.screen import planning_teller, show_progress, usage_error
+from cutset.progress import Progress
 
 if TYPE_CHECKING:
     from cutset.planning import Objective, Plan, PlanRequest
     from cutset.workflow import PreparedModel
 
 
-def prepared_model(context: typer.Context, say: Say, *, any_weights: bool = True) -> PreparedModel:
+def prepared_model(
+    context: typer.Context, progress: Progress, *, any_weights: bool = True
+) -> PreparedModel:
     """The model that a command names, captured and judged as its options say.
 
     Args:
         context: of the command.
-        say: told of every step.
+        progress: told of every step.
         any_weights: whether random weights serve where none are named.
     """
     from cutset.workflow import prepare_model
@@ -39,7 +42,7 @@ def prepared_model(context: typer.Context, say: Say, *, any_weights: bool = True
         max_tensors=given["max_tensors"],
         part=given["part"],
         micro_batch_only=given["micro_batch_only"],
-        say=say,
+        progress=progress,
     )
 
 
@@ -157,7 +160,7 @@ def cost_graph_plans(context: typer.Context) -> tuple[Plan, ...]:
             usage_error(f"{option} is not for a --cost-graph: {reason}")
     max_tensors = given["max_tensors"] if options.is_given(context, "max_tensors") else None
     graph, request = Path(given["cost_graph"]), plan_request(context)
-    with progress() as say, watching(planning_teller(say, given["objective"])):
+    with show_progress() as progress, watching(planning_teller(progress, given["objective"])):
         if is_front:
             return pareto_cost_graph(graph, request, max_tensors=max_tensors)
         return (plan_cost_graph(graph, request, max_tensors=max_tensors),)

@@ -18,6 +18,7 @@ from typing_extensions import Self
 from cutset.engines.protocol import Engine
 from cutset.errors import EngineError
 from cutset.extensions import extension_names, find_extension
+from cutset.progress import Progress
 
 if TYPE_CHECKING:
     from cutset.bundles.open import Bundle
@@ -93,13 +94,13 @@ class EngineSettings(abc.ABC):
     def stage_programs(
         self,
         bundle: Bundle,  # noqa: ARG002  # those that run elsewhere need it
-        say: Callable[[str], None],  # noqa: ARG002
+        progress: Progress,  # noqa: ARG002
     ) -> AbstractContextManager[StagePrograms] | None:
         """What runs programs where the stages will be; None where that is this machine.
 
         Args:
             bundle: whose stages.
-            say: told of every step.
+            progress: told of every step.
         """
         return None
 

@@ -18,6 +18,7 @@ from cutset.engines.registry import EngineSettings, find_engine
 from cutset.measure.bench_results import BenchReport, Quantiles, StageShare
 from cutset.measure.stages import AloneResult, measure_alone
 from cutset.measure.stages_on_nodes import time_stages_on_nodes
+from cutset.progress import Progress, no_progress
 from cutset.runtime.chrome_trace import Trace, chrome_trace
 from cutset.runtime.session import Session, open_session
 from cutset.runtime.status import SessionStatus
@@ -39,7 +40,7 @@ def bench_bundle(
     num_threads: int = 1,
     duration_s: float = 5.0,
     trace: bool = False,
-    say: Callable[[str], None] = lambda _text: None,
+    progress: Progress = no_progress,
 ) -> tuple[BenchReport, Trace | None]:
     """Measures a bundle.
 
@@ -51,7 +52,7 @@ def bench_bundle(
         num_threads: threads of each stage.
         duration_s: seconds for each of the four measurements, at least.
         trace: also return a timeline.
-        say: told what is measured now, and what was found so far.
+        progress: told what is measured now, and what was found so far.
 
     Returns:
         The report, and with `trace` a document in the Chrome trace format, else None.
@@ -80,21 +81,21 @@ def bench_bundle(
             session,
             inputs,
             duration_s,
-            progress=lambda done, spent_s: say(
+            progress=lambda done, spent_s: progress(
                 f"1 of 4, throughput: {done * rows / spent_s:.4g} rows/s"
             ),
         )
         after, stats_s = session.stats(), time.perf_counter() - asked_s
         found = f"{num_done * rows / elapsed_s:.4g} rows/s"
-        say(f"2 of 4, latency of one alone ({found})")
+        progress(f"2 of 4, latency of one alone ({found})")
         latencies = measure_latency(session, inputs, duration_s)
         document = chrome_trace(session.timeline()) if trace else None
     backends = [stage.backend for stage in after.stages]
     indices = range(len(backends))
     found += f", {quantiles(latencies).p50 * 1e3:.3g} ms for one alone"
-    say(f"3 of 4, each stage alone ({found})")
+    progress(f"3 of 4, each stage alone ({found})")
     alone = _time_stages(opened, settings, backends, num_threads, rows, duration_s)
-    say(f"4 of 4, the whole model in one process ({found})")
+    progress(f"4 of 4, the whole model in one process ({found})")
     (whole,) = measure_alone(
         opened,
         [tuple(indices)],

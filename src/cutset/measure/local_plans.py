@@ -15,6 +15,7 @@ from cutset.host import num_usable_cores
 from cutset.measure.messages import measure_hop
 from cutset.measure.profiling import PieceBackend, time_stages
 from cutset.planning.plan import Expected, Plan
+from cutset.progress import Progress, no_progress
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def plan_here(
     *,
     num_threads: int = 1,
     num_runs: int = 20,
-    say: Callable[[str], None] = lambda _text: None,
+    progress: Progress = no_progress,
 ) -> Plan:
     """Plans for processes of this machine, with what the planned stages take as wholes.
 
@@ -46,7 +47,7 @@ def plan_here(
         backends: what the profile measured, as `piece_backends` gives them.
         num_threads: threads of each stage.
         num_runs: measured runs of each stage, if time allows.
-        say: told of every step.
+        progress: told of every step.
 
     Returns:
         The plan with `Plan.expected`.
@@ -67,7 +68,7 @@ def plan_here(
         stages = tuple((stage.last, stage.backend) for stage in plan.stages)
         if stages in measured:
             break
-        say(f"measuring the stages of plan {number} as wholes")
+        progress(f"measuring the stages of plan {number} as wholes")
         try:
             plan = expect_here(captured, plan, backends, num_threads=num_threads, num_runs=num_runs)
         except EngineError as error:

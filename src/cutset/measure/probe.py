@@ -13,7 +13,7 @@ import itertools
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -34,6 +34,7 @@ from cutset.errors import EngineError
 from cutset.links.network import serve_store
 from cutset.measure.link_speed import LinkResult, links_of
 from cutset.measure.overhead import TYPICAL_ROW_BYTES, Overhead
+from cutset.progress import Progress, no_progress
 
 _LOG = logging.getLogger(__name__)
 
@@ -78,14 +79,12 @@ class ProbeRequest:
     num_runs: int = 20
 
 
-def probe_cluster(
-    request: ProbeRequest, *, say: Callable[[str], None] = lambda _text: None
-) -> Probe:
+def probe_cluster(request: ProbeRequest, *, progress: Progress = no_progress) -> Probe:
     """Measures all living nodes of a Ray cluster, one after the other.
 
     Args:
         request: what to measure.
-        say: told of every step.
+        progress: told of every step.
 
     Raises:
         EngineError: no Ray or no cluster, a node that does not answer, or a measurement that failed
@@ -103,7 +102,7 @@ def probe_cluster(
             actor = make_host(ray, ProbeHost, node.node_id)
             hosts[name] = Host(ray, actor, node, name, never)
         threading.Thread(target=_keep, args=(hosts, done), daemon=True).start()
-        return _probe(request, hosts, caller_address, say)
+        return _probe(request, hosts, caller_address, progress)
     except HostAwayError as error:
         raise EngineError(str(error)) from error
     finally:
@@ -130,21 +129,21 @@ def _probe(
     request: ProbeRequest,
     hosts: dict[str, Host],
     caller_address: str,
-    say: Callable[[str], None],
+    progress: Progress,
 ) -> Probe:
     facts: dict[str, dict[str, int]] = {}
     profiles: dict[str, Profile] = {}
     overheads: dict[str, Overhead] = {}
     for name, host in hosts.items():
-        say(f"profiling on {name}")
+        progress(f"profiling on {name}")
         facts[name] = host.ask("facts")
         profiles[name] = _profile(request, host, name)
-        say(f"measuring what messages cost on {name}")
+        progress(f"measuring what messages cost on {name}")
         overheads[name] = _overhead(request, host)
     links: list[LinkOverride] = []
     store = serve_store(caller_address)
     for source, target in itertools.combinations(hosts, 2):
-        say(f"measuring the link between {source} and {target}")
+        progress(f"measuring the link between {source} and {target}")
         links += _links(request, hosts, source, target, (caller_address, store.port))
     del store
     times = {name: _whole_s(profile) for name, profile in profiles.items()}

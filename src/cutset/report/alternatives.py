@@ -12,7 +12,7 @@ from cutset.errors import PlanError
 from cutset.planning import PlanRequest, pareto_plans
 from cutset.planning.peers import PeerChoice, peer_choices
 from cutset.planning.plan import Alternative, Plan
-from cutset.report.basis import Basis, first_devices
+from cutset.report.part_costs import PartCosts, first_devices
 from cutset.report.strip import Strip
 
 THIS, FRONT, DEVICES = "this plan", "front", "other number of devices"
@@ -82,12 +82,14 @@ def stage_count(count: int) -> str:
     return "Do not split" if count == 1 else f"{count} stages"
 
 
-def alternative_candidates(plan: Plan, basis: Basis | None) -> tuple[Candidate, ...]:
+def alternative_candidates(plan: Plan, part_costs: PartCosts | None) -> tuple[Candidate, ...]:
     """What the planner found for other numbers of stages, "do not split" first."""
-    return tuple(_of_alternative(each, plan, basis) for each in plan.alternatives)
+    return tuple(_of_alternative(each, plan, part_costs) for each in plan.alternatives)
 
 
-def _of_alternative(alternative: Alternative, plan: Plan, basis: Basis | None) -> Candidate:
+def _of_alternative(
+    alternative: Alternative, plan: Plan, part_costs: PartCosts | None
+) -> Candidate:
     count = alternative.num_stages
     found = Candidate(
         key=f"stages-{count}",
@@ -101,18 +103,18 @@ def _of_alternative(alternative: Alternative, plan: Plan, basis: Basis | None) -
         rows_per_s=plan.micro_batch / alternative.period_s if alternative.period_s else None,
         reason=alternative.reason,
     )
-    if basis is None or basis.cluster is None or not alternative.last:
+    if part_costs is None or part_costs.cluster is None or not alternative.last:
         return found
     # The planner keeps the names and times of an alternative, not its stages' seconds.
-    known = {device.name: device for device in basis.cluster.devices}
-    model = basis.cluster.devices[0]
+    known = {device.name: device for device in part_costs.cluster.devices}
+    model = part_costs.cluster.devices[0]
     devices = tuple(
         known.get(name, msgspec.structs.replace(model, name=name)) for name in alternative.devices
     )
-    rest = tuple(d for d in basis.cluster.devices if d.name not in alternative.devices)
-    cluster = msgspec.structs.replace(basis.cluster, devices=devices + rest)
+    rest = tuple(d for d in part_costs.cluster.devices if d.name not in alternative.devices)
+    cluster = msgspec.structs.replace(part_costs.cluster, devices=devices + rest)
     try:
-        again = basis.plan_with(alternative.last[:-1], plan, cluster)
+        again = part_costs.plan_with(alternative.last[:-1], plan, cluster)
     except PlanError:
         return found
     return dataclasses.replace(
@@ -122,20 +124,22 @@ def _of_alternative(alternative: Alternative, plan: Plan, basis: Basis | None) -
     )
 
 
-def front_candidates(plan: Plan, basis: Basis) -> tuple[tuple[Candidate, ...], str]:
+def front_candidates(plan: Plan, part_costs: PartCosts) -> tuple[tuple[Candidate, ...], str]:
     """Every plan on the cluster that no other beats in both period and latency.
 
     Returns:
         The plans, of rising period, and what a reader has to know of them or ``""``.
     """
-    if basis.cluster is None:
+    if part_costs.cluster is None:
         return (), ""
     try:
         front = pareto_plans(
-            basis.graph,
-            basis.cuts,
-            basis.costs,
-            PlanRequest(cluster=basis.cluster, serial=plan.serial, fixed_order=plan.fixed_order),
+            part_costs.graph,
+            part_costs.cuts,
+            part_costs.costs,
+            PlanRequest(
+                cluster=part_costs.cluster, serial=plan.serial, fixed_order=plan.fixed_order
+            ),
         )
     except PlanError as error:
         return (), f"The front cannot be drawn: {error}."
@@ -164,20 +168,22 @@ def _stages(plan: Plan) -> str:
     return f"{count} stage{'s' if count != 1 else ''}"
 
 
-def peer_candidates(plan: Plan, basis: Basis, strip: Strip) -> tuple[Candidate, ...]:
+def peer_candidates(plan: Plan, part_costs: PartCosts, strip: Strip) -> tuple[Candidate, ...]:
     """What three common rules would choose on the same devices, judged by the same costs."""
     num_devices = len(plan.stages)
-    if basis.cluster is None or num_devices == 1:
+    if part_costs.cluster is None or num_devices == 1:
         return ()
-    choices = peer_choices(basis.graph, basis.cuts, basis.costs, num_devices)
+    choices = peer_choices(part_costs.graph, part_costs.cuts, part_costs.costs, num_devices)
     return tuple(
-        _of_peer(choice, f"peer-{k}", plan, basis, strip) for k, choice in enumerate(choices)
+        _of_peer(choice, f"peer-{k}", plan, part_costs, strip) for k, choice in enumerate(choices)
     )
 
 
-def _of_peer(choice: PeerChoice, key: str, plan: Plan, basis: Basis, strip: Strip) -> Candidate:
-    assert basis.cluster is not None
-    devices = basis.cluster.devices[: len(choice.stops)]
+def _of_peer(
+    choice: PeerChoice, key: str, plan: Plan, part_costs: PartCosts, strip: Strip
+) -> Candidate:
+    assert part_costs.cluster is not None
+    devices = part_costs.cluster.devices[: len(choice.stops)]
     begins = (0, *choice.stops[:-1])
     used = [k for k, stop in enumerate(choice.stops) if stop > begins[k]]
     names = [strip.parts[choice.stops[k] - 1].name for k in used[:-1]]
@@ -185,7 +191,9 @@ def _of_peer(choice: PeerChoice, key: str, plan: Plan, basis: Basis, strip: Stri
     reason = f"{choice.rule}; nothing is left for {', '.join(idle)}" if idle else choice.rule
     label = choice.name[0].upper() + choice.name[1:]
     try:
-        again = basis.plan_with(names, plan, _only(basis.cluster, [devices[k].name for k in used]))
+        again = part_costs.plan_with(
+            names, plan, _only(part_costs.cluster, [devices[k].name for k in used])
+        )
     except PlanError as error:
         return Candidate(
             key=key, group=choice.name, label=label, reason=f"{reason}; impossible here: {error}"

@@ -15,10 +15,10 @@ from cutset.report.alternatives import (
     peer_candidates,
     this_candidate,
 )
-from cutset.report.basis import WORK, Basis, first_devices, make_basis
 from cutset.report.boundaries import Boundary, boundaries
 from cutset.report.findings import Finding, answers
 from cutset.report.loads import StageLoad, stage_loads
+from cutset.report.part_costs import WORK, PartCosts, first_devices, make_part_costs
 from cutset.report.sources import ReportSources
 from cutset.report.strip import (
     Strip,
@@ -39,7 +39,7 @@ class Report:
         sources: what it was made from.
         strip: the model's parts.
         rows: the strip with this plan, ready to be drawn.
-        basis: what parts cost; None without a captured model.
+        part_costs: what parts cost; None without a captured model.
         loads: every stage's.
         candidates: this plan, the front, other numbers of devices, peers; in that order.
         front_note: what to know of the front, or ``""``.
@@ -53,7 +53,7 @@ class Report:
     sources: ReportSources
     strip: Strip
     rows: StripRows
-    basis: Basis | None
+    part_costs: PartCosts | None
     loads: tuple[StageLoad, ...]
     candidates: tuple[Candidate, ...]
     front_note: str
@@ -71,7 +71,7 @@ class Report:
     @property
     def counts_work(self) -> bool:
         """Whether the plan's times stand for multiply-adds, and none that is measured is alike."""
-        return self.basis is not None and self.basis.kind == WORK
+        return self.part_costs is not None and self.part_costs.kind == WORK
 
     @property
     def title(self) -> str:
@@ -88,8 +88,8 @@ def build_report(sources: ReportSources) -> Report:
         PlanError: the sources do not belong together.
     """
     plan = sources.plan
-    basis = make_basis(sources)
-    if basis is None or sources.graph is None or sources.cuts is None:
+    part_costs = make_part_costs(sources)
+    if part_costs is None or sources.graph is None or sources.cuts is None:
         strip = strip_of_plan(plan)
         seconds = tuple(stage.compute_s for stage in plan.stages)
         stops = tuple(range(1, len(plan.stages) + 1))
@@ -97,39 +97,44 @@ def build_report(sources: ReportSources) -> Report:
         strip = make_strip(sources.graph, sources.cuts)
         stops = strip.stops_of([stage.last for stage in plan.stages])
         where = [(stage.device, stage.backend) for stage in plan.stages]
-        seconds = part_seconds(strip, basis, stops, where)
-    front, note = front_candidates(plan, basis) if basis is not None else ((), "")
-    peers = peer_candidates(plan, basis, strip) if basis is not None else ()
+        seconds = part_seconds(strip, part_costs, stops, where)
+    front, note = front_candidates(plan, part_costs) if part_costs is not None else ((), "")
+    peers = peer_candidates(plan, part_costs, strip) if part_costs is not None else ()
     return Report(
         sources=sources,
         strip=strip,
         rows=strip_rows(strip, stops, seconds),
-        basis=basis,
+        part_costs=part_costs,
         loads=stage_loads(plan, sources.bench),
-        candidates=(this_candidate(plan), *front, *alternative_candidates(plan, basis), *peers),
+        candidates=(
+            this_candidate(plan),
+            *front,
+            *alternative_candidates(plan, part_costs),
+            *peers,
+        ),
         front_note=note,
         predicted=predicted_timeline(plan),
         measured=measured_timeline(sources.trace, len(plan.stages)) if sources.trace else None,
         boundaries=boundaries(sources),
-        gain_inside_units=_gain(sources, basis),
-        answers=answers(sources, strip, basis),
+        gain_inside_units=_gain(sources, part_costs),
+        answers=answers(sources, strip, part_costs),
     )
 
 
-def _gain(sources: ReportSources, basis: Basis | None) -> float | None:
+def _gain(sources: ReportSources, part_costs: PartCosts | None) -> float | None:
     """What cuts inside units would gain: given, or worked out by the planner."""
     plan = sources.plan
-    if sources.gain_inside_units is not None or basis is None or basis.cluster is None:
+    if sources.gain_inside_units is not None or part_costs is None or part_costs.cluster is None:
         return sources.gain_inside_units
     if len(plan.stages) == 1:
         return None
     try:
         finer = make_plan(
-            basis.graph,
-            basis.cuts,
-            basis.finer,
+            part_costs.graph,
+            part_costs.cuts,
+            part_costs.finer,
             PlanRequest(
-                cluster=first_devices(basis.cluster, len(plan.stages)),
+                cluster=first_devices(part_costs.cluster, len(plan.stages)),
                 num_stages=len(plan.stages),
                 objective=plan.objective,
                 serial=plan.serial,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from cutset.errors import PlanError
 from cutset.planning.plan import Alternative, Plan
-from cutset.report.basis import WORK, Basis
+from cutset.report.part_costs import WORK, PartCosts
 from cutset.report.sources import ReportSources
 from cutset.report.strip import Strip
 from cutset.report.text import format_bytes, format_seconds
@@ -44,7 +44,9 @@ class Finding:
     sentences: tuple[str, ...]
 
 
-def answers(sources: ReportSources, strip: Strip, basis: Basis | None) -> tuple[Finding, ...]:
+def answers(
+    sources: ReportSources, strip: Strip, part_costs: PartCosts | None
+) -> tuple[Finding, ...]:
     """The four answers that a reader comes for."""
     plan = sources.plan
     count = len(plan.stages) + 1
@@ -52,9 +54,9 @@ def answers(sources: ReportSources, strip: Strip, basis: Basis | None) -> tuple[
     return (
         Finding(
             question="Where is it cut, and why there?",
-            sentences=(*_where(plan, strip), *_why(plan, strip, basis)),
+            sentences=(*_where(plan, strip), *_why(plan, strip, part_costs)),
         ),
-        Finding(question="Which stage is the slowest?", sentences=_slowest(sources, basis)),
+        Finding(question="Which stage is the slowest?", sentences=_slowest(sources, part_costs)),
         Finding(question=f"What would {ordinal} device bring?", sentences=_one_more(plan, ordinal)),
         Finding(question="Is it correct?", sentences=_correct(sources)),
     )
@@ -74,7 +76,7 @@ def _where(plan: Plan, strip: Strip) -> tuple[str, ...]:
     return (f"It is cut {'; '.join(places)}.",)
 
 
-def _why(plan: Plan, strip: Strip, basis: Basis | None) -> tuple[str, ...]:
+def _why(plan: Plan, strip: Strip, part_costs: PartCosts | None) -> tuple[str, ...]:
     sentences = []
     by_latency = plan.objective == "latency"
     aim = "one micro-batch alone is answered soonest" if by_latency else "the pace is highest"
@@ -82,7 +84,7 @@ def _why(plan: Plan, strip: Strip, basis: Basis | None) -> tuple[str, ...]:
     if len(plan.stages) > 1:
         sentences.append(
             f"There {aim}: {format_seconds(value_s)} per micro-batch."
-            + (_neighbours(plan, strip, basis) if basis is not None else "")
+            + (_neighbours(plan, strip, part_costs) if part_costs is not None else "")
         )
     why = _CERTIFICATES.get(plan.bound_by, plan.bound_by)
     sentences.append(
@@ -93,9 +95,9 @@ def _why(plan: Plan, strip: Strip, basis: Basis | None) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _neighbours(plan: Plan, strip: Strip, basis: Basis) -> str:
+def _neighbours(plan: Plan, strip: Strip, part_costs: PartCosts) -> str:
     """What moving each cut by one candidate would cost."""
-    if basis.cluster is None:
+    if part_costs.cluster is None:
         return ""
     stops = strip.stops_of([stage.last for stage in plan.stages])
     worse = []
@@ -105,16 +107,16 @@ def _neighbours(plan: Plan, strip: Strip, basis: Basis) -> str:
             moved[cut] += step
             if not (moved[cut - 1] if cut else 0) < moved[cut] < moved[cut + 1]:
                 continue
-            text = _moved(plan, strip, basis, moved, cut)
+            text = _moved(plan, strip, part_costs, moved, cut)
             if text:
                 worse.append(f"one place {way}, {text}")
     return f" With a cut {'; '.join(worse)}." if worse else ""
 
 
-def _moved(plan: Plan, strip: Strip, basis: Basis, stops: Sequence[int], cut: int) -> str:
+def _moved(plan: Plan, strip: Strip, part_costs: PartCosts, stops: Sequence[int], cut: int) -> str:
     names = [strip.parts[stop - 1].name for stop in stops[:-1]]
     try:
-        other = basis.plan_with(names, plan)
+        other = part_costs.plan_with(names, plan)
     except PlanError:
         return f"after {names[cut]}, it would not fit"
     by_latency = plan.objective == "latency"
@@ -123,7 +125,7 @@ def _moved(plan: Plan, strip: Strip, basis: Basis, stops: Sequence[int], cut: in
     return f"after {names[cut]}, it would take {format_seconds(then_s)}{change}"
 
 
-def _slowest(sources: ReportSources, basis: Basis | None) -> tuple[str, ...]:
+def _slowest(sources: ReportSources, part_costs: PartCosts | None) -> tuple[str, ...]:
     plan = sources.plan
     slow = max(plan.stages, key=lambda stage: stage.busy_s)
     share = f", {slow.busy_s / plan.period_s:.0%} of the period" if plan.period_s else ""
@@ -146,7 +148,7 @@ def _slowest(sources: ReportSources, basis: Basis | None) -> tuple[str, ...]:
     bench = sources.bench
     if bench is not None:
         busiest = max(range(len(bench.stages)), key=lambda k: bench.stages[k].busy)
-        counts_work = basis is not None and basis.kind == WORK
+        counts_work = part_costs is not None and part_costs.kind == WORK
         predicted = f", predicted {format_seconds(bench.predicted_period_s)}"
         sentences.append(
             f"Measured, stage {busiest} was the busiest, {bench.stages[busiest].busy:.0%} of the "

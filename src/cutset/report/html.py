@@ -86,7 +86,7 @@ def render(report: Report) -> str:
         has_trace=report.sources.trace is not None,
         has_limits=any(stage.memory_limit_bytes is not None for stage in plan.stages),
         has_overhead=any(stage.overhead_s for stage in plan.stages),
-        basis_notes=report.basis.notes if report.basis else (),
+        cost_notes=report.part_costs.notes if report.part_costs else (),
         chosen=[part.index + 1 in stops[:-1] for part in report.strip.parts],
         showable=plans["plans"].keys(),
         drawings=drawings,
@@ -136,16 +136,16 @@ def _shown_plans(report: Report) -> dict[str, Any]:
 
     Equal devices have equal seconds, which are listed once.
     """
-    basis = report.basis
-    if basis is None:
+    part_costs = report.part_costs
+    if part_costs is None:
         return {"plans": {}, "seconds": []}
     table: dict[tuple[float, ...], int] = {}
     plans: dict[str, Any] = {}
     for each in report.candidates:
-        if not each.last or (each.group != "this plan" and basis.cluster is None):
+        if not each.last or (each.group != "this plan" and part_costs.cluster is None):
             continue
         where = [
-            table.setdefault(basis.seconds_on(device, backend), len(table))
+            table.setdefault(part_costs.seconds_on(device, backend), len(table))
             for device, backend in zip(each.devices, each.backends, strict=True)
         ]
         plans[each.key] = {

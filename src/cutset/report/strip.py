@@ -11,7 +11,7 @@ from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoint, CutPoints
 from cutset.graph.ir import Graph
 from cutset.planning.plan import Plan
-from cutset.report.basis import Basis
+from cutset.report.part_costs import PartCosts
 from cutset.tensors import TensorSpec
 
 
@@ -176,20 +176,23 @@ def shapes(tensors: Sequence[TensorSpec]) -> str:
 
 
 def part_seconds(
-    strip: Strip, basis: Basis | None, stops: Sequence[int], where: Sequence[tuple[str, str]]
+    strip: Strip,
+    part_costs: PartCosts | None,
+    stops: Sequence[int],
+    where: Sequence[tuple[str, str]],
 ) -> tuple[float, ...]:
     """Seconds of every part on the device and backend of the stage that runs it.
 
     Args:
         strip: the parts.
-        basis: what they cost.
+        part_costs: what they cost.
         stops: where the stages end.
         where: device and backend of each stage.
     """
-    assert basis is not None
+    assert part_costs is not None
     seconds: list[float] = []
     for stop, (device, backend) in zip(stops, where, strict=True):
-        seconds += basis.seconds_on(device, backend)[len(seconds) : stop]
+        seconds += part_costs.seconds_on(device, backend)[len(seconds) : stop]
     assert len(seconds) == len(strip.parts)
     return tuple(seconds)
 

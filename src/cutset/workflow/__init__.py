@@ -10,6 +10,7 @@ Each step takes values and returns a new one::
 from cutset.bundles.proof.results import raise_if_failed
 from cutset.costs.device_profiles import load_profiles
 from cutset.planning.request import PlanRequest
+from cutset.progress import Progress
 from cutset.workflow.best_plans import (
     Costs,
     plan_front,
@@ -23,7 +24,7 @@ from cutset.workflow.measured_costs import (
     measure_costs,
     profile_model,
 )
-from cutset.workflow.prepare import PreparedModel, Say, prepare_found, prepare_model
+from cutset.workflow.prepare import PreparedModel, prepare_found, prepare_model
 from cutset.workflow.proven_bundles import (
     ProvenBundle,
     split_model,
@@ -36,8 +37,8 @@ __all__ = [
     "MeasuredCosts",
     "PlanRequest",
     "PreparedModel",
+    "Progress",
     "ProvenBundle",
-    "Say",
     "cost_model",
     "load_profiles",
     "measure_costs",

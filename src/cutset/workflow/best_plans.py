@@ -25,13 +25,14 @@ from cutset.planning import (
     try_more_tensors,
 )
 from cutset.planning.watch import Standing, watching
+from cutset.progress import Progress, no_progress
 from cutset.workflow.measured_costs import (
     MeasuredCosts,
     cost_model,
     measure_costs,
     worker_base_bytes,
 )
-from cutset.workflow.prepare import PreparedModel, Say, say_nothing
+from cutset.workflow.prepare import PreparedModel
 
 Profiles: TypeAlias = Profile | Mapping[str, Profile]
 """One for all devices, or by the name that a cluster gives them."""
@@ -51,7 +52,7 @@ def plan_model(
     backend: str = AUTO,
     batch_size: int | None = None,
     num_threads: int | None = None,
-    say: Say | None = None,
+    progress: Progress | None = None,
     standing: Tell | None = None,
 ) -> Plan:
     """The best plan for a model; what `cutset plan` does.
@@ -68,7 +69,7 @@ def plan_model(
         batch_size: rows of a micro-batch; where None the profile's, or without one 1 or the only
             number that the model was captured for.
         num_threads: threads of each stage; where None the profile's, or 1.
-        say: told of every step.
+        progress: told of every step.
         standing: told every few seconds how planning stands (`cutset.planning.watch`).
 
     Raises:
@@ -79,9 +80,11 @@ def plan_model(
         ValueError: `costs` is an unknown word, or multiply-adds with a backend or threads, for all
             of which they are the same.
     """
-    say = say or say_nothing
-    profiles, measured = _resolve(prepared, request, costs, backend, batch_size, num_threads, say)
-    _announce(request, say)
+    progress = progress or no_progress
+    profiles, measured = _resolve(
+        prepared, request, costs, backend, batch_size, num_threads, progress
+    )
+    _announce(request, progress)
 
     def make(found: Profiles | None) -> Plan:
         with _watched(standing):
@@ -96,7 +99,7 @@ def plan_model(
         measured.backends,
         num_threads=measured.num_threads,
         num_runs=measured.num_runs,
-        say=say,
+        progress=progress,
     )
 
 
@@ -108,16 +111,16 @@ def plan_front(
     backend: str = AUTO,
     batch_size: int | None = None,
     num_threads: int | None = None,
-    say: Say | None = None,
+    progress: Progress | None = None,
     standing: Tell | None = None,
 ) -> tuple[Plan, ...]:
     """Every plan that no other beats in both period and latency, of rising period.
 
     Arguments and errors as for `plan_model`; the request's objective does not matter.
     """
-    say = say or say_nothing
-    profiles, _ = _resolve(prepared, request, costs, backend, batch_size, num_threads, say)
-    _announce(request, say)
+    progress = progress or no_progress
+    profiles, _ = _resolve(prepared, request, costs, backend, batch_size, num_threads, progress)
+    _announce(request, progress)
     found = cost_model(
         prepared,
         profiles=profiles,
@@ -136,21 +139,23 @@ def plan_with_gain(
     backend: str = AUTO,
     batch_size: int | None = None,
     num_threads: int | None = None,
-    say: Say | None = None,
+    progress: Progress | None = None,
     standing: Tell | None = None,
 ) -> tuple[Plan, float]:
     """The plan of `plan_model`, and what cuts inside units would gain, as a fraction.
 
     Arguments and errors as for `plan_model`.
     """
-    say = say or say_nothing
-    profiles, measured = _resolve(prepared, request, costs, backend, batch_size, num_threads, say)
+    progress = progress or no_progress
+    profiles, measured = _resolve(
+        prepared, request, costs, backend, batch_size, num_threads, progress
+    )
     plan = plan_model(
         prepared,
         request,
         costs=measured or profiles or "flops",
         batch_size=batch_size,
-        say=say,
+        progress=progress,
         standing=standing,
     )
     with _watched(standing):
@@ -170,9 +175,9 @@ def _watched(standing: Tell | None) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if standing is None else watching(standing)
 
 
-def _announce(request: PlanRequest, say: Say) -> None:
+def _announce(request: PlanRequest, progress: Progress) -> None:
     limit_s = request.time_limit_s
-    say("planning" if limit_s is None else f"planning, at most {limit_s:g} s")
+    progress("planning" if limit_s is None else f"planning, at most {limit_s:g} s")
 
 
 def _resolve(
@@ -182,7 +187,7 @@ def _resolve(
     backend: str,
     batch_size: int | None,
     num_threads: int | None,
-    say: Say,
+    progress: Progress,
 ) -> tuple[Profiles | None, MeasuredCosts | None]:
     """The profiles to plan with, None for multiply-adds; and what can measure stages as wholes.
 
@@ -205,7 +210,11 @@ def _resolve(
     assert not isinstance(profiles, MeasuredCosts)
     if isinstance(profiles, Mapping) and _lacks_reference(profiles, request):
         measured = measure_costs(
-            prepared, backend=backend, batch_size=batch_size, num_threads=num_threads or 1, say=say
+            prepared,
+            backend=backend,
+            batch_size=batch_size,
+            num_threads=num_threads or 1,
+            progress=progress,
         )
         profiles = {REFERENCE: measured.profile, **profiles} if profiles else measured.profile
     by_name = profiles if isinstance(profiles, Mapping) else {REFERENCE: profiles}

@@ -25,7 +25,8 @@ from cutset.graph.cuts import CutPoints
 from cutset.measure.idle_memory import measure_worker_base
 from cutset.measure.piece_backends import piece_backends
 from cutset.measure.profiling import PieceBackend, profile_costs
-from cutset.workflow.prepare import PreparedModel, Say, say_nothing
+from cutset.progress import Progress, no_progress
+from cutset.workflow.prepare import PreparedModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ def measure_costs(
     num_threads: int = 1,
     num_runs: int = 20,
     device: str = "",
-    say: Say | None = None,
+    progress: Progress | None = None,
 ) -> MeasuredCosts:
     """Measures every piece of a prepared model on this device.
 
@@ -83,13 +84,13 @@ def measure_costs(
         num_threads: as `profile_costs` takes them, like the next one.
         num_runs: likewise.
         device: this device's name; the host's name if empty.
-        say: told of every run.
+        progress: told of every run.
 
     Raises:
         PlanError: the model was captured for another number of rows alone.
         EngineError: there is no such backend, or it cannot run the model here.
     """
-    say = say or say_nothing
+    progress = progress or no_progress
     backend = check_backend_name(backend)
     also = set(slow_backends()) if compiled else set()
     if backend != AUTO and not get_backend(backend).is_quick:
@@ -109,7 +110,7 @@ def measure_costs(
         num_threads=num_threads,
         num_runs=num_runs,
         backends=backends,
-        progress=lambda name, done, all_: say(f"profiling {name}: run {done} of {all_}"),
+        progress=lambda name, done, all_: progress(f"profiling {name}: run {done} of {all_}"),
     )
     profile = msgspec.structs.replace(profile, model=prepared.name, device=device or profile.device)
     return MeasuredCosts(
@@ -124,7 +125,7 @@ def profile_model(
     num_threads: int = 1,
     num_runs: int = 20,
     device: str = "",
-    say: Say | None = None,
+    progress: Progress | None = None,
 ) -> Profile:
     """Measures every piece of a prepared model on this device with every backend that is installed.
 
@@ -136,7 +137,7 @@ def profile_model(
         num_threads=num_threads,
         num_runs=num_runs,
         device=device,
-        say=say,
+        progress=progress,
     ).profile
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,13 +22,13 @@ from cutset.errors import CaptureError, ModelError
 from cutset.graph.cuts import CutPoints, find_cut_points
 from cutset.models import FoundModel, find_model
 from cutset.notebooks import drawn
+from cutset.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from cutset.runtime.session import Session
 
 logger = logging.getLogger(__name__)
 
-Say = Callable[[str], None]
 """Takes a few words about the step that begins."""
 
 
@@ -120,7 +120,7 @@ def prepare_model(  # noqa: PLR0913  # what one may say of a model; each has a d
     max_tensors: int = 1,
     part: str | None = None,
     micro_batch_only: int | None = None,
-    say: Say | None = None,
+    progress: Progress | None = None,
 ) -> PreparedModel:
     """Finds a model, captures it and judges its positions.
 
@@ -135,15 +135,15 @@ def prepare_model(  # noqa: PLR0913  # what one may say of a model; each has a d
         max_tensors: likewise.
         part: likewise.
         micro_batch_only: likewise.
-        say: likewise.
+        progress: likewise.
 
     Raises:
         ModelError: the model, its weights or the part cannot be found.
         CaptureError: as for `prepare_found`.
         PlanError: `keep` or `divide` names a class that the model does not call.
     """
-    say = say or say_nothing
-    say(f"building {model}" if isinstance(model, str) else "looking at the module")
+    progress = progress or no_progress
+    progress(f"building {model}" if isinstance(model, str) else "looking at the module")
     found = find_model(model, example_inputs, weights=weights)
     return prepare_found(
         found,
@@ -152,7 +152,7 @@ def prepare_model(  # noqa: PLR0913  # what one may say of a model; each has a d
         max_tensors=max_tensors,
         part=part,
         micro_batch_only=micro_batch_only,
-        say=say,
+        progress=progress,
     )
 
 
@@ -164,7 +164,7 @@ def prepare_found(
     max_tensors: int = 1,
     part: str | None = None,
     micro_batch_only: int | None = None,
-    say: Say | None = None,
+    progress: Progress | None = None,
 ) -> PreparedModel:
     """Captures a model that is at hand and judges its positions.
 
@@ -180,7 +180,7 @@ def prepare_found(
         part: dotted path of the module to prepare instead of the whole model.
         micro_batch_only: the only number of rows that micro-batches will have, for a model that
             computes a row otherwise by how many there are; None for any number.
-        say: told of every step.
+        progress: told of every step.
 
     Raises:
         ModelError: the model has no such part.
@@ -188,8 +188,8 @@ def prepare_found(
             a row's result depends on the rows beside it.
         PlanError: `keep` or `divide` names a class that the model does not call.
     """
-    say = say or say_nothing
-    say(f"capturing {found.name}")
+    progress = progress or no_progress
+    progress(f"capturing {found.name}")
     chosen: CapturedPart | None = None
     captured: Captured
     with untouched(found.model):
@@ -201,8 +201,8 @@ def prepare_found(
             )
             captured = chosen.captured
         else:
-            captured = _capture_whole(found, max_tensors, micro_batch_only, say)
-        say("trying whether rows are independent of each other")
+            captured = _capture_whole(found, max_tensors, micro_batch_only, progress)
+        progress("trying whether rows are independent of each other")
         check_rows(captured, found.model.get_submodule(part or ""))
     cuts = find_cut_points(captured.graph, keep=keep, divide=divide, max_tensors=max_tensors)
     return PreparedModel(
@@ -239,7 +239,7 @@ def _capture_onnx(
 
 
 def _capture_whole(
-    found: FoundModel, max_tensors: int, micro_batch_only: int | None, say: Say
+    found: FoundModel, max_tensors: int, micro_batch_only: int | None, progress: Progress
 ) -> Captured:
     """The whole model.
 
@@ -249,7 +249,7 @@ def _capture_whole(
     try:
         return capture_model(found.model, found.example_inputs, micro_batch_only=micro_batch_only)
     except CaptureError as refusal:
-        say("looking for parts that can be captured")
+        progress("looking for parts that can be captured")
         try:
             parts = find_parts(found.model, found.example_inputs, max_tensors=max_tensors)
         except Exception as error:  # noqa: BLE001 - a model may fail on its example in any way
@@ -264,7 +264,3 @@ def _capture_whole(
             )
             refusal.args = (text,)
         raise
-
-
-def say_nothing(_text: str) -> None:
-    """Is told of a step and keeps it to itself."""

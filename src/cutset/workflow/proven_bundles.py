@@ -16,8 +16,9 @@ from cutset.capture.arguments import untouched
 from cutset.capture.independence import check_micro_batch
 from cutset.errors import BundleError
 from cutset.planning import Plan, expect_on_cluster
+from cutset.progress import Progress, no_progress
 from cutset.workflow.measured_costs import rows_of_micro_batch
-from cutset.workflow.prepare import PreparedModel, Say, prepare_model, say_nothing
+from cutset.workflow.prepare import PreparedModel, prepare_model
 
 if TYPE_CHECKING:
     from cutset.engines.ray.engine import RayCluster
@@ -41,7 +42,7 @@ def split_model(
     *,
     num_threads: int = 1,
     replace: bool = False,
-    say: Say | None = None,
+    progress: Progress | None = None,
 ) -> ProvenBundle:
     """Writes the bundle of a plan, proves it against the whole model, and opens it.
 
@@ -54,16 +55,16 @@ def split_model(
         directory: the bundle's folder.
         num_threads: threads with which the reference tensors are computed.
         replace: whether a bundle that is there already may be replaced.
-        say: told of every step.
+        progress: told of every step.
 
     Raises:
         CaptureError: a row's result is another among as many as the plan's micro-batches have.
         BundleError: the folder exists or cannot be written.
         VerificationError: the pieces do not equal the whole.
     """
-    say = say or say_nothing
+    progress = progress or no_progress
     rows_of_micro_batch(prepared, plan.micro_batch)
-    say("trying a micro-batch's number of rows")
+    progress("trying a micro-batch's number of rows")
     captured = prepared.captured
     graph = captured.graph
     specs = (*graph.inputs, *map(graph.spec_of, graph.outputs))
@@ -73,7 +74,7 @@ def split_model(
     reports: list[VerificationReport] = []
 
     def check(folder: Path) -> None:
-        say("verifying")
+        progress("verifying")
         report = verify_bundle(folder, model=prepared.module, call_model=prepared.captured.call)
         reports.append(report)
         raise_if_failed(report)
@@ -95,7 +96,7 @@ def split_model(
         num_threads=num_threads,
         replace=replace,
         check=check,
-        progress=say,
+        progress=progress,
     )
     bundle = open_bundle(path)
     return ProvenBundle(
@@ -112,7 +113,7 @@ def time_on_cluster(
     *,
     num_threads: int = 1,
     duration_s: float = 5.0,
-    say: Say | None = None,
+    progress: Progress | None = None,
 ) -> Plan:
     """Times a bundle's stages on their nodes, and writes what its plan then takes into the bundle.
 
@@ -121,7 +122,7 @@ def time_on_cluster(
         settings: the Ray cluster, and the cluster that the plan was made for.
         num_threads: threads of each stage.
         duration_s: for how long each stage computes, at least; and as long again with rests.
-        say: told of every step.
+        progress: told of every step.
 
     Returns:
         The plan with `Plan.expected`.
@@ -137,7 +138,7 @@ def time_on_cluster(
         raise ValueError("settings.cluster is None: what messages take there is not known")
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
     plan, inputs = opened.manifest.plan, opened.manifest.graph.inputs
-    with settings.stage_programs(opened, say or say_nothing) as programs:
+    with settings.stage_programs(opened, progress or no_progress) as programs:
         timed = time_stages_on_nodes(
             programs,
             backends=[AUTO] * len(plan.stages),
@@ -161,7 +162,7 @@ def verify_against(
     *,
     model: str | None = None,
     weights: str | None = None,
-    say: Say | None = None,
+    progress: Progress | None = None,
 ) -> VerificationReport:
     """Verifies a bundle, and where a model is named compares it with the whole of that too.
 
@@ -169,26 +170,26 @@ def verify_against(
         bundle: the bundle's folder.
         model: as `find_model` takes it, or None.
         weights: as `find_model` takes it.
-        say: told of every step.
+        progress: told of every step.
 
     Raises:
         ModelError: the model cannot be found or captured.
     """
-    say = say or say_nothing
+    progress = progress or no_progress
     if model is None:
-        return verify_bundle(bundle, progress=say)
+        return verify_bundle(bundle, progress=progress)
     try:
         manifest = read_manifest(Path(bundle))
     except BundleError:
-        return verify_bundle(bundle, progress=say)  # which says what is wrong with it
+        return verify_bundle(bundle, progress=progress)  # which says what is wrong with it
     # What a bundle holds of a model is compared with just that.
     prepared = prepare_model(
         model,
         weights=weights,
         part=manifest.part.path if manifest.part else None,
         micro_batch_only=manifest.micro_batch_only,
-        say=say,
+        progress=progress,
     )
     return verify_bundle(
-        bundle, model=prepared.module, call_model=prepared.captured.call, progress=say
+        bundle, model=prepared.module, call_model=prepared.captured.call, progress=progress
     )

@@ -128,7 +128,7 @@ def test_it_is_planned_again_with_what_the_stages_took(
     asked = _stages_take(monkeypatch, seconds)
     said: list[str] = []
     plan = plan_here(
-        prepared.captured, prepared.make, prepared.profile, prepared.backends, say=said.append
+        prepared.captured, prepared.make, prepared.profile, prepared.backends, progress=said.append
     )
     assert asked == [("1", "output"), ("2", "output")]
     assert plan.expected_period_s == 4.5

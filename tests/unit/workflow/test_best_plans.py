@@ -65,7 +65,7 @@ def test_multiply_adds_are_what_plan_stages_plans_with(prepared: PreparedModel) 
 
 def test_without_a_word_it_measures_and_times_the_stages_as_wholes(prepared: PreparedModel) -> None:
     steps: list[str] = []
-    plan = plan_model(prepared, TWO, backend="torch", say=steps.append)
+    plan = plan_model(prepared, TWO, backend="torch", progress=steps.append)
     assert plan.expected is not None
     assert len(plan.expected.compute_s) == 2
     assert {stage.backend for stage in plan.stages} == {"torch"}

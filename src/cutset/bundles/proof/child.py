@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, TypeAlias
 
@@ -35,6 +35,7 @@ from cutset.bundles.proof.results import CHECKS, CheckResult, Difference, Verifi
 from cutset.errors import BundleError, EngineError
 from cutset.host import limit_memory
 from cutset.processes import LastWords, command_of, encodable, made_environment
+from cutset.progress import Progress
 
 _MAX_MESSAGE_BYTES = 64 << 20
 _LENGTH_BYTES = 4
@@ -96,7 +97,7 @@ def check_in_child(
     backends: Collection[str],
     allowance: Allowance,
     num_threads: int,
-    progress: Callable[[str], None],
+    progress: Progress,
     command: tuple[str, ...] | None = None,
 ) -> VerificationReport:
     """Checks a bundle in a process of its own; its end, however it comes, is in the report.
@@ -145,7 +146,7 @@ class _Child:
         self,
         process: subprocess.Popen[bytes],
         allowance: Allowance,
-        progress: Callable[[str], None],
+        progress: Progress,
     ) -> None:
         self._process = process
         self._allowance = allowance

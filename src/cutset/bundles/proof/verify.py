@@ -43,6 +43,7 @@ from cutset.bundles.proof.running_checks import expected_tensors, opened_referen
 from cutset.bundles.proof.structure import rows_in_words, summary
 from cutset.bundles.reference import reference_rows
 from cutset.errors import BundleError, ManifestError
+from cutset.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,7 @@ def verify_bundle(
     model: torch.nn.Module | None = None,
     call_model: Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], Any] | None = None,
     backends: Collection[str] = BACKENDS,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> VerificationReport:
     """Verifies a bundle. What is wrong with it is reported, not raised.
 
@@ -77,7 +78,7 @@ def verify_bundle(
     for name in backends:
         if name not in BACKENDS:
             raise ValueError(f"backend {name!r} cannot be verified; choose among {BACKENDS}")
-    say = progress or (lambda _text: None)
+    progress = progress or no_progress
     try:
         if isinstance(bundle, Bundle):
             directory, manifest, stages = bundle.directory, bundle.manifest, bundle.stages
@@ -95,12 +96,12 @@ def verify_bundle(
         backends=backends,
         allowance=allowance_of(manifest, (*row_counts(manifest), *rows, *rows), stages),
         num_threads=manifest.num_threads,
-        progress=say,
+        progress=progress,
     )
     report = dataclasses.replace(report, part=manifest.part)
     if model is None or report.error is not None:
         return report
-    say("comparing with the whole model")
+    progress("comparing with the whole model")
     opened = Bundle(directory=directory, manifest=manifest, stages=stages)
     return compare_model(report, opened, model, call_model)
 

@@ -57,6 +57,7 @@ from cutset.data.images import Preprocessing
 from cutset.errors import BundleError, ModelError
 from cutset.planning.plan import Plan
 from cutset.processes import encodable
+from cutset.progress import Progress, no_progress
 from cutset.tensors import TensorSpec
 from cutset.version import __version__
 
@@ -81,7 +82,7 @@ def export_bundle(  # noqa: PLR0913  # the words of a manifest, each with a defa
     num_threads: int = 1,
     replace: bool = False,
     check: Callable[[Path], None] | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Writes the stages of a plan as a bundle.
 
@@ -116,7 +117,7 @@ def export_bundle(  # noqa: PLR0913  # the words of a manifest, each with a defa
         ModelError: the labels are not as many as the classes.
     """
     target = Path(directory).absolute()
-    report = progress or (lambda _text: None)
+    progress = progress or no_progress
     check_target(target, replace=replace)
     if captured is None:
         if example_inputs is None:
@@ -131,7 +132,7 @@ def export_bundle(  # noqa: PLR0913  # the words of a manifest, each with a defa
         compute_threads(num_threads),
         _temporary_folder(target) as folder,
     ):
-        writer = _BundleWriter(captured, plan, folder, report)
+        writer = _BundleWriter(captured, plan, folder, progress)
         stages = writer.write_stages()
         writer.write_reference(model)
         manifest = msgspec.structs.replace(
@@ -178,12 +179,12 @@ class _BundleWriter:
         captured: Captured,
         plan: Plan,
         folder: Path,
-        report: Callable[[str], None],
+        progress: Progress,
     ) -> None:
         self._captured = captured
         self._plan = plan
         self._folder = folder
-        self._report = report
+        self._progress = progress
         self._boundaries = _boundaries(captured, plan)
         specs = (*captured.graph.inputs, *self._boundaries, *_outputs(captured))
         self._row_counts = reference_rows(
@@ -208,7 +209,7 @@ class _BundleWriter:
             )
         entries = []
         for stage in self._plan.stages:
-            self._report(f"exporting stage {stage.index} ({stage.first} ... {stage.last})")
+            self._progress(f"exporting stage {stage.index} ({stage.first} ... {stage.last})")
             (self._folder / f"stage-{stage.index}").mkdir()
             entries.append(writer.write(stage, self._folder))
         return tuple(entries)
@@ -244,7 +245,7 @@ class _BundleWriter:
         reference: Reference = {}
         for num_rows in self._row_counts:
             rows = "row" if num_rows == 1 else "rows"
-            self._report(f"running the whole model with {num_rows} {rows} for the reference")
+            self._progress(f"running the whole model with {num_rows} {rows} for the reference")
             inputs = self._inputs(num_rows)
             tensors = {s.name: t for s, t in zip(self._captured.graph.inputs, inputs, strict=True)}
             group = dict(tensors) if num_rows == self._row_counts[0] else {}

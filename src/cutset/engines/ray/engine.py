@@ -42,6 +42,7 @@ from cutset.engines.ray.remote_worker import RayWorker
 from cutset.engines.ray.stage_host import StageHost, make_host
 from cutset.engines.registry import EngineSettings, StagePrograms
 from cutset.errors import EngineError
+from cutset.progress import Progress
 
 if TYPE_CHECKING:
     from cutset.bundles.open import Bundle
@@ -88,7 +89,7 @@ class RayCluster(EngineSettings):
         return RayEngine(bundle, self, num_threads=num_threads)
 
     def stage_programs(
-        self, bundle: Bundle, say: Callable[[str], None]
+        self, bundle: Bundle, progress: Progress
     ) -> AbstractContextManager[StagePrograms]:
         """Runs programs on the nodes that the bundle's stages will be on.
 
@@ -96,7 +97,7 @@ class RayCluster(EngineSettings):
             EngineError: as `engine_for`, on entering.
         """
         cluster = self.cluster or cluster_of_plan(bundle.manifest.plan)
-        return programs_on_nodes(bundle, self.address, cluster, say)
+        return programs_on_nodes(bundle, self.address, cluster, progress)
 
 
 class RayEngine:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from cutset.engines.ray.nodes import (
 from cutset.engines.ray.probe_host import ProbeHost
 from cutset.engines.ray.stage_host import make_host
 from cutset.errors import EngineError
+from cutset.progress import Progress
 
 _JOIN_S = 5.0
 
@@ -39,12 +40,12 @@ class NodePrograms:
         ray: Any,
         bundle: Bundle,
         nodes: dict[str, RayNode],
-        say: Callable[[str], None],
+        progress: Progress,
     ) -> None:
         self._ray = ray
         self._bundle = bundle
         self._nodes = nodes
-        self._say = say
+        self._progress = progress
 
     def run(
         self, stage: int, program: str, arguments: list[str], *, num_threads: int, limit_s: float
@@ -60,12 +61,12 @@ class NodePrograms:
         actor = make_host(self._ray, ProbeHost, node.node_id)
         host = Host(self._ray, actor, node, device, threading.Event())
         try:
-            self._say(f"bringing stage {stage} to {device}")
+            self._progress(f"bringing stage {stage} to {device}")
             require_same_version(host.ask("hello"), device)
             folder = Path(self._bundle.directory)
             files = {entry.path: entry for entry in self._bundle.manifest.files}
             there = host.deliver(folder, manifest_file(folder), files, stage)
-            self._say(f"timing stage {stage} on {device}")
+            self._progress(f"timing stage {stage} on {device}")
             host.ask("start_program", program, [there, *arguments], num_threads)
             return host.program_result(limit_s)
         except HostAwayError as error:
@@ -76,7 +77,7 @@ class NodePrograms:
 
 @contextlib.contextmanager
 def programs_on_nodes(
-    bundle: Bundle, address: str, cluster: Cluster, say: Callable[[str], None]
+    bundle: Bundle, address: str, cluster: Cluster, progress: Progress
 ) -> Iterator[NodePrograms]:
     """Joins a Ray cluster for as long as programs run on its nodes.
 
@@ -84,7 +85,7 @@ def programs_on_nodes(
         bundle: whose stages; their plan names the devices.
         address: of the cluster.
         cluster: the devices' addresses.
-        say: told of every step.
+        progress: told of every step.
 
     Raises:
         EngineError: no Ray or no cluster, or a device is none of its nodes.
@@ -100,7 +101,7 @@ def programs_on_nodes(
         require_nodes(living, wanted)
         found = {name: find_node(living, name, where) for name, where in wanted.items()}
         nodes = {name: node for name, node in found.items() if node is not None}
-        yield NodePrograms(ray, bundle, nodes, say)
+        yield NodePrograms(ray, bundle, nodes, progress)
     finally:
         if joined:
             ray.shutdown()

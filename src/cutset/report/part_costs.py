@@ -28,7 +28,7 @@ _TOLERANCE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Basis:
+class PartCosts:
     """What parts cost, and on what.
 
     Attributes:
@@ -91,7 +91,7 @@ def first_devices(cluster: Cluster, count: int) -> Cluster:
     return cluster.without(*gone)
 
 
-def make_basis(sources: ReportSources) -> Basis | None:
+def make_part_costs(sources: ReportSources) -> PartCosts | None:
     """The costs and cluster of a report; None where there is no captured model.
 
     Raises:
@@ -129,7 +129,7 @@ def make_basis(sources: ReportSources) -> Basis | None:
         )
 
     base_bytes = _base_bytes(plan, costs("unit"))
-    basis = Basis(
+    part_costs = PartCosts(
         graph=graph,
         cuts=cuts,
         costs=costs("unit", base_bytes),
@@ -138,7 +138,7 @@ def make_basis(sources: ReportSources) -> Basis | None:
         kind=kind,
         notes=tuple(notes),
     )
-    return _checked(basis, sources)
+    return _checked(part_costs, sources)
 
 
 def _cluster_of(sources: ReportSources) -> Cluster:
@@ -164,12 +164,12 @@ def _cluster_of(sources: ReportSources) -> Cluster:
     return msgspec.structs.replace(given, devices=(*(known[name] for name in order), *rest))
 
 
-def _checked(basis: Basis, sources: ReportSources) -> Basis:
-    """The basis without its cluster where that contradicts the plan's own predictions."""
+def _checked(part_costs: PartCosts, sources: ReportSources) -> PartCosts:
+    """The part_costs without its cluster where that contradicts the plan's own predictions."""
     plan = sources.plan
     names = [stage.last for stage in plan.stages[:-1]]
     try:
-        again = basis.plan_with(names, plan)
+        again = part_costs.plan_with(names, plan)
     except PlanError as error:
         reason = f"the plan cannot be made again with them: {error}"
     else:
@@ -179,12 +179,12 @@ def _checked(basis: Basis, sources: ReportSources) -> Basis:
             for key in ("compute_s", "overhead_s", "receive_s", "send_s")
         ]
         alone = next((a.period_s for a in plan.alternatives if a.num_stages == 1), None)
-        whole = sum(basis.seconds_on(plan.stages[0].device, plan.stages[0].backend))
-        if basis.kind == SHARED and alone is not None and sources.cluster is None:
+        whole = sum(part_costs.seconds_on(plan.stages[0].device, plan.stages[0].backend))
+        if part_costs.kind == SHARED and alone is not None and sources.cluster is None:
             pairs.append((whole, alone))
         off = [(new, old) for new, old in pairs if not math.isclose(new, old, rel_tol=_TOLERANCE)]
         if not off:
-            return basis
+            return part_costs
         reason = f"they give {off[0][0]:.4g} s where the plan has {off[0][1]:.4g} s"
     if sources.cluster is None:
         missing = "without a cluster file the devices were taken as equal and the links as free"
@@ -195,7 +195,7 @@ def _checked(basis: Basis, sources: ReportSources) -> Basis:
         f"Nothing could be planned anew: {missing}, and {reason}; {cure} to see the front, the "
         "peers' choices and what respecting units costs."
     )
-    return dataclasses.replace(basis, cluster=None, notes=(*basis.notes, note))
+    return dataclasses.replace(part_costs, cluster=None, notes=(*part_costs.notes, note))
 
 
 def _is_work(plan: Plan, cuts: CutPoints, cluster: Cluster) -> bool:
