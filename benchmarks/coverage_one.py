@@ -36,9 +36,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from cutset.backends.base import StageProgram
 from cutset.backends.selection import load_stage
 from cutset.bundles.manifest import StageEntry
-from cutset.bundles.proof.running_checks import max_abs_difference, tolerance_of
 from cutset.capture.lowering import CapturedModel, unfused
 from cutset.capture.torch_arrays import as_array, as_tensor
+from cutset.differences import max_abs_difference, tolerance_of
 from cutset.errors import CaptureError, CutsetError
 from cutset.graph.cuts import find_cut_points
 from cutset.links.wire import is_dense

@@ -12,13 +12,13 @@ import torch
 from cutset.backends.base import Computation, ModelBackend, ProgramBackend, Specs
 from cutset.backends.selection import REFERENCE_BACKEND, get_backend, usable_backends
 from cutset.bundles.proof.results import BACKENDS as VERIFIED
-from cutset.bundles.write.whole_onnx import whole_onnx
 from cutset.capture.captured import Captured, boundary_specs
 from cutset.capture.lowering import CapturedModel
 from cutset.capture.onnx.extraction import build_onnx_piece
 from cutset.capture.onnx.onnx_graph import CapturedOnnx
 from cutset.capture.pieces import build_piece
 from cutset.capture.torch_arrays import as_array, as_tensor
+from cutset.capture.whole_onnx import whole_onnx
 from cutset.errors import EngineError
 from cutset.graph.cuts import CutPoints
 from cutset.measure.profiling import PieceBackend, PieceRunner, Tensors, eager_pieces
@@ -147,7 +147,7 @@ def _that_agree(
     A bundle's verification proves torch's and ONNX Runtime's numbers, stage by stage; this is the
     only look at those of the other backends, so a plan names none that was not seen to agree.
     """
-    from cutset.bundles.proof.running_checks import max_abs_difference, tolerance_of
+    from cutset.differences import max_abs_difference, tolerance_of
 
     reference, *_ = backends
     expected: tuple[torch.Tensor, ...] = ()

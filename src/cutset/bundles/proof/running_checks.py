@@ -19,23 +19,13 @@ from cutset.bundles.reference import (
     read_reference,
     with_rows,
 )
-from cutset.dtypes import Arrays, dtype_name
+from cutset.differences import magnitude_of, max_abs_difference, tolerance_of
+from cutset.dtypes import Arrays
 from cutset.errors import CutsetError, ManifestError
 from cutset.tensors import TensorSpec
 
 StageFunction: TypeAlias = Callable[[Arrays], Arrays]
 """Takes and returns a stage's tensors in the order of its contract."""
-
-_TOLERANCES = {
-    "float64": 1e-9,
-    "float32": 1e-4,
-    "float16": 2e-2,
-    "bfloat16": 1e-1,
-    "complex64": 1e-4,
-    "complex128": 1e-9,
-}
-"""Largest difference from the reference that another backend than torch may show, relative to the
-largest magnitude in the reference tensor. Other dtypes must be equal."""
 
 
 def expected_tensors(manifest: Manifest) -> tuple[TensorSpec, ...]:
@@ -122,30 +112,6 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def max_abs_difference(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Largest absolute difference; 0 only if all bits that matter agree, NaN counts as NaN."""
-    if actual.shape != expected.shape or actual.dtype != expected.dtype:
-        return float("inf")
-    if actual.size == 0 or np.array_equal(actual, expected):
-        return 0.0
-    # Infinities less infinities are told apart below.
-    with np.errstate(invalid="ignore", over="ignore"):
-        difference = np.abs(_wide(actual) - _wide(expected))
-    # Equal infinities and NaNs on both sides differ by nothing; on one side, by everything.
-    same = (actual == expected) | (_is_nan(actual) & _is_nan(expected))
-    difference = np.where(same, 0.0, difference)
-    return float(np.nan_to_num(difference, nan=np.inf, posinf=np.inf).max())
-
-
-def _wide(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
-
-
-def _is_nan(array: np.ndarray) -> np.ndarray:
-    found: np.ndarray = array != array  # also of dtypes that isnan does not take
-    return found
-
-
 def chain_differences(
     bundle: Bundle,
     programs: Mapping[int, StageFunction],
@@ -209,23 +175,11 @@ def _lies_otherwise(actual: np.ndarray, expected: np.ndarray) -> bool:
     return any(length > 1 and one != other for length, one, other in lengths)
 
 
-def magnitude_of(array: np.ndarray) -> float:
-    """The largest finite absolute value in an array, 0 if it is empty."""
-    if array.size == 0:
-        return 0.0
-    return float(np.nan_to_num(np.abs(_wide(array)), nan=0.0, posinf=0.0).max())
-
-
 def relative_difference(found: Sequence[Difference], reference: Mapping[str, np.ndarray]) -> float:
     """The largest difference, relative to the largest magnitude in its reference tensor."""
     return max(
         (d.max_abs_error / (magnitude_of(reference[d.tensor]) or 1.0) for d in found), default=0.0
     )
-
-
-def tolerance_of(expected: np.ndarray) -> float:
-    """The absolute difference that another backend than torch may show for a tensor."""
-    return _TOLERANCES.get(dtype_name(expected.dtype) or "", 0.0) * magnitude_of(expected)
 
 
 def onnx_differences(

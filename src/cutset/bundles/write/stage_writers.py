@@ -11,20 +11,20 @@ import numpy as np
 import torch
 
 from cutset.bundles.manifest import StageEntry
-from cutset.bundles.proof.running_checks import max_abs_difference, tolerance_of
 from cutset.bundles.reading.torch.operators import is_allowed
-from cutset.bundles.write.onnx_export import export_onnx, save_model
-from cutset.bundles.write.whole_onnx import whole_onnx
 from cutset.capture.captured import Captured, boundary_specs
 from cutset.capture.lowering import CapturedModel
 from cutset.capture.onnx.extraction import build_onnx_piece
 from cutset.capture.onnx.inference import ELEMENT_TYPES, make_session, run_session
 from cutset.capture.onnx.onnx_graph import CapturedOnnx
 from cutset.capture.onnx.operations import list_parameters
+from cutset.capture.onnx_export import export_onnx, save_model
 from cutset.capture.pieces import Piece, build_piece
 from cutset.capture.torch_arrays import as_array, as_tensor
 from cutset.capture.torch_export import export_piece
+from cutset.capture.whole_onnx import whole_onnx
 from cutset.costs.cost_model import live_bytes
+from cutset.differences import max_abs_difference, tolerance_of
 from cutset.errors import BundleError, EngineError
 from cutset.planning.plan import StagePlan
 from cutset.tensors import TensorSpec

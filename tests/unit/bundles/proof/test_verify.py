@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
 import onnx
 import pytest
 import torch
@@ -16,7 +14,6 @@ from torch import Tensor, nn
 from checked_here import check_here
 from cutset.bundles.open import open_bundle
 from cutset.bundles.proof.results import CHECKS, VerificationReport
-from cutset.bundles.proof.running_checks import max_abs_difference, tolerance_of
 from cutset.bundles.proof.verify import verify_bundle
 from cutset.errors import ChecksumMismatch, UnsafeBundle
 from distributed.bundles import write_bundle
@@ -475,44 +472,3 @@ def test_models_of_trouble(
     report = check_here(directory)
     assert {k: v for k, v in failed(report).items() if k != "units"} == {}
     assert report.bit_exact
-
-
-@pytest.mark.parametrize(
-    ("actual", "expected", "error"),
-    [
-        ([1.0, 2.0], [1.0, 2.0], 0.0),
-        ([1.0, 2.5], [1.0, 2.0], 0.5),
-        ([float("nan")], [float("nan")], 0.0),
-        ([float("nan")], [1.0], float("inf")),
-        ([float("inf"), 1.0], [float("inf"), 1.0], 0.0),
-        ([float("inf")], [1.0], float("inf")),
-        ([1.0], [1.0, 2.0], float("inf")),
-        ([], [], 0.0),
-    ],
-)
-def test_max_abs_difference(actual: list[float], expected: list[float], error: float) -> None:
-    assert max_abs_difference(np.array(actual), np.array(expected)) == error
-
-
-def test_max_abs_difference_of_other_dtypes() -> None:
-    assert max_abs_difference(np.array([1]), np.array([1.0])) == float("inf")
-    assert max_abs_difference(np.array([2**53 + 1]), np.array([2**53])) in (0.0, 1.0)
-    assert max_abs_difference(np.array([1j]), np.array([2j])) == 1.0
-    assert max_abs_difference(np.array([True]), np.array([False])) == 1.0
-
-
-@pytest.mark.parametrize(
-    ("array", "tolerance"),
-    [
-        (np.array([-10.0, 3.0], np.float32), 1e-3),
-        (np.array([-10.0]), 1e-8),
-        (np.array([100]), 0.0),
-        (np.array([float("inf"), 10.0], np.float32), 1e-3),
-        (np.array([], np.float32), 0.0),
-        (np.array([-10.0, 3.0], ml_dtypes.bfloat16), 1.0),
-    ],
-)
-def test_tolerance_is_relative_to_the_largest_magnitude(
-    array: np.ndarray, tolerance: float
-) -> None:
-    assert tolerance_of(array) == pytest.approx(tolerance)

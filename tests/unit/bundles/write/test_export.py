@@ -13,8 +13,8 @@ from torch import nn
 from checked_here import check_here
 from cutset.bundles.open import open_bundle
 from cutset.bundles.reading.torch.loading import load_program
-from cutset.bundles.write import onnx_export
 from cutset.bundles.write.export import export_bundle, replace_plan
+from cutset.capture import onnx_export
 from cutset.capture.arguments import ExampleInputs
 from cutset.capture.torch_export import capture_model
 from cutset.cluster.devices import equal_cluster

@@ -11,10 +11,10 @@ from torch.utils import _pytree as pytree
 
 from cutset.bundles.open import Bundle
 from cutset.bundles.proof.results import Difference
-from cutset.bundles.proof.running_checks import max_abs_difference
 from cutset.bundles.proof.structure import count, rows_in_words
 from cutset.bundles.reference import Reference
 from cutset.capture.torch_arrays import as_array, as_tensor
+from cutset.differences import max_abs_difference
 
 _RUN_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
 

@@ -11,10 +11,10 @@ from typing import Any
 import onnx
 import torch
 
-from cutset.bundles.write.onnx_export import export_onnx
 from cutset.capture.lowering import CapturedModel
 from cutset.capture.onnx.lengths import extract_piece
 from cutset.capture.onnx.operations import PASSED_ON
+from cutset.capture.onnx_export import export_onnx
 from cutset.capture.pieces import build_piece
 from cutset.capture.torch_export import export_piece
 from cutset.errors import EngineError

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from cutset.bundles.open import open_bundle
-from cutset.bundles.write import whole_onnx
 from cutset.bundles.write.export import export_bundle
+from cutset.capture import whole_onnx
 from cutset.capture.torch_export import capture_model
 from cutset.costs.cost_model import costs_from_flops
 from cutset.errors import EngineError
