@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.utils import _pytree as pytree
 
-from cutset.capture.captured import Captured, with_rows
+from cutset.capture.captured import Captured, boundary_specs, with_rows
 from cutset.capture.diagnosis import place_in_words
 from cutset.capture.lowering import CapturedModel
 from cutset.capture.number_of_rows import Parting, find_parting, in_words
@@ -36,6 +36,13 @@ _SAME_WAY = 0.05
 """With another number of rows other kernels may run, and their last bits grow on the way through a
 deep model. Where the model's code takes the same way, differences up to `_SAME_WAY` of the largest
 magnitude are that; where it takes another, up to `_ANOTHER_WAY` times the tolerance."""
+
+
+_ROUNDING = 1000.0
+"""Rounding in every layer of a model is taken to do at most so many times what rounding of its
+inputs does."""
+
+Pairs = tuple[tuple[int, int], ...]
 
 
 def check_rows(captured: Captured, model: torch.nn.Module) -> None:
@@ -99,7 +106,7 @@ def _check_memory(
     before = _attributes(model)
     other = _leaves(captured.call(model, _copies(rows)))
     pairs = zip(one, other, strict=True)
-    differences = [1.0 if a.shape != b.shape else _difference(None, a, b) for a, b in pairs]
+    differences = [1.0 if a.shape != b.shape else _difference(a, b) for a, b in pairs]
     if not any(differences):
         return one
     changed = [name for name, value in _attributes(model).items() if before.get(name) != value]
@@ -132,27 +139,61 @@ def _attributes(model: torch.nn.Module) -> dict[str, object]:
 def _check_neighbours(
     captured: Captured,
     model: torch.nn.Module,
-    first: Sequence[torch.Tensor],
+    rows: Sequence[torch.Tensor],
     usual: Sequence[torch.Tensor],
 ) -> None:
-    second = _with_another_neighbour(first)
+    """Computes the first and the last row beside others, and all in the opposite order.
+
+    Args:
+        captured: the captured model.
+        model: the module itself.
+        rows: two rows or more of each input.
+        usual: its results for them.
+
+    Raises:
+        CaptureError: a row's result is another one.
+    """
     specs = tuple(captured.graph.spec_of(name) for name in captured.graph.outputs)
-    other = _leaves(captured.call(model, _copies(second)))
-    difference = max(map(_difference, specs, usual, other), default=0.0)
-    if difference == 0.0:
-        return
-    is_of_torch = isinstance(captured, CapturedModel)
-    found = _first_mixing(captured, first, second) if is_of_torch else None
+    last = len(rows[0]) - 1
+
+    def run(given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return _leaves(captured.call(model, _copies(given)))
+
+    for stays in (0, last):
+        others = _with_other_neighbours(rows, stays)
+        by = _largest_difference(specs, usual, run(others), ((stays, stays),))
+        if by:
+            what = f"on the rows beside it (with another neighbour it differs by {by:.2g}"
+            raise _mixing_error(captured, what, rows, others, ((stays, stays),))
+    turned = tuple(tensor.flip(0) for tensor in rows)
+    pairs = tuple((last - index, index) for index in range(last + 1))
+    by = _largest_difference(specs, usual, run(turned), pairs)
+    # Where a row stands decides which of a kernel's loops computes it, and so its last bits: what
+    # the model makes of last bits is seen by changing those of the input.
+    if by and by > min(_SAME_WAY, _ROUNDING * _effect_of_last_bits(run, specs, rows, usual)):
+        what = f"on its place among the rows (elsewhere it differs by {by:.2g}"
+        raise _mixing_error(captured, what, rows, turned, pairs)
+
+
+def _mixing_error(
+    captured: Captured,
+    what: str,
+    one: Sequence[torch.Tensor],
+    other: Sequence[torch.Tensor],
+    pairs: Pairs,
+) -> CaptureError:
+    found = None
+    if isinstance(captured, CapturedModel):
+        found = _first_mixing(captured, one, other, pairs)
     module_path = found.modules[-1].path if found and found.modules else None
     source = found.source if found else None
     operation = found.target if found else None
     place = place_in_words(module_path, source, operation)
-    raise CaptureError(
-        f"the model cannot be split{place}: a row's result depends on the rows beside it (with "
-        f"another neighbour it differs by {difference:.2g} of the largest number), so that cutting "
-        "a batch into micro-batches would change the answers. Keep what looks across rows (a mean, "
-        "maximum, softmax or normalisation over the first dimension) outside the model that is "
-        "split",
+    return CaptureError(
+        f"the model cannot be split{place}: a row's result depends {what} of the largest number), "
+        "so that cutting a batch into micro-batches would change the answers. Keep what looks "
+        "across rows (a mean, maximum, softmax or normalisation over the first dimension, a number "
+        "for each place) outside the model that is split",
         module_path=module_path,
         source=source,
         operation=operation,
@@ -203,15 +244,17 @@ def _check_number(
     words = _other_shapes(specs, alone, num_rows)
     if words:
         raise refused(f"with {rows} it {words}")
+    pairs = tuple((k % most, k) for k in range(num_rows) if k % most < several)
     excess = [
-        _difference(spec, one, two) for spec, one, two in zip(specs, usual, alone, strict=True)
+        _largest_difference((spec,), (one,), (two,), pairs)
+        for spec, one, two in zip(specs, usual, alone, strict=True)
     ]
     if any(excess):
         has_parted = find_parting(model, run, several, num_rows) is not None
         limits = [_limit(tensor, has_parted=has_parted) for tensor in alone]
         if any(by > limit for by, limit in zip(excess, limits, strict=True)):
             raise refused(
-                f"its first row differs by {max(excess):.2g} of the largest number between "
+                f"a row differs by {max(excess):.2g} of the largest number between "
                 f"{in_words(several)} and {rows}"
             )
     if piece is not None:
@@ -241,7 +284,7 @@ def _check_captured(
         raise refused(f"captured with 2 rows or more, it fails with {rows}: {text}") from error
     by_name = {spec.name: tensor for spec, tensor in zip(piece.output_specs, got, strict=True)}
     if words or any(
-        _difference(None, one, by_name[name]) > _limit(one, has_parted=True)
+        _difference(one, by_name[name]) > _limit(one, has_parted=True)
         for one, name in zip(expected, names, strict=True)
     ):
         raise refused(f"captured with 2 rows or more, it computes {rows} otherwise")
@@ -275,53 +318,115 @@ def _leaves(results: object) -> list[torch.Tensor]:
     return [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, torch.Tensor)]
 
 
-def _with_another_neighbour(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """The first row of each input, and beside it itself; changed where it was there already."""
+def _with_other_neighbours(rows: Sequence[torch.Tensor], stays: int) -> tuple[torch.Tensor, ...]:
+    """One row of each input, and beside it only itself; changed where it was there already."""
     others = []
     for tensor in rows:
-        row = tensor[:1]
-        if torch.equal(row, tensor[1:2]) and row.is_floating_point():
-            others.append(torch.cat([row, *[row * 0.5 + 0.25] * (tensor.shape[0] - 1)]))
-        else:
-            others.append(torch.cat([row] * tensor.shape[0]))
+        row = tensor[stays : stays + 1]
+        changed = row.expand_as(tensor).clone()
+        if torch.equal(changed, tensor) and row.is_floating_point():
+            changed = changed * 0.5 + 0.25
+            changed[stays] = row[0]
+        others.append(changed)
     return tuple(others)
 
 
-def _difference(spec: TensorSpec | None, one: torch.Tensor, other: torch.Tensor) -> float:
-    """By how much numbers differ, relative to the largest; 0 where it is little.
+def _effect_of_last_bits(
+    run: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]],
+    specs: Sequence[TensorSpec],
+    rows: Sequence[torch.Tensor],
+    usual: Sequence[torch.Tensor],
+) -> float:
+    """By how much results differ, relative to the largest, when an input's last bits do."""
+    changed = tuple(
+        tensor * (1 + torch.finfo(tensor.dtype).eps) if tensor.is_floating_point() else tensor
+        for tensor in rows
+    )
+    every = tuple((index, index) for index in range(len(rows[0])))
+    return _largest_difference(specs, usual, run(changed), every, tolerance=0.0)
+
+
+def _largest_difference(
+    specs: Sequence[TensorSpec],
+    ones: Sequence[torch.Tensor],
+    others: Sequence[torch.Tensor],
+    pairs: Pairs,
+    *,
+    tolerance: float | None = None,
+) -> float:
+    """By how much rows of some results differ from rows of others; see `_difference`.
 
     Args:
-        spec: says which dimensions grow with the rows, so that the first row alone is compared; all
-            is compared where None.
-        one: a result.
-        other: another of the same shape but for the number of rows.
+        specs: of the results.
+        ones: results.
+        others: others of the same shapes but for the number of rows.
+        pairs: which row of one is to equal which row of the other.
+        tolerance: as for `_difference`.
     """
-    for dim, length in enumerate(spec.shape if spec else ()):
+    return max(
+        (
+            _difference(_row(spec, one, left), _row(spec, other, right), tolerance)
+            for spec, one, other in zip(specs, ones, others, strict=True)
+            for left, right in pairs
+        ),
+        default=0.0,
+    )
+
+
+def _row(spec: TensorSpec, tensor: torch.Tensor, index: int) -> torch.Tensor:
+    """What of a tensor belongs to one row."""
+    for dim, length in enumerate(spec.shape):
         factor = dim_factor(length)
         if factor is not None:
-            one, other = one.narrow(dim, 0, factor), other.narrow(dim, 0, factor)
+            tensor = tensor.narrow(dim, index * factor, factor)
+    return tensor
+
+
+def _difference(one: torch.Tensor, other: torch.Tensor, tolerance: float | None = None) -> float:
+    """By how much numbers differ, relative to the largest; 0 where that is at most `tolerance`.
+
+    Args:
+        one: a result.
+        other: another of the same shape.
+        tolerance: where None, what is little for the dtype.
+    """
     if one.numel() == 0 or torch.equal(one, other):
         return 0.0
     wide = torch.complex128 if one.is_complex() else torch.float64
     error = torch.nan_to_num((one.to(wide) - other.to(wide)).abs(), nan=0.0, posinf=0.0)
     magnitude = torch.nan_to_num(one.to(wide).abs(), nan=0.0, posinf=0.0)
     ratio = float(error.max() / magnitude.max().clamp(1e-30))
-    return ratio if ratio > _TOLERANCES.get(one.dtype, _OTHERWISE) else 0.0
+    if tolerance is None:
+        tolerance = _TOLERANCES.get(one.dtype, _OTHERWISE)
+    return ratio if ratio > tolerance else 0.0
 
 
 def _first_mixing(
-    captured: Captured, first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]
+    captured: CapturedModel,
+    one: Sequence[torch.Tensor],
+    other: Sequence[torch.Tensor],
+    pairs: Pairs,
 ) -> Operation:
     """The operation after which the first difference shows, found by halving."""
-    assert isinstance(captured, CapturedModel)
     operations = captured.graph.operations
-    same, differ = 0, len(operations)
+    # Between an operation that gives several tensors and those that take them out is no boundary.
+    ends = [end for end in range(1, len(operations)) if _is_boundary(captured, end)]
+    ends.append(len(operations))
+    same, differ = -1, len(ends) - 1
     while differ - same > 1:
         middle = (same + differ) // 2
-        piece = build_piece(captured, 0, middle)
-        results = [piece(*_copies(rows)) for rows in (first, second)]
-        if any(map(_difference, piece.output_specs, *results)):
+        piece = build_piece(captured, 0, ends[middle])
+        ones, others = (list(piece(*_copies(rows))) for rows in (one, other))
+        if _largest_difference(piece.output_specs, ones, others, pairs):
             differ = middle
         else:
             same = middle
-    return operations[differ - 1]
+    return operations[ends[same] if same >= 0 else 0]
+
+
+def _is_boundary(captured: Captured, position: int) -> bool:
+    try:
+        boundary_specs(captured, position)
+    except KeyError:
+        return False
+    return True

@@ -105,6 +105,54 @@ def test_a_sum_that_runs_over_the_rows_is_refused() -> None:
         _check(RunsThrough(), torch.randn(2, 6))
 
 
+def _minus_maximum(x: Tensor) -> Tensor:
+    return x - x.max(0).values
+
+
+def _sorted(x: Tensor) -> Tensor:
+    return x.sort(0).values
+
+
+def _plus_first(x: Tensor) -> Tensor:
+    return x + x[:1]
+
+
+class Applied(nn.Module):
+    """A layer, and a function of what it gives."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.function = nn.Linear(6, 6), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(torch.relu(self.layer(x)))
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda x: x.cumsum(0), "the rows beside it"),
+        (lambda x: x.cummax(0).values, "the rows beside it"),
+        (_minus_maximum, "the rows beside it"),
+        (_sorted, "the rows beside it"),
+        (_plus_first, "the rows beside it"),
+        (lambda x: x + x.topk(1, 0).values, "the rows beside it"),
+        (lambda x: x + torch.arange(x.shape[0])[:, None], "its place among the rows"),
+        (lambda x: x * (1 + 1e-4 * torch.arange(x.shape[0])[:, None]), "its place among the rows"),
+        (lambda x: x * (1 - 2 * (torch.arange(x.shape[0])[:, None] % 2)), "its place among"),
+    ],
+)
+def test_no_row_may_depend_on_others_or_on_its_place(
+    function: Callable[[Tensor], Tensor], words: str
+) -> None:
+    with pytest.raises(CaptureError, match=f"a row's result depends on {words}"):
+        _check(Applied(function), torch.randn(2, 6).abs())
+
+
+def test_taking_a_number_of_each_row_by_its_index_passes() -> None:
+    _check(Applied(lambda x: x[torch.arange(x.shape[0]), x.argmax(1)]), torch.randn(2, 6))
+
+
 class Body(nn.Module):
     """Two layers, with something between them that a test brings along."""
 
