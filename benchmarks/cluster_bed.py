@@ -17,8 +17,8 @@ import msgspec
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from cutset.cluster.cluster_file import cluster_to_toml
 from cutset.cluster.devices import Cluster, LinkOverride
+from cutset.cluster.file_writer import cluster_to_toml
 from cutset.measure.link_speed import LinkResult, links_of
 from cutset.measure.overhead import TYPICAL_ROW_BYTES, Overhead
 from testbed.build import down, up

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from cutset.cli.screen import NOTE, LogFormatter, show_traceback, stdout
-from cutset.cluster.cluster_file import cluster_to_toml
 from cutset.cluster.devices import Cluster, Device
+from cutset.cluster.file_writer import cluster_to_toml
 from cutset.costs.profile import load_profile, profile_to_json
 from cutset.errors import CutsetError
 from cutset.report.text import print_bench, print_checks

@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import planner_twin as twin
-from cutset.cluster.cluster_file import cluster_from_toml, cluster_to_toml
+from cutset.cluster.cluster_file import cluster_from_toml
 from cutset.cluster.devices import Cluster, Device, Link, LinkOverride
+from cutset.cluster.file_writer import cluster_to_toml
 from cutset.costs.cost_model import CostModel, PieceSeconds, SharedWeight
 from cutset.planning.formulate import MemoryTable, build_problem
 from cutset.planning.solvers.solve import Infeasible, solve_period

@@ -59,7 +59,7 @@ def probe(
     """Measure the nodes of a Ray cluster and their links; write a cluster file and profiles."""
     import msgspec
 
-    from cutset.cluster.cluster_file import cluster_to_toml
+    from cutset.cluster.file_writer import cluster_to_toml
     from cutset.costs.profile import profile_to_json
     from cutset.measure.probe import ProbeRequest, describe_probe, probe_cluster
 

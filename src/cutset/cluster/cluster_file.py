@@ -13,6 +13,20 @@ It is TOML::
     threads = 4                  # optional
     overhead = "0.8 ms"          # optional; what messages take from a stage's computing
     address = "10.0.0.11"        # optional; where an engine finds it
+    port = "100 Mbit/s"          # optional; its connection, which all that it sends shares, and
+                                 # all that it receives; port_out and port_in where these differ
+    duplex = "half"              # optional; both directions share it
+
+    [caller]                     # in the place of caller = ...: a machine that computes nothing
+    name = "laptop"              # optional; what links and media call it, "caller" if left out
+    address = "10.0.0.9"         # optional; port, port_out, port_in and duplex as above
+
+    [[medium]]                   # what several share
+    name = "wifi"
+    devices = ["pi-1", "server", "laptop"]
+    bandwidth = "20 Mbit/s"
+    latency = "2 ms"             # optional
+    relayed = true               # optional; each message is on it twice: an access point
 
     [link]                       # the default between any two; without it links cost nothing
     bandwidth = "100 Mbit/s"
@@ -29,38 +43,52 @@ It is TOML::
     to = "pi-1"
     latency = "2 ms"
 
+    [[link.between]]             # over a medium, but not as fast as others there
+    devices = ["pi-1", "laptop"]
+    medium = "wifi"
+    bandwidth = "5 Mbit/s"
+
+Two that are on one medium send over it. Without `medium` a [[link.between]] is a wire of its own,
+so for two on a medium it gives a bandwidth; with it, it takes what it leaves out from the medium.
+
 Numbers without a unit are bytes, bytes per second, seconds, and seconds per byte; but for
 ``memory_bytes``, whose name says it, a log warning tells how they are read. A bandwidth may be
-``inf``. An override that leaves something out takes it from the default.
+``inf``. An override that leaves something out otherwise takes it from the default.
 """
 
 from __future__ import annotations
 
-import json
-import logging
+import itertools
 import math
-import re
 import sys
-from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
 import msgspec
 
-from cutset.cluster.devices import Cluster, Device, Link, LinkOverride, no_device
+from cutset.cluster.devices import (
+    CallerMachine,
+    Cluster,
+    Device,
+    Link,
+    LinkOverride,
+    no_device,
+    two_media,
+)
+from cutset.cluster.file_source import Source
+from cutset.cluster.wires import Medium, Port
 from cutset.cluster.written_values import (
     Bandwidth,
     ByteCost,
+    Duplex,
     Duration,
     Memory,
+    Names,
     Pair,
-    Quantity,
     Speed,
     Text,
     ThreadCount,
-    decode_value,
-    kind_of,
+    TrueOrFalse,
 )
 from cutset.errors import PlanError
 from cutset.quantities import shown
@@ -69,8 +97,6 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-_LOG = logging.getLogger(__name__)
 
 _MAX_FILE_BYTES = 1 << 20
 
@@ -81,7 +107,27 @@ class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A table of the file; its fields are the keys that are known."""
 
 
-class _DeviceTable(_Table, frozen=True, kw_only=True):
+class _Ported(_Table, frozen=True, kw_only=True):
+    port: Bandwidth | None = None
+    port_out: Bandwidth | None = None
+    port_in: Bandwidth | None = None
+    duplex: Duplex | None = None
+
+    def checked_port(self, path: str, place: Source) -> Port:
+        """The port, its keys held against each other."""
+        if self.port is not None and (self.port_out is not None or self.port_in is not None):
+            place.fail(f"{path}.port", "is both directions; leave it out, or port_out and port_in")
+        rates = [
+            math.inf if rate is None else float(rate)
+            for rate in (self.port_out or self.port, self.port_in or self.port)
+        ]
+        is_half = self.duplex is not None and self.duplex.is_half
+        if is_half and math.isinf(sum(rates)):
+            place.fail(f"{path}.duplex", "half duplex needs the bandwidth of both directions: port")
+        return Port(out_bytes_per_s=rates[0], in_bytes_per_s=rates[1], half_duplex=is_half)
+
+
+class _DeviceTable(_Ported, frozen=True, kw_only=True):
     name: Text
     speed: Speed = Speed(1.0)
     memory_bytes: Memory | None = None
@@ -89,6 +135,19 @@ class _DeviceTable(_Table, frozen=True, kw_only=True):
     threads: ThreadCount | None = None
     address: Text | None = None
     overhead: Duration = Duration(0.0)
+
+
+class _CallerTable(_Ported, frozen=True, kw_only=True):
+    name: Text = Text("caller")
+    address: Text | None = None
+
+
+class _MediumTable(_Table, frozen=True, kw_only=True):
+    name: Text
+    devices: Names
+    bandwidth: Bandwidth
+    latency: Duration = Duration(0.0)
+    relayed: TrueOrFalse = TrueOrFalse(0)
 
 
 class _LinkCosts(_Table, frozen=True, kw_only=True):
@@ -114,6 +173,7 @@ class _BetweenTable(_LinkCosts, frozen=True, kw_only=True, rename={"source": "fr
     devices: Pair | None = None
     source: Text | None = None
     to: Text | None = None
+    medium: Text | None = None
 
 
 class _LinkTable(_LinkCosts, frozen=True, kw_only=True):
@@ -124,110 +184,18 @@ class _ClusterTable(_Table, frozen=True, kw_only=True):
     caller: Text | None = None
     caller_overhead: Duration = Duration(0.0)
     device: list[_DeviceTable] = []
+    medium: list[_MediumTable] = []
     link: _LinkTable = _LinkTable()
 
 
 _TABLES: dict[str, type[_Table]] = {
     "": _ClusterTable,
+    "caller": _CallerTable,
     "device": _DeviceTable,
+    "medium": _MediumTable,
     "link": _LinkTable,
     "link.between": _BetweenTable,
 }
-
-
-# --- where something stands
-
-
-class _Source:
-    """The text of a cluster file; every complaint names file, line and path."""
-
-    def __init__(self, name: str, text: str) -> None:
-        self.name = name
-        self.lines = text.split("\n")  # TOML's lines; splitlines() knows more ends of a line
-
-    def fail(self, path: str, problem: str) -> NoReturn:
-        raise PlanError(f"{self.where(path)}: {path or 'cluster file'}: {problem}")
-
-    def where(self, path: str) -> str:
-        """The file, and the line where that is known."""
-        line = self._line_of(path)
-        return f"{self.name}:{line}" if line else self.name
-
-    def _line_of(self, path: str) -> int | None:
-        """The line that holds ``device[1].speed``, found by counting headers; None if unsure."""
-        match = re.fullmatch(r"(?:([\w.]+?)(?:\[(\d+)\])?\.)?([\w-]+)(?:\[(\d+)\])?", path)
-        if match is None:
-            return None
-        table, number, key, own = match.groups()
-        if own is not None:  # the path is a table itself: device[1]
-            table, number, key = (f"{table}.{key}" if table else key), own, ""
-        header_line = None
-        for index, line in self._lines_of_table(table, int(number or 0)):
-            if header_line is None and table is not None:
-                header_line = index
-            elif key and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
-                return index
-        return header_line
-
-    def _lines_of_table(self, table: str | None, number: int) -> Iterator[tuple[int, str]]:
-        """The lines, and their numbers, of the `number`-th table of that name, its header first."""
-        seen, current = -1, table is None
-        for index, line in enumerate(self.lines, start=1):
-            header = re.match(r"\s*\[{1,2}\s*([\w.-]+)\s*\]{1,2}", line)
-            if header:
-                here = header.group(1) == table
-                seen += here
-                current = here and seen == number
-            if current:
-                yield index, line
-
-    def explain(self, error: msgspec.ValidationError, document: object) -> NoReturn:
-        """Says where and what in the words of a cluster file."""
-        text = str(error)
-        match = re.fullmatch(r"(.*) - at `\$\.?([\w.\[\]-]*)`", text, re.DOTALL)
-        problem, path = match.groups() if match else (text, "")
-        unknown = re.fullmatch(r"Object contains unknown field `(.*)`", problem, re.DOTALL)
-        if unknown:
-            key = unknown.group(1)
-            fields = msgspec.structs.fields(
-                _TABLES.get(re.sub(r"\[\d+\]", "", path), _ClusterTable)
-            )
-            known = [field.encode_name for field in fields]
-            near = get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            key = key if re.fullmatch(r"[\w-]+", key) else shown(key)
-            self.fail(f"{path}.{key}" if path else key, f"unknown key; {hint}")
-        if problem.startswith("Object missing required field"):  # there is only one
-            self.fail(path, "the device has no name")
-        if problem.startswith("Expected `"):
-            expected = (
-                "a table" if problem.startswith("Expected `object`") else f"[[{path}]] tables"
-            )
-            self.fail(path, f"expected {expected}, got {kind_of(_value_at(document, path))}")
-        self.fail(path, problem)
-
-    def note_bare_numbers(self, table: msgspec.Struct, path: str = "") -> None:
-        """Tells of every number that stands without a unit, and how it is read."""
-        for field in msgspec.structs.fields(table):
-            here = f"{path}.{field.encode_name}" if path else field.encode_name
-            value = getattr(table, field.name)
-            if isinstance(value, list):
-                for index, each in enumerate(value):
-                    self.note_bare_numbers(each, f"{here}[{index}]")
-            elif isinstance(value, msgspec.Struct):
-                self.note_bare_numbers(value, here)
-            elif isinstance(value, Quantity) and value.bare is not None:
-                _LOG.warning(
-                    "%s: %s = %s has no unit and is read as %s; write a unit as in %r",
-                    self.where(here), here, value.bare, value.measure.name, value.measure.example,
-                )  # fmt: skip
-
-
-def _value_at(document: Any, path: str) -> object:
-    """The value at a path that exists."""
-    for key, number in re.findall(r"([\w-]+)|\[(\d+)\]", path):
-        document = document[int(number)] if number else document[key]
-    return document
 
 
 # --- reading
@@ -269,29 +237,105 @@ def cluster_from_toml(text: str, *, source: str = "cluster") -> Cluster:
         raise PlanError(f"{source}: not valid TOML: {error}") from error
     except (ValueError, RecursionError) as error:  # numbers of 5000 digits; tables in tables in ...
         raise PlanError(f"{source}: no cluster file: a number or a nesting is too long") from error
-    place = _Source(source, text)
-    try:
-        tables = msgspec.convert(document, _ClusterTable, dec_hook=decode_value)
-    except msgspec.ValidationError as error:
-        place.explain(error, document)
+    place = Source(source, text, _TABLES)
+    own: _CallerTable | None = None
+    if isinstance(document.get("caller"), dict):
+        own = place.convert(document.pop("caller"), "caller")
+        place.note_bare_numbers(own, "caller")
+    tables: _ClusterTable = place.convert(document)
     place.note_bare_numbers(tables)
     devices = _devices_of(tables.device, place)
+    machine = None if own is None else _caller_machine(own, devices, place)
     names = [device.name for device in devices]
-    if tables.caller is not None and tables.caller not in names:
-        place.fail("caller", f"{shown(str(tables.caller))}, {no_device(tables.caller, names)}")
+    caller = tables.caller if machine is None else machine.name
+    if machine is None and caller is not None and caller not in names:
+        place.fail("caller", f"{shown(str(caller))}, {no_device(caller, names)}")
     if tables.caller_overhead and tables.caller is None:
-        place.fail("caller_overhead", "there is no caller; name its device with caller = ...")
+        problem = "there is no caller; name its device with caller = ..."
+        if machine is not None:
+            problem = "is what a caller takes from a stage on its device; this one is on none"
+        place.fail("caller_overhead", problem)
+    if machine is not None:
+        names.append(machine.name)
+    media = _media_of(tables.medium, names, place)
     link = tables.link.over(Link())
+    overrides = _overrides_of(tables.link, media, names, place)
+    _check_pairs(media, overrides, names, tables.link, place)
     return Cluster(
         devices=devices,
         link=link,
-        overrides=_overrides_of(tables.link.between, link, names, place),
-        caller=None if tables.caller is None else str(tables.caller),
+        overrides=overrides,
+        caller=None if caller is None else str(caller),
         caller_overhead_s=float(tables.caller_overhead),
+        media=tuple(media.values()),
+        caller_machine=machine,
     )
 
 
-def _devices_of(tables: Sequence[_DeviceTable], place: _Source) -> tuple[Device, ...]:
+def _caller_machine(table: _CallerTable, devices: Sequence[Device], place: Source) -> CallerMachine:
+    if table.name in [device.name for device in devices]:
+        problem = (
+            f"{shown(str(table.name))} is the name of a device; a caller that is on it is"
+            " caller = NAME, and needs no table"
+        )
+        place.fail("caller.name", problem)
+    return CallerMachine(
+        name=str(table.name),
+        address=None if table.address is None else str(table.address),
+        port=table.checked_port("caller", place),
+    )
+
+
+def _media_of(tables: Sequence[_MediumTable], names: list[str], place: Source) -> dict[str, Medium]:
+    media: dict[str, Medium] = {}
+    for index, table in enumerate(tables):
+        path = f"medium[{index}]"
+        if table.name in media:
+            place.fail(f"{path}.name", f"{shown(str(table.name))} is another medium's name too")
+        for name in table.devices:
+            if name not in names:
+                place.fail(f"{path}.devices", f"{shown(name)}, {no_device(name, names)}")
+            if table.devices.count(name) > 1:
+                place.fail(f"{path}.devices", f"{shown(name)} is named twice")
+        if len(table.devices) < 2:
+            place.fail(f"{path}.devices", "a medium joins two devices at least")
+        media[str(table.name)] = Medium(
+            name=str(table.name),
+            devices=tuple(table.devices),
+            bandwidth_bytes_per_s=float(table.bandwidth),
+            latency_s=float(table.latency),
+            relayed=bool(table.relayed),
+        )
+    return media
+
+
+def _check_pairs(
+    media: dict[str, Medium],
+    overrides: Sequence[LinkOverride],
+    names: list[str],
+    link: _LinkTable,
+    place: Source,
+) -> None:
+    """Every two machines are joined by one thing, where some are by a medium."""
+    given = {(override.source, override.target) for override in overrides}
+    for pair in itertools.permutations(names if media else (), 2):
+        shared = _shared(media, *pair)
+        if len(shared) > 1 and pair not in given:
+            place.fail(f"medium[{list(media).index(shared[-1])}]", two_media(*pair, shared))
+        if not shared and pair not in given and link.bandwidth is None:
+            problem = (
+                f"nothing joins {pair[0]!r} to {pair[1]!r}: they are on no common medium, [link]"
+                " gives no bandwidth, and no [[link.between]] is theirs"
+            )
+            place.fail("medium", problem)
+
+
+def _shared(media: dict[str, Medium], source: str, target: str) -> list[str]:
+    """Names of the media that two machines are both on."""
+    return [m.name for m in media.values() if {source, target} <= {*m.devices}]
+
+
+def _devices_of(tables: Sequence[_DeviceTable], place: Source) -> tuple[Device, ...]:
     if not tables:
         place.fail("", "no [[device]]; a cluster needs at least one")
     names = [table.name for table in tables]
@@ -309,27 +353,54 @@ def _devices_of(tables: Sequence[_DeviceTable], place: _Source) -> tuple[Device,
             threads=None if table.threads is None else int(table.threads),
             address=None if table.address is None else str(table.address),
             overhead_s=float(table.overhead),
+            port=table.checked_port(f"device[{index}]", place),
         )
-        for table in tables
+        for index, table in enumerate(tables)
     )
 
 
 def _overrides_of(
-    tables: Sequence[_BetweenTable], default: Link, names: list[str], place: _Source
+    tables: _LinkTable, media: dict[str, Medium], names: list[str], place: Source
 ) -> tuple[LinkOverride, ...]:
     overrides: dict[tuple[str, str], LinkOverride] = {}
-    for index, table in enumerate(tables):
+    default = tables.over(Link())
+    for index, table in enumerate(tables.between):
         path = f"link.between[{index}]"
-        link = table.over(default)
         for source, target in _pairs_of(table, names, path, place):
             if (source, target) in overrides:
                 place.fail(path, f"the link {source} -> {target} again")
-            overrides[source, target] = LinkOverride(source=source, target=target, link=link)
+            shared = _shared(media, source, target)
+            link = table.over(default)
+            if table.medium is not None:
+                if table.medium not in shared:
+                    known = f"they are both on {', '.join(shared)}" if shared else "none does"
+                    problem = f"{shown(str(table.medium))} joins no {source} and {target}; {known}"
+                    place.fail(f"{path}.medium", problem)
+                medium = media[table.medium]
+                link = table.over(
+                    msgspec.structs.replace(
+                        default,
+                        bandwidth_bytes_per_s=medium.bandwidth_bytes_per_s,
+                        latency_s=medium.latency_s,
+                    )
+                )
+            elif shared and table.bandwidth is None:
+                problem = (
+                    f"{source} and {target} are on medium {' and '.join(shared)}: say"
+                    " medium = ... for a link over it, or the bandwidth of a wire of their own"
+                )
+                place.fail(path, problem)
+            overrides[source, target] = LinkOverride(
+                source=source,
+                target=target,
+                link=link,
+                medium=None if table.medium is None else str(table.medium),
+            )
     return tuple(overrides.values())
 
 
 def _pairs_of(
-    table: _BetweenTable, names: list[str], path: str, place: _Source
+    table: _BetweenTable, names: list[str], path: str, place: Source
 ) -> tuple[tuple[str, str], ...]:
     """The directed pairs of devices that a table is about."""
     one = (table.source, table.to)
@@ -347,53 +418,3 @@ def _pairs_of(
     if first == second:
         place.fail(key, f"{first!r} is joined to itself")
     return ((first, second),) if table.devices is None else ((first, second), (second, first))
-
-
-# --- writing
-
-
-def cluster_to_toml(cluster: Cluster) -> str:
-    """The cluster as the text of a cluster file; reading it gives an equal cluster."""
-    lines: list[str] = []
-    if cluster.caller is not None:
-        lines.append(f"caller = {_quote(cluster.caller)}")
-        if cluster.caller_overhead_s:
-            lines.append(f'caller_overhead = "{float(cluster.caller_overhead_s)!r} s"')
-        lines.append("")
-    for device in cluster.devices:
-        lines += ["[[device]]", f"name = {_quote(device.name)}", f"speed = {float(device.speed)!r}"]
-        if device.memory_bytes is not None:
-            lines.append(f"memory_bytes = {device.memory_bytes}")
-        if device.profile is not None:
-            lines.append(f"profile = {_quote(device.profile)}")
-        if device.threads is not None:
-            lines.append(f"threads = {device.threads}")
-        if device.address is not None:
-            lines.append(f"address = {_quote(device.address)}")
-        if device.overhead_s:
-            lines.append(f'overhead = "{float(device.overhead_s)!r} s"')
-        lines.append("")
-    lines += ["[link]", *_link_lines(cluster.link), ""]
-    for override in cluster.overrides:
-        lines += ["[[link.between]]", f"from = {_quote(override.source)}"]
-        lines += [f"to = {_quote(override.target)}", *_link_lines(override.link), ""]
-    return "\n".join(lines)
-
-
-def _link_lines(link: Link) -> list[str]:
-    bandwidth = float(link.bandwidth_bytes_per_s)
-    lines = [
-        "bandwidth = inf" if math.isinf(bandwidth) else f'bandwidth = "{bandwidth!r} B/s"',
-        f'latency = "{float(link.latency_s)!r} s"',
-    ]
-    for key, cost in (
-        ("send_cost", link.send_s_per_byte),
-        ("receive_cost", link.receive_s_per_byte),
-    ):
-        lines += [f'{key} = "{float(cost)!r} s/B"'] if cost else []
-    return lines
-
-
-def _quote(text: str) -> str:
-    # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")

@@ -1,15 +1,18 @@
-"""Devices and the directed links between them, as values.
+"""Devices, the directed links between them, and what several share, as values.
 
-`cutset.cluster.cluster_file` reads and writes them as a file.
+`cutset.cluster.wires` says what a message occupies; `cutset.cluster.cluster_file` reads and writes
+all of it as a file.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from difflib import get_close_matches
 
 import msgspec
 
+from cutset.cluster.wires import Medium, Port, Wires
 from cutset.errors import PlanError
 
 
@@ -48,11 +51,20 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class LinkOverride(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The link from device `source` to device `target`, where it is not the default one."""
+    """The link from `source` to `target`, where it is not what it would be otherwise.
+
+    Attributes:
+        source: name of a device, or of the caller's machine.
+        target: name of another.
+        link: latency and bandwidth between the two.
+        medium: name of the medium that it goes over, which it then has for as long as these say;
+            None where it is a wire of its own.
+    """
 
     source: str
     target: str
     link: Link
+    medium: str | None = None
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,6 +79,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         address: where an engine finds it, or None.
         overhead_s: seconds that a stage there cannot compute, for each micro-batch, because its
             messages are received and sent; 0 where cores that do not compute do that.
+        port: its connection, which all shares that it sends and receives.
     """
 
     name: str
@@ -76,6 +89,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     threads: int | None = None
     address: str | None = None
     overhead_s: float = 0.0
+    port: Port = Port()
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -94,18 +108,44 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         _check_overhead(self.overhead_s)
 
 
+class CallerMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The machine of a caller that is on none of the devices; it computes nothing.
+
+    Attributes:
+        name: what links and media call it.
+        address: where the devices reach it, or None where an engine finds that out.
+        port: its connection.
+    """
+
+    name: str = "caller"
+    address: str | None = None
+    port: Port = Port()
+
+    def __post_init__(self) -> None:
+        """Checks the name.
+
+        Raises:
+            ValueError: it is empty.
+        """
+        if not self.name:
+            raise ValueError("the caller's machine needs a name")
+
+
 class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Devices and the links between any two of them.
 
     Attributes:
         devices: at least one; names are unique.
-        link: the link between any two that no override names.
+        link: the link between any two that no override names and that are on no common medium.
         overrides: directed exceptions, each pair at most once.
-        caller: name of the device where rows come from and answers go to: then the first
-            stage's inputs and the last stage's outputs cost a transfer on other devices. None
-            where the caller's links cost nothing.
+        caller: name of the device, or of `caller_machine`, where rows come from and answers go
+            to: then the first stage's inputs and the last stage's outputs cost a transfer on
+            other devices. None where the caller's links cost nothing.
         caller_overhead_s: seconds that a stage on the caller's device cannot compute, for each
             micro-batch, because the caller works there; besides the device's own overhead.
+        media: what several machines share; two are on one in common, unless an override for them
+            says which they use.
+        caller_machine: the caller's own, where it is on none of the devices.
     """
 
     devices: tuple[Device, ...]
@@ -113,13 +153,15 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     overrides: tuple[LinkOverride, ...] = ()
     caller: str | None = None
     caller_overhead_s: float = 0.0
+    media: tuple[Medium, ...] = ()
+    caller_machine: CallerMachine | None = None
 
     def __post_init__(self) -> None:
         """Checks names against each other.
 
         Raises:
-            ValueError: no device, a name twice, a link or caller that names no device, or an
-                overhead of nobody.
+            ValueError: no device, a name twice, a link, medium or caller that names no machine,
+                an overhead of nobody, or two media between which nothing decides.
         """
         names = [device.name for device in self.devices]
         if not names:
@@ -127,12 +169,55 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"device name {name!r} is used {names.count(name)} times")
-        self._check_overrides(names)
-        if self.caller is not None and self.caller not in names:
+        own = None if self.caller_machine is None else self.caller_machine.name
+        if own is not None and (own in names or own != self.caller):
+            raise ValueError(
+                f"caller is {self.caller!r}, and the caller's own machine {own!r}: they are one"
+                " name, which no device has"
+            )
+        if self.caller is not None and self.caller not in (*names, own):
             raise ValueError(f"caller is {self.caller!r}, {no_device(self.caller, names)}")
         _check_overhead(self.caller_overhead_s)
-        if self.caller_overhead_s and self.caller is None:
-            raise ValueError("caller_overhead needs a caller")
+        if self.caller_overhead_s and self.caller not in names:
+            raise ValueError("caller_overhead needs a caller on a device")
+        ends = names if own is None else [*names, own]
+        self._check_overrides(ends)
+        self._check_media(ends)
+
+    def _check_media(self, names: list[str]) -> None:
+        media = {medium.name: medium for medium in self.media}
+        if len(media) < len(self.media):
+            raise ValueError("two media have the same name")
+        for medium in self.media:
+            for name in medium.devices:
+                if name not in names:
+                    raise ValueError(
+                        f"medium {medium.name!r} names {name!r}, {no_device(name, names)}"
+                    )
+        for override in self.overrides:
+            if override.medium is not None:
+                ends = override.source, override.target
+                joined = media.get(override.medium)
+                if joined is None or not {*ends} <= {*joined.devices}:
+                    raise ValueError(
+                        f"the link from {ends[0]!r} to {ends[1]!r} goes over medium"
+                        f" {override.medium!r}, which does not join them"
+                    )
+        undecided = self.undecided_pair()
+        if undecided is not None:
+            raise ValueError(two_media(*undecided))
+
+    def undecided_pair(self) -> tuple[str, str, list[str]] | None:
+        """Two machines with several media in common and no override, and these; None if none."""
+        given = {(o.source, o.target) for o in self.overrides}
+        wires = Wires(self)
+        for k, medium in enumerate(self.media):
+            for other in self.media[k + 1 :]:
+                both = [name for name in medium.devices if name in other.devices]
+                for pair in itertools.permutations(both, 2):
+                    if pair not in given:
+                        return (*pair, wires.common_media(*pair))
+        return None
 
     def _check_overrides(self, names: list[str]) -> None:
         pairs = [(override.source, override.target) for override in self.overrides]
@@ -145,14 +230,24 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             if pairs.count(pair) > 1:
                 raise ValueError(f"the link from {pair[0]!r} to {pair[1]!r} is given twice")
 
+    @property
+    def has_shared_wires(self) -> bool:
+        """Whether it says of ports or media, so that links are no wires of their own."""
+        ports = [device.port for device in self.devices]
+        ports += [] if self.caller_machine is None else [self.caller_machine.port]
+        return bool(self.media) or any(port != Port() for port in ports)
+
     def link_between(self, source: str, target: str) -> Link:
-        """The link from `source` to `target`; one that costs nothing within a device."""
+        """What a message alone from `source` to `target` takes; nothing within a device."""
         if source == target:
             return Link()
-        for override in self.overrides:
-            if (override.source, override.target) == (source, target):
-                return override.link
-        return self.link
+        way = Wires(self).between(source, target)
+        return Link(
+            bandwidth_bytes_per_s=way.uses[0].bytes_per_s,
+            latency_s=way.uses[0].latency_s,
+            send_s_per_byte=way.send_s_per_byte,
+            receive_s_per_byte=way.receive_s_per_byte,
+        )
 
     def overhead_on(self, device: Device) -> float:
         """Seconds that a stage on `device` cannot compute, for each micro-batch."""
@@ -185,6 +280,11 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             ValueError: no device would remain.
         """
         is_gone = self.caller in names
+        media = []
+        for medium in self.media:
+            left = tuple(name for name in medium.devices if name not in names)
+            if len(left) > 1:
+                media.append(msgspec.structs.replace(medium, devices=left))
         return Cluster(
             devices=tuple(d for d in self.devices if d.name not in names),
             link=self.link,
@@ -193,6 +293,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             ),
             caller=None if is_gone else self.caller,
             caller_overhead_s=0.0 if is_gone else self.caller_overhead_s,
+            media=tuple(media),
+            caller_machine=None if is_gone else self.caller_machine,
         )
 
 
@@ -210,6 +312,14 @@ def equal_cluster(num_devices: int) -> Cluster:
     if num_devices < 1:
         raise PlanError(f"a plan needs at least 1 stage, got {num_devices}")
     return Cluster(devices=tuple(Device(name=f"device-{i}") for i in range(num_devices)))
+
+
+def two_media(source: str, target: str, media: list[str]) -> str:
+    """Says that nothing decides over which medium two machines send."""
+    return (
+        f"{source!r} and {target!r} are both on media {' and '.join(map(repr, media))}, and nothing"
+        " says which of them they use; a [[link.between]] for the two with medium = ... does"
+    )
 
 
 def no_device(name: str, names: list[str]) -> str:

@@ -129,6 +129,49 @@ class Bandwidth(Quantity):
             )
 
 
+class Duplex(str):
+    """Whether a port sends and receives at the same time: ``"full"`` or ``"half"``."""
+
+    __slots__ = ()
+
+    @property
+    def is_half(self) -> bool:
+        """Whether it does not."""
+        return self == "half"
+
+    @classmethod
+    def _read(cls, value: object) -> Duplex:
+        if value not in ("full", "half"):
+            raise ValueError(f"expected 'full' or 'half', got {kind_of(value)}")
+        return cls(value)
+
+
+class TrueOrFalse(int):
+    """``true`` or ``false``."""
+
+    @classmethod
+    def _read(cls, value: object) -> TrueOrFalse:
+        if not isinstance(value, bool):
+            raise ValueError(  # noqa: TRY004  # what msgspec takes from a hook
+                f"expected true or false, got {kind_of(value)}"
+            )
+        return cls(value)
+
+
+class Names(tuple[str, ...]):
+    """The names of devices."""
+
+    __slots__ = ()
+
+    @classmethod
+    def _read(cls, value: object) -> Names:
+        if not isinstance(value, list):
+            raise ValueError(  # noqa: TRY004  # what msgspec takes from a hook
+                f"expected names of devices, got {kind_of(value)}"
+            )
+        return cls(str(Text._read(each)) for each in value)
+
+
 class Pair(tuple[str, str]):
     """The names of two devices."""
 

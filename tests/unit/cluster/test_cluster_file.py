@@ -3,8 +3,17 @@ from pathlib import Path
 
 import pytest
 
-from cutset.cluster.cluster_file import cluster_from_toml, cluster_to_toml, load_cluster
-from cutset.cluster.devices import Cluster, Device, Link, LinkOverride, equal_cluster
+from cutset.cluster.cluster_file import cluster_from_toml, load_cluster
+from cutset.cluster.devices import (
+    CallerMachine,
+    Cluster,
+    Device,
+    Link,
+    LinkOverride,
+    equal_cluster,
+)
+from cutset.cluster.file_writer import cluster_to_toml
+from cutset.cluster.wires import Medium, Port
 from cutset.errors import PlanError
 
 FULL = """
@@ -277,3 +286,129 @@ def test_memory_in_a_file_is_never_rounded_up():
     assert cluster_from_toml(text).devices[0].memory_bytes == 9_007_199_254_740_991
     text = FULL.replace('"1 GiB"', "9007199254740993")
     assert cluster_from_toml(text).devices[0].memory_bytes == 9_007_199_254_740_993
+
+
+WIRES = """
+[[device]]
+name = "pi-1"
+port = "100 Mbit/s"
+[[device]]
+name = "pi-2"
+port_out = "8 Mbit/s"
+port_in = "16 Mbit/s"
+duplex = "half"
+[[device]]
+name = "server"
+[caller]
+name = "laptop"
+address = "10.0.0.9"
+port = "100 Mbit/s"
+duplex = "full"
+[[medium]]
+name = "wifi"
+devices = ["pi-1", "pi-2", "laptop"]
+bandwidth = "20 Mbit/s"
+latency = "2 ms"
+relayed = true
+[link]
+bandwidth = "1 Gbit/s"
+send_cost = "8 ns/B"
+[[link.between]]
+devices = ["pi-2", "laptop"]
+medium = "wifi"
+bandwidth = "5 Mbit/s"
+"""
+
+
+def test_reads_ports_media_and_a_caller_that_is_no_device():
+    slow = Link(bandwidth_bytes_per_s=625_000.0, latency_s=0.002, send_s_per_byte=8e-9)
+    port = Port(out_bytes_per_s=12_500_000.0, in_bytes_per_s=12_500_000.0)
+    pairs = [("pi-2", "laptop"), ("laptop", "pi-2")]
+    assert cluster_from_toml(WIRES) == Cluster(
+        devices=(
+            Device(name="pi-1", port=port),
+            Device(
+                name="pi-2",
+                port=Port(out_bytes_per_s=1e6, in_bytes_per_s=2e6, half_duplex=True),
+            ),
+            Device(name="server"),
+        ),
+        link=Link(bandwidth_bytes_per_s=125e6, send_s_per_byte=8e-9),
+        overrides=tuple(
+            LinkOverride(source=a, target=b, link=slow, medium="wifi") for a, b in pairs
+        ),
+        caller="laptop",
+        caller_machine=CallerMachine(name="laptop", address="10.0.0.9", port=port),
+        media=(
+            Medium(
+                name="wifi",
+                devices=("pi-1", "pi-2", "laptop"),
+                bandwidth_bytes_per_s=2_500_000.0,
+                latency_s=0.002,
+                relayed=True,
+            ),
+        ),
+    )
+
+
+def test_what_is_shared_is_written_so_that_it_reads_back():
+    cluster = cluster_from_toml(WIRES)
+    assert cluster_from_toml(cluster_to_toml(cluster)) == cluster
+
+
+def test_a_link_without_costs_beside_one_with_costs_reads_back():
+    text = FULL.replace('bandwidth = "1 Gbit/s"', 'bandwidth = "1 Gbit/s"\nsend_cost = "0 s/B"')
+    cluster = cluster_from_toml(text)
+    assert cluster.link_between("pi-1", "server").send_s_per_byte == 0.0
+    assert cluster_from_toml(cluster_to_toml(cluster)) == cluster
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        ('port = "100 Mbit/s"\n[[', 'port = "0 B/s"\n[[', "c:4: device[0].port: must be at least"),
+        ('port_in = "16 Mbit/s"', 'port = "1 MB/s"', "c:8: device[1].port: is both directions"),
+        ('port_in = "16 Mbit/s"', "", "c:9: device[1].duplex: half duplex needs the bandwidth"),
+        ('duplex = "half"', 'duplex = "demi"', "c:9: device[1].duplex: expected 'full' or 'half'"),
+        ('duplex = "half"', "duplex = true", "expected 'full' or 'half', got bool True"),
+        ('name = "laptop"', 'name = "pi-1"', "c:13: caller.name: 'pi-1' is the name of a device"),
+        ('duplex = "full"', "speed = 1", "c:16: caller.speed: unknown key; known: port, port_out"),
+        ('"100 Mbit/s"\nduplex', '"1 m"\nduplex', "c:15: caller.port: unknown unit 'm'"),
+        ('name = "wifi"', "", "c:17: medium[0]: the medium has no name"),
+        ('bandwidth = "20 Mbit/s"', "", "c:17: medium[0]: the medium has no bandwidth"),
+        ('["pi-1", "pi-2", "laptop"]', '"pi-1"', "c:19: medium[0].devices: expected names of dev"),
+        ('["pi-1", "pi-2", "laptop"]', '["pi-1"]', "medium[0].devices: a medium joins two devices"),
+        ('["pi-1", "pi-2", "laptop"]', '["pi-1", "pi-1"]', "medium[0].devices: 'pi-1' is named tw"),
+        ('["pi-1", "pi-2", "laptop"]', '["pi-1", "pie"]', "'pie', which is no device of the cl"),
+        ("relayed = true", "relayed = 1", "c:22: medium[0].relayed: expected true or false"),
+        ("[link]", '[[medium]]\nname="wifi"\ndevices=["pi-1","pi-2"]\nbandwidth=inf\n[link]',
+         "medium[1].name: 'wifi' is another medium's name too"),
+        ("[link]", '[[medium]]\nname="air"\ndevices=["pi-1","pi-2"]\nbandwidth=inf\n[link]',
+         "c:23: medium[1]: 'pi-1' and 'pi-2' are both on media 'wifi' and 'air', and nothing says"),
+        ('bandwidth = "1 Gbit/s"', "", "nothing joins 'pi-1' to 'server': they are on no common"),
+        ('medium = "wifi"', 'medium = "wify"', "c:28: link.between[0].medium: 'wify' joins no pi"),
+        ('["pi-2", "laptop"]\nmed', '["pi-2", "server"]\nmed', "'wifi' joins no pi-2 and server"),
+        ('medium = "wifi"\nbandwidth = "5 Mbit/s"', 'latency = "1 s"',
+         "c:26: link.between[0]: pi-2 and laptop are on medium wifi: say medium = ... for a link"),
+        ("[caller]", 'caller_overhead = "1 ms"\n[caller]', "device[2].caller_overhead: unknown"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_itself_in_wires_is_an_error_with_line_and_path(old, new, what):
+    assert old in WIRES
+    with pytest.raises(PlanError) as caught:
+        cluster_from_toml(WIRES.replace(old, new, 1), source="c")
+    assert what in str(caught.value)
+
+
+def test_what_a_caller_takes_needs_one_on_a_device():
+    with pytest.raises(PlanError, match="c:1: caller_overhead: is what a caller takes from a st"):
+        cluster_from_toml('caller_overhead = "1 ms"' + WIRES, source="c")
+
+
+def test_two_on_two_media_say_which_they_use():
+    air = '[[medium]]\nname="air"\ndevices=["pi-1","pi-2"]\nbandwidth=inf\n[link]'
+    chosen = '[[link.between]]\ndevices=["pi-1","pi-2"]\nmedium="air"\n'
+    cluster = cluster_from_toml(WIRES.replace("[link]", air) + chosen)
+    assert [o.medium for o in cluster.overrides] == ["wifi", "wifi", "air", "air"]
+    assert math.isinf(cluster.overrides[-1].link.bandwidth_bytes_per_s)
+    assert cluster_from_toml(cluster_to_toml(cluster)) == cluster

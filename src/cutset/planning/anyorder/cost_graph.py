@@ -185,6 +185,8 @@ class _Task:
         problem = first_problem(self.costs)
         if problem:
             raise PlanError(problem)
+        if self.cluster.has_shared_wires:
+            raise PlanError("a cost graph is planned without ports and media; leave them out")
         if self.cluster.overrides or self.cluster.caller is not None:
             raise PlanError(
                 "a cost graph is planned with one kind of link: leave out link.between and caller"
