@@ -91,3 +91,25 @@ def test_why_there_is_no_form_is_said_again_and_keeps_no_model_alive(exports: li
     del captured
     gc.collect()
     assert here() is None
+
+
+class TwiceAsMany(nn.Module):
+    """Takes each row and its mirror image as two, and adds what they give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = torch.relu(self.first(torch.cat([x, x.flip(-1)])))
+        one, other = torch.relu(self.last(both)).chunk(2)
+        return one + other
+
+
+def test_a_length_that_the_exporter_does_not_describe_is_worked_out(tmp_path: Path) -> None:
+    model = TwiceAsMany().eval()
+    captured = capture_model(model, torch.randn(2, 4))
+    graph, cuts = captured.graph, find_cut_points(captured.graph)
+    plan = make_plan(graph, cuts, costs_from_flops(graph, cuts), PlanRequest(num_stages=2))
+    path = export_bundle(model, plan, tmp_path / "b.cutset", captured=captured)
+    assert [stage.model_missing for stage in open_bundle(path).manifest.stages] == ["", ""]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from cutset.errors import EngineError
 from cutset.graph.ir import Graph
@@ -33,6 +33,12 @@ def extract_piece(
     """
     names = [spec.name for spec in inputs]
     lengths = _lengths_from_elsewhere(extractor.graph, names)
+    for node in lengths:  # the exporter does not describe every value, the extractor wants it
+        value = helper.make_tensor_value_info(node.output[0], TensorProto.INT64, None)
+        extractor.value_infos.setdefault(value.name, value)
+    unknown = {*names, *output_names} - extractor.value_infos.keys()
+    if unknown:
+        raise EngineError(f"the ONNX form has no tensor {', '.join(sorted(unknown)[:3])}")
     model = extractor.extract_model(
         [*names, *(node.output[0] for node in lengths)], list(output_names)
     )
