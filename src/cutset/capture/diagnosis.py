@@ -13,6 +13,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from cutset.capture.constants import NumberError
 from cutset.capture.source_lines import is_library_file, source_line
 from cutset.errors import CaptureError
 
@@ -20,7 +21,8 @@ _MOST_CHARACTERS = 240
 _ADVICE = "Make the forward free of decisions on tensor values and of a fixed number of rows"
 _RUNS = "The model itself runs on its example; this is what torch.export cannot follow in it"
 _ON_VALUES = re.compile(
-    r"data.?dependent|unbacked|\bu\d+\b|zuf\d|nonzero|convert.*to a (?:Python )?(?:scalar|bool)",
+    r"data.?dependent|depends on the values|unbacked|\bu\d+\b|zuf\d|nonzero"
+    r"|convert.*to a (?:Python )?(?:scalar|bool)",
     re.IGNORECASE,
 )
 _SPECIALISED = re.compile(r"specialized it to be a constant \((\d+)\)")
@@ -62,6 +64,8 @@ def export_error(model: torch.nn.Module, error: Exception) -> CaptureError:
             "TorchScript modules cannot be captured; build the model from its original classes "
             "and load the weights into them"
         )
+    elif isinstance(error, NumberError):
+        why = text
     elif condition:
         why = (
             f"a decision in it holds for some numbers of rows only ({condition[1]}). Make the "
@@ -85,12 +89,23 @@ def export_error(model: torch.nn.Module, error: Exception) -> CaptureError:
         # A condition on ninety symbols names each.
         why = f"{shortened(line, _MOST_CHARACTERS).rstrip('.')}. {_ADVICE if on_values else _RUNS}"
     place = place_in_words(module_path, source, operation)
+    what = (
+        "the model cannot be split"
+        if isinstance(error, NumberError)
+        else "torch.export cannot trace the model"
+    )
     return CaptureError(
-        f"torch.export cannot trace the model{place}: {why}",
+        f"{what}{place}: {why}",
         module_path=module_path,
         source=source,
         operation=operation,
     )
+
+
+def is_about_values(error: CaptureError) -> bool:
+    """Whether a capture failed for what only values of tensors can tell, as far as is known."""
+    cause = error.__cause__ or error
+    return _ON_VALUES.search(f"{type(cause).__name__} {cause}") is not None
 
 
 def shortened(text: str, most: int) -> str:

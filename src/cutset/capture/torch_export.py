@@ -25,8 +25,8 @@ from torch.utils import _pytree as pytree
 
 from cutset.capture.arguments import ExampleInputs, split_inputs, untouched
 from cutset.capture.captured import check_computes, leaf_with_rows
-from cutset.capture.constants import fold_constant_items
-from cutset.capture.diagnosis import check_conditions, check_program, export_error
+from cutset.capture.constants import known_constants
+from cutset.capture.diagnosis import check_conditions, check_program, export_error, is_about_values
 from cutset.capture.functionalise import replace_inplace_operations
 from cutset.capture.input_rows import check_input_rows, name_input_without_rows
 from cutset.capture.lowering import CapturedModel, lower_program
@@ -96,17 +96,36 @@ def _capture(
     kwargs: dict[str, Any],
     micro_batch_only: int | None,
 ) -> CapturedModel:
-    if micro_batch_only is None:
-        exported = _export(model, args, kwargs)
-    else:
-        exported = _export_for_one_number(model, args, kwargs)
-    inline_regions(exported)
-    fold_constant_items(exported)
-    check_program(exported)
+    exported = _export_checked(model, args, kwargs, micro_batch_only)
     exported = replace_inplace_operations(exported)
     captured = lower_program(model, exported, (args, kwargs), micro_batch_only=micro_batch_only)
     check_computes(captured.graph)
     return captured
+
+
+def _export_checked(
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    micro_batch_only: int | None,
+) -> ExportedProgram:
+    """The program that `torch.export` makes, if it can be run as a pipeline."""
+
+    def exported() -> ExportedProgram:
+        export = _export if micro_batch_only is None else _export_for_one_number
+        program = export(model, args, kwargs)
+        inline_regions(program)
+        check_program(program)
+        return program
+
+    try:
+        return exported()
+    except CaptureError as error:
+        if not is_about_values(error):
+            raise
+    # To work out all that stands on constants takes half as long again (Swin: 15 s for 10).
+    with known_constants(model):
+        return exported()
 
 
 def _capture_without_what_was_kept(

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-"""Takes a few words about the step that begins."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreparedModel:
