@@ -28,6 +28,7 @@ from cutset.dtypes import FLOATING, NUMPY_DTYPES, Arrays, empty_array
 from cutset.errors import CutsetError, EngineError
 from cutset.extensions import extension_names, find_extension
 from cutset.printable import printable
+from cutset.processes import importing
 
 if TYPE_CHECKING:
     from cutset.bundles.manifest import StageEntry
@@ -189,7 +190,7 @@ def import_libraries(bundle: Bundle, stage: int, *, backend: str) -> None:
     entry = bundle.manifest.stages[stage]
     chosen = _planned(bundle, entry) if backend == AUTO else get_backend(backend)
     for each in _quick_backends() if chosen is None else [chosen]:
-        with contextlib.suppress(Exception):  # whatever a module raises
+        with contextlib.suppress(Exception), importing():  # whatever a module raises
             if not each.why_not(entry):
                 for module in each.needs:
                     importlib.import_module(module)

@@ -37,6 +37,7 @@ from cutset.bundles.proof.structure import (
 )
 from cutset.bundles.reference import Reference
 from cutset.errors import BundleError, ManifestError, UnsafeBundle
+from cutset.processes import importing
 
 if TYPE_CHECKING:
     from cutset.bundles.proof.torch.torch_stages import TorchStage
@@ -54,7 +55,7 @@ def import_libraries(directory: str | os.PathLike[str]) -> None:
     data, which are not the programs'. What is wrong with the bundle, or with what is installed, is
     left to `check_bundle`.
     """
-    with contextlib.suppress(Exception):  # whatever a module raises
+    with contextlib.suppress(Exception), importing():  # whatever a module raises
         manifest = read_manifest(Path(directory))
         if manifest.has_programs and importlib.util.find_spec("torch") is not None:
             import cutset.bundles.proof.torch.torch_stages  # noqa: F401
