@@ -50,9 +50,9 @@ def test_a_link_takes_the_time_that_its_bytes_need(testbed: State) -> None:
         # The bucket lets the first frame through at once, or what passes in 1.5 ms.
         assert took_s is not None
         assert took_s > least_s * (1 - 3000 / size) - 1.5e-3
-    unlimited_s = send(testbed, "server", "pi-2", 500_000)
-    assert unlimited_s is not None
-    assert unlimited_s < 0.2
+    # A busy machine can delay any message, but hardly each of ten as long as a bucket would.
+    unlimited_s = [send(testbed, "server", "pi-2", 500_000) for _ in range(10)]
+    assert min(each for each in unlimited_s if each is not None) < 0.2
 
 
 def test_a_node_reaches_the_other_nodes_only(testbed: State) -> None:

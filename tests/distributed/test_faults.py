@@ -289,7 +289,7 @@ def test_no_worker_outlives_its_caller(
         if stop_a_worker_first:
             workers[1].suspend()
         caller.send_signal(number)
-        _, alive = psutil.wait_procs(workers, timeout=5)
+        _, alive = psutil.wait_procs(workers, timeout=30)
         assert alive == []
         caller.communicate(timeout=10)
     assert caller.returncode != 0

@@ -255,9 +255,19 @@ def test_a_worker_ends_with_a_caller_that_is_killed_while_it_starts(bundle: Path
             with contextlib.suppress(psutil.NoSuchProcess):
                 workers.append(psutil.Process(pid))
         caller.kill()
-        _, left = psutil.wait_procs(workers, timeout=0.5)
-    # Whoever inherits them may be slow to collect them.
-    assert [each for each in left if each.status() != psutil.STATUS_ZOMBIE] == []
+    for _ in range(1000):
+        if not any(map(_is_alive, workers)):
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError([each for each in workers if _is_alive(each)])
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """Whoever inherits a process may be slow to collect it."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 _BOUND = """

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from cutset.capture.captured import boundary_specs
 from cutset.capture.torch_export import capture_model
+from cutset.capture.whole_onnx import whole_onnx
 from cutset.graph.cuts import find_cut_points
 from cutset.runtime.session import open_session
 from cutset.workflow import PreparedModel, plan_stages, split_model
@@ -35,12 +37,17 @@ def _small(name: str) -> PreparedModel:
     full = prepared(name)
     example = (torch.randn(2, 3, SMALL_SIZE, SMALL_SIZE),)
     captured = capture_model(full.found.model, example)
-    return dataclasses.replace(
+    small = dataclasses.replace(
         full,
         found=dataclasses.replace(full.found, example_inputs=example),
         captured=captured,
         cuts=find_cut_points(captured.graph),
     )
+    # One ONNX form, out of which the stages of all three plans are cut, instead of one for each.
+    plans = [plan_stages(small, num_stages=num_stages) for num_stages in NUM_STAGES]
+    stops = {stage.stop for plan in plans for stage in plan.stages[:-1]}
+    whole_onnx(captured, [s for stop in sorted(stops) for s in boundary_specs(captured, stop)])
+    return small
 
 
 def _split_verify_and_run(
