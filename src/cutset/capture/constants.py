@@ -40,6 +40,7 @@ _WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _TAKE_A_NUMBER = frozenset({"narrow"})
 """Functions that ask a tensor, which they take as well, for its number."""
 
+_GET_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _ITEM_ACCESS = frozenset({"__getitem__", "__setitem__"})
 _ON_INPUT = (
     "that depends on the values of its input. A capture holds one way through the model: keep such "
@@ -58,6 +59,9 @@ _ON_STATE = (
     "pipeline keep no state. Leave it as it is, or hand its value in as an input and out as a "
     "result"
 )
+
+
+_leaves = pytree.tree_leaves
 
 
 class NumberError(Exception):
@@ -126,8 +130,10 @@ class _KnownConstants(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Calls the function, or gives its result where only values could tell it."""
         kwargs = kwargs or {}
+        # The same tensor, in a way that torch.export can follow.
+        func = torch.Tensor.detach if func == _GET_DATA else func
         name = getattr(func, "__name__", "")
-        reasons = map(self._why_unknown, pytree.tree_leaves((args, kwargs)))
+        reasons = map(self._why_unknown, _leaves((args, kwargs)))
         reason = next((why for why in reasons if why is not None), None)
         if reason is not None:
             if reason and name in _NEED_NUMBER:
@@ -142,19 +148,15 @@ class _KnownConstants(TorchFunctionMode):
                 value = func(*real_args, **real_kwargs)
         except Exception:  # noqa: BLE001 - whatever fails here is left to torch.export
             for tensor in watch.written:
-                where = self._held.get(_storage(tensor))
-                self._change(tensor, _ON_STATE.format(where) if where else "")
-            reason = next((r for r in map(self._why_unknown, pytree.tree_leaves(args)) if r), "")
-            return self._call(func, args, kwargs, watch.reason or reason)
-        if watch.reads_values or name in _READ_MEMORY:
-            found = pytree.tree_leaves(value)
-            if all(isinstance(leaf, _NUMBERS) for leaf in found):
-                return pytree.tree_map_only(np.ndarray, np.copy, value)
-            if all(isinstance(x, torch.Tensor) and x.numel() <= _MOST_ELEMENTS for x in found):
-                return pytree.tree_map(self._constant, value)
+                self._change(tensor, "")
+            reasons = map(self._why_unknown, _leaves(args))
+            return self._call(func, args, kwargs, watch.reason or next(filter(None, reasons), ""))
+        if (watch.reads_values or name in _READ_MEMORY) and all(map(_is_given, _leaves(value))):
+            value = pytree.tree_map_only(np.ndarray, np.copy, value)
+            return pytree.tree_map_only(torch.Tensor, self._constant, value)
         args, kwargs = self._with_numbers(name, args, kwargs)
         result = func(*args, **kwargs)
-        pairs = zip(pytree.tree_leaves(result), pytree.tree_leaves(value), strict=False)
+        pairs = zip(_leaves(result), _leaves(value), strict=False)
         for traced, real in pairs:
             if isinstance(traced, FakeTensor) and isinstance(real, torch.Tensor):
                 self._values[traced] = real
@@ -162,7 +164,7 @@ class _KnownConstants(TorchFunctionMode):
 
     def note_reason(self, values: Any, reason: str) -> None:
         """Notes why the tensors in some values are unknown; ``""`` where that is not clear."""
-        for leaf in pytree.tree_leaves(values):
+        for leaf in _leaves(values):
             if isinstance(leaf, torch.Tensor):
                 self._reasons[leaf] = reason
 
@@ -190,17 +192,18 @@ class _KnownConstants(TorchFunctionMode):
         return self._values[leaf] if isinstance(leaf, torch.Tensor) else leaf
 
     def _change(self, value: torch.Tensor, reason: str) -> None:
+        where = self._held.get(_storage(value))
+        reason = _ON_STATE.format(where) if where else reason
         self._changed.setdefault(_storage(value), (value, reason))
 
     def _call(self, func: Any, args: Any, kwargs: Any, reason: str) -> Any:
         """Calls the function in the trace, and notes which known tensors it changed."""
-        given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        given = [t for t in _leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         known = [(t, t._version) for t in given if t in self._values]
         result = func(*args, **kwargs)
         for tensor, version in known:
             if tensor._version != version or result is tensor:
-                where = self._held.get(_storage(self._values[tensor]))
-                self._change(self._values[tensor], _ON_STATE.format(where) if where else reason)
+                self._change(self._values[tensor], reason)
         self.note_reason(result, reason)
         return result
 
@@ -262,7 +265,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for index, argument in enumerate(func._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 given = args[index] if index < len(args) else kwargs.get(argument.name)
-                self.written += [t for t in pytree.tree_leaves(given) if t is not None]
+                self.written += [t for t in _leaves(given) if t is not None]
         if any(_storage(tensor) in self._held for tensor in self.written):
             raise _UnknownError
         if func is torch.ops.aten.index.Tensor:
@@ -279,6 +282,13 @@ class _UnknownError(Exception):
 def _storage(tensor: torch.Tensor) -> int:
     place: int = tensor.untyped_storage()._cdata
     return place
+
+
+def _is_given(value: object) -> bool:
+    """Whether a result takes the place of the operations that made it."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() <= _MOST_ELEMENTS
+    return isinstance(value, _NUMBERS)
 
 
 @functools.cache

@@ -102,10 +102,15 @@ def export_error(model: torch.nn.Module, error: Exception) -> CaptureError:
     )
 
 
+def is_held_at_a_number(error: Exception) -> bool:
+    """Whether torch says that a length became a number."""
+    return _SPECIALISED.search(str(error)) is not None
+
+
 def is_about_values(error: CaptureError) -> bool:
-    """Whether a capture failed for what only values of tensors can tell, as far as is known."""
-    cause = error.__cause__ or error
-    return _ON_VALUES.search(f"{type(cause).__name__} {cause}") is not None
+    """Whether a capture failed for what only values can tell or show (``t.data``), as it seems."""
+    words = f"{type(error.__cause__ or error).__name__} {error.__cause__ or error}"
+    return _ON_VALUES.search(words) is not None or "constant's list" in words
 
 
 def shortened(text: str, most: int) -> str:

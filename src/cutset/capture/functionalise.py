@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import operator
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from cutset.capture.diagnosis import rows_symbols, shortened
 from cutset.capture.source_lines import source_line
 from cutset.errors import CaptureError
 
@@ -31,7 +33,8 @@ def replace_inplace_operations(exported: ExportedProgram) -> ExportedProgram:
 
     Raises:
         CaptureError: memory is changed that an operation shares without its signature saying so;
-            torch would rewrite that to something else.
+            torch would rewrite that to something else. Or torch cannot rewrite it, or only for
+            the number of rows in the example.
     """
     changed = [node for node in exported.graph.nodes if _is_inplace(node)]
     inputs = frozenset(exported.graph_signature.user_inputs)
@@ -41,12 +44,63 @@ def replace_inplace_operations(exported: ExportedProgram) -> ExportedProgram:
             _exchange(node, order)
         exported.graph_module.recompile()
         return exported
-    for node in changed:
-        if not _acts_alone(node, inputs, order):
-            _check_shared_openly(node, exported)
+    shared = [node for node in changed if not _acts_alone(node, inputs, order)]
+    for node in shared:
+        _check_shared_openly(node, exported)
     logger.info("a view is changed in place: the program is rewritten in functional operations")
-    rewritten: ExportedProgram = exported.run_decompositions({})
+    return _rewritten(exported, (shared or changed)[0])
+
+
+def _rewritten(exported: ExportedProgram, changed: Node) -> ExportedProgram:
+    """The program in functional operations; `changed` is named where that cannot be."""
+    place = source_line(changed)
+    where = f"{changed.target} changes a tensor in place{f' ({place})' if place else ''}"
+    advice = "Write a new tensor there (x = x + 1 in place of x += 1)"
+    _select_each_part(exported)
+    num_symbols = len(rows_symbols(exported))
+    try:
+        rewritten: ExportedProgram = exported.run_decompositions({})
+    except Exception as error:
+        text = re.sub(r"^While executing \w+, ", "", str(error)).partition("While executing")[0]
+        words = shortened(" ".join(text.split()), 240).rstrip(".")
+        raise CaptureError(
+            f"{where}, which torch cannot rewrite without that: "
+            f"{words or type(error).__name__}. {advice}",
+            source=place or None,
+            operation=str(changed.target),
+        ) from error
+    if len(rows_symbols(rewritten)) < num_symbols:
+        raise CaptureError(
+            f"{where}, which torch can rewrite without that for the number of rows in the example "
+            f"alone. {advice}",
+            source=place or None,
+            operation=str(changed.target),
+        )
     return rewritten
+
+
+def _select_each_part(exported: ExportedProgram) -> None:
+    """Exchanges the parts of ``unbind`` for the same views by ``select``.
+
+    torch rewrites a change to the former for one number of rows alone.
+    """
+    graph = exported.graph_module.graph
+    for node in list(graph.nodes):
+        if node.target is not torch.ops.aten.unbind.int:
+            continue
+        source, dim = node.args[0], node.args[1] if len(node.args) > 1 else 0
+        for part in list(node.users):
+            if part.target is not operator.getitem:
+                continue
+            with graph.inserting_before(part):
+                select = torch.ops.aten.select.int
+                new = graph.call_function(select, (source, dim, part.args[1]))
+            new.meta = dict(part.meta)
+            part.replace_all_uses_with(new)
+            graph.erase_node(part)
+        if not node.users:
+            graph.erase_node(node)
+    exported.graph_module.recompile()
 
 
 def _is_inplace(node: Node) -> bool:

@@ -65,8 +65,18 @@ def check_rows(captured: Captured, model: torch.nn.Module) -> None:
         piece = None
         if isinstance(captured, CapturedModel):
             piece = build_piece(captured, 0, len(captured.graph.operations))
+            names = captured.graph.outputs
+            _check_captured(piece, _copies(first), only or _TWO, names, usual, _not_the_model)
         for num_rows in TRIED_ROWS if only is None else (only,):
             _check_number(captured, model, usual, only or _TWO, num_rows, piece)
+
+
+def _not_the_model(what: str) -> CaptureError:
+    return CaptureError(
+        f"what torch.export made of the model is not the model: {what}, with the example's own "
+        "rows. Something that its forward does is lost there, such as t.data = other; write it "
+        "with new tensors"
+    )
 
 
 def check_micro_batch(captured: Captured, model: torch.nn.Module, num_rows: int) -> None:

@@ -44,11 +44,11 @@ _OPERATORS = {
     "__isub__": "sub",
 }
 """The functions behind Python's operators, where the name alone does not say."""
-_ONE_NUMBER = "capture it for one number alone: --micro-batch-only N (micro_batch_only=N)"
-WAY_OUT = f"Make the forward the same for every number of rows, or {_ONE_NUMBER}"
+ONE_NUMBER = "capture it for one number alone: --micro-batch-only N (micro_batch_only=N)"
+WAY_OUT = f"Make the forward the same for every number of rows, or {ONE_NUMBER}"
 _AFTER_FAILURE = (
     "Take the number of rows from the input (x.shape[0], or -1 in view and reshape) instead of "
-    f"writing it down, or {_ONE_NUMBER}"
+    f"writing it down, or {ONE_NUMBER}"
 )
 
 

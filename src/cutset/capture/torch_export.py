@@ -26,11 +26,17 @@ from torch.utils import _pytree as pytree
 from cutset.capture.arguments import ExampleInputs, split_inputs, untouched
 from cutset.capture.captured import check_computes, leaf_with_rows
 from cutset.capture.constants import known_constants
-from cutset.capture.diagnosis import check_conditions, check_program, export_error, is_about_values
+from cutset.capture.diagnosis import (
+    check_conditions,
+    check_program,
+    export_error,
+    is_about_values,
+    is_held_at_a_number,
+)
 from cutset.capture.functionalise import replace_inplace_operations
 from cutset.capture.input_rows import check_input_rows, name_input_without_rows
 from cutset.capture.lowering import CapturedModel, lower_program
-from cutset.capture.number_of_rows import fixed_rows_error
+from cutset.capture.number_of_rows import ONE_NUMBER, fixed_rows_error
 from cutset.capture.regions import inline_regions
 from cutset.capture.rehearsal import check_runs, kept_from_calls
 from cutset.capture.torch_settings import plain_modes
@@ -96,36 +102,24 @@ def _capture(
     kwargs: dict[str, Any],
     micro_batch_only: int | None,
 ) -> CapturedModel:
-    exported = _export_checked(model, args, kwargs, micro_batch_only)
-    exported = replace_inplace_operations(exported)
-    captured = lower_program(model, exported, (args, kwargs), micro_batch_only=micro_batch_only)
-    check_computes(captured.graph)
-    return captured
-
-
-def _export_checked(
-    model: torch.nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    micro_batch_only: int | None,
-) -> ExportedProgram:
-    """The program that `torch.export` makes, if it can be run as a pipeline."""
-
-    def exported() -> ExportedProgram:
+    def attempt() -> CapturedModel:
         export = _export if micro_batch_only is None else _export_for_one_number
-        program = export(model, args, kwargs)
-        inline_regions(program)
-        check_program(program)
-        return program
+        exported = export(model, args, kwargs)
+        inline_regions(exported)
+        check_program(exported)
+        exported = replace_inplace_operations(exported)
+        captured = lower_program(model, exported, (args, kwargs), micro_batch_only=micro_batch_only)
+        check_computes(captured.graph)
+        return captured
 
     try:
-        return exported()
+        return attempt()
     except CaptureError as error:
         if not is_about_values(error):
             raise
-    # To work out all that stands on constants takes half as long again (Swin: 15 s for 10).
+    # Not at once: working out all that stands on constants takes half as long again (Swin: 15 s).
     with known_constants(model):
-        return exported()
+        return attempt()
 
 
 def _capture_without_what_was_kept(
@@ -223,8 +217,15 @@ def _rows_error(
         return export_error(model, cause)
     plain = export_error(model, cause)
     finding = str(plain).partition(": ")[2].partition(". ")[0]
-    elsewhere = name_input_without_rows(model, args, kwargs)
-    return elsewhere or fixed_rows_error(model, args, kwargs, finding) or plain
+    named = name_input_without_rows(model, args, kwargs)
+    named = named or fixed_rows_error(model, args, kwargs, finding)
+    if named or not is_held_at_a_number(cause):
+        return named or plain
+    return CaptureError(
+        "torch.export holds the number of rows at that of the example, though no line of the "
+        "model was seen to ask for it: it cannot follow an operation in it with a free number. "
+        f"To go on, {ONE_NUMBER}"
+    )
 
 
 def _export_for_one_number(

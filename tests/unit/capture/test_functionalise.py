@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cutset.capture.independence import check_rows
 from cutset.capture.pieces import build_piece
 from cutset.capture.torch_export import capture_model
 from cutset.errors import CaptureError
@@ -48,6 +49,10 @@ def through(alias: Change) -> Change:
         lambda t: t.expand_as(t),
         lambda t: nn.functional.dropout(t, 0.5, training=False),
         lambda t: t.sum_to_size(t.shape[0], 4),
+        lambda t: t.unbind(1)[0],
+        lambda t: t.unflatten(1, (2, 2)).unbind(1)[1].unbind(-1)[0],
+        lambda t: t.data,
+        lambda t: torch.view_as_complex(t.view(-1, 2, 2)),
     ],
 )
 @pytest.mark.parametrize("num_rows", [1, 3])
@@ -105,3 +110,62 @@ def test_a_name_that_nothing_tells_of_is_refused(alias: Change, name: str) -> No
     with pytest.raises(CaptureError, match=f"memory aten.{name}.default shares") as caught:
         capture_model(Changes(through(alias)).eval(), (torch.randn(2, 4),))
     assert "test_functionalise.py:" in str(caught.value)
+
+
+def _set_data(h: Tensor) -> Tensor:
+    other = h.clone()
+    other.data = h * 2
+    return other
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            through(lambda t: t.unfold(1, 2, 2)[:, 0]),
+            r"changes a tensor in place \(test_functionalise\.py:\d+\), which .* example alone",
+        ),
+        (
+            through(lambda t: t.unfold(1, 2, 1)[:, 0, 0]),
+            r"changes a tensor in place \(.*\), which torch cannot rewrite without that: function",
+        ),
+        (
+            through(lambda t: t.resize_(t.shape)[:, 0]),
+            r"changes a tensor in place \(.*\), which torch cannot rewrite without that: ",
+        ),
+        (
+            lambda h: torch.complex(h, h).conj().mul_(2).imag + h,
+            "torch.export holds the number of rows .* no line of the model was seen to ask for it",
+        ),
+    ],
+)
+def test_a_change_that_torch_cannot_rewrite_is_refused_with_its_reason(
+    change: Change, words: str
+) -> None:
+    with pytest.raises(CaptureError, match=words):
+        capture_model(Changes(change).eval(), torch.randn(2, 4))
+
+
+def test_what_the_capture_loses_is_refused() -> None:
+    model = Changes(_set_data).eval()
+    captured = capture_model(model, torch.randn(2, 4))
+    with pytest.raises(
+        CaptureError, match=r"made of the model is not the model: .* t\.data = other"
+    ):
+        check_rows(captured, model)
+
+
+@pytest.mark.parametrize("change", [lambda x: x.unbind(1)[0].add_(1), lambda x: x[:, 0].zero_()])
+def test_the_callers_rows_stay_as_they_are(change: Change) -> None:
+    class ChangesItsInput(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            change(x)
+            return torch.relu(x) * 2
+
+    captured = capture_model(ChangesItsInput().eval(), torch.randn(2, 4))
+    piece = build_piece(captured, 0, len(captured.graph.operations))
+    rows = torch.randn(3, 4)
+    eager, mine = rows.clone(), rows.clone()
+    assert torch.equal(piece(mine)[0], ChangesItsInput()(eager))
+    assert torch.equal(mine, rows)
+    assert not torch.equal(eager, rows)
