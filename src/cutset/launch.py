@@ -35,21 +35,24 @@ def end_with_caller(caller: int, control: int) -> None:
 
     Args:
         caller: its process id.
-        control: descriptor of the connection to it.
+        control: descriptor of the connection to it, or -1.
     """
     die_with_parent()
     if os.getppid() != caller:
         os._exit(1)  # it ended before
-    _watch(control)
+    if control >= 0:
+        watch(control)
 
 
-def _watch(control: int) -> None:
+def watch(control: int) -> None:
     """Ends this process when the other end of the connection is closed, in whatever way."""
     import select
     import threading
 
     hung_up = select.poll()
-    hung_up.register(control, 0)  # POLLHUP alone: what comes is for others to read
+    # POLLHUP alone: what comes is for others to read. A socket that is closed in one direction only
+    # says it another way, where the system has it.
+    hung_up.register(control, getattr(select, "POLLRDHUP", 0))
 
     def wait() -> None:
         hung_up.poll()

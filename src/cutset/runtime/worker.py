@@ -34,7 +34,7 @@ from cutset.backends.base import StageProgram
 from cutset.backends.selection import import_libraries, load_stage
 from cutset.bundles.allowance import allowance_of
 from cutset.bundles.open import Bundle, open_bundle
-from cutset.engines.control import ControlSocket
+from cutset.engines.control import COMMANDS, ControlChannel, ControlPipes, ControlSocket
 from cutset.engines.protocol import (
     Address,
     BatchFailed,
@@ -83,7 +83,7 @@ class StageWorker:
     """
 
     def __init__(
-        self, control: ControlSocket[Command], listen_host: str, link_files: tuple[int, ...]
+        self, control: ControlChannel[Command], listen_host: str, link_files: tuple[int, ...]
     ) -> None:
         self._control = control
         self._listen_host = listen_host
@@ -383,19 +383,34 @@ class StageWorker:
         )
 
 
+def _end_unless_heard(control: ControlChannel[Command], lease_s: float) -> None:
+    """Ends this process when its session is silent for too long: a host may die without a word."""
+    pause = threading.Event()
+    while time.monotonic() - control.heard_s < lease_s:
+        pause.wait(lease_s / 4)
+    os._exit(1)
+
+
 def main() -> None:
-    """Runs a worker of the local engine; called by `cutset.launch`."""
-    parser = argparse.ArgumentParser(description="A worker of cutset's local engine.")
+    """Runs a worker; called by `cutset.launch`."""
+    parser = argparse.ArgumentParser(description="A worker of a session of cutset.")
     parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--control-out-fd", type=int, help="where --control-fd is a pipe's end")
+    parser.add_argument("--lease", type=float, help="seconds of silence after which to leave")
     parser.add_argument("--listen-host", default="127.0.0.1")
     parser.add_argument("--link-fds", type=int, nargs="*", default=())
     arguments = parser.parse_args()
     map_large_blocks()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    connection = socket.socket(fileno=arguments.control_fd)
-    StageWorker(
-        ControlSocket.for_worker(connection), arguments.listen_host, tuple(arguments.link_fds)
-    ).run()
+    control: ControlChannel[Command]
+    if arguments.control_out_fd is None:
+        control = ControlSocket.for_worker(socket.socket(fileno=arguments.control_fd))
+    else:
+        control = ControlPipes(arguments.control_fd, arguments.control_out_fd, COMMANDS)
+    if arguments.lease is not None:
+        lease = (control, arguments.lease)
+        threading.Thread(target=_end_unless_heard, args=lease, daemon=True).start()
+    StageWorker(control, arguments.listen_host, tuple(arguments.link_fds)).run()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import os
 import socket
 import threading
 
 import pytest
 
-from cutset.engines.control import MAX_LINE_BYTES, ControlSocket
+from cutset.engines.control import COMMANDS, EVENTS, MAX_LINE_BYTES, ControlPipes, ControlSocket
 from cutset.engines.protocol import Connected, LinkLost, Refused, Started, Stop
 from cutset.errors import EngineError
 
@@ -106,4 +107,65 @@ def test_a_message_that_names_a_folder_whose_name_is_no_text_is_sent_all_the_sam
     assert list(session.messages()) == [
         Refused(kind="BundleError", message="caf\\udce9: gone", details={"path": "\\udce9"})
     ]
+    session.close()
+
+
+def _pipes() -> tuple[ControlPipes, ControlPipes]:  # type: ignore[type-arg]
+    """A session's end and a worker's."""
+    from_session, to_session = os.pipe(), os.pipe()
+    session = ControlPipes(to_session[0], from_session[1], EVENTS)
+    return session, ControlPipes(from_session[0], to_session[1], COMMANDS)
+
+
+def test_pipes_carry_messages_as_sockets_do_but_no_files() -> None:
+    session, worker = _pipes()
+    worker.send(Started(pid=7))
+    worker.send(Connected(epoch=2))
+    session.send(Stop())
+    assert next(worker.messages()) == Stop()
+    with pytest.raises(EngineError, match="none can come this way"):
+        worker.take_files(1)
+    worker.close()
+    assert list(session.messages()) == [Started(pid=7), Connected(epoch=2)]
+    with pytest.raises(BrokenPipeError):
+        session.send(Stop())
+    session.close()
+
+
+def test_an_empty_line_is_no_message_but_is_heard() -> None:
+    session, worker = _pipes()
+    worker.heard_s = 0.0
+    session.say_here()
+    session.send(Stop())
+    assert next(worker.messages()) == Stop()
+    assert worker.heard_s > 0.0
+    worker.close()
+    session.close()
+
+
+def test_bytes_between_messages_are_handed_on_whole_and_nothing_after_them() -> None:
+    session, worker = _pipes()
+    data = bytes(range(256)) * 40
+    session.send(Stop())
+    session.write_bytes(data)
+    session.send(Stop())
+    messages, taken = worker.messages(), bytearray()
+    next(messages)
+    assert worker.take_bytes(len(data), taken.extend)
+    assert taken == data
+    assert next(messages) == Stop()
+    session.write_bytes(b"half")
+    session.close()
+    assert not worker.take_bytes(5, taken.extend)
+    worker.close()
+
+
+def test_a_line_without_end_over_pipes_is_refused() -> None:
+    session, worker = _pipes()
+    writer = threading.Thread(target=worker.write_bytes, args=(b"x" * (MAX_LINE_BYTES + 70000),))
+    writer.start()
+    with pytest.raises(EngineError, match="longer than"):
+        next(session.messages())
+    writer.join(10)
+    worker.close()
     session.close()
