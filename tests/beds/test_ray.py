@@ -195,7 +195,7 @@ def _is_ours(process: psutil.Process) -> bool:
         line = process.cmdline()
     except psutil.NoSuchProcess:
         return False
-    ours = ("cutset.runtime.worker", "cutset.measure.stages", "ray::StageHost", "ray::ProbeHost")
+    ours = ("cutset.runtime.worker", "cutset.measure.stages", "ray::StageHost")
     return any(word in " ".join(line) for word in ours)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import cutset
-from cutset.engines.ray.probe_host import ProbeHost
+from cutset.engines.node_service import NodeService
 from cutset.errors import EngineError
 from cutset.processes import command_of, made_environment
 from cutset.programs import NOTEBOOK_DRAWINGS, PROGRAMS
@@ -58,7 +58,7 @@ def test_a_program_that_is_not_in_the_table_is_none() -> None:
     with pytest.raises(EngineError, match=r"no program 'os'; known: bystander, command"):
         command_of("os")
     with pytest.raises(EngineError, match=r"no program 'cutset\.cli'"):
-        ProbeHost(lease_s=float("inf"), linger_s=1.0).start_program("cutset.cli", [], 1)
+        NodeService(linger_s=1.0).start_program("cutset.cli", [], 1)
 
 
 def _named_modules(path: Path) -> Iterator[str]:

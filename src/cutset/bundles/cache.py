@@ -6,6 +6,8 @@
     ROOT/stages/SHA256-K/          a bundle (by its manifest's hash) with the files of stage K only
     ROOT/incoming/                 what is being received; never used, removed when it fails
 
+What was used longest ago makes room for what comes, see `cutset.bundles.cache_room`.
+
 A file gets its name when all of it is there and its hash is right, so a node that loses power in
 the middle of a transfer keeps no half of anything. The stage folders hold hard links and are
 opened like any bundle, with all the checks of `cutset.bundles.open`.
@@ -26,6 +28,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
+from cutset.bundles.cache_room import FOLDER_VARIABLE, CacheRoom
 from cutset.bundles.manifest import (
     FileEntry,
     Manifest,
@@ -35,10 +38,7 @@ from cutset.bundles.manifest import (
 from cutset.bundles.strict_json import MANIFEST_NAME
 from cutset.errors import BundleError, ChecksumMismatch
 
-FOLDER_VARIABLE = "CUTSET_CACHE_DIR"
-
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_SPARE_BYTES = 64 << 20
 _LEFTOVER_S = 24 * 3600.0
 
 
@@ -113,7 +113,9 @@ class Incoming:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-            Path(self._file.name).replace(self._cache.object_path(self._entry.sha256))
+            path = self._cache.object_path(self._entry.sha256)
+            Path(self._file.name).replace(path)
+            self._cache.room.hold(path)
         except OSError as error:
             raise self._cache.refusal(error) from error
 
@@ -138,14 +140,16 @@ class ShardCache:
 
     Args:
         root: its folder, made if it is not there.
+        limit_bytes: what its files may take together; see `CacheRoom` for the default.
 
     Raises:
         BundleError: the folder cannot be made, or it or a folder in it is a symbolic link, is
             another user's, or can be written to by everybody.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, limit_bytes: int | None = None) -> None:
         self._root = root
+        self.room = CacheRoom(root, limit_bytes)
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
             for folder in (root, *(root / name for name in ("objects", "stages", "incoming"))):
@@ -197,6 +201,7 @@ class ShardCache:
 
     def _holds(self, entry: FileEntry) -> bool:
         path = self.object_path(entry.sha256)
+        self.room.hold(path)
         try:
             if path.stat().st_size == entry.num_bytes and sha256_of(path) == entry.sha256:
                 return True
@@ -213,14 +218,7 @@ class ShardCache:
         """
         self.object_path(entry.sha256)
         try:
-            free_bytes = shutil.disk_usage(self._root).free
-            if free_bytes < entry.num_bytes + _SPARE_BYTES:
-                raise BundleError(
-                    f"the cache {self._root} has {free_bytes:,} bytes of room and {entry.path}"
-                    f" needs {entry.num_bytes:,}; make room there, or name another folder in"
-                    f" {FOLDER_VARIABLE}",
-                    path=str(self._root),
-                )
+            self.room.make_for(entry)
             handle, name = tempfile.mkstemp(dir=self._root / "incoming")
             os.close(handle)
             file = Path(name).open("wb")  # noqa: SIM115  # `Incoming` closes it
@@ -251,7 +249,7 @@ class ShardCache:
         wanted[MANIFEST_NAME] = manifest_sha256
         target = self._root / "stages" / f"{manifest_sha256}-{stage}"
         try:
-            if not self._is_made_of(target, wanted):
+            while not (self._is_made_of(target, wanted) and self.room.hold_stage(target)):
                 self._make(target, wanted)
         except FileNotFoundError as error:
             raise BundleError(f"{error.filename} is not in the cache") from error

@@ -208,9 +208,7 @@ class ControlPipes(ControlChannel[MessageT]):
         decoder: of the messages that come.
     """
 
-    def __init__(
-        self, reading: int, writing: int, decoder: msgspec.json.Decoder[MessageT]
-    ) -> None:
+    def __init__(self, reading: int, writing: int, decoder: msgspec.json.Decoder[MessageT]) -> None:
         super().__init__(decoder)
         self._reading = reading
         self._writing = writing

@@ -21,15 +21,15 @@ import msgspec
 from cutset.bundles.manifest import FileEntry, sha256_of
 from cutset.cluster.devices import Cluster, Device, LinkOverride
 from cutset.costs.profile import Profile, profile_from_json
-from cutset.engines.ray.host_calls import Host, HostAwayError
+from cutset.engines.ray.host_calls import Host
 from cutset.engines.ray.nodes import (
     RayNode,
     import_ray,
     join_cluster,
     living_nodes,
 )
-from cutset.engines.ray.probe_host import ProbeHost
 from cutset.engines.ray.stage_host import LEASE_S, make_host
+from cutset.engines.remote_host import HostAwayError
 from cutset.errors import EngineError
 from cutset.links.network import serve_store
 from cutset.measure.link_speed import LinkResult, links_of
@@ -99,7 +99,7 @@ def probe_cluster(request: ProbeRequest, *, progress: Progress = no_progress) ->
         caller_address = ray.util.get_node_ip_address()
         never = threading.Event()
         for name, node in sorted(nodes.items()):
-            actor = make_host(ray, ProbeHost, node.node_id)
+            actor = make_host(ray, node.node_id)
             hosts[name] = Host(ray, actor, node, name, never)
         threading.Thread(target=_keep, args=(hosts, done), daemon=True).start()
         return _probe(request, hosts, caller_address, progress)
@@ -155,12 +155,12 @@ def _probe(
             memory_bytes=facts[name]["memory_bytes"],
             profile=_file_name(name),
             threads=request.num_threads,
-            address=host.node.address,
+            address=host.address,
             overhead_s=overheads[name].stage_s,
         )
         for name, host in hosts.items()
     )
-    caller = next((n for n, host in hosts.items() if host.node.address == caller_address), None)
+    caller = next((n for n, host in hosts.items() if host.address == caller_address), None)
     cluster = Cluster(
         devices=devices,
         overrides=tuple(links),
@@ -226,7 +226,7 @@ def _links(
     for name in (source, target):
         arguments = [
             *("--store-host", store[0], "--store-port", str(store[1])),
-            *("--prefix", prefix, "--listen-host", hosts[name].node.address),
+            *("--prefix", prefix, "--listen-host", hosts[name].address),
             *("--threads", str(request.num_threads)),
             *(("--first",) if name == source else ()),
         ]

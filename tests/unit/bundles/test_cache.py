@@ -73,7 +73,8 @@ def test_a_hash_that_is_none_is_no_path(cache: ShardCache, name: str) -> None:
         cache.receive(FileEntry(path="x", num_bytes=1, sha256=name))
 
 
-def test_no_room_is_said_before_anything_is_sent(cache: ShardCache, tmp_path: Path) -> None:
+def test_no_room_is_said_before_anything_is_sent(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path / "cache", limit_bytes=1 << 62)
     entry = FileEntry(path="stage-0/model.onnx", num_bytes=1 << 60, sha256="0" * 64)
     with pytest.raises(BundleError, match=r"make room there, or name another folder"):
         cache.receive(entry)

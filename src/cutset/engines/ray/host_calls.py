@@ -6,7 +6,6 @@ import collections
 import contextlib
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +13,22 @@ import msgspec
 
 from cutset.bundles.manifest import FileEntry
 from cutset.engines.ray.nodes import RayNode
-from cutset.errors import BundleError, CutsetError, EngineError
-from cutset.version import __version__
-
-ANSWER_TIMEOUT_S = 120.0
-"""How long a node may take for one call; hashing a large shard on a small one is the longest."""
+from cutset.engines.remote_host import (
+    ANSWER_TIMEOUT_S,
+    HostAwayError,
+    HostEndedError,
+    RemoteHost,
+)
+from cutset.errors import BundleError, CutsetError
 
 PIECE_BYTES = 64 << 10
 """Below the size from which Ray puts an argument into its object store."""
 
 _PIECES_AHEAD = 32
 _TICK_S = 0.5
-_NUM_CLOCK_ASKS = 5
 
 
-class HostAwayError(Exception):
-    """The host does not answer, or is gone; says what was seen."""
-
-
-class HostEndedError(Exception):
-    """The worker that the host was asked for is not wanted any more."""
-
-
-class Host:
+class Host(RemoteHost):
     """An actor that may run one worker.
 
     Args:
@@ -52,8 +44,8 @@ class Host:
     ) -> None:
         self._ray = ray
         self._actor = actor
-        self.node = node
         self.device = device
+        self.address = node.address
         self.ended = ended
 
     def tell(self, method: str, *arguments: object, group: str = "commands") -> Any:
@@ -68,13 +60,7 @@ class Host:
         group: str = "commands",
         timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> Any:
-        """Makes a call and waits for its answer.
-
-        Raises:
-            HostAwayError: there was none in time, or the actor is gone.
-            HostEndedError: the worker ended meanwhile.
-            CutsetError: what the method raised.
-        """
+        """Makes a call and waits for its answer; see `RemoteHost.ask`."""
         try:
             reference = self.tell(method, *arguments, group=group)
         except Exception as error:
@@ -105,12 +91,7 @@ class Host:
         return HostAwayError(f"the process on {self.device} is gone ({text[:300]})")
 
     def send_file(self, folder: Path, entry: FileEntry) -> None:
-        """Sends one file of a bundle in pieces, a bounded number of them on the way at once.
-
-        Raises:
-            HostAwayError: the node does not answer.
-            BundleError: the node cannot keep it, or the file cannot be read here.
-        """
+        """Sends one file in pieces, a bounded number of them on the way at once."""
         self.ask("begin_file", msgspec.structs.astuple(entry), group="files")
         pending: collections.deque[Any] = collections.deque()
         try:
@@ -127,56 +108,6 @@ class Host:
             self._wait(pending.popleft(), ANSWER_TIMEOUT_S)
         self.ask("finish_file", group="files")
 
-    def deliver(
-        self, folder: Path, manifest: FileEntry, files: Mapping[str, FileEntry], stage: int
-    ) -> str:
-        """Sends what the node does not have of a stage's files.
-
-        Args:
-            folder: of the bundle here.
-            manifest: the bundle's manifest as a file.
-            files: all other files of the bundle by their paths.
-            stage: whose files.
-
-        Returns:
-            The folder on the node that has them.
-
-        Raises:
-            HostAwayError: the node does not answer.
-            BundleError: the node cannot keep them.
-        """
-        if self.ask("missing_manifest", msgspec.structs.astuple(manifest), group="files"):
-            self.send_file(folder, manifest)
-        for path in self.ask("missing_files", manifest.sha256, stage, group="files"):
-            self.send_file(folder, files[path])
-        kept: str = self.ask("stage_folder", manifest.sha256, stage, group="files")
-        return kept
-
-    def program_result(self, limit_s: float) -> str:
-        """What the program printed that a `ProbeHost` was asked to start.
-
-        Raises:
-            HostAwayError: the node does not answer.
-            CutsetError: the program failed.
-            EngineError: it did not end in time.
-        """
-        deadline_s = time.monotonic() + limit_s
-        while time.monotonic() < deadline_s:
-            text: str | None = self.ask("program_result")
-            if text is not None:
-                return text
-        raise EngineError(f"a measurement on {self.device} did not end within {limit_s:.0f} s")
-
-    def clock_offset_s(self) -> float:
-        """Seconds by which the node's monotonic clock is ahead of ours, to half a round trip."""
-        best = (float("inf"), 0.0)
-        for _ in range(_NUM_CLOCK_ASKS):
-            asked_s = time.monotonic()
-            theirs_s = self.ask("clock")
-            answered_s = time.monotonic()
-            best = min(best, (answered_s - asked_s, theirs_s - (asked_s + answered_s) / 2))
-        return best[1]
-
     def kill(self) -> threading.Thread:
         """Ends the actor and with it its worker; returns at once the thread that does it."""
 
@@ -188,16 +119,3 @@ class Host:
         thread = threading.Thread(target=kill, name="cutset-ray-kill", daemon=True)
         thread.start()
         return thread
-
-
-def require_same_version(about: Mapping[str, str], device: str) -> None:
-    """Checks what a host's ``hello`` answered.
-
-    Raises:
-        EngineError: it has another version of this package.
-    """
-    if about["cutset"] != __version__:
-        raise EngineError(
-            f"{device} has Cutset {about['cutset']} and this machine {__version__}; install the"
-            " same version on every node"
-        )

@@ -15,7 +15,7 @@ from typing import Any
 from cutset.bundles.manifest import manifest_file
 from cutset.bundles.open import Bundle
 from cutset.cluster.devices import Cluster
-from cutset.engines.ray.host_calls import Host, HostAwayError, require_same_version
+from cutset.engines.ray.host_calls import Host
 from cutset.engines.ray.nodes import (
     RayNode,
     find_node,
@@ -24,8 +24,8 @@ from cutset.engines.ray.nodes import (
     living_nodes,
     require_nodes,
 )
-from cutset.engines.ray.probe_host import ProbeHost
 from cutset.engines.ray.stage_host import make_host
+from cutset.engines.remote_host import HostAwayError, require_same_version
 from cutset.errors import EngineError
 from cutset.progress import Progress
 
@@ -58,7 +58,7 @@ class NodePrograms:
         """
         device = self._bundle.manifest.plan.stages[stage].device
         node = self._nodes[device]
-        actor = make_host(self._ray, ProbeHost, node.node_id)
+        actor = make_host(self._ray, node.node_id)
         host = Host(self._ray, actor, node, device, threading.Event())
         try:
             self._progress(f"bringing stage {stage} to {device}")

@@ -1,12 +1,13 @@
-"""A worker on a node of a Ray cluster, as the session sees it."""
+"""A worker on another host, as the session sees it, whatever carries its messages."""
 
 from __future__ import annotations
 
+import abc
 import logging
 import os
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
@@ -20,37 +21,47 @@ from cutset.engines.protocol import (
     Timeline,
     WorkerHandle,
 )
-from cutset.engines.ray.host_calls import Host, HostAwayError, HostEndedError
+from cutset.engines.remote_host import HostAwayError, HostEndedError, RemoteHost
 from cutset.errors import CutsetError, EngineError
 
 if TYPE_CHECKING:
-    from cutset.engines.ray.engine import RayEngine
+    from cutset.engines.remote_engine import RemoteEngine
 
 _LOG = logging.getLogger(__name__)
 
+HostT = TypeVar("HostT", bound=RemoteHost)
 
-class RayWorker:
-    """A worker on a node; see `cutset.engines.protocol.WorkerHandle`.
+
+class RemoteWorker(abc.ABC, Generic[HostT]):
+    """A worker on another host; see `cutset.engines.protocol.WorkerHandle`.
 
     A thread finds its host, delivers the shard and then passes events on.
     """
 
     def __init__(
-        self, engine: RayEngine, stage: int, on_event: Callable[[WorkerHandle, Event], None]
+        self,
+        engine: RemoteEngine[HostT],
+        stage: int,
+        on_event: Callable[[WorkerHandle, Event], None],
     ) -> None:
         self._engine = engine
         self._stage = stage
         self._on_event = on_event
-        self._host: Host | None = None
+        self._host: HostT | None = None
         self._folder = ""
         self._offset_s = 0.0
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._gone = threading.Event()
-        self._decoder = msgspec.json.Decoder(Event)
-        self._thread = threading.Thread(
-            target=self._run, name=f"cutset-ray-stage-{stage}", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name=f"cutset-stage-{stage}", daemon=True)
+
+    @abc.abstractmethod
+    def _serve(self, host: HostT) -> None:
+        """Starts the worker's process, delivers its shard and passes events on until it is gone."""
+
+    @abc.abstractmethod
+    def _tell(self, host: HostT, command: Command) -> None:
+        """Delivers a command; to a dead worker it does nothing."""
 
     def begin(self) -> None:
         """Starts the thread; apart from making it, so that the engine knows the worker first."""
@@ -75,14 +86,14 @@ class RayWorker:
         if isinstance(command, Load):
             folder = os.fsencode(self._folder)
             command = msgspec.structs.replace(command, bundle=folder, cpus=(), num_slots=0)
-        host.tell("command", msgspec.json.encode(command))
+        self._tell(host, command)
 
     def is_running(self) -> bool:
         """Whether it has not ended; its node says when its process does."""
         return not self._gone.is_set()
 
     def kill(self) -> None:
-        """Ends the worker; a node that cannot be reached ends it by itself, see `StageHost`."""
+        """Ends the worker; a host that cannot be reached ends it by itself, after a while."""
         self.end(Exited(reason="it was ended by the session"), keep_host=False)
 
     def join(self, timeout_s: float) -> bool:
@@ -112,10 +123,7 @@ class RayWorker:
             if self._ended.is_set():
                 host.kill()
                 return
-            host.ask("start_worker", self._engine.num_threads, host.node.address)
-            self._folder = self._engine.deliver(host, self._stage)
-            self._offset_s = host.clock_offset_s()
-            self._pump(host)
+            self._serve(host)
         except HostEndedError:
             return
         except HostAwayError as error:
@@ -130,16 +138,16 @@ class RayWorker:
             reason = f"the engine failed: {error!r}"
             self._emit(Refused(kind="EngineError", message=reason, details={}, fatal=True))
 
-    def _pump(self, host: Host) -> None:
-        while not self._ended.is_set():
-            for line in host.ask("next_events", group="events"):
-                event = self._decoder.decode(line)
-                if isinstance(event, Exited):
-                    self.end(event, keep_host=True)
-                elif isinstance(event, Timeline):
-                    self._emit(self._on_our_clock(event))
-                else:
-                    self._emit(event)
+    def _deliver(self, host: HostT) -> None:
+        """Has the files of the stage on the host, and knows how its clock differs from ours."""
+        self._folder = self._engine.deliver(host, self._stage)
+        self._offset_s = host.clock_offset_s()
+
+    def _pass_on(self, event: Event) -> None:
+        """Tells the session of an event of the worker's own."""
+        if isinstance(event, Timeline):
+            event = self._on_our_clock(event)
+        self._emit(event)
 
     def _emit(self, event: Event) -> None:
         if not self._ended.is_set():
