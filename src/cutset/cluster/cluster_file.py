@@ -2,6 +2,8 @@
 
 It is TOML::
 
+    engine = "ssh"               # optional: what runs bundles here, where nobody says
+    ssh_config = "ssh_config"    # optional, beside this file: instead of ~/.ssh/config
     caller = "server"            # optional: the device the rows come from and go back to
     caller_overhead = "1 ms"     # optional; what the caller takes from a stage on its device
 
@@ -12,7 +14,11 @@ It is TOML::
     memory_bytes = "1 GiB"       # optional; without it memory is no limit
     threads = 4                  # optional
     overhead = "0.8 ms"          # optional; what messages take from a stage's computing
-    address = "10.0.0.11"        # optional; where an engine finds it
+    address = "10.0.0.11"        # optional; where an engine finds it; for ssh "pi@10.0.0.11:22"
+    listen = "10.0.0.11"         # optional; for its neighbours, where ssh shows another address
+    python = "~/cutset/bin/python"  # for ssh: what runs Cutset there
+    folder = "~/cutset-work"     # optional, for ssh: where it works and keeps shards
+    env = { NAME = "value" }     # optional, for ssh: variables of its environment
     port = "100 Mbit/s"          # optional; its connection, which all that it sends shares, and
                                  # all that it receives; port_out and port_in where these differ
     duplex = "half"              # optional; both directions share it
@@ -76,19 +82,24 @@ from cutset.cluster.devices import (
     two_media,
 )
 from cutset.cluster.file_source import Source
+from cutset.cluster.ssh_address import read_ssh_address
 from cutset.cluster.wires import Medium, Port
 from cutset.cluster.written_values import (
     Bandwidth,
     ByteCost,
+    DevicePath,
     Duplex,
     Duration,
+    IpAddress,
     Memory,
     Names,
     Pair,
+    Program,
     Speed,
     Text,
     ThreadCount,
     TrueOrFalse,
+    Variables,
 )
 from cutset.errors import PlanError
 from cutset.quantities import shown
@@ -134,6 +145,10 @@ class _DeviceTable(_Ported, frozen=True, kw_only=True):
     profile: Text | None = None
     threads: ThreadCount | None = None
     address: Text | None = None
+    listen: IpAddress | None = None
+    python: Program | None = None
+    folder: DevicePath | None = None
+    env: Variables = Variables()
     overhead: Duration = Duration(0.0)
 
 
@@ -183,6 +198,8 @@ class _LinkTable(_LinkCosts, frozen=True, kw_only=True):
 class _ClusterTable(_Table, frozen=True, kw_only=True):
     caller: Text | None = None
     caller_overhead: Duration = Duration(0.0)
+    engine: Text | None = None
+    ssh_config: Text | None = None
     device: list[_DeviceTable] = []
     medium: list[_MediumTable] = []
     link: _LinkTable = _LinkTable()
@@ -222,7 +239,11 @@ def load_cluster(path: str | Path) -> Cluster:
         raise PlanError(
             f"{path}: a cluster file is UTF-8 text; byte {error.start} is not: {error.reason}"
         ) from error
-    return cluster_from_toml(text, source=str(path))
+    cluster = cluster_from_toml(text, source=str(path))
+    if cluster.ssh_config is None:
+        return cluster
+    config = Path(path).parent / Path(cluster.ssh_config).expanduser()
+    return msgspec.structs.replace(cluster, ssh_config=str(config))
 
 
 def cluster_from_toml(text: str, *, source: str = "cluster") -> Cluster:
@@ -261,7 +282,7 @@ def cluster_from_toml(text: str, *, source: str = "cluster") -> Cluster:
     link = tables.link.over(Link())
     overrides = _overrides_of(tables.link, media, names, place)
     _check_pairs(media, overrides, names, tables.link, place)
-    return Cluster(
+    cluster = Cluster(
         devices=devices,
         link=link,
         overrides=overrides,
@@ -269,7 +290,25 @@ def cluster_from_toml(text: str, *, source: str = "cluster") -> Cluster:
         caller_overhead_s=float(tables.caller_overhead),
         media=tuple(media.values()),
         caller_machine=machine,
+        engine=None if tables.engine is None else str(tables.engine),
+        ssh_config=None if tables.ssh_config is None else str(tables.ssh_config),
     )
+    if cluster.engine == "ssh":
+        _check_reachable(cluster, place)
+    return cluster
+
+
+def _check_reachable(cluster: Cluster, place: Source) -> None:
+    """Checks the addresses of a cluster for ssh."""
+    for index, device in enumerate(cluster.devices):
+        path = f"device[{index}].address"
+        if device.address is None and device.name != cluster.caller:
+            place.fail(path[: -len(".address")], 'engine = "ssh" needs the address of each device')
+        try:
+            if device.address is not None:
+                read_ssh_address(device.address)
+        except ValueError as error:
+            place.fail(path, str(error))
 
 
 def _caller_machine(table: _CallerTable, devices: Sequence[Device], place: Source) -> CallerMachine:
@@ -352,6 +391,10 @@ def _devices_of(tables: Sequence[_DeviceTable], place: Source) -> tuple[Device, 
             profile=None if table.profile is None else str(table.profile),
             threads=None if table.threads is None else int(table.threads),
             address=None if table.address is None else str(table.address),
+            listen=None if table.listen is None else str(table.listen),
+            python=None if table.python is None else str(table.python),
+            folder=None if table.folder is None else str(table.folder),
+            env=tuple(table.env),
             overhead_s=float(table.overhead),
             port=table.checked_port(f"device[{index}]", place),
         )

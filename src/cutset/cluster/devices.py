@@ -76,7 +76,12 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         memory_bytes: what a stage may use there; None where memory is no limit.
         profile: file of its own measured costs, or None where `speed` scales another's.
         threads: threads that compute there, or None where nobody said.
-        address: where an engine finds it, or None.
+        address: where an engine finds it, or None. For the engine ``ssh`` a user, host and port, or
+            a name from the ssh configuration.
+        listen: its address for its neighbours, where that is not the one that an engine finds out.
+        python: the interpreter that runs Cutset there, where an engine starts it.
+        folder: where an engine's processes work there, and keep shards; None for the home folder.
+        env: variables of their environment, names and values.
         overhead_s: seconds that a stage there cannot compute, for each micro-batch, because its
             messages are received and sent; 0 where cores that do not compute do that.
         port: its connection, which all shares that it sends and receives.
@@ -88,6 +93,10 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     profile: str | None = None
     threads: int | None = None
     address: str | None = None
+    listen: str | None = None
+    python: str | None = None
+    folder: str | None = None
+    env: tuple[tuple[str, str], ...] = ()
     overhead_s: float = 0.0
     port: Port = Port()
 
@@ -146,6 +155,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         media: what several machines share; two are on one in common, unless an override for them
             says which they use.
         caller_machine: the caller's own, where it is on none of the devices.
+        engine: name of the engine that runs bundles on it, where the user names none; or None.
+        ssh_config: file of OpenSSH's settings for that engine instead of the user's own, or None.
     """
 
     devices: tuple[Device, ...]
@@ -155,6 +166,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     caller_overhead_s: float = 0.0
     media: tuple[Medium, ...] = ()
     caller_machine: CallerMachine | None = None
+    engine: str | None = None
+    ssh_config: str | None = None
 
     def __post_init__(self) -> None:
         """Checks names against each other.
@@ -285,9 +298,9 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             left = tuple(name for name in medium.devices if name not in names)
             if len(left) > 1:
                 media.append(msgspec.structs.replace(medium, devices=left))
-        return Cluster(
+        return msgspec.structs.replace(
+            self,
             devices=tuple(d for d in self.devices if d.name not in names),
-            link=self.link,
             overrides=tuple(
                 o for o in self.overrides if o.source not in names and o.target not in names
             ),

@@ -13,6 +13,9 @@ def cluster_to_toml(cluster: Cluster) -> str:
     """The cluster as the text of a cluster file; reading it gives an equal cluster."""
     own = cluster.caller_machine
     lines: list[str] = []
+    for key in ("engine", "ssh_config"):
+        text = getattr(cluster, key)
+        lines += [] if text is None else [f"{key} = {_quote(text)}"]
     if cluster.caller is not None and own is None:
         lines.append(f"caller = {_quote(cluster.caller)}")
         if cluster.caller_overhead_s:
@@ -37,14 +40,15 @@ def cluster_to_toml(cluster: Cluster) -> str:
 
 def _device_lines(device: Device) -> list[str]:
     lines = ["[[device]]", f"name = {_quote(device.name)}", f"speed = {float(device.speed)!r}"]
-    if device.memory_bytes is not None:
-        lines.append(f"memory_bytes = {device.memory_bytes}")
-    if device.profile is not None:
-        lines.append(f"profile = {_quote(device.profile)}")
-    if device.threads is not None:
-        lines.append(f"threads = {device.threads}")
-    if device.address is not None:
-        lines.append(f"address = {_quote(device.address)}")
+    for key in ("memory_bytes", "threads"):
+        number = getattr(device, key)
+        lines += [] if number is None else [f"{key} = {number}"]
+    for key in ("profile", "address", "listen", "python", "folder"):
+        text = getattr(device, key)
+        lines += [] if text is None else [f"{key} = {_quote(text)}"]
+    if device.env:
+        pairs = ", ".join(f"{name} = {_quote(text)}" for name, text in device.env)
+        lines.append(f"env = {{ {pairs} }}")
     if device.overhead_s:
         lines.append(f'overhead = "{float(device.overhead_s)!r} s"')
     return [*lines, *_port_lines(device.port)]

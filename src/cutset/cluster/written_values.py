@@ -6,7 +6,9 @@ that says what is wrong, and msgspec adds where.
 
 from __future__ import annotations
 
+import ipaddress
 import math
+import re
 from typing import Any, ClassVar
 
 from typing_extensions import Self
@@ -37,6 +39,66 @@ class Text(str):
         if not isinstance(value, str) or not value:
             raise ValueError(f"expected text, got {kind_of(value)}")
         return cls(value)
+
+
+class DevicePath(Text):
+    """A file or folder on a device: absolute, or below the user's home folder."""
+
+    __slots__ = ()
+
+    @classmethod
+    def _read(cls, value: object) -> DevicePath:
+        text = Text._read(value)
+        if not text.isprintable():
+            raise ValueError(f"{shown(text)} has characters that cannot be seen")
+        if not text.startswith(("/", "~/")):
+            raise ValueError(f"expected a path that begins with / or ~/, got {shown(text)}")
+        return cls(text)
+
+
+class Program(Text):
+    """A program on a device: a path, or a name that is looked for there."""
+
+    __slots__ = ()
+
+    @classmethod
+    def _read(cls, value: object) -> Program:
+        text = Text._read(value)
+        is_name = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._+-]*", text)
+        return cls(text if is_name else DevicePath._read(value))
+
+
+class Variables(tuple[tuple[str, str], ...]):
+    """Variables of an environment, as a table of text."""
+
+    __slots__ = ()
+
+    @classmethod
+    def _read(cls, value: object) -> Variables:
+        if not isinstance(value, dict):
+            raise ValueError(  # noqa: TRY004  # what msgspec takes from a hook
+                f"expected a table of variables, got {kind_of(value)}"
+            )
+        for name, text in value.items():
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise ValueError(f"{shown(name)} is no name of a variable")
+            if not isinstance(text, str) or "\0" in text or "\n" in text:
+                raise ValueError(f"{name}: expected text of one line, got {shown(text)}")
+        return cls(value.items())
+
+
+class IpAddress(Text):
+    """An address of a network interface."""
+
+    __slots__ = ()
+
+    @classmethod
+    def _read(cls, value: object) -> IpAddress:
+        text = Text._read(value)
+        try:
+            return cls(ipaddress.ip_address(text))
+        except ValueError:
+            raise ValueError(f"expected an IP address, got {shown(text)}") from None
 
 
 class ThreadCount(int):
