@@ -185,8 +185,12 @@ class LastWords:
         Args:
             timeout_s: how long to wait for the rest where another process holds the pipe open.
         """
+        return next((line for line in reversed(self.lines(timeout_s)) if line.strip()), "")
+
+    def lines(self, timeout_s: float = 1.0) -> list[str]:
+        """The last lines, oldest first, once the process has ended; see `last`."""
         self._thread.join(timeout_s)
-        return next((line for line in reversed(list(self._lines)) if line.strip()), "")
+        return list(self._lines)
 
     def _read(self) -> None:
         with self._stream as stream:

@@ -243,7 +243,9 @@ class ControlPipes(ControlChannel[MessageT]):
         return True
 
     def close(self) -> None:
-        """Closes both ends; no thread may be in `messages` then."""
-        for descriptor in {self._reading, self._writing}:
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+        """Closes both ends; no thread may be in `messages` then. Sending fails from now on."""
+        with self._lock:
+            for descriptor in {self._reading, self._writing} - {-1}:
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)
+            self._reading = self._writing = -1

@@ -33,6 +33,7 @@ def test_a_program_says_what_it_printed_or_why_it_failed(
     assert 0 < host.facts()["memory_bytes"] <= memory_bytes()
     with pytest.raises(EngineError, match="is no model's file"):
         host.keep_model("0" * 64, ".sh")
+    host.close()
 
 
 def test_a_host_receives_a_shard_and_passes_events_on(
@@ -55,3 +56,4 @@ def test_a_host_receives_a_shard_and_passes_events_on(
     assert Path(kept).read_bytes() == data
     assert host.next_events() == []
     assert set(host.hello()) == {"cutset", "python", "pid"}
+    host.close()
