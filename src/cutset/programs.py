@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 PROGRAMS: Mapping[str, str] = {
+    "board": "cutset.engines.ssh.board",
     "bystander": "cutset.measure.bystander_work",
     "command": "cutset.cli",
     "idle-worker": "cutset.measure.idle_worker",

@@ -117,7 +117,17 @@ def _ray() -> type[EngineSettings]:
     return RayCluster
 
 
-_OWN: Mapping[str, Callable[[], type[EngineSettings]]] = {"local": _local, "ray": _ray}
+def _ssh() -> type[EngineSettings]:
+    from cutset.engines.ssh.engine import SshHosts
+
+    return SshHosts
+
+
+_OWN: Mapping[str, Callable[[], type[EngineSettings]]] = {
+    "local": _local,
+    "ssh": _ssh,
+    "ray": _ray,
+}
 
 
 def find_engine(name: str) -> type[EngineSettings]:
