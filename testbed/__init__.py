@@ -3,6 +3,7 @@
 A development tool; it needs root on Linux, the package iproute2, and for the raylets Ray::
 
     python -m testbed up cluster.toml        # builds it and starts Ray on every node
+    python -m testbed up cluster.toml --ssh  # or: an ssh server on every node, and files to log in
     python -m testbed status
     python -m testbed exec pi-1 cutset run model.cutset photographs/ --engine ray --address auto
     python -m testbed fault cut pi-1 pi-2    # and mend, freeze, thaw, kill-worker, kill-raylet ...

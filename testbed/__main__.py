@@ -17,7 +17,7 @@ from testbed.build import down, require_machine, up
 from testbed.cgroups import find_cgroups
 from testbed.errors import TestbedError
 from testbed.nodes import command_on, environment_on
-from testbed.state import load, names
+from testbed.state import cluster_file, load, names, ssh_config
 from testbed.status import describe, status_of
 
 _FAULTS = {
@@ -52,12 +52,17 @@ def _up(options: argparse.Namespace) -> int:
         cluster,
         name=options.name,
         token=options.token,
-        ray=not options.no_ray,
+        ray=not (options.no_ray or options.ssh),
+        ssh=options.ssh,
         progress=lambda text: print(text, file=sys.stderr),
     )
     for notice in state.layout.notices:
         print(f"notice: {notice}", file=sys.stderr)
-    return _show(options.name)
+    code = _show(options.name)
+    if options.ssh:
+        print(f"cluster file: {cluster_file(options.name)}")
+        print(f"ssh's settings: {ssh_config(options.name)}")
+    return code
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -144,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("up", _up, "build what a cluster file describes")
     sub.add_argument("cluster", help="the cluster file")
     sub.add_argument("--token", action="store_true", help="Ray asks every client for a token")
+    sub.add_argument("--ssh", action="store_true", help="an ssh server on every node, and no Ray")
     sub.add_argument("--no-ray", action="store_true", help="networks and limits only")
     sub = command("status", _status, "show nodes and links")
     sub.add_argument("--json", action="store_true", help="as one JSON document")

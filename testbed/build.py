@@ -10,14 +10,17 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
+
 from cutset.cluster.devices import Cluster
 from testbed import network
 from testbed import state as stored
 from testbed.cgroups import Cgroups, end_processes, find_cgroups, remove_group
 from testbed.commands import require_tools
 from testbed.errors import TestbedError
-from testbed.layout import layout_of, prefix_of
+from testbed.layout import RAY_BYTES, layout_of, prefix_of
 from testbed.nodes import group_of, start_raylet
+from testbed.ssh import SSHD, prepare_ssh, start_sshd
 from testbed.state import State, node_folder
 
 _LOG = logging.getLogger(__name__)
@@ -29,6 +32,7 @@ def up(
     name: str,
     token: bool = False,
     ray: bool = True,
+    ssh: bool = False,
     progress: Callable[[str], None] = _LOG.info,
 ) -> State:
     """Builds testbed `name` of `cluster`. Whatever ends it early, also Ctrl-C, leaves nothing.
@@ -38,21 +42,27 @@ def up(
         name: 1 to 12 small letters and digits.
         token: Ray refuses a client that does not show the testbed's token.
         ray: whether to start Ray; without it there are only networks and limits.
+        ssh: whether to start an ssh server on every node.
         progress: called with what is done next.
 
     Raises:
         TestbedError: this machine cannot, there is a testbed of that name, or a step failed.
     """
-    require_machine(ray=ray)
-    layout = layout_of(cluster, name=name, machine_cpus=sorted(os.sched_getaffinity(0)))
+    require_machine(ray=ray, ssh=ssh)
+    layout = layout_of(
+        cluster,
+        name=name,
+        machine_cpus=sorted(os.sched_getaffinity(0)),
+        spare_bytes=RAY_BYTES if ray else 0,
+    )
     with stored.claimed(name):
         if _remains(name):
             raise TestbedError(f"there is a testbed {name!r}, or what is left of one; take it down")
-        state = State(layout=layout, ray=ray, token=token, ready=False)
+        state = State(layout=layout, ray=ray, ssh=ssh, token=token, ready=False)
         try:
             stored.save(state)
-            _build(state, progress)
-            state = State(layout=layout, ray=ray, token=token, ready=True)
+            _build(state, cluster, progress)
+            state = msgspec.structs.replace(state, ready=True)
             stored.save(state)
         except BaseException:
             progress("it did not come up; removing what was made")
@@ -61,7 +71,7 @@ def up(
     return state
 
 
-def _build(state: State, progress: Callable[[str], None]) -> None:
+def _build(state: State, cluster: Cluster, progress: Callable[[str], None]) -> None:
     layout, cgroups = state.layout, find_cgroups()
     if state.token:
         path = stored.token_file(layout.name)
@@ -75,6 +85,11 @@ def _build(state: State, progress: Callable[[str], None]) -> None:
         if node.memory_bytes is not None:
             cgroups.limit_memory(group_of(layout, node), node.memory_bytes)
     network.build_network(layout)
+    if state.ssh:
+        progress("an ssh server on every node")
+        prepare_ssh(layout, cluster)
+        for node in layout.nodes:
+            start_sshd(state, cgroups, node)
     if state.ray:
         progress(f"Ray's head on {layout.head.name}")
         start_raylet(state, cgroups, layout.head)
@@ -134,7 +149,7 @@ def _remains(name: str) -> bool:
     )
 
 
-def require_machine(*, ray: bool) -> None:
+def require_machine(*, ray: bool, ssh: bool = False) -> None:
     """Says what is missing here, if anything is.
 
     Raises:
@@ -146,5 +161,7 @@ def require_machine(*, ray: bool) -> None:
         raise TestbedError("a testbed needs root: it makes network namespaces; use sudo")
     require_tools("ip", "tc", "nsenter", "taskset")
     find_cgroups()
+    if ssh:
+        require_tools("ssh", "ssh-keygen", str(SSHD))
     if ray and importlib.util.find_spec("ray") is None:
         raise TestbedError("Ray is missing: install cutset[ray], or use --no-ray")

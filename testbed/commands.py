@@ -9,7 +9,15 @@ from collections.abc import Mapping, Sequence
 from testbed.errors import TestbedError
 
 _LAST_WORDS_CHARS = 2000
-_PACKAGES = {"ip": "iproute2", "tc": "iproute2", "nsenter": "util-linux", "taskset": "util-linux"}
+_PACKAGES = {
+    "ip": "iproute2",
+    "tc": "iproute2",
+    "nsenter": "util-linux",
+    "taskset": "util-linux",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
+    "/usr/sbin/sshd": "openssh-server",
+}
 
 
 def require_tools(*tools: str) -> None:

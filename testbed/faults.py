@@ -11,10 +11,14 @@ from testbed.cgroups import Cgroups, kill_member
 from testbed.errors import TestbedError
 from testbed.layout import Node
 from testbed.nodes import end_node, freeze_node, group_of, processes_on, start_raylet
+from testbed.ssh import start_sshd
 from testbed.state import State
 
 _RAYLET = re.compile(r"\S*/raylet/raylet ")
-_WORKER = re.compile(r"\S*python\S* -m cutset\.\S*worker|ray::(?!IDLE|DashboardAgent|RuntimeEnv)")
+_WORKER = re.compile(
+    r"\S*python\S* \S*/launch\.py .* cutset\.runtime\.worker "
+    r"|ray::(?!IDLE|DashboardAgent|RuntimeEnv)"
+)
 
 
 def kill_worker(state: State, cgroups: Cgroups, node: Node) -> int:
@@ -45,10 +49,12 @@ def start_node(state: State, cgroups: Cgroups, node: Node) -> None:
     """Brings `node` back as a machine that was switched on again: nothing of it ran on.
 
     Raises:
-        TestbedError: Ray does not start.
+        TestbedError: Ray or sshd does not start.
     """
     end_node(state, cgroups, node)
     network.mend_node(state.layout, node)
+    if state.ssh:
+        start_sshd(state, cgroups, node)
     if state.ray:
         start_raylet(state, cgroups, node)
 

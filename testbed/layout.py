@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from cutset.cluster.devices import Cluster, Device
+from cutset.cluster.ssh_address import read_ssh_address
 from testbed.errors import TestbedError
 
 RAY_BYTES = 512 * 2**20
@@ -116,10 +117,13 @@ def prefix_of(name: str) -> str:
     return f"cutset-{name}-"
 
 
-def layout_of(cluster: Cluster, *, name: str, machine_cpus: Sequence[int]) -> Layout:
+def layout_of(
+    cluster: Cluster, *, name: str, machine_cpus: Sequence[int], spare_bytes: int = RAY_BYTES
+) -> Layout:
     """Says what testbed `name` of `cluster` is made of, on a machine with these processors.
 
-    Ray's head is the cluster's caller, or else its first device.
+    Ray's head is the cluster's caller, or else its first device. `spare_bytes` are a node's memory
+    beside what a stage may use there.
 
     Raises:
         TestbedError: the name, an address or a speed that cannot be had.
@@ -142,7 +146,7 @@ def layout_of(cluster: Cluster, *, name: str, machine_cpus: Sequence[int]) -> La
                 cores=cores[index],
                 cpus=cpus[index],
                 num_threads=device.threads or 1,
-                memory_bytes=None if memory is None else memory + RAY_BYTES,
+                memory_bytes=None if memory is None else memory + spare_bytes,
             )
         )
     addresses = [node.address for node in nodes]
@@ -164,7 +168,7 @@ def _address(device: Device, free: Iterator[str]) -> str:
             raise TestbedError(f"device {device.name}: the addresses of {_SUBNET} are used up")
         return address
     try:
-        return str(ipaddress.IPv4Address(device.address))
+        return str(ipaddress.IPv4Address(read_ssh_address(device.address).host))
     except ValueError:
         raise TestbedError(
             f"device {device.name}: address {device.address!r} is no IPv4 address; leave it out,"

@@ -34,6 +34,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         format: ``"cutset-testbed/1"``.
         layout: what it is made of.
         ray: whether the nodes run Ray.
+        ssh: whether the nodes run an ssh server.
         token: whether Ray asks every client for the token in `token_file`.
         ready: False while it is being built, and for ever where that was cut short.
     """
@@ -41,6 +42,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     format: str = _FORMAT
     layout: Layout
     ray: bool
+    ssh: bool = False
     token: bool
     ready: bool
 
@@ -59,6 +61,21 @@ def node_folder(layout: Layout, node: Node) -> Path:
 def token_file(name: str) -> Path:
     """The token of testbed `name`."""
     return folder_of(name) / "token"
+
+
+def ssh_key(name: str) -> Path:
+    """The key with which the caller logs in to the nodes of testbed `name`."""
+    return folder_of(name) / "key"
+
+
+def ssh_config(name: str) -> Path:
+    """The caller's settings for ssh in testbed `name`."""
+    return folder_of(name) / "ssh_config"
+
+
+def cluster_file(name: str) -> Path:
+    """The cluster file with which the engine `ssh` runs on testbed `name`."""
+    return folder_of(name) / "cluster.toml"
 
 
 def names() -> list[str]:

@@ -23,6 +23,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         memory_bytes: what they may use; None where memory is no limit.
         num_processes: how many there are.
         raylet: whether Ray's daemon runs.
+        sshd: whether an ssh server listens.
         frozen: whether it was frozen.
         cut_from: nodes that it is cut off from; ``("all",)`` where its cable is out.
     """
@@ -34,6 +35,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     memory_bytes: int | None
     num_processes: int
     raylet: bool
+    sshd: bool
     frozen: bool
     cut_from: tuple[str, ...]
 
@@ -50,6 +52,7 @@ def status_of(state: State, cgroups: Cgroups, node: Node) -> NodeStatus:
         memory_bytes=node.memory_bytes,
         num_processes=len(lines),
         raylet=has_raylet(lines),
+        sshd=any("sshd: " in line and "[listener]" in line for line in lines),
         frozen=cgroups.is_frozen(group),
         cut_from=tuple(network.cuts_of(state.layout, node)),
     )
@@ -63,7 +66,7 @@ def describe(status: NodeStatus) -> str:
         f"{status.name:<12} {status.address:<15} {status.cores:5.0%} of a core",
         f"{status.memory_use_bytes / mib:.0f}{limit} MiB",
         f"{status.num_processes} processes",
-        "raylet" if status.raylet else "no raylet",
+        "sshd" if status.sshd else "raylet" if status.raylet else "no raylet",
     ]
     if status.frozen:
         parts.append("frozen")

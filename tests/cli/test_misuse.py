@@ -284,7 +284,7 @@ def test_a_door_that_would_stand_open_is_not_opened(
     ("option", "message"),
     [
         (("--address", "auto"), "--address is for --engine ray"),
-        (("--cluster", "x.toml"), "--cluster is for --engine ray"),
+        (("--engine", "local", "--cluster", "x.toml"), "--cluster is for --engine ssh or ray"),
         (("--engine", "ray", "--replan-after", "0"), "--replan-after must be above 0, got 0"),
     ],
 )

@@ -18,6 +18,7 @@ from cutset.programs import NOTEBOOK_DRAWINGS, PROGRAMS
 SOURCE = Path(cutset.__file__).parent
 # Arguments with which each ends at once, and the exit code.
 AT_ONCE = {
+    "board": ([], 0),  # whoever started it is gone
     "bystander": (["0"], 0),
     "command": (["--version"], 0),
     "idle-worker": (["torch"], 0),

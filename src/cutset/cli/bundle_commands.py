@@ -61,7 +61,7 @@ def run(
         list[Path],
         typer.Argument(metavar="INPUT...", help="images, folders, .npy or .safetensors files"),
     ],
-    engine: options.Engine = "local",
+    engine: options.Engine = None,
     address: options.Address = None,
     replan_after: options.ReplanAfter = None,
     cluster: options.RunningCluster = None,
@@ -121,7 +121,7 @@ def run(
 
 def bench(
     bundle: options.Bundle,
-    engine: options.Engine = "local",
+    engine: options.Engine = None,
     address: options.Address = None,
     replan_after: options.ReplanAfter = None,
     cluster: options.RunningCluster = None,

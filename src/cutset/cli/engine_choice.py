@@ -14,9 +14,11 @@ _FLAGS = {"address": "--address", "replan_after_s": "--replan-after", "cluster":
 
 
 def chosen_engine(
-    engine: str, address: str | None, replan_after: float | None, cluster: Path | None
+    engine: str | None, address: str | None, replan_after: float | None, cluster: Path | None
 ) -> EngineSettings:
     """The engine as `open_session` takes it, after a check that the options go together.
+
+    Where none is named it is the cluster file's, or this machine.
 
     Raises:
         EngineError: there is no such engine, or what it needs is not installed.
@@ -25,7 +27,8 @@ def chosen_engine(
     from cutset.cluster.cluster_file import load_cluster
     from cutset.engines.registry import engines_that_take, find_engine
 
-    kind = find_engine(engine)
+    loaded = load_cluster(cluster) if cluster is not None and engine is None else None
+    kind = find_engine(engine or (loaded and loaded.engine) or "local")
     values = {"address": address, "replan_after_s": replan_after, "cluster": cluster}
     given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     for name in given:
@@ -36,5 +39,5 @@ def chosen_engine(
     if replan_after is not None and not replan_after > 0:
         usage_error(f"--replan-after must be above 0, got {replan_after:g}")
     if cluster is not None:
-        given["cluster"] = load_cluster(cluster)
+        given["cluster"] = loaded or load_cluster(cluster)
     return kind.from_options(given)

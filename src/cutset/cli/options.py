@@ -142,10 +142,11 @@ MinThroughput: TypeAlias = Annotated[
     typer.Option(metavar="ROWS/S", parser=rows_per_s, help="least rows per second; 20 or '20/s'"),
 ]
 Engine: TypeAlias = Annotated[
-    str,
+    str | None,
     typer.Option(
-        metavar="local|ray|NAME",
-        help="where workers run: here, on a Ray cluster, or on an engine that a package adds",
+        metavar="local|ssh|ray|NAME",
+        help="where workers run: here, by ssh, on a Ray cluster, or on an engine that a package"
+        " adds; what the cluster file says, or local",
     ),
 ]
 Address: TypeAlias = Annotated[
@@ -157,12 +158,12 @@ ReplanAfter: TypeAlias = Annotated[
     typer.Option(
         metavar="S",
         parser=seconds,
-        help="give a Ray node up after so long, and place its stages anew; 10",
+        help="give a device up after so long, and place its stages anew; 10",
     ),
 ]
 RunningCluster: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--cluster", help="a cluster file: the Ray nodes' speeds, links, addresses"),
+    typer.Option("--cluster", help="a cluster file: the devices' addresses, speeds, links"),
 ]
 Backend: TypeAlias = Annotated[
     str,

@@ -16,7 +16,7 @@ def serve(
     bundle: options.Bundle,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any")] = 8000,
-    engine: options.Engine = "local",
+    engine: options.Engine = None,
     address: options.Address = None,
     replan_after: options.ReplanAfter = None,
     cluster: options.RunningCluster = None,
