@@ -44,6 +44,33 @@ def end_with_caller(caller: int, control: int) -> None:
         watch(control)
 
 
+def keep() -> None:
+    """Goes on as a child, which a process without anything in it kills when standard input closes.
+
+    So the child ends with its connection even while it is stopped. The keeper ends when the child
+    does, with its exit status; 128 and the number where a signal ended it.
+    """
+    import select
+    import signal
+
+    alive, held = os.pipe()  # closed by the child's end, in whatever way
+    child = os.fork()
+    if child == 0:
+        os.close(alive)
+        os.set_inheritable(held, True)  # also where it replaces itself by another program
+        die_with_parent()
+        return
+    os.close(held)
+    os.close(1)
+    poller = select.poll()
+    poller.register(0, getattr(select, "POLLRDHUP", 0))
+    poller.register(alive, 0)
+    if any(descriptor == 0 for descriptor, _ in poller.poll()):
+        os.kill(child, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os._exit(status if status >= 0 else 128 - status)
+
+
 def watch(control: int) -> None:
     """Ends this process when the other end of the connection is closed, in whatever way."""
     import select

@@ -49,3 +49,19 @@ def name(machine: None) -> Iterator[str]:
 def repository() -> Path:
     """The folder in which ``python -m testbed`` is run."""
     return Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle for the nodes of `beds.streams`."""
+    from beds.streams import write_three_stages  # which imports torch
+
+    return write_three_stages(tmp_path_factory.mktemp("bundles") / "three.cutset")
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of rows, and what the whole model makes of each."""
+    from beds.streams import write_rows
+
+    return write_rows(tmp_path_factory.mktemp("rows") / "rows.safetensors")

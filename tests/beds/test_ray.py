@@ -10,44 +10,32 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import psutil
 import pytest
-import torch
-from safetensors.torch import save_file
 
+from beds.streams import (
+    END_S,
+    NODES,
+    NUM_ROWS,
+    THREE_NODES,
+    Caller,
+    assert_nothing_of_ours,
+    objects_of,
+)
 from cutset.bundles.open import open_bundle
 from cutset.cluster.cluster_file import cluster_from_toml, load_cluster
 from cutset.costs.profile import load_profile
-from distributed import bundles
 from testbed import faults
 from testbed.build import down, up
-from testbed.cgroups import find_cgroups, members
-from testbed.nodes import command_on, environment_on, group_of
-from testbed.state import State, node_folder
+from testbed.cgroups import find_cgroups
+from testbed.nodes import command_on, environment_on
+from testbed.state import State
 
 pytest.importorskip("ray")
 
-_NODES = ("server", "pi-1", "pi-2")
-_CLUSTER = """
-caller = "server"
-[[device]]
-name = "server"
-[[device]]
-name = "pi-1"
-speed = 0.5
-[[device]]
-name = "pi-2"
-speed = 0.5
-[link]
-bandwidth = "100 Mbit/s"
-[[link.between]]
-devices = ["pi-1", "pi-2"]
-bandwidth = "20 Mbit/s"
-"""
 _PAIR = """
 caller = "server"
 [[device]]
@@ -57,8 +45,6 @@ name = "pi"
 [link]
 bandwidth = "20 Mbit/s"
 """
-_NUM_ROWS = 1000
-_END_S = 420.0
 
 
 @contextlib.contextmanager
@@ -73,130 +59,29 @@ def _built(cluster: str, name: str) -> Iterator[State]:
 @pytest.fixture(scope="module")
 def bed(machine: None) -> Iterator[State]:
     """Three nodes, two of them with half a core."""
-    with _built(_CLUSTER, f"ray{os.getpid() % 10**7}") as state:
+    with _built(THREE_NODES, f"ray{os.getpid() % 10**7}") as state:
         yield state
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, bed: State) -> Path:
-    """Three stages, one for each node; micro-batches of a row."""
-    plan = bundles.hand_plan
-
-    def on_nodes(*arguments: object) -> object:
-        made = plan(*arguments)  # type: ignore[arg-type]
-        stages = tuple(
-            msgspec.structs.replace(stage, device=name)
-            for stage, name in zip(made.stages, _NODES, strict=True)
-        )
-        return msgspec.structs.replace(made, stages=stages)
-
-    folder = tmp_path_factory.mktemp("ray") / "three.cutset"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundles, "hand_plan", on_nodes)
-        bundles.write_bundle(
-            bundles.small_net(), (torch.randn(2, 3, 16, 16),), (3, 6), folder, micro_batch=1
-        )
-    return folder
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A thousand rows, and what the whole model makes of each."""
-    torch.set_num_threads(1)
-    file = tmp_path_factory.mktemp("rows") / "rows.safetensors"
-    inputs = torch.randn(_NUM_ROWS, 3, 16, 16)
-    expected = bundles.whole_model(bundles.small_net(), inputs, 1)
-    save_file({"rows": inputs, "expected": expected}, file)
-    return file
-
-
-class Caller:
-    """A process on the first node that streams the rows."""
-
-    def __init__(self, bed: State, bundle: Path, rows: Path, replan_after_s: float = 10.0) -> None:
-        node = bed.layout.head
-        script = str(Path(__file__).parent / "ray_caller.py")
-        command = [sys.executable, script, str(bundle), str(rows), str(replan_after_s), "2.5"]
-        self.process = subprocess.Popen(
-            command_on(bed, find_cgroups(), node, command, limited=False),
-            env=environment_on(bed, node),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.pids: list[int] = []
-
-    def follow(self, disturb: dict[int, Callable[[], None]]) -> dict[str, object]:
-        """Reads what it says to the end; calls `disturb` with the rows' number as key."""
-        assert self.process.stdout is not None
-        killer = threading.Timer(_END_S, self.process.kill)
-        killer.start()
-        result: dict[str, object] = {}
-        for line in self.process.stdout:
-            word, _, rest = line.partition(" ")
-            if word == "up":
-                self.pids = json.loads(rest)
-            elif word == "at":
-                disturb.get(int(rest), lambda: None)()
-            elif word == "result":  # Ray prints on its own
-                result = json.loads(rest)
-        _, words = self.process.communicate()
-        killer.cancel()
-        assert result, words
-        return result
-
-    def wait_until_up(self) -> None:
-        """Reads until the pipeline stands."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("up"):
-                self.pids = json.loads(line.partition(" ")[2])
-                return
-        pytest.fail(self.process.communicate()[1])
-
-
-def _objects(bed: State, name: str) -> set[str]:
-    folder = node_folder(bed.layout, bed.layout.node(name)) / "cache" / "cutset" / "objects"
-    return {path.name for path in folder.iterdir()}
 
 
 def test_every_row_through_three_nodes_and_each_node_gets_its_own_shard_once(
     bed: State, bundle: Path, rows: Path, stranger: subprocess.Popen[str]
 ) -> None:
-    caller = Caller(bed, bundle, rows)
+    caller = Caller(bed, "ray", bundle, rows)
     result = caller.follow({})
     assert result == {
-        "answered": _NUM_ROWS,
+        "answered": NUM_ROWS,
         "wrong": [],
         "epoch": 1,
-        "devices": list(_NODES),
+        "devices": list(NODES),
         "restarts": [0, 0, 0],
     }
     files = open_bundle(bundle).manifest.files
-    for stage, name in enumerate(_NODES):
+    for stage, name in enumerate(NODES):
         own = {entry.sha256 for entry in files if entry.path.startswith(f"stage-{stage}/")}
-        kept = _objects(bed, name)
+        kept = objects_of(bed, name)
         assert own < kept
         assert len(kept) == len(own) + 1  # and the manifest
-    _assert_nothing_of_ours(bed)
-
-
-def _assert_nothing_of_ours(bed: State) -> None:
-    """No stage's process is left on any node, a moment after its session ended."""
-    for node in bed.layout.nodes:
-        pids = members(find_cgroups(), group_of(bed.layout, node))
-        ours = [p for pid in pids if psutil.pid_exists(pid) and _is_ours(p := psutil.Process(pid))]
-        _, alive = psutil.wait_procs(ours, timeout=10)
-        assert alive == []
-
-
-def _is_ours(process: psutil.Process) -> bool:
-    try:
-        line = process.cmdline()
-    except psutil.NoSuchProcess:
-        return False
-    ours = ("cutset.runtime.worker", "cutset.measure.stages", "ray::StageHost")
-    return any(word in " ".join(line) for word in ours)
+    assert_nothing_of_ours(bed)
 
 
 @pytest.fixture(scope="module")
@@ -226,14 +111,14 @@ def test_a_caller_without_the_token_is_refused(stranger: subprocess.Popen[str]) 
 
 
 def test_a_caller_that_is_killed_leaves_no_process(bed: State, bundle: Path, rows: Path) -> None:
-    caller = Caller(bed, bundle, rows)
+    caller = Caller(bed, "ray", bundle, rows)
     caller.wait_until_up()
     workers = [psutil.Process(pid) for pid in caller.pids]
     caller.process.send_signal(signal.SIGKILL)
     caller.process.communicate(timeout=10)
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert alive == []
-    _assert_nothing_of_ours(bed)
+    assert_nothing_of_ours(bed)
 
 
 _TIMED = """
@@ -250,7 +135,7 @@ def test_nodes_time_their_stages_and_the_bundle_says_it(
 ) -> None:
     copy = tmp_path / "three.cutset"
     shutil.copytree(bundle, copy)
-    (tmp_path / "cluster.toml").write_text(_CLUSTER)
+    (tmp_path / "cluster.toml").write_text(THREE_NODES)
     node = bed.layout.head
     command = [sys.executable, "-c", _TIMED, str(copy), str(tmp_path / "cluster.toml")]
     done = subprocess.run(
@@ -258,7 +143,7 @@ def test_nodes_time_their_stages_and_the_bundle_says_it(
         env=environment_on(bed, node),
         capture_output=True,
         text=True,
-        timeout=_END_S,
+        timeout=END_S,
     )
     assert done.returncode == 0, done.stderr
     expected = open_bundle(copy).manifest.plan.expected
@@ -267,7 +152,7 @@ def test_nodes_time_their_stages_and_the_bundle_says_it(
     assert len(expected.compute_s) == 3
     assert min(expected.compute_s) > 0
     assert expected.period_s >= max(expected.compute_s)
-    _assert_nothing_of_ours(bed)
+    assert_nothing_of_ours(bed)
 
 
 _MODEL = """
@@ -307,7 +192,7 @@ def test_a_cluster_is_measured(pair: State, tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=_END_S,
+        timeout=END_S,
     )
     assert done.returncode == 0, done.stderr
     cluster = load_cluster(tmp_path / "cluster.toml")
@@ -337,7 +222,7 @@ def test_killed_workers_cut_links_frozen_and_dead_nodes_cost_no_row(
         threading.Event().wait(3.0)  # the length is the fault
         faults.mend(bed, two, None)
 
-    caller = Caller(bed, bundle, rows, replan_after_s=2.0)
+    caller = Caller(bed, "ray", bundle, rows, replan_after_s=2.0)
     result = caller.follow(
         {
             100: lambda: faults.kill_worker(bed, cgroups, one) and None,
@@ -347,7 +232,7 @@ def test_killed_workers_cut_links_frozen_and_dead_nodes_cost_no_row(
         }
     )
     faults.thaw(bed, cgroups, two)
-    assert result["answered"] == _NUM_ROWS
+    assert result["answered"] == NUM_ROWS
     assert result["wrong"] == []
     # Nothing passes a frozen node; without its raylet one may compute until the stream is over.
     assert "pi-2" not in result["devices"]  # type: ignore[operator]
@@ -392,14 +277,14 @@ def test_each_fault_alone(
             faults.start_node(bed, cgroups, two)
 
     try:
-        caller = Caller(bed, bundle, rows, replan_after_s=30.0 if mend else 3.0)
+        caller = Caller(bed, "ray", bundle, rows, replan_after_s=30.0 if mend else 3.0)
         result = caller.follow({300: disturb})
     finally:
         if break_ == "freeze":
             faults.thaw(bed, cgroups, two)
         if break_ != "kill-worker":
             faults.start_node(bed, cgroups, two)
-    assert result["answered"] == _NUM_ROWS
+    assert result["answered"] == NUM_ROWS
     assert result["wrong"] == []
     assert result["epoch"] > 1  # type: ignore[operator]
     placed = result["devices"]

@@ -56,7 +56,7 @@ def test_a_program_starts_by_its_name(name: str, tmp_path: Path) -> None:
 
 
 def test_a_program_that_is_not_in_the_table_is_none() -> None:
-    with pytest.raises(EngineError, match=r"no program 'os'; known: bystander, command"):
+    with pytest.raises(EngineError, match=r"no program 'os'; known: board, bystander, command"):
         command_of("os")
     with pytest.raises(EngineError, match=r"no program 'cutset\.cli'"):
         NodeService(linger_s=1.0).start_program("cutset.cli", [], 1)

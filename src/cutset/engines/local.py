@@ -134,13 +134,17 @@ class LocalWorker:
         if code is None:
             status = f"was killed and did not end within {_REAP_TIMEOUT_S:.0f} s"
         elif code < 0:
-            status = f"was ended by {signal_name(-code)}"
-            if -code == signal.SIGKILL:
-                status += " (by hand, for want of memory, or because it no longer answered)"
+            status = ended_by(-code)
         else:
             status = f"left with exit status {code}"
         words = self._last_words.last()
         return f"process {self.pid} {status}" + (f"; its last words: {words}" if words else "")
+
+
+def ended_by(number: int) -> str:
+    """What a signal did to a worker."""
+    why = " (by hand, for want of memory, or because it no longer answered)"
+    return f"was ended by {signal_name(number)}" + (why if number == signal.SIGKILL else "")
 
 
 def signal_name(number: int) -> str:

@@ -171,6 +171,7 @@ def remote_command(device: Device) -> str:
     """What starts `cutset.engines.ssh.board` on a device, for whatever shell its user has there."""
     code = (
         "import sys; sys.path[:] = [path for path in sys.path if path];"
+        " from cutset.launch import keep; keep();"
         f" from {PROGRAMS[_PROGRAM]} import main; main()"
     )
     python = remote_path(device.python or "python3")

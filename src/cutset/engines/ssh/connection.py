@@ -15,6 +15,7 @@ import msgspec
 
 from cutset.bundles.manifest import FileEntry
 from cutset.engines.control import ControlPipes
+from cutset.engines.local import ended_by
 from cutset.engines.protocol import Command, Event
 from cutset.engines.remote_host import (
     ANSWER_TIMEOUT_S,
@@ -34,6 +35,8 @@ _REAP_S = 5.0
 _PIECE_BYTES = 256 << 10
 _MOST_LINES_BEFORE = 1000
 _NEVER = float("inf")
+_SSH_FAILED = 255
+_BY_SIGNAL = 128
 
 
 class TroubleError(HostAwayError):
@@ -190,9 +193,12 @@ class SshHost(RemoteHost):
         """Why the worker is gone, once it is."""
         status = self._reap()
         words = self._words.last()
-        how = "was ended, or the connection to it" if status in (None, 255) else "left"
-        how = f"the process on {self.device} {how}" + (f" with status {status}" if status else "")
-        return f"{how}; its last words: {words}" if words else how
+        how = f"left with exit status {status}"
+        if status is None or status < 0 or status == _SSH_FAILED:
+            how = "was lost, or the connection to it"
+        elif status > _BY_SIGNAL:
+            how = ended_by(status - _BY_SIGNAL)
+        return f"the process there {how}" + (f"; its last words: {words}" if words else "")
 
     # --- its end
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from cutset.engines.ray.engine import RayCluster
+from cutset.cluster.cluster_file import load_cluster
+from cutset.engines.registry import EngineSettings
 from cutset.errors import CutsetError
 from cutset.runtime.session import open_session
 from cutset.runtime.status import Limits
@@ -22,8 +23,19 @@ from cutset.runtime.status import Limits
 _SAY_EVERY = 100
 
 
+def _engine(where: str, replan_after_s: float) -> EngineSettings:
+    """Ray, or by ssh the hosts of a cluster file."""
+    if where == "ray":
+        from cutset.engines.ray.engine import RayCluster
+
+        return RayCluster(replan_after_s=replan_after_s)
+    from cutset.engines.ssh.engine import SshHosts
+
+    return SshHosts(cluster=load_cluster(where), replan_after_s=replan_after_s)
+
+
 def main() -> None:
-    bundle, file, replan_after_s, heartbeat_s = sys.argv[1:]
+    where, bundle, file, replan_after_s, heartbeat_s = sys.argv[1:]
     torch.set_num_threads(1)
     data = load_file(file)
     rows, expected = data["rows"], data["expected"]
@@ -32,7 +44,7 @@ def main() -> None:
         link_timeout_s=2 * float(heartbeat_s),
         start_timeout_s=120.0,
     )
-    engine = RayCluster(replan_after_s=float(replan_after_s))
+    engine = _engine(where, float(replan_after_s))
 
     def one_by_one() -> Iterator[torch.Tensor]:
         for index in range(len(rows)):

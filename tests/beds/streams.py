@@ -1,0 +1,141 @@
+"""What tests of engines on a testbed share: a bundle for three nodes, rows, and a caller."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from distributed import bundles
+from testbed.cgroups import find_cgroups, members
+from testbed.nodes import command_on, environment_on, group_of
+from testbed.state import State, node_folder
+
+NODES = ("server", "pi-1", "pi-2")
+THREE_NODES = """
+caller = "server"
+[[device]]
+name = "server"
+[[device]]
+name = "pi-1"
+speed = 0.5
+[[device]]
+name = "pi-2"
+speed = 0.5
+[link]
+bandwidth = "100 Mbit/s"
+[[link.between]]
+devices = ["pi-1", "pi-2"]
+bandwidth = "20 Mbit/s"
+"""
+NUM_ROWS = 1000
+END_S = 420.0
+
+
+def write_three_stages(folder: Path) -> Path:
+    """A bundle of three stages, one for each node; micro-batches of a row."""
+    plan = bundles.hand_plan
+
+    def on_nodes(*arguments: object) -> object:
+        made = plan(*arguments)  # type: ignore[arg-type]
+        stages = tuple(
+            msgspec.structs.replace(stage, device=name)
+            for stage, name in zip(made.stages, NODES, strict=True)
+        )
+        return msgspec.structs.replace(made, stages=stages)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundles, "hand_plan", on_nodes)
+        bundles.write_bundle(
+            bundles.small_net(), (torch.randn(2, 3, 16, 16),), (3, 6), folder, micro_batch=1
+        )
+    return folder
+
+
+def write_rows(file: Path) -> Path:
+    """A thousand rows, and what the whole model makes of each."""
+    torch.set_num_threads(1)
+    inputs = torch.randn(NUM_ROWS, 3, 16, 16)
+    expected = bundles.whole_model(bundles.small_net(), inputs, 1)
+    save_file({"rows": inputs, "expected": expected}, file)
+    return file
+
+
+class Caller:
+    """A process on the first node that streams the rows."""
+
+    def __init__(
+        self, bed: State, where: str, bundle: Path, rows: Path, replan_after_s: float = 10.0
+    ) -> None:
+        node = bed.layout.head
+        script = str(Path(__file__).parent / "streaming_caller.py")
+        words = [where, str(bundle), str(rows), str(replan_after_s), "2.5"]
+        command = [sys.executable, script, *words]
+        self.process = subprocess.Popen(
+            command_on(bed, find_cgroups(), node, command, limited=False),
+            env=environment_on(bed, node),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.pids: list[int] = []
+
+    def follow(self, disturb: dict[int, Callable[[], None]]) -> dict[str, object]:
+        """Reads what it says to the end; calls `disturb` with the rows' number as key."""
+        assert self.process.stdout is not None
+        killer = threading.Timer(END_S, self.process.kill)
+        killer.start()
+        result: dict[str, object] = {}
+        for line in self.process.stdout:
+            word, _, rest = line.partition(" ")
+            if word == "up":
+                self.pids = json.loads(rest)
+            elif word == "at":
+                disturb.get(int(rest), lambda: None)()
+            elif word == "result":  # engines may print on their own
+                result = json.loads(rest)
+        _, words = self.process.communicate()
+        killer.cancel()
+        assert result, words
+        return result
+
+    def wait_until_up(self) -> None:
+        """Reads until the pipeline stands."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("up"):
+                self.pids = json.loads(line.partition(" ")[2])
+                return
+        pytest.fail(self.process.communicate()[1])
+
+
+def objects_of(bed: State, name: str) -> set[str]:
+    folder = node_folder(bed.layout, bed.layout.node(name)) / "cache" / "cutset" / "objects"
+    return {path.name for path in folder.iterdir()}
+
+
+def assert_nothing_of_ours(bed: State) -> None:
+    """No stage's process is left on any node, a moment after its session ended."""
+    for node in bed.layout.nodes:
+        pids = members(find_cgroups(), group_of(bed.layout, node))
+        ours = [p for pid in pids if psutil.pid_exists(pid) and _is_ours(p := psutil.Process(pid))]
+        _, alive = psutil.wait_procs(ours, timeout=10)
+        assert alive == []
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    try:
+        line = process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
+    ours = ("cutset.runtime.worker", "cutset.measure.stages", "ray::StageHost")
+    return any(word in " ".join(line) for word in ours)
