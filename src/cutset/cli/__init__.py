@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from cutset.cli import bundle_commands, machine, model_commands, reporting, serving
+from cutset.cli import bundle_commands, hosts, machine, model_commands, reporting, serving
 from cutset.cli.screen import show_logs, show_traceback
 from cutset.errors import CutsetError
 from cutset.extras import naming_extras
@@ -70,6 +70,7 @@ for command in (
     machine.probe,
 ):
     app.command()(command)
+app.add_typer(hosts.app, name="hosts")
 
 
 def _version(value: bool) -> None:

@@ -19,6 +19,7 @@ from cutset.backends.allocator import malloc_environment
 from cutset.engines.control import ControlPipes
 from cutset.engines.node_service import NodeService, entry_of
 from cutset.engines.ssh.calls import GREETING, LEASE_S, Answer, Call
+from cutset.engines.ssh.wires import WireEnd
 from cutset.errors import CutsetError
 from cutset.launch import die_with_parent
 from cutset.processes import command_of, made_environment
@@ -30,6 +31,7 @@ _METHODS = frozenset(
         *("hello", "clock", "facts", "backends"),
         *("missing_manifest", "missing_files", "stage_folder", "keep_model"),
         *("start_program", "program_result"),
+        *("open_port", "serve_wire", "measure_wire"),
     }
 )
 """What a caller may call by name; `take_file` and `start_worker` are done here."""
@@ -48,6 +50,12 @@ class Board(NodeService):
         self._descriptors = reading, writing
         self._control = ControlPipes(reading, writing, msgspec.json.Decoder(Call))
         self._is_busy = False
+        wire = WireEnd()
+        self.open_port, self.serve_wire, self.measure_wire = (
+            wire.open_port,
+            wire.serve,
+            wire.measure,
+        )
 
     def backends(self) -> list[str]:
         """Names of what computes stages here."""

@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ from cutset.engines.remote_engine import RemoteEngine
 from cutset.engines.remote_host import HostAwayError, HostEndedError
 from cutset.engines.remote_programs import RemotePrograms
 from cutset.engines.remote_worker import RemoteWorker
-from cutset.engines.ssh.client import Target, targets_of
+from cutset.engines.ssh.client import targets_of
 from cutset.engines.ssh.connection import SshHost, TroubleError, own_address
 from cutset.errors import EngineError
 from cutset.progress import Progress
@@ -257,16 +257,3 @@ def unknown_device(device: str, known: Collection[str]) -> EngineError:
         f"the bundle was planned for {device!r}, which is no device of the cluster file; it has"
         f" {', '.join(known)}. Name the file that it was planned with, or plan again"
     )
-
-
-def reached(targets: Collection[Target]) -> Iterator[tuple[Target, SshHost | TroubleError]]:
-    """Logs in to devices, all at once; what came of each, in their order."""
-
-    def connect(target: Target) -> SshHost | TroubleError:
-        try:
-            return SshHost(target, threading.Event(), timeout_s=GREETING_TIMEOUT_S)
-        except TroubleError as error:
-            return error
-
-    with ThreadPoolExecutor(max(1, len(targets))) as pool:
-        yield from zip(targets, pool.map(connect, targets), strict=True)
