@@ -29,7 +29,7 @@ def _engine(where: str, replan_after_s: float) -> EngineSettings:
         from cutset.engines.ray.engine import RayCluster
 
         return RayCluster(replan_after_s=replan_after_s)
-    from cutset.engines.ssh.engine import SshHosts
+    from cutset.engines.ssh.ssh_engine import SshHosts
 
     return SshHosts(cluster=load_cluster(where), replan_after_s=replan_after_s)
 

@@ -29,7 +29,7 @@ def check(cluster: ClusterFile, as_json: options.Json = False) -> None:
 
     from cutset.cluster.cluster_file import load_cluster
     from cutset.engines.ssh.check import check_hosts
-    from cutset.report.hosts import print_hosts
+    from cutset.report.host_table import print_hosts
 
     with show_progress() as progress:
         states = check_hosts(load_cluster(cluster), progress=progress)

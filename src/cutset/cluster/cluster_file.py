@@ -94,7 +94,7 @@ from cutset.cluster.written_values import (
     Memory,
     Names,
     Pair,
-    Program,
+    ProgramName,
     Speed,
     Text,
     ThreadCount,
@@ -146,7 +146,7 @@ class _DeviceTable(_Ported, frozen=True, kw_only=True):
     threads: ThreadCount | None = None
     address: Text | None = None
     listen: IpAddress | None = None
-    python: Program | None = None
+    python: ProgramName | None = None
     folder: DevicePath | None = None
     env: Variables = Variables()
     overhead: Duration = Duration(0.0)

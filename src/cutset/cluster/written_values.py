@@ -56,13 +56,13 @@ class DevicePath(Text):
         return cls(text)
 
 
-class Program(Text):
+class ProgramName(Text):
     """A program on a device: a path, or a name that is looked for there."""
 
     __slots__ = ()
 
     @classmethod
-    def _read(cls, value: object) -> Program:
+    def _read(cls, value: object) -> ProgramName:
         text = Text._read(value)
         is_name = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._+-]*", text)
         return cls(text if is_name else DevicePath._read(value))

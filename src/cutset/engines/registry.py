@@ -118,7 +118,7 @@ def _ray() -> type[EngineSettings]:
 
 
 def _ssh() -> type[EngineSettings]:
-    from cutset.engines.ssh.engine import SshHosts
+    from cutset.engines.ssh.ssh_engine import SshHosts
 
     return SshHosts
 

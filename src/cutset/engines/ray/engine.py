@@ -26,8 +26,8 @@ from cutset.engines.ray.nodes import (
     require_nodes,
 )
 from cutset.engines.ray.programs_on_nodes import programs_on_nodes
+from cutset.engines.ray.ray_worker import RayWorker
 from cutset.engines.ray.stage_host import make_host
-from cutset.engines.ray.worker import RayWorker
 from cutset.engines.registry import EngineSettings, StagePrograms
 from cutset.engines.remote_engine import RemoteEngine
 from cutset.engines.remote_host import HostAwayError, HostEndedError, require_same_version

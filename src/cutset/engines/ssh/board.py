@@ -18,8 +18,8 @@ import msgspec
 from cutset.backends.allocator import malloc_environment
 from cutset.engines.control import ControlPipes
 from cutset.engines.node_service import NodeService, entry_of
-from cutset.engines.ssh.calls import GREETING, LEASE_S, Answer, Call
-from cutset.engines.ssh.wires import WireEnd
+from cutset.engines.ssh.board_calls import GREETING, LEASE_S, BoardAnswer, BoardCall
+from cutset.engines.ssh.wire_check import WireEnd
 from cutset.errors import CutsetError
 from cutset.launch import die_with_parent
 from cutset.processes import command_of, made_environment
@@ -48,7 +48,7 @@ class Board(NodeService):
     def __init__(self, reading: int, writing: int) -> None:
         super().__init__(_LINGER_S, owner=os.getpid())
         self._descriptors = reading, writing
-        self._control = ControlPipes(reading, writing, msgspec.json.Decoder(Call))
+        self._control = ControlPipes(reading, writing, msgspec.json.Decoder(BoardCall))
         self._is_busy = False
         wire = WireEnd()
         self.open_port, self.serve_wire, self.measure_wire = (
@@ -76,7 +76,7 @@ class Board(NodeService):
             self._control.heard_s = time.monotonic()  # nothing was read meanwhile
             self._is_busy = False
 
-    def _do(self, call: Call) -> bool:
+    def _do(self, call: BoardCall) -> bool:
         """Answers a call; False where no other can follow."""
         try:
             if call.method == "take_file":
@@ -87,16 +87,16 @@ class Board(NodeService):
                 raise CutsetError(f"there is no call {call.method!r}")
             value = getattr(self, call.method)(*call.arguments)
         except CutsetError as error:
-            self._control.send(Answer(kind=type(error).__name__, message=str(error)))
+            self._control.send(BoardAnswer(kind=type(error).__name__, message=str(error)))
         else:
-            self._control.send(Answer(value=value))
+            self._control.send(BoardAnswer(value=value))
         return True
 
     def _take_file(self, path: str, num_bytes: int, sha256: str) -> bool:
         """Takes a file, whose bytes follow once the caller was told to go on."""
         entry = entry_of((path, num_bytes, sha256))
         self.begin_file((path, num_bytes, sha256))
-        self._control.send(Answer(value="go on"))
+        self._control.send(BoardAnswer(value="go on"))
         try:
             if not self._control.take_bytes(entry.num_bytes, self.append):
                 self.close()
@@ -104,9 +104,9 @@ class Board(NodeService):
             self.finish_file()
         except CutsetError as error:
             # What is still on its way belongs to the file; no call can be told from it.
-            self._control.send(Answer(kind=type(error).__name__, message=str(error)))
+            self._control.send(BoardAnswer(kind=type(error).__name__, message=str(error)))
             return False
-        self._control.send(Answer(value="kept"))
+        self._control.send(BoardAnswer(value="kept"))
         return True
 
     def _become_worker(
@@ -123,7 +123,7 @@ class Board(NodeService):
         for descriptor in (reading, writing, *self._cache.room.held):
             os.set_inheritable(descriptor, True)
         self.close()
-        self._control.send(Answer(value="begins"))
+        self._control.send(BoardAnswer(value="begins"))
         # The command is ours, and so is the interpreter.
         os.execve(command[0], command, made)  # noqa: S606
 

@@ -13,7 +13,7 @@ from cutset.cluster.devices import Cluster
 from cutset.engines.remote_host import HostAwayError
 from cutset.engines.ssh.client import Target, targets_of
 from cutset.engines.ssh.connection import SshHost, TroubleError
-from cutset.engines.ssh.engine import GREETING_TIMEOUT_S
+from cutset.engines.ssh.ssh_engine import GREETING_TIMEOUT_S
 from cutset.engines.ssh.troubles import Trouble
 from cutset.errors import BundleError
 from cutset.progress import Progress, no_progress

@@ -24,7 +24,7 @@ from cutset.engines.remote_host import (
     RemoteHost,
     require_same_version,
 )
-from cutset.engines.ssh.calls import GREETING, HERE_EVERY_S, Answer, Call
+from cutset.engines.ssh.board_calls import GREETING, HERE_EVERY_S, BoardAnswer, BoardCall
 from cutset.engines.ssh.client import Target
 from cutset.engines.ssh.troubles import Trouble, trouble_of
 from cutset.errors import BundleError, EngineError
@@ -88,7 +88,7 @@ class SshHost(RemoteHost):
         self._process.stdout.close()
         self._process.stdin.close()
         self._reader = threading.Lock()
-        self._control = ControlPipes(reading, writing, msgspec.json.Decoder(Answer))
+        self._control = ControlPipes(reading, writing, msgspec.json.Decoder(BoardAnswer))
         threading.Thread(target=self._watch, name="cutset-ssh-watch", daemon=True).start()
         try:
             self.about = self._greeted()
@@ -127,7 +127,7 @@ class SshHost(RemoteHost):
         try:
             self._until_s = time.monotonic() + timeout_s
             with contextlib.suppress(OSError):  # the end of its answers says why
-                self._control.send(Call(method=method, arguments=arguments))
+                self._control.send(BoardCall(method=method, arguments=arguments))
             return self._answer()
         finally:
             self._until_s = _NEVER

@@ -20,14 +20,14 @@ HERE_EVERY_S = 2.0
 """A caller says so often that it is there."""
 
 
-class Call(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BoardCall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A call of `method` with `arguments`."""
 
     method: str
     arguments: tuple[Any, ...] = ()
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BoardAnswer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What came of a call.
 
     Attributes:

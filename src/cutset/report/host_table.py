@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from cutset.engines.ssh.check import HostState, WireState
 from cutset.report.text import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from cutset.engines.ssh.check import HostState, WireState
 
 
 def print_hosts(console: Console, states: Sequence[HostState]) -> None:
