@@ -8,95 +8,29 @@ row is none of them.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import sys
-import sysconfig
-import types
-from collections.abc import Callable, Iterator, Mapping
+import difflib
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils import _pytree as pytree
 
 from cutset.capture.diagnosis import place_in_words
-from cutset.capture.source_lines import is_library_file
+from cutset.capture.way_through_model import Place, Step, Way, follow
 from cutset.errors import CaptureError
 
 _OTHER_ROWS = (1, 3, 4, 5, 8, 13, 33)
 _LOOK_AHEAD = 50
-_MOST_EVENTS = 1_000_000
-_STANDARD = Path(sysconfig.get_path("stdlib"))
-_MAKE_LENGTHS = frozenset({"arange", "range", "linspace", "logspace"})
-_OPERATORS = {
-    "__radd__": "add",
-    "__rmul__": "mul",
-    "__rsub__": "sub",
-    "__truediv__": "div",
-    "__itruediv__": "div",
-    "__rtruediv__": "div",
-    "__floordiv__": "floor_divide",
-    "__rpow__": "pow",
-    "__rdiv__": "div",
-    "__iadd__": "add",
-    "__imul__": "mul",
-    "__isub__": "sub",
-}
-"""The functions behind Python's operators, where the name alone does not say."""
+_SAME = 1e-3
+"""How far apart numbers of a row may lie, relative to its length, that other kernels made."""
 ONE_NUMBER = "capture it for one number alone: --micro-batch-only N (micro_batch_only=N)"
 WAY_OUT = f"Make the forward the same for every number of rows, or {ONE_NUMBER}"
 _AFTER_FAILURE = (
     "Take the number of rows from the input (x.shape[0], or -1 in view and reshape) instead of "
     f"writing it down, or {ONE_NUMBER}"
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """A line of the model's own code.
-
-    Attributes:
-        file: its name.
-        line: its number.
-        module_path: of the module whose method it is in; None where it is in none.
-    """
-
-    file: str
-    line: int
-    module_path: str | None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    """One call of a function of torch.
-
-    Attributes:
-        name: the function's.
-        numbers: what it was given that is no tensor and no length, in order.
-        shapes: of the tensors that it gave.
-        place: where the model called it.
-    """
-
-    name: str
-    numbers: tuple[object, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    place: _Place | None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Way:
-    """The way that a model took.
-
-    Attributes:
-        steps: calls of torch, in order.
-        lines: of the model's own code, in order.
-        error: what it ended with, or None.
-    """
-
-    steps: tuple[_Step, ...]
-    lines: tuple[_Place, ...]
-    error: Exception | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,27 +42,43 @@ class Parting:
         source: ``"model.py:12"``, or None.
         module_path: of the module, or None.
         advice: what to do there.
+        decides: whether the first row was seen to become another one by it.
     """
 
     what: str
     source: str | None = None
     module_path: str | None = None
     advice: str = WAY_OUT
+    decides: bool = True
 
     def error(self, finding: str) -> CaptureError:
         """The refusal; `finding` says what was seen of it from outside."""
         place = place_in_words(self.module_path, self.source, None)
         words = finding if finding == self.what else f"{self.what} ({finding})"
+        if self.decides:
+            text = (
+                f"the model computes a row otherwise by how many there are{place}: {words}, so "
+                "that cutting a batch into micro-batches would change the answers"
+            )
+        else:
+            text = (
+                f"the model goes another way by how many rows there are{place}: {words}. A capture "
+                "holds one way, though what comes out was the same"
+            )
         return CaptureError(
-            f"the model computes a row otherwise by how many there are{place}: {words}, so that "
-            f"cutting a batch into micro-batches would change the answers. {self.advice}",
+            f"{text}. {self.advice}",
             module_path=self.module_path,
             source=self.source,
         )
 
 
 def find_parting(
-    model: torch.nn.Module, run: Callable[[int], object], several: int, other: int
+    model: torch.nn.Module,
+    run: Callable[[int], object],
+    several: int,
+    other: int,
+    *,
+    by_lines: bool = False,
 ) -> Parting | None:
     """Where the model's way with one number of rows leaves that with another.
 
@@ -137,39 +87,111 @@ def find_parting(
         run: calls it with so many rows.
         several: a number of rows with which it works.
         other: another number.
+        by_lines: whether a way through other lines counts too, where torch does the same in both.
 
     Returns:
-        The place, or None where both take the same way.
+        The first place that decides, else the first of those that do not; None where both take the
+        same way.
     """
-    usual, unusual = (_follow(model, run, num_rows) for num_rows in (several, other))
-    step = next(
-        (
-            index
-            for index, (one, two) in enumerate(zip(usual.steps, unusual.steps, strict=False))
-            if not _are_alike(one, two, several, other)
-        ),
-        None,
+    usual, unusual = (follow(model, run, num_rows) for num_rows in (several, other))
+    at = together = [0, 0]
+    harmless: Parting | None = None
+    while True:
+        following = _next_difference(usual.steps, unusual.steps, at, several, other)
+        at, together = following, together if following == at else following
+        if at == [len(usual.steps), len(unusual.steps)]:
+            place = _where_lines_part(usual.lines, unusual.lines)
+            if harmless is None and by_lines and place is not None:
+                return _another_way(place, several, other, decides=False)
+            return harmless
+        parting = _parting_at(usual, unusual, at, together, several, other)
+        again = _where_ways_meet(usual.steps, unusual.steps, at, several, other)
+        if again is None:
+            return parting
+        harmless = harmless or dataclasses.replace(parting, decides=False)
+        at = [at[0] + again[0], at[1] + again[1]]
+        together = at if 0 not in again or again == (0, 0) else together
+
+
+def _next_difference(
+    usual: tuple[Step, ...], unusual: tuple[Step, ...], at: list[int], several: int, other: int
+) -> list[int]:
+    """The first steps from `at` on that are not alike; the ends where all are."""
+    first, second = at
+    while first < len(usual) and second < len(unusual):
+        if not _are_alike(usual[first], unusual[second], several, other):
+            break
+        first, second = first + 1, second + 1
+    return [first, second]
+
+
+def _where_ways_meet(
+    usual: tuple[Step, ...], unusual: tuple[Step, ...], at: list[int], several: int, other: int
+) -> tuple[int, int] | None:
+    """How many steps each way goes from `at` until both have the same numbers again, if soon."""
+    first, second = (
+        way[start : start + _LOOK_AHEAD] for way, start in zip((usual, unusual), at, strict=True)
     )
-    if step is None and len(usual.steps) == len(unusual.steps):
-        return None
-    first = usual.steps[step] if step is not None else None
-    second = unusual.steps[step] if step is not None else None
-    if first is not None and second is not None and first.name == second.name:
-        return _at_a_step(first, second, several, other)
-    place = _where_lines_part(usual.lines, unusual.lines) or _inserted(
-        usual.steps[len(usual.steps) if step is None else step :],
-        unusual.steps[len(unusual.steps) if step is None else step :],
+    if first and second and _gave_the_same(first[0], second[0]):
+        return 1, 1
+    is_one_function = first[:1] and second[:1] and first[0].name == second[0].name
+    if min(at) > 0 and not is_one_function:  # one way does more, and has then what it had before
+        for number, step in enumerate(first, 1):
+            if _gave_the_same(usual[at[0] - 1], step):
+                return number, 0
+        for number, step in enumerate(second, 1):
+            if _gave_the_same(unusual[at[1] - 1], step):
+                return 0, number
+    for one, two in itertools.product(range(len(first)), range(len(second))):
+        alike = _are_alike(first[one], second[two], several, other)
+        if alike and _gave_the_same(first[one], second[two]):
+            return one, two
+    return None
+
+
+def _gave_the_same(one: Step, two: Step) -> bool:
+    """Whether the first rows of what two steps gave are the same, but for rounding."""
+    return len(one.row) == len(two.row) and all(
+        max(abs(a[0] - b[0]), abs(a[1] - b[1])) <= _SAME * max(a[0], b[0])
+        for a, b in zip(one.row, two.row, strict=True)
     )
-    if unusual.error is not None and step is None:
+
+
+def _parting_at(
+    usual: Way, unusual: Way, at: list[int], together: list[int], several: int, other: int
+) -> Parting:
+    """What two ways do from `at`, where their steps differ; `together` is where they last met."""
+    first, second = usual.steps[at[0] :], unusual.steps[at[1] :]
+    if first and second and first[0].name == second[0].name:
+        return _at_a_step(first[0], second[0], several, other)
+    if unusual.error is not None and not second:
         text = (str(unusual.error).strip().splitlines() or [""])[0][:200]
-        what = f"with {in_words(other)} it fails: {type(unusual.error).__name__}: {text}"
         last = unusual.steps[-1].place if unusual.steps else None
         place = unusual.lines[-1] if unusual.lines else last
         return Parting(
-            what=what, source=_source(place), module_path=_module(place), advice=_AFTER_FAILURE
+            what=f"with {in_words(other)} it fails: {type(unusual.error).__name__}: {text}",
+            source=_source(place),
+            module_path=_module(place),
+            advice=_AFTER_FAILURE,
         )
-    what = f"it takes another way with {in_words(other)} than with {in_words(several)}"
-    return Parting(what=what, source=_source(place), module_path=_module(place))
+    lines = (_lines_of(usual, together[0], at[0]), _lines_of(unusual, together[1], at[1]))
+    place = _where_lines_part(*lines) or _inserted(first, second)
+    return _another_way(place, several, other, decides=True)
+
+
+def _another_way(place: Place | None, several: int, other: int, *, decides: bool) -> Parting:
+    return Parting(
+        what=f"it takes another way with {in_words(other)} than with {in_words(several)}",
+        source=_source(place),
+        module_path=_module(place),
+        decides=decides,
+    )
+
+
+def _lines_of(way: Way, first: int, last: int) -> tuple[Place, ...]:
+    """The lines from that of the step before `first` to that of the step `last`, or to the end."""
+    begin = max(way.steps[first - 1].line - 1, 0) if first else 0
+    return way.lines[begin : way.steps[last].line if last < len(way.steps) else None]
 
 
 def fixed_rows_error(
@@ -194,11 +216,13 @@ def fixed_rows_error(
         some_args, some_kwargs = pytree.tree_unflatten(leaves, spec)
         return model(*some_args, **some_kwargs)
 
+    first: Parting | None = None
     for other in _OTHER_ROWS:
-        parting = find_parting(model, run, several, other)
-        if parting is not None:
+        parting = find_parting(model, run, several, other, by_lines=True)
+        if parting is not None and parting.decides:
             return parting.error(finding)
-    return None
+        first = first or parting
+    return first.error(finding) if first else None
 
 
 def in_words(number: int) -> str:
@@ -206,15 +230,15 @@ def in_words(number: int) -> str:
     return f"{number} {'row' if number == 1 else 'rows'}"
 
 
-def _source(place: _Place | None) -> str | None:
+def _source(place: Place | None) -> str | None:
     return f"{Path(place.file).name}:{place.line}" if place else None
 
 
-def _module(place: _Place | None) -> str | None:
+def _module(place: Place | None) -> str | None:
     return (place.module_path or None) if place else None
 
 
-def _at_a_step(first: _Step, second: _Step, several: int, other: int) -> Parting:
+def _at_a_step(first: Step, second: Step, several: int, other: int) -> Parting:
     """The same function of torch that does something else."""
     name = first.name.rpartition(".")[2]
     advice = WAY_OUT
@@ -242,7 +266,7 @@ def _listed(values: tuple[Any, ...]) -> str:
     return ", ".join(str(list(v) if isinstance(v, tuple) else v) for v in values)
 
 
-def _are_alike(one: _Step, two: _Step, several: int, other: int) -> bool:
+def _are_alike(one: Step, two: Step, several: int, other: int) -> bool:
     if one.name != two.name or one.numbers != two.numbers or len(one.shapes) != len(two.shapes):
         return False
     return all(
@@ -255,17 +279,19 @@ def _are_alike(one: _Step, two: _Step, several: int, other: int) -> bool:
     )
 
 
-def _where_lines_part(usual: tuple[_Place, ...], unusual: tuple[_Place, ...]) -> _Place | None:
-    """The last line before the first that differs: it decides."""
-    before: _Place | None = None
-    for one, two in zip(usual, unusual, strict=False):
-        if one != two:
-            return before
-        before = one
-    return before if len(usual) != len(unusual) else None
+def _where_lines_part(usual: tuple[Place, ...], unusual: tuple[Place, ...]) -> Place | None:
+    """The last line of both ways before they end in different ones: it decides.
+
+    An earlier line from which they part and meet again decides nothing that is seen in the end.
+    """
+    blocks = difflib.SequenceMatcher(None, usual, unusual, autojunk=False).get_matching_blocks()
+    ends = [block.a + block.size for block in blocks if block.size]
+    if usual == unusual or not ends:
+        return None
+    return usual[ends[-1] - 1]
 
 
-def _inserted(usual: tuple[_Step, ...], unusual: tuple[_Step, ...]) -> _Place | None:
+def _inserted(usual: tuple[Step, ...], unusual: tuple[Step, ...]) -> Place | None:
     """The place of what only one of two ways does, where a decision and what it skips share a line.
 
     Args:
@@ -277,114 +303,3 @@ def _inserted(usual: tuple[_Step, ...], unusual: tuple[_Step, ...]) -> _Place | 
         if more and goes_on in [step.place for step in more[1:_LOOK_AHEAD]]:
             return more[0].place
     return next((steps[0].place for steps in (unusual, usual) if steps), None)
-
-
-def _follow(model: torch.nn.Module, run: Callable[[int], object], num_rows: int) -> _Way:
-    """Runs the model and notes its lines and what it calls of torch."""
-    paths = {id(module): path for path, module in model.named_modules()}
-    lines: list[_Place] = []
-    steps = _Steps(paths)
-    error: Exception | None = None
-
-    def on_call(frame: types.FrameType, _event: str, _argument: object) -> Any:
-        if len(lines) >= _MOST_EVENTS or not _is_of_a_model(frame.f_code.co_filename):
-            return None
-        owner = paths.get(id(frame.f_locals.get("self")))
-
-        def on_line(here: types.FrameType, event: str, _argument: object) -> Any:
-            if event == "line" and len(lines) < _MOST_EVENTS:
-                lines.append(_Place(here.f_code.co_filename, here.f_lineno, owner))
-            return on_line
-
-        return on_line
-
-    # What makes the rows is no part of the model.
-    hook = model.register_forward_pre_hook(lambda *_: steps.begin())
-    before = sys.gettrace()
-    sys.settrace(on_call)
-    try:
-        with torch.no_grad(), steps:
-            run(num_rows)
-    except Exception as raised:  # noqa: BLE001 - a model may fail in any way
-        error = raised
-    finally:
-        sys.settrace(before)
-        hook.remove()
-    return _Way(tuple(steps.steps), tuple(lines), error)
-
-
-@functools.cache
-def _is_of_a_model(file: str) -> bool:
-    """Whether a file is neither torch's, nor ours, nor of Python's own library."""
-    path = Path(file)
-    is_standard = path.is_relative_to(_STANDARD) and "site-packages" not in path.parts
-    return not is_standard and not is_library_file(file)
-
-
-class _Steps(TorchFunctionMode):
-    """Notes each function of torch that Python calls, as the model wrote it."""
-
-    def __init__(self, paths: Mapping[int, str]) -> None:
-        super().__init__()
-        self.steps: list[_Step] = []
-        self._paths = paths
-        self._has_begun = False
-
-    def begin(self) -> None:
-        """From now on calls are noted."""
-        self._has_begun = True
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Calls the function, and notes it where it gives tensors."""
-        result = func(*args, **(kwargs or {}))
-        shapes = tuple(tuple(t.shape) for t in _tensors(result))
-        if shapes and self._has_begun and len(self.steps) < _MOST_EVENTS:
-            name = resolve_name(func) or getattr(func, "__name__", str(func))
-            given = (*args, *(kwargs or {}).values())
-            numbers = tuple(_numbers(given, whole=_computes_with_numbers(name)))
-            self.steps.append(_Step(name, numbers, shapes, self._caller()))
-        return result
-
-    def _caller(self) -> _Place | None:
-        frame: types.FrameType | None = sys._getframe(2)
-        while frame is not None and not _is_of_a_model(frame.f_code.co_filename):
-            if frame.f_code is _follow.__code__:
-                return None
-            frame = frame.f_back
-        if frame is None:
-            return None
-        owner = self._paths.get(id(frame.f_locals.get("self")))
-        return _Place(frame.f_code.co_filename, frame.f_lineno, owner)
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
-        for item in value:
-            yield from _tensors(item)
-
-
-def _numbers(values: Any, *, whole: bool) -> Iterator[object]:
-    """What is given beside tensors and is no length.
-
-    Args:
-        values: arguments.
-        whole: whether whole numbers count too; of most functions they are lengths or dimensions.
-    """
-    for value in values:
-        if isinstance(value, (bool, float, complex, str)) or (whole and isinstance(value, int)):
-            yield value
-
-
-@functools.cache
-def _computes_with_numbers(name: str) -> bool:
-    """Whether a function computes with a number that it is given (``x * 2``), by its schemas."""
-    base = name.rpartition(".")[2]
-    if base.startswith("__"):
-        base = _OPERATORS.get(base, base.strip("_"))
-    packet = getattr(torch.ops.aten, base.rstrip("_"), None)
-    if packet is None or base in _MAKE_LENGTHS:
-        return False
-    schemas = [getattr(packet, overload)._schema for overload in packet.overloads()]
-    return any(str(argument.type) == "number" for s in schemas for argument in s.arguments)

@@ -217,6 +217,8 @@ def _rows_error(
         return export_error(model, cause)
     plain = export_error(model, cause)
     finding = str(plain).partition(": ")[2].partition(". ")[0]
+    if "TORCH_LOGS" in finding:  # torch's heading of a list
+        finding = "torch.export cannot hold what it does for every number of rows"
     named = name_input_without_rows(model, args, kwargs)
     named = named or fixed_rows_error(model, args, kwargs, finding)
     if named or not is_held_at_a_number(cause):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import pytest
@@ -266,6 +267,94 @@ def test_the_line_that_torch_cannot_hold_for_any_number_is_named(
     with pytest.raises(CaptureError, match="--micro-batch-only N") as caught:
         _check(Body(between), torch.randn(2, 6))
     assert caught.value.source == f"test_independence.py:{between.__code__.co_firstlineno + 1}"
+
+
+def _after_a_branch_without_a_trace(body: Body, x: Tensor) -> Tensor:
+    if x.shape[0] > 1:
+        pass
+    scale = 1
+    if len(x) > 1:
+        scale = 2
+    assert scale
+    if x.size(0) > 1:  # this one
+        x = body.norm(x)
+    return x
+
+
+def _after_the_same_on_both_sides(body: Body, x: Tensor) -> Tensor:
+    x = x * 2 if x.shape[0] > 1 else 2 * x
+    x = x + x if len(x) > 1 else 2 * x
+    return body.norm(x) if len(x) > 1 else x  # this one
+
+
+def _after_copies(body: Body, x: Tensor) -> Tensor:
+    if x.shape[0] > 1:
+        x = x.clone() + torch.zeros(6)
+    x = x.contiguous() if len(x) == 1 else x
+    if x.shape[0] > 1:  # this one
+        x = x + torch.ones(6)
+    return x
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    if len(x) > 1:
+        return x.reshape(len(x), -1)
+    return x
+
+
+def _normalised(body: Body, x: Tensor) -> Tensor:
+    return x if len(x) < 2 else body.norm(x)  # this one, for _in_functions
+
+
+def _in_functions(body: Body, x: Tensor) -> Tensor:
+    return _normalised(body, _unchanged(x))
+
+
+def _number_chosen(_body: Body, x: Tensor) -> Tensor:
+    factor = 2.0 if len(x) > 1 else 3.0
+    x = x.clone() if len(x) > 1 else x
+    return x * factor  # this one
+
+
+def _nested(body: Body, x: Tensor) -> Tensor:
+    if len(x) > 1:
+        x = x.clone()
+        if len(x) > 4:  # this one
+            x = body.norm(x)
+    return x
+
+
+@pytest.mark.parametrize(
+    ("between", "where"),
+    [
+        (_after_a_branch_without_a_trace, _after_a_branch_without_a_trace),
+        (_after_the_same_on_both_sides, _after_the_same_on_both_sides),
+        (_after_copies, _after_copies),
+        (_in_functions, _normalised),
+        (_number_chosen, _number_chosen),
+        (_nested, _nested),
+    ],
+)
+def test_branches_that_do_no_harm_are_not_blamed(
+    between: Callable[[Body, Tensor], Tensor], where: Callable[..., Tensor]
+) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(CaptureError, match="a row otherwise by how many there are") as caught:
+        _check(Body(between), torch.randn(2, 6))
+    lines, start = inspect.getsourcelines(where)
+    line = next(start + index for index, text in enumerate(lines) if "# this one" in text)
+    assert caught.value.source == f"test_independence.py:{line}"
+
+
+def _copied_if_many(_body: Body, x: Tensor) -> Tensor:
+    return x.clone() if len(x) > 4 else x
+
+
+def test_a_harmless_branch_that_torch_cannot_hold_is_not_said_to_change_a_row() -> None:
+    with pytest.raises(CaptureError, match=r"goes another way .* what comes out was the same") as e:
+        _check(Body(_copied_if_many), torch.randn(2, 6))
+    line = _copied_if_many.__code__.co_firstlineno + 1
+    assert e.value.source == f"test_independence.py:{line}"
 
 
 def test_what_squeezes_the_rows_away_at_the_end_is_refused() -> None:
