@@ -18,7 +18,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from cutset.capture.diagnosis import place_in_words
-from cutset.capture.way_through_model import Place, Step, Way, follow
+from cutset.capture.followed_run import FollowedRun, Place, TorchCall, follow
 from cutset.errors import CaptureError
 
 _OTHER_ROWS = (1, 3, 4, 5, 8, 13, 33)
@@ -114,7 +114,11 @@ def find_parting(
 
 
 def _next_difference(
-    usual: tuple[Step, ...], unusual: tuple[Step, ...], at: list[int], several: int, other: int
+    usual: tuple[TorchCall, ...],
+    unusual: tuple[TorchCall, ...],
+    at: list[int],
+    several: int,
+    other: int,
 ) -> list[int]:
     """The first steps from `at` on that are not alike; the ends where all are."""
     first, second = at
@@ -126,7 +130,11 @@ def _next_difference(
 
 
 def _where_ways_meet(
-    usual: tuple[Step, ...], unusual: tuple[Step, ...], at: list[int], several: int, other: int
+    usual: tuple[TorchCall, ...],
+    unusual: tuple[TorchCall, ...],
+    at: list[int],
+    several: int,
+    other: int,
 ) -> tuple[int, int] | None:
     """How many steps each way goes from `at` until both have the same numbers again, if soon."""
     first, second = (
@@ -149,7 +157,7 @@ def _where_ways_meet(
     return None
 
 
-def _gave_the_same(one: Step, two: Step) -> bool:
+def _gave_the_same(one: TorchCall, two: TorchCall) -> bool:
     """Whether the first rows of what two steps gave are the same, but for rounding."""
     return len(one.row) == len(two.row) and all(
         max(abs(a[0] - b[0]), abs(a[1] - b[1])) <= _SAME * max(a[0], b[0])
@@ -158,7 +166,12 @@ def _gave_the_same(one: Step, two: Step) -> bool:
 
 
 def _parting_at(
-    usual: Way, unusual: Way, at: list[int], together: list[int], several: int, other: int
+    usual: FollowedRun,
+    unusual: FollowedRun,
+    at: list[int],
+    together: list[int],
+    several: int,
+    other: int,
 ) -> Parting:
     """What two ways do from `at`, where their steps differ; `together` is where they last met."""
     first, second = usual.steps[at[0] :], unusual.steps[at[1] :]
@@ -188,7 +201,7 @@ def _another_way(place: Place | None, several: int, other: int, *, decides: bool
     )
 
 
-def _lines_of(way: Way, first: int, last: int) -> tuple[Place, ...]:
+def _lines_of(way: FollowedRun, first: int, last: int) -> tuple[Place, ...]:
     """The lines from that of the step before `first` to that of the step `last`, or to the end."""
     begin = max(way.steps[first - 1].line - 1, 0) if first else 0
     return way.lines[begin : way.steps[last].line if last < len(way.steps) else None]
@@ -238,7 +251,7 @@ def _module(place: Place | None) -> str | None:
     return (place.module_path or None) if place else None
 
 
-def _at_a_step(first: Step, second: Step, several: int, other: int) -> Parting:
+def _at_a_step(first: TorchCall, second: TorchCall, several: int, other: int) -> Parting:
     """The same function of torch that does something else."""
     name = first.name.rpartition(".")[2]
     advice = WAY_OUT
@@ -266,7 +279,7 @@ def _listed(values: tuple[Any, ...]) -> str:
     return ", ".join(str(list(v) if isinstance(v, tuple) else v) for v in values)
 
 
-def _are_alike(one: Step, two: Step, several: int, other: int) -> bool:
+def _are_alike(one: TorchCall, two: TorchCall, several: int, other: int) -> bool:
     if one.name != two.name or one.numbers != two.numbers or len(one.shapes) != len(two.shapes):
         return False
     return all(
@@ -291,7 +304,7 @@ def _where_lines_part(usual: tuple[Place, ...], unusual: tuple[Place, ...]) -> P
     return usual[ends[-1] - 1]
 
 
-def _inserted(usual: tuple[Step, ...], unusual: tuple[Step, ...]) -> Place | None:
+def _inserted(usual: tuple[TorchCall, ...], unusual: tuple[TorchCall, ...]) -> Place | None:
     """The place of what only one of two ways does, where a decision and what it skips share a line.
 
     Args:

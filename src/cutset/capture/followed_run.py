@@ -53,7 +53,7 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class TorchCall:
     """One call of a function of torch.
 
     Attributes:
@@ -75,7 +75,7 @@ class Step:
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
+class FollowedRun:
     """The way that a model took.
 
     Attributes:
@@ -84,12 +84,12 @@ class Way:
         error: what it ended with, or None.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[TorchCall, ...]
     lines: tuple[Place, ...]
     error: Exception | None
 
 
-def follow(model: torch.nn.Module, run: Callable[[int], object], num_rows: int) -> Way:
+def follow(model: torch.nn.Module, run: Callable[[int], object], num_rows: int) -> FollowedRun:
     """Runs the model and notes its lines and what it calls of torch."""
     paths = {id(module): path for path, module in model.named_modules()}
     lines: list[Place] = []
@@ -120,7 +120,7 @@ def follow(model: torch.nn.Module, run: Callable[[int], object], num_rows: int) 
     finally:
         sys.settrace(before)
         hook.remove()
-    return Way(tuple(steps.steps), tuple(lines), error)
+    return FollowedRun(tuple(steps.steps), tuple(lines), error)
 
 
 @functools.cache
@@ -136,7 +136,7 @@ class _Steps(TorchFunctionMode):
 
     def __init__(self, paths: Mapping[int, str], lines: Sequence[Place]) -> None:
         super().__init__()
-        self.steps: list[Step] = []
+        self.steps: list[TorchCall] = []
         self._lines = lines
         self._paths = paths
         self._has_begun = False
@@ -155,7 +155,7 @@ class _Steps(TorchFunctionMode):
             numbers = tuple(_numbers(given, whole=_computes_with_numbers(name)))
             row = tuple(map(_of_first_row, _tensors(result)))
             place, line = self._caller(), len(self._lines)
-            self.steps.append(Step(name, numbers, shapes, place, line, row))
+            self.steps.append(TorchCall(name, numbers, shapes, place, line, row))
         return result
 
     def _caller(self) -> Place | None:
