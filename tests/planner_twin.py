@@ -65,10 +65,30 @@ def _cost(problem, edges, order):
                 taken = problem.cut_bytes[edges[k + 1]] * costs.send_s_per_byte[c, order[k + 1]]
                 busy[k] += [taken, costs.not_last_s[c]]
     loads = [math.fsum(parts) for parts in busy]
-    period = max(loads if problem.serial else loads + moves)
+    period = max(_shared(problem, edges, order) + (loads if problem.serial else loads + moves))
     stages = tuple((edges[k], edges[k + 1], order[k]) for k in range(size))
     ties = sum(problem.tie_cost[e] for e in edges[1:-1])
     return stages, period, math.fsum(work + moves), ties
+
+
+def _shared(problem, edges, order):
+    """Seconds of everything that several messages share."""
+    shared = problem.shared
+    if shared is None:
+        return [0.0]
+    busy = [] if shared.caller_class in (order[0], order[-1]) else [shared.caller_s]
+    for port in shared.ports:
+        for k, c in enumerate(order):
+            if c == port.device_class:
+                busy.append(port.by_start[edges[k]] + port.by_stop[edges[k + 1]])
+    for medium in shared.media:
+        parts = [medium.source_s[order[0]], medium.sink_s[order[-1]]]
+        for k in range(1, len(order)):
+            a, b = order[k - 1], order[k]
+            parts.append(medium.latency_s[a, b])
+            parts.append(problem.cut_bytes[edges[k]] * medium.s_per_byte[a, b])
+        busy.append(math.fsum(parts))
+    return [*busy, 0.0]
 
 
 def best_period(problem, max_latency_s=math.inf):

@@ -11,6 +11,7 @@ import pytest
 import planner_twin as twin
 from cutset.planning.deadline import within
 from cutset.planning.problem import ByteCosts, ChainProblem
+from cutset.planning.shared_wires import SharedMedium, SharedWires, StagePort
 from cutset.planning.solvers.relaxed import Goal, solve_wide
 from cutset.planning.solvers.solve import (
     Infeasible,
@@ -89,6 +90,30 @@ def draw_chain(rng: np.random.Generator) -> ChainProblem:
             not_first_s=maybe(),
             not_last_s=maybe(),
         )
+    shared = None
+    if rng.random() < 0.5:
+        ports, media = int(rng.integers(0, 3)), int(rng.integers(0, 3))
+        shared = SharedWires(
+            ports=tuple(
+                StagePort(
+                    device_class=int(rng.integers(size)),
+                    by_start=draw_seconds(rng, num + 1),
+                    by_stop=draw_seconds(rng, num + 1),
+                )
+                for _ in range(ports)
+            ),
+            media=tuple(
+                SharedMedium(
+                    latency_s=table() if rng.random() < 0.7 else np.zeros((size, size)),
+                    s_per_byte=table() / 1e6,
+                    source_s=maybe(),
+                    sink_s=maybe(),
+                )
+                for _ in range(media)
+            ),
+            caller_class=int(rng.integers(-1, size)),
+            caller_s=float(draw_seconds(rng, 1, zeros=0.5)[0]),
+        )
     return ChainProblem(
         num_pieces=num,
         counts=tuple(counts),
@@ -103,6 +128,7 @@ def draw_chain(rng: np.random.Generator) -> ChainProblem:
         byte_costs=costs,
         serial=bool(rng.random() < 0.4),
         fixed_order=is_fixed,
+        shared=shared,
         num_stages=None if rng.random() < 0.7 else int(rng.integers(1, 4)),
         deadline=within(LIMIT_S),
     )

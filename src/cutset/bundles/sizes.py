@@ -97,6 +97,12 @@ def _check_plan(plan: Plan, num_operations: int) -> None:
                 f"is {stage.stop}, expected {stage.start} (start) to {num_operations}, the number "
                 "of operations",
             )
+    for index, message in enumerate(plan.messages):
+        if message.after is not None and message.after >= len(plan.stages):
+            raise contradiction(
+                f"$.plan.messages[{index}].after",
+                f"is {message.after}, the plan has {len(plan.stages)} stages",
+            )
     if plan.expected is not None:
         wanted = len(plan.stages)
         for key, times, count in (

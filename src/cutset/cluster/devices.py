@@ -16,7 +16,9 @@ from cutset.cluster.wires import Medium, Port, Wires
 from cutset.errors import PlanError
 
 
-class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Link(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """What it costs to send: ``latency_s + num_bytes / bandwidth_bytes_per_s`` seconds.
 
     Attributes:
@@ -122,7 +124,8 @@ class CallerMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     Attributes:
         name: what links and media call it.
-        address: where the devices reach it, or None where an engine finds that out.
+        address: of its own addresses the one at which the devices reach it; None where an engine
+            finds that out.
         port: its connection.
     """
 

@@ -8,15 +8,14 @@ fast as the slowest of these lets it. For each message
 - a port for ``bytes / its bandwidth``; one in half duplex is a single thing for both directions;
 - a medium for ``latency + bytes / bandwidth``, twice where an access point relays it.
 
-All that is sent in a micro-batch adds up on each of these (`loads`), and none can be busy for
-longer than a period. Each being busy for no longer is also enough: messages share what they
+All that is sent in a micro-batch adds up on each of these, and none can be busy for longer than a
+period. Each being busy for no longer is also enough: messages share what they
 pass, byte by byte, so that none waits for one that uses something else.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -25,7 +24,9 @@ if TYPE_CHECKING:
     from cutset.cluster.devices import Cluster, Link
 
 
-class Port(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Port(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """The connection of a machine, through which all passes that it sends and receives.
 
     Attributes:
@@ -195,16 +196,3 @@ class Wires:
             send_s_per_byte=costs.send_s_per_byte,
             receive_s_per_byte=costs.receive_s_per_byte,
         )
-
-
-def loads(sent: Iterable[tuple[Way, float]]) -> Mapping[str, float]:
-    """Seconds for which each wire is busy with some messages, by its name.
-
-    Args:
-        sent: each message's way and its bytes.
-    """
-    parts: dict[str, list[float]] = {}
-    for way, num_bytes in sent:
-        for use in way.uses:
-            parts.setdefault(use.wire, []).append(use.seconds(num_bytes))
-    return {wire: math.fsum(each) for wire, each in parts.items()}

@@ -11,6 +11,7 @@ from cutset.planning.anyorder.prefixes import prefixes_are_all_cuts
 from cutset.planning.certificates import latency_certificates, period_certificates
 from cutset.planning.formulate import BuiltProblem
 from cutset.planning.plan import PLAN_FORMAT, Alternative, Plan, StagePlan, gap_of, proven_among
+from cutset.planning.plan_messages import planned_messages
 from cutset.planning.problem import ChainProblem, Placed
 from cutset.planning.request import PlanRequest
 from cutset.planning.solvers.solve import Solution
@@ -50,7 +51,12 @@ def assemble_plan(
     stages = _stages(graph, cuts, costs, built, placed)
     used = {stage.device for stage in stages}
     family = _family(graph, cuts, costs, request)
-    has_links = any(problem.link_row_s(*pair).any() for pair in problem.pairs)
+    cluster = request.devices_and_links
+    is_apart = not cluster.has_shared_wires and any(
+        problem.link_row_s(*pair).any() for pair in problem.pairs
+    )
+    edges = [0, *(stage.stop for stage in placed)]
+    sizes = [costs.cut_bytes_per_row[built.boundaries[k]] * costs.micro_batch for k in edges]
     return Plan(
         format=PLAN_FORMAT,
         objective=request.objective,
@@ -66,11 +72,12 @@ def assemble_plan(
         max_latency_s=request.max_latency_s,
         min_rows_per_s=request.min_rows_per_s,
         family=family,
-        proven_among=proven_among(family, has_links=has_links),
+        proven_among=proven_among(family, is_apart=is_apart),
         certificates=certificates,
         alternatives=alternatives,
         unused_devices=tuple(d.name for g in built.classes for d in g if d.name not in used),
         notes=notes,
+        messages=planned_messages(cluster, [stage.device for stage in stages], sizes),
     )
 
 

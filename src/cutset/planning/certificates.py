@@ -161,8 +161,8 @@ def _last_failure(enough: Callable[[float], bool], low_s: float, high_s: float) 
 
 
 def quick_bound(problem: ChainProblem) -> float:
-    """The better of the two bounds that cost next to nothing, in seconds."""
-    return max(volume_bound(problem), largest_node_bound(problem))
+    """The best of the bounds that cost next to nothing, in seconds."""
+    return max(volume_bound(problem), largest_node_bound(problem), problem.floor_s)
 
 
 def shared_work_bound(problem: ChainProblem) -> float:

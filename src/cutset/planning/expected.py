@@ -6,12 +6,12 @@ The planner adds up the pieces of a stage; the stage takes more or less than tha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import msgspec
 
 from cutset.cluster.devices import Cluster
 from cutset.planning.plan import Expected, Plan
+from cutset.planning.plan_messages import ways_of
 
 
 def expect_on_cluster(
@@ -24,8 +24,8 @@ def expect_on_cluster(
     """The plan with `Plan.expected`.
 
     A stage is busy with computing, its overhead, and the bytes that it receives and sends; one on
-    the caller's device also with those that the caller does. The period is the largest of these and
-    of all transfers.
+    the caller's device also with those that the caller does. The period is the largest of these, of
+    all transfers, and of what ports and media are busy with.
 
     Args:
         plan: made for `cluster`.
@@ -40,18 +40,15 @@ def expect_on_cluster(
     planned_s = [stage.compute_s for stage in plan.stages]
     stages_s = list(compute_s)
     stages = plan.stages
-    places = [cluster.caller, *(stage.device for stage in stages), cluster.caller]
     row_bytes = [
         input_bytes_per_sample,
         *(stage.output_bytes_per_sample for stage in stages),
     ]
     lost_s = dict.fromkeys([stage.device for stage in stages], 0.0)
     message_s = []
-    for (source, target), num_bytes in zip(pairwise(places), row_bytes, strict=True):
-        ends = {}
-        if source is not None and target is not None and source != target:
-            link = cluster.link_between(source, target)
-            ends = {source: link.send_s_per_byte, target: link.receive_s_per_byte}
+    ways = ways_of(cluster, [stage.device for stage in stages])
+    for (source, target, way), num_bytes in zip(ways, row_bytes, strict=True):
+        ends = {} if way is None else {source: way.send_s_per_byte, target: way.receive_s_per_byte}
         for device, s_per_byte in ends.items():
             if device in lost_s:
                 lost_s[device] += s_per_byte * num_bytes * plan.micro_batch
@@ -65,6 +62,8 @@ def expect_on_cluster(
         loads_s = [a + b + c for a, b, c in zip(moves_s, busy_s, moves_s[1:], strict=False)]
     else:
         loads_s = [*busy_s, *moves_s]
+    own = {message.uses[0].wire for message in plan.messages if message.uses}
+    loads_s += [use.busy_s for use in plan.wires if use.wire not in own]
     expected = Expected(
         where="cluster",
         compute_s=tuple(stages_s),

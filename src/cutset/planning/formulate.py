@@ -9,11 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cutset.cluster.devices import Cluster, Device, Link
+from cutset.cluster.devices import Cluster, Device
+from cutset.cluster.wires import Wires
 from cutset.costs.cost_model import CostModel, PieceSeconds
 from cutset.errors import PlanError
 from cutset.planning.deadline import NEVER, Deadline
 from cutset.planning.problem import ByteCosts, ChainProblem
+from cutset.planning.shared_wires import media_tables, outer_media_s, shared_wires
 from cutset.planning.totals import Floats, Ints
 from cutset.planning.variant import Variant
 
@@ -155,33 +157,40 @@ def build_problem(
     Raises:
         PlanError: a device has no costs, or negative ones.
     """
-    if cluster.has_shared_wires:
-        raise PlanError("ports and media are not planned with yet; leave them out of the cluster")
     devices = cluster.devices
     seconds = [_checked(costs.seconds_on(device)) for device in devices]
-    tables = _link_tables(cluster)
+    wires = Wires(cluster)
+    tables, media = _link_tables(cluster, wires), media_tables(cluster, wires)
     edges = np.asarray(boundaries, dtype=np.int64)
     crossing = np.asarray(costs.cut_bytes_per_row, dtype=np.float64) * costs.micro_batch
     source = [cluster.caller_transfer_s(d, crossing[0], back=False) for d in devices]
     sink = [cluster.caller_transfer_s(d, crossing[-1], back=True) for d in devices]
     overhead = [cluster.overhead_on(d) for d in devices]
     outer = _outer_bytes_s(cluster, crossing[0], crossing[-1])
+    ends = np.concatenate(
+        [
+            outer_media_s(cluster, wires, crossing[0], back=False),
+            outer_media_s(cluster, wires, crossing[-1], back=True),
+        ]
+    )
+    has_ports = cluster.has_shared_wires
     keys = [
-        (tuple((s.backend, s.seconds) for s in own), d.memory_bytes, a, b, o, *outer[:, k])
+        (
+            tuple((s.backend, s.seconds) for s in own),
+            d.memory_bytes,
+            (a, b, o, *outer[:, k], *ends[:, k]),
+            has_ports and (d.port, d.name == cluster.caller),
+        )
         for k, (d, own, a, b, o) in enumerate(
             zip(devices, seconds, source, sink, overhead, strict=True)
         )
     ]
-    members = _classes(keys, tables)
+    members = _classes(keys, [*tables, *itertools.chain.from_iterable(media)])
     if fixed_order and len(members) > 1:
         members = [[index] for index in range(len(devices))]
     memory = MemoryTable(costs, boundaries)
     firsts = np.asarray([group[0] for group in members])
-    merged = [table[np.ix_(firsts, firsts)] for table in tables]
-    for k, group in enumerate(members):
-        second = group[min(1, len(group) - 1)]  # a second member, if any
-        for table, whole in zip(merged, tables, strict=True):
-            table[k, k] = whole[group[0], second]
+    merged = [_between_classes(table, members) for table in tables]
     byte_costs = ByteCosts(
         send_s_per_byte=merged[2],
         receive_s_per_byte=merged[3],
@@ -208,6 +217,13 @@ def build_problem(
         fixed_order=fixed_order and len(members) > 1,
         num_stages=num_stages,
         deadline=deadline,
+        shared=shared_wires(
+            cluster,
+            wires,
+            members,
+            [(_between_classes(a, members), _between_classes(b, members)) for a, b in media],
+            crossing[edges],
+        ),
     )
     classes = tuple(tuple(devices[index] for index in group) for group in members)
     return BuiltProblem(
@@ -227,26 +243,25 @@ def _checked(entries: tuple[PieceSeconds, ...]) -> tuple[PieceSeconds, ...]:
     return entries
 
 
-def _link_tables(cluster: Cluster) -> list[Floats]:
+def _link_tables(cluster: Cluster, wires: Wires) -> list[Floats]:
     """Latency, and seconds per byte of the link, its sender, its receiver: shape (p, p) each."""
-    index = {device.name: k for k, device in enumerate(cluster.devices)}
+    names = [device.name for device in cluster.devices]
+    tables = np.zeros((4, len(names), len(names)))
+    for (a, source), (b, target) in itertools.permutations(enumerate(names), 2):
+        way = wires.between(source, target)
+        link = way.uses[0]
+        costs = way.send_s_per_byte, way.receive_s_per_byte
+        tables[:, a, b] = (link.latency_s, 1 / link.bytes_per_s, *costs)
+    return list(tables)
 
-    def numbers(link: Link) -> tuple[float, float, float, float]:
-        return (
-            link.latency_s,
-            1 / link.bandwidth_bytes_per_s,
-            link.send_s_per_byte,
-            link.receive_s_per_byte,
-        )
 
-    tables = [np.full((len(index), len(index)), value) for value in numbers(cluster.link)]
-    for override in cluster.overrides:
-        pair = index[override.source], index[override.target]
-        for table, value in zip(tables, numbers(override.link), strict=True):
-            table[pair] = value
-    for table in tables:
-        np.fill_diagonal(table, 0.0)
-    return tables
+def _between_classes(table: Floats, members: Sequence[Sequence[int]]) -> Floats:
+    """What a table of devices says between classes, shape (C, C); within one between two of it."""
+    firsts = [group[0] for group in members]
+    merged: Floats = table[np.ix_(firsts, firsts)]
+    for k, group in enumerate(members):
+        merged[k, k] = table[group[0], group[min(1, len(group) - 1)]]
+    return merged
 
 
 def _outer_bytes_s(cluster: Cluster, input_bytes: float, output_bytes: float) -> Floats:

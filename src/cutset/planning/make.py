@@ -347,7 +347,8 @@ def _with_devices(cluster: Cluster, count: int, chosen: BuiltProblem) -> Cluster
     missing = count - len(cluster.devices)
     if missing <= 0:
         return cluster
-    if chosen.problem.num_classes > 1 or cluster.overrides or cluster.caller is not None:
+    has_links = cluster.overrides or cluster.media
+    if chosen.problem.num_classes > 1 or has_links or cluster.caller is not None:
         return None
     names = {device.name for device in cluster.devices}
     fresh = (name for k in range(len(names) * 2 + missing) if (name := f"device-{k}") not in names)

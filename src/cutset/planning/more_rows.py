@@ -44,11 +44,12 @@ def more_rows_advice(
         plan: the best one for the throughput as things are.
     """
     cluster = request.devices_and_links
-    links = (cluster.link, *(override.link for override in cluster.overrides))
+    latencies_s = [cluster.link.latency_s, *(medium.latency_s for medium in cluster.media)]
+    latencies_s += [override.link.latency_s for override in cluster.overrides]
     is_shared = (
         cluster.caller_overhead_s
         or any(device.overhead_s for device in cluster.devices)
-        or any(link.latency_s for link in links)
+        or any(latencies_s)
     )
     if not is_shared or plan.objective != "throughput" or is_hard(cluster):
         return ""

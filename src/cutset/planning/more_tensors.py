@@ -113,4 +113,5 @@ def is_hard(cluster: Cluster) -> bool:
     if len(cluster.devices) <= MAX_UNEQUAL_DEVICES:
         return False
     kinds = {msgspec.structs.replace(device, name="any") for device in cluster.devices}
-    return len(kinds) > 1 or bool(cluster.overrides) or cluster.caller is not None
+    has_links = cluster.overrides or cluster.media
+    return len(kinds) > 1 or bool(has_links) or cluster.caller is not None

@@ -9,6 +9,7 @@ import msgspec
 
 from cutset.errors import PlanError
 from cutset.notebooks import drawn
+from cutset.planning.plan_messages import PlannedMessage, WireUse, wire_loads
 from cutset.planning.request import Objective
 from cutset.ranges import Count, Gap, NotNegative, PositiveCount, Rows, Seconds
 
@@ -192,6 +193,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         notes: what else a reader should know, a sentence each.
         more_tensors: what a larger `max_tensors` would give, where it would help.
         expected: what this plan takes with more than the planner's sums, where that is known.
+        messages: between machines, in the order of the pipeline; empty in plans that older
+            versions made.
     """
 
     format: str
@@ -215,6 +218,33 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     notes: tuple[str, ...] = ()
     more_tensors: MoreTensors | None = None
     expected: Expected | None = None
+    messages: tuple[PlannedMessage, ...] = ()
+
+    @property
+    def wires(self) -> tuple[WireUse, ...]:
+        """How busy links, media and ports are with each micro-batch."""
+        return wire_loads(self.messages)
+
+    @property
+    def bottleneck(self) -> str:
+        """What limits the rows per second, by name: a stage, a link, a port, or a medium."""
+        parts: list[tuple[float, str]] = []
+        for stage in self.stages:
+            moves_s = stage.receive_s + stage.send_s if self.serial else 0.0
+            words = f"stage {stage.index} on {stage.device}"
+            parts.append((stage.busy_s + moves_s, words))
+        limits = {m.uses[0].wire: m.limit for m in self.messages if m.uses}
+        shared = [use for use in self.wires if use.wire not in limits]
+        parts += [(use.busy_s, use.wire) for use in shared]
+        for use in self.wires:
+            if use.wire in limits and not self.serial:
+                limit = limits[use.wire]
+                parts.append((use.busy_s, f"{use.wire}{f', limited by {limit}' * bool(limit)}"))
+        if not self.messages and not self.serial:
+            parts.append((self.stages[0].receive_s, "link to stage 0"))
+            parts += [(each.send_s, f"link after stage {each.index}") for each in self.stages]
+        longest_s = max(seconds for seconds, _ in parts)
+        return next(words for seconds, words in parts if seconds >= longest_s * (1 - 1e-9))
 
     @property
     def rows_per_s(self) -> float:
@@ -267,14 +297,15 @@ _AMONG = {
 }
 
 
-def proven_among(family: str, *, has_links: bool) -> str:
+def proven_among(family: str, *, is_apart: bool) -> str:
     """`Plan.proven_among` for a family of cuts.
 
     Args:
         family: as `Plan.family`.
-        has_links: whether a link costs anything; then it is said that each is by itself.
+        is_apart: whether links cost something and are all there is between machines; then it is
+            said that each is taken to be by itself.
     """
-    return _AMONG[family] + (" and no shared wire" if has_links else "")
+    return _AMONG[family] + (" and no shared wire" if is_apart else "")
 
 
 def plan_to_json(plan: Plan) -> str:

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cutset.planning.deadline import NEVER, Deadline
-from cutset.planning.totals import Floats, Ints
+from cutset.planning.shared_wires import SharedMedium, SharedWires
+from cutset.planning.totals import Bools, Floats, Ints
 from cutset.planning.variant import Variant
 
 ROUNDING = 1e-12
@@ -80,10 +81,12 @@ class ChainProblem:
         counts: how many devices each class has.
         variants: at least one for each class.
         cut_bytes: bytes of one micro-batch that cross each boundary, shape (n + 1,).
-        link_latency_s: from a device of class a to another of class b, shape (C, C).
+        link_latency_s: from a device of class a to another of class b, shape (C, C). Links are as
+            slow as the slowest that a message passes, ports and media included.
         link_s_per_byte: the same for each byte.
-        source_s: seconds to bring the model's inputs to a device, shape (C,).
-        sink_s: seconds to bring the model's outputs back, shape (C,).
+        source_s: seconds to bring the model's inputs to a device, shape (C,); infinity where no
+            plan may begin.
+        sink_s: seconds to bring the model's outputs back, shape (C,); likewise.
         overhead_s: seconds that a stage on each class is busy besides computing, shape (C,); they
             count in a period, and not in a latency.
         tie_cost: what a cut at each boundary costs among plans of equal objective, shape (n + 1,).
@@ -95,6 +98,7 @@ class ChainProblem:
         reuse: an easier problem: a device may have several stages, but no two neighbours, and
             there are as many stages as devices at most.
         deadline: when searches end.
+        shared: ports and media that several messages share, None where there are none.
     """
 
     num_pieces: int
@@ -114,6 +118,7 @@ class ChainProblem:
     at_most: int | None = None
     reuse: bool = False
     deadline: Deadline = NEVER
+    shared: SharedWires | None = None
 
     @property
     def num_classes(self) -> int:
@@ -130,11 +135,18 @@ class ChainProblem:
     def steps(self) -> tuple[ChainProblem, ...]:
         """Problems in which the number of stages does not matter, and whose plans are this one's.
 
+        Nor does it matter in them whether the caller's device has a stage at an end of a plan
+        (`SharedWires.caller_s`): one that begins there, one that ends there, and any plan if the
+        period is no less.
+
         What fits with many stages fits with fewer. So for each number b at which something ceases
         to fit there is one problem: up to b stages, each of which fits with b. A plan of k stages
         belongs to that of the least b from k up that one of its stages has; and every plan of any
         of the problems is one of this.
         """
+        by_ends = self._by_ends()
+        if len(by_ends) > 1:
+            return tuple(itertools.chain.from_iterable(each.steps for each in by_ends))
         rooms = [v.room for v in self.variants if v.room is not None]
         if not rooms:
             return (self,)
@@ -149,6 +161,23 @@ class ChainProblem:
                 self, at_most=end, variants=tuple(v.with_stages(end) for v in self.variants)
             )
             for end in sorted(ends, reverse=True)
+        )
+
+    def _by_ends(self) -> tuple[ChainProblem, ...]:
+        """The problem by where its plans begin and end, if the caller's port makes a difference."""
+        shared = self.shared
+        if shared is None or shared.caller_class < 0 or not shared.caller_s:
+            return (self,)
+        elsewhere = np.arange(self.num_classes) != shared.caller_class
+        free = dataclasses.replace(shared, caller_s=0.0)
+        return (
+            dataclasses.replace(
+                self, shared=free, source_s=np.where(elsewhere, math.inf, self.source_s)
+            ),
+            dataclasses.replace(
+                self, shared=free, sink_s=np.where(elsewhere, math.inf, self.sink_s)
+            ),
+            dataclasses.replace(self, shared=dataclasses.replace(shared, caller_class=-1)),
         )
 
     def fits(self, stages: tuple[Placed, ...]) -> bool:
@@ -166,6 +195,62 @@ class ChainProblem:
     def is_coupled(self) -> bool:
         """Whether the load of a stage depends on what it receives and sends, and whence."""
         return self.serial or self.byte_costs is not None
+
+    @property
+    def floor_s(self) -> float:
+        """Seconds that no period can be below, whatever the plan."""
+        return 0.0 if self.shared is None else self.shared.floor_s
+
+    @property
+    def num_media(self) -> int:
+        """How many media there are."""
+        return 0 if self.shared is None else len(self.shared.media)
+
+    def media_s(self, stages: tuple[Placed, ...]) -> float:
+        """Seconds for which the busiest medium is, 0 where there is none."""
+        busy_s = [] if self.shared is None else self.shared.media_s(stages, self.cut_bytes)
+        return max(busy_s, default=0.0)
+
+    def ports_fit(self, device_class: int, limit_s: float) -> Bools | None:
+        """As `SharedWires.fits`; None where no port matters."""
+        return None if self.shared is None else self.shared.fits(device_class, limit_s)
+
+    def can_begin(self, device_class: int, limit_s: float) -> bool:
+        """Whether the first stage can be there: its inputs arrive within the limit."""
+        source_s = float(self.source_s[device_class])
+        return math.isfinite(source_s) and (self.serial or source_s <= limit_s)
+
+    def can_end(self, device_class: int, limit_s: float) -> bool:
+        """Whether the last stage can be there: its outputs are back within the limit."""
+        sink_s = float(self.sink_s[device_class])
+        return math.isfinite(sink_s) and (self.serial or sink_s <= limit_s)
+
+    def hop_row(self, cost: str, source: int, target: int) -> Floats:
+        """What a cut at each boundary adds to a cost between two classes, shape (n + 1,).
+
+        Args:
+            cost: ``"latency"``, ``"ties"``, or ``"medium K"`` for seconds on one medium.
+            source: class that sends.
+            target: class that receives.
+        """
+        if cost == "latency":
+            return self.link_row_s(source, target)
+        if cost == "ties":
+            return self.tie_cost
+        return self._medium(cost).row_s(source, target, self.cut_bytes)
+
+    def outer_rows(self, cost: str) -> tuple[Floats, Floats]:
+        """What inputs and outputs add to a cost, by class: shape (C,) each."""
+        if cost == "latency":
+            return self.source_s, self.sink_s
+        if cost == "ties":
+            return (np.zeros(self.num_classes),) * 2
+        medium = self._medium(cost)
+        return medium.source_s, medium.sink_s
+
+    def _medium(self, cost: str) -> SharedMedium:
+        assert self.shared is not None
+        return self.shared.media[int(cost.removeprefix("medium "))]
 
     def can_follow(self, source: int, target: int) -> bool:
         """Whether a stage on class `target` can come right after one on class `source`."""
@@ -265,9 +350,14 @@ class ChainProblem:
         )
 
     def period_s(self, stages: tuple[Placed, ...]) -> float:
-        """Seconds per micro-batch: the largest load of a stage or, unless serial, a link."""
-        loads = self.loads_s(stages)
-        return max(loads) if self.serial else max(*loads, *self.transfers_s(stages))
+        """Seconds per micro-batch: the largest load of a stage, a link, or what is shared.
+
+        Where stages are serial their loads hold the links.
+        """
+        loads = [*self.loads_s(stages), *([] if self.serial else self.transfers_s(stages))]
+        if self.shared is not None:
+            loads.append(self.shared.busy_s(stages, self.cut_bytes))
+        return max(loads)
 
     def latency_s(self, stages: tuple[Placed, ...]) -> float:
         """Seconds for one micro-batch alone: all compute and all transfers."""
@@ -317,6 +407,7 @@ class ChainProblem:
             sink_s=self.sink_s[at],
             overhead_s=self.overhead_s[at],
             byte_costs=None if self.byte_costs is None else self.byte_costs.of(at),
+            shared=None if self.shared is None else self.shared.of(at),
         )
 
     def volume(self) -> tuple[Floats, Floats]:

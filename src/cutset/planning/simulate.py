@@ -5,18 +5,20 @@ Stages and links are resources that do one thing at a time, in the micro-batches
 beside the stages at its ends; serial, a transfer occupies both of them. A stage's overhead keeps it
 from the next micro-batch once this one's result is out. With a window that is wide
 enough the steady period is the largest load, and the first latency is the sum of all parts, as the
-formulas in `problem` say; the tests hold the two against each other.
+formulas in `problem` say; the tests hold the two against each other. Messages that share a port or
+a medium slow each other down (`simulate_shared`).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from cutset.planning.plan import Plan
+from cutset.planning.simulate_shared import run_shared
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,6 +66,10 @@ def simulate_plan(
     plan: Plan, *, num_microbatches: int = 16, window: int | None = None
 ) -> SimulatedTimeline:
     """Simulates a plan with the seconds that it predicts; arguments as `simulate`."""
+    shared_s: list[dict[str, float]] = [{} for _ in range(len(plan.stages) + 1)]
+    for message in plan.messages:
+        at = 0 if message.after is None else message.after + 1
+        shared_s[at] = {use.wire: use.busy_s for use in message.uses[1:]}
     return simulate(
         [stage.compute_s for stage in plan.stages],
         [plan.stages[0].receive_s, *(stage.send_s for stage in plan.stages)],
@@ -71,6 +77,7 @@ def simulate_plan(
         num_microbatches=num_microbatches,
         window=window,
         serial=plan.serial,
+        shared_s=shared_s,
     )
 
 
@@ -82,6 +89,7 @@ def simulate(
     overhead_s: Sequence[float] = (),
     window: int | None = None,
     serial: bool = False,
+    shared_s: Sequence[Mapping[str, float]] = (),
 ) -> SimulatedTimeline:
     """Runs micro-batches through stages and links.
 
@@ -92,6 +100,8 @@ def simulate(
         overhead_s: seconds that each stage is busy besides computing; none if empty.
         window: the most between send and answer at any time; None for no limit.
         serial: whether a transfer occupies the stages at its ends.
+        shared_s: for each transfer the seconds that it keeps what others use too busy, by name; at
+            most its own seconds. Nothing if empty.
 
     Raises:
         ValueError: numbers that do not fit each other, or out of their range.
@@ -99,13 +109,32 @@ def simulate(
     num = len(compute_s)
     overhead_s = overhead_s or [0.0] * num
     _check_seconds(compute_s, transfer_s, overhead_s)
+    _check_shared(transfer_s, shared_s)
     if num_microbatches < 1 or (window is not None and window < 1):
         raise ValueError("num_microbatches and window must be at least 1")
+    names = _link_names(num)
     slots: list[Slot] = []
+    if len([name for each in shared_s for name in each]) > len({n for s in shared_s for n in s}):
+
+        def done(kind: str, k: int, index: int, start_s: float, stop_s: float) -> None:
+            is_move = kind == "transfer"
+            name = names[k] if is_move else f"stage {k}"
+            slots.append(_slot(name, kind, k - is_move, index, start_s, stop_s))
+
+        moments = run_shared(
+            compute_s,
+            transfer_s,
+            overhead_s,
+            shared_s,
+            num_microbatches=num_microbatches,
+            window=window,
+            serial=serial,
+            done=done,
+        )
+        return _timeline(slots, moments, compute_s)
     answers: list[float] = []
     stage_free = [0.0] * num
     link_free = [0.0] * (num + 1)
-    names = _link_names(num)
     for m in range(num_microbatches):
         ready = answers[m - window] if window is not None and m >= window else 0.0
         for k in range(num + 1):
@@ -139,6 +168,14 @@ def _check_seconds(
         raise ValueError(f"{num} stages and {len(overhead_s)} overheads")
     if any(not 0 <= s < math.inf for s in (*compute_s, *transfer_s, *overhead_s)):
         raise ValueError("seconds must be 0 or more and finite")
+
+
+def _check_shared(transfer_s: Sequence[float], shared_s: Sequence[Mapping[str, float]]) -> None:
+    if shared_s and len(shared_s) != len(transfer_s):
+        raise ValueError(f"{len(transfer_s)} transfers and {len(shared_s)} of what they share")
+    for own_s, each in zip(transfer_s, shared_s, strict=False):
+        if any(not 0 <= seconds <= own_s * (1 + 1e-9) for seconds in each.values()):
+            raise ValueError(f"a transfer of {own_s} s keeps something busy for longer: {each}")
 
 
 def _slot(resource: str, kind: str, stage: int, index: int, start: float, stop: float) -> Slot:

@@ -73,6 +73,7 @@ def plan_document(
         gain_inside_units: what cuts inside units would gain, as a fraction, if it was asked for.
     """
     document: Document = msgspec.to_builtins(plan)
+    document["bottleneck"] = plan.bottleneck
     document["part"] = msgspec.to_builtins(part)
     if bundle is not None:
         document["bundle"] = bundle

@@ -15,6 +15,7 @@ from cutset.costs.profile import Profile, Timing
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
 from cutset.planning.plan import Alternative, MoreTensors, Plan
+from cutset.planning.plan_messages import PlannedMessage
 from cutset.printable import printable
 
 
@@ -141,6 +142,9 @@ def print_plan(console: Console, plan: Plan) -> None:
         f"predicted: {format_seconds(plan.period_s)} per {rows} in steady state "
         f"({plan.rows_per_s:.4g} rows/s), {format_seconds(plan.latency_s)} for one alone"
     )
+    for message in plan.messages if any(m.seconds for m in plan.messages) else ():
+        console.print(_message(message))
+    console.print(f"limited by: {escape(plan.bottleneck)}")
     if plan.expected is not None:
         period = f"{format_seconds(plan.expected.period_s)} per {rows}"
         if plan.expected.where == "cluster":
@@ -164,6 +168,16 @@ def print_plan(console: Console, plan: Plan) -> None:
         console.print(_more_tensors(plan, plan.more_tensors))
     for note in plan.notes:
         console.print(f"note: {escape(note)}")
+
+
+def _message(message: PlannedMessage) -> str:
+    """What goes from one machine to another, and over what, in a line."""
+    sender = "caller" if message.after is None else f"stage {message.after}"
+    over = f" over {message.limit}" if message.limit else ""
+    return (
+        f"{sender} sends {format_bytes(message.num_bytes)} from {escape(message.source)} to "
+        f"{escape(message.target)} in {format_seconds(message.seconds)}{escape(over)}"
+    )
 
 
 def _more_tensors(plan: Plan, more: MoreTensors) -> str:

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from cutset.cluster.devices import CallerMachine, Cluster, Device, Link, LinkOverride
-from cutset.cluster.wires import Medium, Port, Use, Way, Wires, loads
+from cutset.cluster.wires import Medium, Port, Use, Way, Wires
 
 WIFI = Medium(
     name="wifi", devices=("a", "b", "me"), bandwidth_bytes_per_s=100.0, latency_s=0.5, relayed=True
@@ -50,18 +50,6 @@ def test_two_that_share_nothing_have_a_link_of_their_own():
     assert CLUSTER.link_between("c", "me") == CLUSTER.link
     assert Wires(CLUSTER).between("c", "c") == Way()
     assert Way().seconds(7) == 0.0
-
-
-def test_loads_add_up_what_is_sent():
-    wires = Wires(CLUSTER)
-    sent = [(wires.between("a", "b"), 100.0), (wires.between("b", "c"), 40.0)]
-    assert loads(sent) == {
-        "link a -> b": 6.0,
-        "medium wifi": 3.0,
-        "port out of a": 2.5,
-        "port of b": 5.0 + 0.5,
-        "link b -> c": 1.8,
-    }
 
 
 def test_without_forgets_who_is_gone_from_media_and_a_medium_of_one():

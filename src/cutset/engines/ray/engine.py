@@ -112,7 +112,9 @@ class RayEngine(RemoteEngine[Host]):
                 living_nodes(self._ray),
                 {name: self._addresses.get(name) for name in self._placement},
             )
-            self.host: str = self._ray.util.get_node_ip_address()
+            machine = self._cluster.caller_machine
+            own = None if machine is None else machine.address
+            self.host: str = own or self._ray.util.get_node_ip_address()
         except BaseException:
             self.close()
             raise

@@ -244,8 +244,9 @@ class _Task:
         if not is_searched and certificates[0].bound_s < value_s * (1 - 1e-9):
             effect = "more time may give a better plan or bound"
             notes = (*notes, _time_is_over(request, effect))
-        bound_s, has_links = certificates[0].bound_s, bool(dag.link_latency_s)
-        has_links = has_links or any(tensor.transfer_s for tensor in dag.tensors)
+        bound_s = certificates[0].bound_s
+        costs_time = dag.link_latency_s or any(tensor.transfer_s for tensor in dag.tensors)
+        is_apart = bool(costs_time) and not cluster.has_shared_wires
         return Plan(
             format=PLAN_FORMAT,
             objective=objective,
@@ -261,7 +262,7 @@ class _Task:
             max_latency_s=request.max_latency_s,
             min_rows_per_s=request.min_rows_per_s,
             family=solution.family,
-            proven_among=proven_among(solution.family, has_links=has_links),
+            proven_among=proven_among(solution.family, is_apart=is_apart),
             certificates=certificates,
             unused_devices=tuple(d.name for d in cluster.devices if d.name not in used),
             notes=(*notes, *_notes(costs, cluster)),

@@ -49,8 +49,10 @@ class _Search:
     def __init__(self, problem: ChainProblem, limit_s: float, cost: str) -> None:
         self.problem = problem
         self.limit_s = limit_s
+        self.cost = cost
         self.by_latency = cost == "latency"
         self.by_load = cost == "load"
+        self.outer = problem.outer_rows("ties" if self.by_load else cost)
         self.lattice = Lattice(problem)
         self.size = problem.num_pieces + 1
         classes = range(problem.num_classes)
@@ -92,6 +94,9 @@ class _Search:
             if variant.possible is not None:
                 seconds = np.where(variant.possible[start, start + 1 : stop + 1], seconds, math.inf)
             best[: stop - start] = np.minimum(best[: stop - start], seconds)
+        fits = problem.ports_fit(here, self.limit_s)
+        if fits is not None:
+            best[~fits[start, start + 1 :]] = math.inf
         load = best + problem.overhead_s[here]
         if self.by_load:
             best = load
@@ -127,11 +132,10 @@ class _Search:
         states = np.unique(lattice.strides)
         values = np.full((len(self.lasts), self.size, len(states)), math.inf)
         for e in range(problem.num_classes):
-            source_s = float(problem.source_s[e])
-            if problem.serial or source_s <= self.limit_s:
+            if problem.can_begin(e, self.limit_s):
                 at = int(np.searchsorted(states, lattice.strides[e]))
-                begun_s = problem.first_load_s(e) if self.by_load else 0.0
-                values[self.index[(_SOURCE, e)], 0, at] = source_s if self.by_latency else begun_s
+                begun_s = problem.first_load_s(e) if self.by_load else float(self.outer[0][e])
+                values[self.index[(_SOURCE, e)], 0, at] = begun_s
         return _Level(states, values)
 
     def closed(self, level: _Level, last: tuple[int, int], following: int) -> Floats:
@@ -148,13 +152,12 @@ class _Search:
 
     def end_cost(self, closed: Floats, device_class: int) -> Floats:
         """Cost of a plan that ends with this stage, shape (M,)."""
-        sink_s = float(self.problem.sink_s[device_class])
-        if not self.problem.serial and sink_s > self.limit_s:
+        if not self.problem.can_end(device_class, self.limit_s):
             return np.full(closed.shape[1], math.inf)
         if self.by_load:
             load = closed[-1] + self.problem.last_load_s(device_class)
             return np.where(np.isfinite(closed[-1]) & (load <= self.limit_s), 0.0, math.inf)
-        total: Floats = closed[-1] + (sink_s if self.by_latency else 0.0)
+        total: Floats = closed[-1] + float(self.outer[1][device_class])
         return total
 
     def crossed(self, done: Floats, device_class: int, next_class: int) -> Floats:
@@ -174,7 +177,7 @@ class _Search:
     def crossing(self, device_class: int, next_class: int) -> Floats:
         """What a cut at each boundary adds between two classes, shape (n + 1,)."""
         link = self.links[device_class, next_class]
-        added: Floats = link.copy() if self.by_latency else self.problem.tie_cost.copy()
+        added: Floats = self.problem.hop_row(self.cost, device_class, next_class).copy()
         if not self.problem.serial:
             added[link > self.limit_s] = math.inf
         added[0] = added[-1] = math.inf
@@ -268,9 +271,9 @@ def cheapest(
     Args:
         problem: any.
         limit_s: seconds; infinity for no limit.
-        cost: ``"latency"``; ``"ties"``; or, where the problem is coupled, ``"load"``: any plan
+        cost: as `ChainProblem.hop_row`; or, where the problem is coupled, ``"load"``: any plan
             that keeps the period (the value is then the least load so far of the open stage, so
-            links may differ freely).
+            links may differ freely). Media are not held to the limit.
         stop_at_first: return the first plan found, with the fewest stages, whatever it costs.
 
     Raises:

@@ -75,7 +75,7 @@ def feasible_fixed(problem: ChainProblem, limit_s: float) -> tuple[Placed, ...] 
     finals = [
         k
         for k, node in enumerate(nodes)
-        if node.may_end and reached[k][num] and problem.sink_s[node.device_class] <= limit_s
+        if node.may_end and reached[k][num] and problem.can_end(node.device_class, limit_s)
     ]
     if not finals:
         return None
@@ -139,10 +139,12 @@ class _Stages:
 
 def _stages_within(problem: ChainProblem, variant: Variant, limit_s: float) -> _Stages:
     reach = problem.stops_within(variant, limit_s)
-    if variant.possible is None:
+    tables = [variant.possible, problem.ports_fit(variant.device_class, limit_s)]
+    known = [table for table in tables if table is not None]
+    if not known:
         return _Stages(reach, None)
     stops = np.arange(problem.num_pieces + 1)
-    return _Stages(reach, variant.possible & (stops <= reach[:, None]))
+    return _Stages(reach, np.logical_and.reduce([*known, stops <= reach[:, None]]))
 
 
 def _open_starts(
@@ -160,7 +162,7 @@ def _open_starts(
         groups[key] = groups[key] | reached[p] if key in groups else reached[p]
     for (latency_s, per_byte), rows in groups.items():
         starts |= rows & (problem.cut_bytes <= _most_bytes(latency_s, per_byte, limit_s))
-    starts[0] = node.may_start and problem.source_s[node.device_class] <= limit_s
+    starts[0] = node.may_start and problem.can_begin(node.device_class, limit_s)
     return starts
 
 
@@ -185,23 +187,26 @@ def cheapest_fixed(
     Args:
         problem: devices in order, or all equal.
         limit_s: seconds; infinity for no limit.
-        cost: ``"latency"``; ``"ties"``; or, where the problem is coupled, ``"load"``: any plan
+        cost: as `ChainProblem.hop_row`; or, where the problem is coupled, ``"load"``: any plan
             that keeps the period (the value of a node is then the least load so far of its
-            unfinished last stage). The other two look at the links' ends in no other way than
-            `feasible_fixed`, so for a coupled problem their limit has to be infinite.
+            unfinished last stage). Media are not held to the limit. The others look at the links'
+            ends in no other way than `feasible_fixed`, so for a coupled problem their limit has to
+            be infinite.
     """
     limit_s = with_slack(limit_s)
     nodes = _nodes(problem)
     stages_of = [_stages_within(problem, v, limit_s) for v in problem.variants]
     values: list[Floats] = []
-    precision = "rounded" if _is_benign(problem, limit_s, cost) else "exact"
+    precision = "free"
+    if cost in ("latency", "load"):
+        precision = "rounded" if _is_benign(problem, limit_s, cost) else "exact"
     for node in nodes:
         problem.deadline.check()
         entry = _entry_values(problem, nodes, values, node, limit_s, cost)
         row = np.full(problem.num_pieces + 1, math.inf)
         for variant, possible in zip(problem.variants, stages_of, strict=True):
             if variant.device_class == node.device_class:
-                ends = _best_ends(entry, variant, possible, "ties" if cost == "ties" else precision)
+                ends = _best_ends(entry, variant, possible, precision)
                 row[1:] = np.minimum(row[1:], ends)
         if cost == "load":
             row += problem.overhead_s[node.device_class]
@@ -209,14 +214,14 @@ def cheapest_fixed(
         values.append(row)
     best, index = math.inf, -1
     for k, node in enumerate(nodes):
-        value, sink_s = float(values[k][-1]), float(problem.sink_s[node.device_class])
-        if not problem.serial and sink_s > limit_s:
+        value = float(values[k][-1])
+        if not problem.can_end(node.device_class, limit_s):
             value = math.inf
         elif cost == "load":
             fits = value + problem.last_load_s(node.device_class) <= limit_s
             value = 0.0 if fits and math.isfinite(value) else math.inf
-        elif cost == "latency":
-            value += sink_s
+        else:
+            value += float(problem.outer_rows(cost)[1][node.device_class])
         if node.may_end and value < best:
             best, index = value, k
     return None if index < 0 else _trace(problem, nodes, values, index, limit_s, cost)
@@ -246,10 +251,10 @@ def _entry_values(
         pair = nodes[p].device_class, here
         np.minimum(entry, _arrived(problem, values[p], pair, slice(None), limit_s, cost), out=entry)
     entry[0] = math.inf
-    source_s = float(problem.source_s[here])
-    if node.may_start and (problem.serial or source_s <= limit_s):
-        begun_s = problem.first_load_s(here) if cost == "load" else 0.0
-        entry[0] = source_s if cost == "latency" else begun_s
+    if node.may_start and problem.can_begin(here, limit_s):
+        entry[0] = (
+            problem.first_load_s(here) if cost == "load" else problem.outer_rows(cost)[0][here]
+        )
     return entry
 
 
@@ -268,7 +273,7 @@ def _arrived(
         if not problem.serial:
             fits &= link <= limit_s
         return np.where(fits, problem.receiver_row_s(*pair)[at], math.inf)
-    added = left + (link if cost == "latency" else problem.tie_cost[at])
+    added = left + problem.hop_row(cost, *pair)[at]
     return added if problem.serial else np.where(link <= limit_s, added, math.inf)
 
 
@@ -279,7 +284,7 @@ def _best_ends(entry: Floats, variant: Variant, possible: _Stages, precision: st
         entry: cost to stand at each boundary.
         variant: gives the stage's seconds.
         possible: which stages there are.
-        precision: ``"ties"`` where stages cost nothing; ``"rounded"`` to look for the least
+        precision: ``"free"`` where stages cost nothing; ``"rounded"`` to look for the least
             difference with a total; ``"exact"`` to sum every stage, in as many steps as there are.
     """
     num = len(possible.reach)
@@ -288,7 +293,7 @@ def _best_ends(entry: Floats, variant: Variant, possible: _Stages, precision: st
         for start in np.flatnonzero(np.isfinite(entry[:-1])).tolist():
             stop = int(possible.reach[start])
             spent = np.full(stop - start, entry[start])
-            if precision != "ties":
+            if precision != "free":
                 spent += variant.totals.between(start, slice(start + 1, stop + 1))
             if possible.table is not None:
                 spent[~possible.table[start, start + 1 : stop + 1]] = math.inf
@@ -297,7 +302,7 @@ def _best_ends(entry: Floats, variant: Variant, possible: _Stages, precision: st
     first = possible.first_starts()
     ends = np.arange(1, num + 1)
     width = ends - first
-    prefix = np.zeros(num + 1) if precision == "ties" else variant.totals.rounded
+    prefix = np.zeros(num + 1) if precision == "free" else variant.totals.rounded
     table = [entry[:-1] - prefix[:-1]]
     longest = int(width.max(initial=0))
     while 2 ** len(table) <= longest:
@@ -330,7 +335,8 @@ def _trace(
         candidates = np.full(stop, math.inf)
         for variant in problem.of_class(node.device_class):
             starts = np.flatnonzero(_stages_within(problem, variant, limit_s).starts_of(stop))
-            spent = 0.0 if cost == "ties" else variant.totals.between(starts, stop)
+            is_free = cost not in ("latency", "load")
+            spent = 0.0 if is_free else variant.totals.between(starts, stop)
             candidates[starts] = np.minimum(candidates[starts], entry[starts] + spent)
         start = int(np.argmin(candidates))
         stages.append(Placed(start, stop, node.device_class))

@@ -14,7 +14,9 @@ from cutset.planning.problem import ROUNDING, ChainProblem, Placed
 from cutset.planning.totals import Floats
 from cutset.planning.watch import note
 
-Oracle: TypeAlias = Callable[[float], "tuple[Placed, ...] | None"]
+Oracle: TypeAlias = Callable[..., "tuple[Placed, ...] | None"]
+"""Gives a plan with a period of at most its argument, or None. With a second one media may be busy
+for that long, and only the rest is held to the first."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,11 @@ def least_period(problem: ChainProblem, oracle: Oracle, lower_s: float) -> Found
     neighbours the values are so many that halving them takes twenty questions and more, each of
     them costly near the optimum, though the best plan is found soon. There, after two failures it
     is asked whether anything at all is better than that plan: if not, nothing is left to halve.
+
+    What a medium carries is a sum over the plan, so where media decide, a period is none of these
+    values. The rest of a plan's costs is: so when no value is left between the last failure and
+    the best plan, a better one keeps the last failure with all but its media. That is asked, until
+    there is none.
 
     Args:
         problem: what is solved.
@@ -131,11 +138,22 @@ class _Bisection:
                 low_s, high_s = self.failed_s * (1 + ROUNDING), self.upper_s * (1 - ROUNDING)
                 values = values[(values > low_s) & (values < high_s)]
                 if len(values) == 0:
+                    self._lighten()
                     break
                 is_last = self._may_be_best()
                 limit_s = float(values[-1 if is_last else len(values) // 2])
             # What was better may be the best; but steps down alone could be many.
             self.has_gained = self.ask(limit_s) and is_last and not self.has_gained
+
+    def _lighten(self) -> None:
+        """Finds plans in which media alone are between the last failure and the best plan."""
+        while self.problem.num_media:
+            found = self.oracle(self.failed_s, self.upper_s * (1 - 4 * ROUNDING))
+            period_s = math.inf if found is None else self.problem.period_s(found)
+            if found is None or period_s >= self.upper_s:
+                return
+            self.best, self.period_s, self.upper_s = found, period_s, period_s
+            note(best_s=period_s)
 
     def _may_be_best(self) -> bool:
         """Whether to ask for anything better than the best plan, and not for much better."""
@@ -163,7 +181,10 @@ def candidate_periods(problem: ChainProblem, above_s: float, below_s: float) -> 
     """
     if problem.is_coupled:
         return _coupled_periods(problem, above_s, below_s)
-    parts: list[Floats] = [problem.source_s, problem.sink_s]
+    parts = _port_periods(problem, above_s, below_s)
+    if parts is None:
+        return None
+    parts += [problem.source_s, problem.sink_s]
     total = 0
     for variant in problem.variants:
         overhead_s = float(problem.overhead_s[variant.device_class])
@@ -198,7 +219,9 @@ def _coupled_periods(problem: ChainProblem, above_s: float, below_s: float) -> F
     if len(problem.variants) * (problem.num_classes * num) ** 2 > MAX_TRIPLES:
         return None
     starts, stops = np.arange(num)[:, None], np.arange(num + 1)[None, :]
-    parts: list[Floats] = []
+    parts = _port_periods(problem, above_s, below_s)
+    if parts is None:
+        return None
     if not problem.serial:
         parts += [problem.source_s, problem.sink_s]
         parts += [problem.link_row_s(*pair) for pair in problem.pairs]
@@ -220,6 +243,21 @@ def _coupled_periods(problem: ChainProblem, above_s: float, below_s: float) -> F
                     return None
     values = np.unique(np.concatenate(parts))
     return values[(values > above_s) & (values < below_s)]
+
+
+def _port_periods(problem: ChainProblem, above_s: float, below_s: float) -> list[Floats] | None:
+    """Seconds of ports that several messages share; None if there are too many."""
+    if problem.shared is None:
+        return []
+    parts: list[Floats] = [np.array([problem.shared.caller_s])]
+    for port in problem.shared.ports:
+        if port.by_stop.size**2 > MAX_TRIPLES:
+            return None
+        table = port.table_s()
+        parts.append(np.unique(table[(table > above_s) & (table < below_s)]))
+        if sum(map(len, parts)) > MAX_CANDIDATES:
+            return None
+    return parts
 
 
 def _different(rows: list[Floats], size: int) -> Floats:

@@ -27,8 +27,9 @@ import numpy as np
 from cutset.planning.certificates import quick_bound, shared_work_bound
 from cutset.planning.deadline import OverBudget
 from cutset.planning.problem import ROUNDING, ByteCosts, ChainProblem, Placed
+from cutset.planning.shared_wires import SharedMedium, SharedWires
 from cutset.planning.solvers.period_search import Found
-from cutset.planning.totals import Ints
+from cutset.planning.totals import Floats, Ints
 from cutset.planning.variant import Variant
 from cutset.planning.watch import note, unheard
 
@@ -273,6 +274,7 @@ def merge_classes(problem: ChainProblem, groups: list[list[int]], *, as_best: bo
         source_s=each(problem.source_s),
         sink_s=each(problem.sink_s),
         overhead_s=each(problem.overhead_s),
+        shared=_merged_shared(problem, groups, pairs, each, as_best=as_best),
         byte_costs=None
         if own_bytes is None
         else ByteCosts(
@@ -283,6 +285,43 @@ def merge_classes(problem: ChainProblem, groups: list[list[int]], *, as_best: bo
                 for field in dataclasses.fields(ByteCosts)
             }
         ),
+    )
+
+
+def _merged_shared(
+    problem: ChainProblem,
+    groups: list[list[int]],
+    pairs: Callable[[Floats], Floats],
+    each: Callable[[Floats], Floats],
+    *,
+    as_best: bool,
+) -> SharedWires | None:
+    """What groups of devices share: a group's best member has no ports, its worst has all."""
+    shared = problem.shared
+    if shared is None:
+        return None
+    homes = [k for k, group in enumerate(groups) if shared.caller_class in group]
+    is_home = homes and (as_best or len(groups[homes[0]]) == 1)
+    ports = tuple(
+        dataclasses.replace(port, device_class=k)
+        for k, group in enumerate(groups)
+        for port in shared.ports
+        if port.device_class in group and (len(group) == 1 or not as_best)
+    )
+    media = tuple(
+        SharedMedium(
+            latency_s=pairs(medium.latency_s),
+            s_per_byte=pairs(medium.s_per_byte),
+            source_s=each(medium.source_s),
+            sink_s=each(medium.sink_s),
+        )
+        for medium in shared.media
+    )
+    return SharedWires(
+        ports=ports,
+        media=media,
+        caller_class=homes[0] if is_home else -1,
+        caller_s=shared.caller_s,
     )
 
 

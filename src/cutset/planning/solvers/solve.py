@@ -3,6 +3,8 @@
 - devices in fixed order, or all equal: `fixed` (polynomial);
 - any order, up to 16 distinct devices or as many states of counts: `threshold` for the period,
   `additive` where costs add up (latency, ties, serial plans over unequal links);
+- where media or a latency limit beside them have to be kept as well: `labels`, and for the least
+  that one medium alone can be busy the same as for any cost that adds up;
 - more, or where the time ends: `relaxed`, which reports a gap.
 """
 
@@ -16,9 +18,10 @@ from collections.abc import Sequence
 
 from cutset.planning.certificates import quick_bound
 from cutset.planning.deadline import OutOfTime, OverBudget, within
-from cutset.planning.problem import ROUNDING, ChainProblem, Placed
+from cutset.planning.problem import ROUNDING, ChainProblem, Placed, with_slack
 from cutset.planning.solvers.additive import cheapest
 from cutset.planning.solvers.fixed import cheapest_fixed, feasible_fixed
+from cutset.planning.solvers.labels import cheapest_within_sums
 from cutset.planning.solvers.period_search import Found, Oracle, least_period
 from cutset.planning.solvers.relaxed import Goal, solve_wide
 from cutset.planning.solvers.threshold import ThresholdSearch
@@ -39,7 +42,8 @@ MAX_EVEN_STATES = 1 << 12
 """Up to this many states a plan of least latency is also given the least period."""
 
 MAX_COUPLED_TIE_SIZE = 10_000
-"""The same, times classes, for coupled problems: a search has to know both ends of every stage."""
+"""The same, times classes, for coupled problems, whose search has to know both ends of every stage,
+and for those with media, whose search keeps sums."""
 
 SEARCH_SHARE = 0.6
 """Of the time that is left, for the exact search; the rest is for what finds plans without it."""
@@ -106,26 +110,58 @@ def is_exact(problem: ChainProblem) -> bool:
     return num_states(problem) <= MAX_STATES
 
 
-def cheapest_within(problem: ChainProblem, limit_s: float, cost: str) -> tuple[Placed, ...] | None:
-    """The plan of least ``"latency"`` or ``"ties"`` with a period of at most `limit_s`, or None.
+def cheapest_within(
+    problem: ChainProblem,
+    limit_s: float,
+    cost: str,
+    *,
+    shared_s: float | None = None,
+    max_latency_s: float = math.inf,
+) -> tuple[Placed, ...] | None:
+    """The plan of least cost with a period of at most `limit_s`, or None.
+
+    Args:
+        problem: any.
+        limit_s: seconds; infinity for no limit.
+        cost: ``"latency"``, ``"ties"``, or ``"media"``: the seconds of the busiest medium.
+        shared_s: what media may be busy for; where None, as long as the rest.
+        max_latency_s: the most that one micro-batch may take alone; for ``"media"`` only.
 
     Raises:
         OverBudget: an exact search would need too much memory.
     """
-    found = [_cheapest_in_step(step, limit_s, cost) for step in problem.steps]
+    shared_s = limit_s if shared_s is None else shared_s
+    found = [
+        _cheapest_in_step(step, limit_s, cost, shared_s, max_latency_s) for step in problem.steps
+    ]
     return _least(problem, found, cost)
 
 
 def _least(
     problem: ChainProblem, plans: Sequence[tuple[Placed, ...] | None], cost: str
 ) -> tuple[Placed, ...] | None:
-    value = problem.latency_s if cost == "latency" else problem.ties
+    value = {"latency": problem.latency_s, "ties": problem.ties, "media": problem.media_s}[cost]
     return min((plan for plan in plans if plan is not None), key=value, default=None)
 
 
 def _cheapest_in_step(
-    problem: ChainProblem, limit_s: float, cost: str
+    problem: ChainProblem, limit_s: float, cost: str, shared_s: float, max_latency_s: float
 ) -> tuple[Placed, ...] | None:
+    if problem.floor_s > with_slack(limit_s):
+        return None
+    if problem.num_media and (cost == "media" or math.isfinite(shared_s)):
+        if cost != "media" or problem.num_media > 1 or math.isfinite(max_latency_s):
+            return cheapest_within_sums(
+                problem, limit_s, cost=cost, shared_s=shared_s, max_latency_s=max_latency_s
+            )
+        stages = _cheapest_alone(problem, limit_s, "medium 0")
+        is_kept = stages is not None and problem.media_s(stages) <= with_slack(shared_s)
+        return stages if is_kept else None
+    return _cheapest_alone(problem, limit_s, cost)
+
+
+def _cheapest_alone(problem: ChainProblem, limit_s: float, cost: str) -> tuple[Placed, ...] | None:
+    """The plan of least cost within a limit that is none for media."""
     if is_chain(problem) and not (problem.is_coupled and math.isfinite(limit_s)):
         return cheapest_fixed(problem, limit_s, cost=cost)
     return cheapest(problem, limit_s, cost=cost)
@@ -135,9 +171,9 @@ def period_oracle(problem: ChainProblem) -> Oracle:
     """A function that finds some plan with a period of at most its argument, or None."""
     oracles = [_oracle_of_step(step) for step in problem.steps]
 
-    def ask(limit_s: float) -> tuple[Placed, ...] | None:
+    def ask(limit_s: float, shared_s: float | None = None) -> tuple[Placed, ...] | None:
         for k, oracle in enumerate(oracles):
-            stages = oracle(limit_s)
+            stages = oracle(limit_s, shared_s)
             if stages is not None:
                 oracles.insert(0, oracles.pop(k))  # likely the one that has the next plan too
                 return stages
@@ -147,6 +183,22 @@ def period_oracle(problem: ChainProblem) -> Oracle:
 
 
 def _oracle_of_step(problem: ChainProblem) -> Oracle:
+    alone = _oracle_alone(problem)
+
+    def ask(limit_s: float, shared_s: float | None = None) -> tuple[Placed, ...] | None:
+        if problem.floor_s > with_slack(limit_s):
+            return None
+        stages = alone(limit_s)
+        most_s = limit_s if shared_s is None else shared_s
+        if stages is None or problem.media_s(stages) <= with_slack(most_s):
+            return stages
+        return _cheapest_in_step(problem, limit_s, "media", most_s, math.inf)
+
+    return ask
+
+
+def _oracle_alone(problem: ChainProblem) -> Oracle:
+    """The oracle of a step for limits that are none for media."""
     if is_chain(problem):
         if problem.is_coupled:
             return lambda limit_s: cheapest_fixed(problem, limit_s, cost="load")
@@ -173,11 +225,27 @@ def find_best(problem: ChainProblem, goal: Goal) -> Found | None:
         value_s = problem.latency_s(stages)
         return Found(stages, value_s, value_s, is_complete=True)
     with unheard() if math.isfinite(goal.limit_s) else contextlib.nullcontext():
-        found = least_period(problem, period_oracle(problem), quick_bound(problem))
+        found = _least_period(problem)
     if found is None or not found.stages or goal.is_kept(problem, found.stages):
         return found
     # The least period without the limit is a lower bound, and much cheaper to find.
     return least_period(problem, _within_latency(problem, goal.limit_s), found.bound_s)
+
+
+def _least_period(problem: ChainProblem) -> Found | None:
+    """The plan of least period; one that is the best without media is tried first."""
+    bound_s = quick_bound(problem)
+    if problem.shared is not None and problem.num_media:
+        without = dataclasses.replace(problem.shared, media=())
+        apart = dataclasses.replace(problem, shared=without)
+        found = least_period(apart, period_oracle(apart), bound_s)
+        if found is None:
+            return None
+        period_s = problem.period_s(found.stages)
+        if not found.is_complete or period_s <= found.bound_s * (1 + ROUNDING):
+            return found._replace(period_s=period_s)
+        bound_s = found.bound_s
+    return least_period(problem, period_oracle(problem), bound_s)
 
 
 def _searched(problem: ChainProblem, goal: Goal) -> Found | None:
@@ -262,10 +330,20 @@ def solve_period(problem: ChainProblem, *, max_latency_s: float | None = None) -
 
 
 def _within_latency(problem: ChainProblem, max_latency_s: float) -> Oracle:
-    def oracle(limit_s: float) -> tuple[Placed, ...] | None:
-        stages = cheapest_within(problem, limit_s, "latency")
-        fits = stages is not None and problem.latency_s(stages) <= max_latency_s * (1 + ROUNDING)
-        return stages if fits else None
+    alone = problem
+    if problem.shared is not None and problem.num_media:
+        alone = dataclasses.replace(problem, shared=dataclasses.replace(problem.shared, media=()))
+
+    def oracle(limit_s: float, shared_s: float | None = None) -> tuple[Placed, ...] | None:
+        stages = cheapest_within(alone, limit_s, "latency")
+        if stages is None or problem.latency_s(stages) > max_latency_s * (1 + ROUNDING):
+            return None
+        most_s = limit_s if shared_s is None else shared_s
+        if problem.media_s(stages) <= with_slack(most_s):
+            return stages
+        return cheapest_within(
+            problem, limit_s, "media", shared_s=most_s, max_latency_s=max_latency_s
+        )
 
     return oracle
 
@@ -278,7 +356,8 @@ def _break_ties(
 ) -> tuple[Placed, ...]:
     """Among plans of this period the one whose cuts cost least, where that can be afforded."""
     size = num_states(problem) * problem.num_pieces
-    if problem.is_coupled and size * problem.num_classes > MAX_COUPLED_TIE_SIZE:
+    is_dear = problem.is_coupled or problem.num_media
+    if is_dear and size * problem.num_classes > MAX_COUPLED_TIE_SIZE:
         return stages
     try:
         other = _cheapest_ties(problem, period_s)

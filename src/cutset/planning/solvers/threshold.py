@@ -147,7 +147,7 @@ class ThresholdSearch:
         pass_ = _Pass(stages=stages, links=self._links(limit_s), levels=[], ends=[])
         level: _Level | None = self._first(stages, limit_s)
         last_bit = np.uint64(1) << np.uint64((self.size - 1) % 64)
-        exits = problem.sink_s <= limit_s if not problem.serial else np.ones(len(stages), bool)
+        exits = np.array([problem.can_end(c, limit_s) for c in range(problem.num_classes)])
         while level is not None:
             pass_.levels.append(level)
             depth = len(pass_.levels) - 1
@@ -182,7 +182,8 @@ class ThresholdSearch:
             fits = fits & (stops <= reach[:, None])
             allowed |= fits if variant.possible is None else fits & variant.possible
         allowed &= stops > np.arange(problem.num_pieces)[:, None]
-        return allowed
+        ports = problem.ports_fit(device_class, limit_s)
+        return allowed if ports is None else allowed & ports
 
     def _moves_s(self, here: int) -> npt.NDArray[np.float64]:
         """What receiving and sending add to the load of every stage, shape (n, n + 1)."""
@@ -226,7 +227,7 @@ class ThresholdSearch:
         states = np.unique(self.lattice.strides)
         reached = np.zeros((problem.num_classes, self.num_words, len(states)), dtype=np.uint64)
         for c, rows in enumerate(stages):
-            if problem.serial or problem.source_s[c] <= limit_s:
+            if problem.can_begin(c, limit_s):
                 at = int(np.searchsorted(states, self.lattice.strides[c]))
                 reached[c, :, at] = _pack(rows[0], self.num_words)
         return self._pruned(states, reached, limit_s)
