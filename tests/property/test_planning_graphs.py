@@ -62,6 +62,10 @@ def dags(draw):
         send_s_per_byte=draw(SECONDS) / 8 if costly else 0.0,
         receive_s_per_byte=draw(SECONDS) / 8 if costly else 0.0,
         fixed_order=set(counts) == {1} and draw(st.booleans()),
+        half_duplex=tuple((draw(SECONDS) / 4, draw(SECONDS) / 4) for _ in range(num_classes))
+        if not through_host and draw(st.booleans()) else (),
+        medium=(draw(SECONDS) / 4, draw(SECONDS) / 2)
+        if not through_host and draw(st.booleans()) else None,
     )  # fmt: skip
 
 
@@ -118,7 +122,10 @@ def cut(problem, inside):
 
 
 def plans_twin(problem):
-    """Period and latency of every plan: every chain of downsets, every choice of devices."""
+    """Period, latency, seconds of the medium of every plan.
+
+    Every chain of downsets, every choice of devices; the period without the medium.
+    """
     parts, _ = contract(problem)
     together = [set(part) for part in parts]
     downs = [
@@ -128,12 +135,12 @@ def plans_twin(problem):
     ]  # fmt: skip
     full = frozenset(range(problem.seconds.shape[1]))
 
-    def grow(before, counts, value, latency, stages, last):
+    def grow(before, counts, value, latency, stages, last, air):
         if math.isinf(value):
             return
         if before == full:
             if problem.num_stages in (None, stages):
-                yield value, latency
+                yield value, latency, air
             return
         for after in downs:
             if before < after:
@@ -141,15 +148,30 @@ def plans_twin(problem):
                     if left and (c > last or not problem.fixed_order):
                         less = tuple(n - (k == c) for k, n in enumerate(counts))
                         moved = 0.0 if problem.serial else cut(problem, after)
-                        here = max(value, load(problem, before, after, c), moved)
+                        ports = port(problem, before, after, c)
+                        here = max(value, load(problem, before, after, c), moved, ports)
                         then = latency + load(problem, before, after, c, alone=True)
-                        yield from grow(after, less, here, then, stages + 1, c)
+                        sent = 0.0
+                        if problem.medium is not None and after != full:
+                            size = sum(t.num_bytes for t in alive(problem, after))
+                            sent = problem.medium[0] + problem.medium[1] * size
+                        yield from grow(after, less, here, then, stages + 1, c, air + sent)
 
-    return list(grow(frozenset(), problem.counts, 0.0, 0.0, 0, -1))
+    return list(grow(frozenset(), problem.counts, 0.0, 0.0, 0, -1, 0.0))
+
+
+def port(problem, before, after, c):
+    """Seconds that a port in half duplex is busy with what a stage receives and sends."""
+    if not problem.half_duplex:
+        return 0.0
+    into, out = problem.half_duplex[c]
+    taken = sum(t.num_bytes for t in alive(problem, before))
+    given = sum(t.num_bytes for t in alive(problem, after))
+    return into * taken + out * given
 
 
 def best_twin(problem):
-    return min((period for period, _ in plans_twin(problem)), default=math.inf)
+    return min((period for period, _, _ in plans_twin(problem)), default=math.inf)
 
 
 def distinct(problem, inside, together):
@@ -173,6 +195,27 @@ def test_downset_plans_are_the_best_there_are(problem):
         assert seconds == pytest.approx(load(problem, before, done, c), abs=1e-9)
     assert done == frozenset(range(problem.seconds.shape[1]))
     assert all(solution.classes.count(c) <= n for c, n in enumerate(problem.counts))
+
+
+@quick
+@given(dags())
+def test_all_cuts_over_one_medium_are_counted_together(problem):
+    if problem.medium is None:
+        return
+    every = [max(period, air) for period, _, air in plans_twin(problem)]
+    expected = min(every, default=math.inf)
+    if math.isinf(expected):
+        with pytest.raises(LookupError):
+            Goals(problem).best(by_latency=False, max_latency_s=math.inf, max_period_s=math.inf)
+        return
+    reached = Goals(problem).best(by_latency=False, max_latency_s=math.inf, max_period_s=expected)
+    assert reached.solution.busiest_s == pytest.approx(expected, rel=1e-9)
+    assert reached.bound_s == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    if expected:
+        with pytest.raises(OutOfReach):
+            Goals(problem).best(
+                by_latency=False, max_latency_s=math.inf, max_period_s=expected * 0.99
+            )
 
 
 @quick
@@ -305,7 +348,8 @@ def test_the_simulation_never_does_two_things_at_once(data, num, window, serial)
 @quick
 @given(dags(), st.sampled_from([0.3, 0.6, 1.0, 1.5, 3.0]), st.sampled_from([0.5, 1.0, 1.7]))
 def test_goals_over_downsets_are_reached_as_far_as_they_can_be(problem, share, slack):
-    plans = plans_twin(problem)
+    problem = dataclasses.replace(problem, medium=None)  # beside limits it is refused
+    plans = [plan[:2] for plan in plans_twin(problem)]
     goals = Goals(problem)
     if not plans:
         for ask in (

@@ -39,8 +39,15 @@ from cutset.planning.anyorder.cost_graph_reasons import limit_not_kept, no_plan
 from cutset.planning.anyorder.downsets import DagProblem, DagSolution, Tensor, contract
 from cutset.planning.anyorder.fewer_downsets import certificates_for_all
 from cutset.planning.anyorder.goals import MAX_FRONT, Goals, OutOfReach
+from cutset.planning.anyorder.graph_wires import (
+    check_wires,
+    half_duplex_costs,
+    link_of,
+    medium_of,
+)
 from cutset.planning.deadline import OutOfTime, OverBudget, within
 from cutset.planning.plan import PLAN_FORMAT, Certificate, Plan, StagePlan, gap_of, proven_among
+from cutset.planning.plan_messages import planned_messages
 from cutset.planning.request import Objective, PlanRequest
 from cutset.planning.watch import unheard
 
@@ -143,6 +150,8 @@ def pareto_cost_graph(
     there may be more.
     """
     task = _Task(graph, request, max_tensors)
+    if task.dag.medium is not None:
+        raise PlanError("the front of a cost graph over a medium is not planned; plan the model")
     with unheard():  # which is of many plans, none of them the best
         found = task.answer(lambda goals: goals.front(**task.limits))
     if found is None:
@@ -185,12 +194,7 @@ class _Task:
         problem = first_problem(self.costs)
         if problem:
             raise PlanError(problem)
-        if self.cluster.has_shared_wires:
-            raise PlanError("a cost graph is planned without ports and media; leave them out")
-        if self.cluster.overrides or self.cluster.caller is not None:
-            raise PlanError(
-                "a cost graph is planned with one kind of link: leave out link.between and caller"
-            )
+        check_wires(self.cluster, request, through_host=self.costs.transfers == "host")
         self.kinds = _kinds(self.costs, self.cluster, fixed_order=request.fixed_order)
         self.dag = _dag(self.costs, self.request, self.kinds, max_tensors)
 
@@ -237,7 +241,9 @@ class _Task:
         costs, cluster, dag, request = self.costs, self.cluster, self.dag, self.request
         stages = _stages(costs, dag, self.kinds, solution)
         used = {stage.device for stage in stages}
-        value_s = solution.latency_s if objective == "latency" else solution.period_s
+        value_s = solution.latency_s if objective == "latency" else solution.busiest_s
+        sizes = [0, *solution.cut_bytes, 0]
+        devices = [stage.device for stage in stages]
         certificates = self._certificates(
             solution, value_s, bound_s, by_latency=objective == "latency", is_searched=is_searched
         )
@@ -252,7 +258,7 @@ class _Task:
             objective=objective,
             micro_batch=1,
             stages=stages,
-            period_s=solution.period_s,
+            period_s=solution.busiest_s,
             latency_s=solution.latency_s,
             bound_s=bound_s,
             bound_by=certificates[0].name,
@@ -266,6 +272,7 @@ class _Task:
             certificates=certificates,
             unused_devices=tuple(d.name for d in cluster.devices if d.name not in used),
             notes=(*notes, *_notes(costs, cluster)),
+            messages=() if dag.through_host else planned_messages(cluster, devices, sizes),
         )
 
     def _certificates(
@@ -291,12 +298,12 @@ class _Task:
 
 
 def _kinds(costs: CostGraph, cluster: Cluster, *, fixed_order: bool) -> list[list[Device]]:
-    """Groups devices with the same seconds, memory and overhead; each alone where order counts."""
+    """Groups devices that are alike in everything but their name; each alone where order counts."""
     named = {name for node in costs.nodes for name in node.seconds}
-    kinds: dict[tuple[str, float, int | None, float], list[Device]] = {}
+    kinds: dict[object, list[Device]] = {}
     for device in cluster.devices:
         own = device.name if device.name in named or fixed_order else ""
-        key = own, device.speed, device.memory_bytes, device.overhead_s
+        key = own, device.speed, device.memory_bytes, device.overhead_s, device.port
         kinds.setdefault(key, []).append(device)
     return list(kinds.values())
 
@@ -317,7 +324,8 @@ def _dag(
             found = node.seconds.get(name, node.seconds.get(""))
             if found is not None:
                 seconds[row, column] = found / (1.0 if name in node.seconds else kind[0].speed)
-    link, host = request.devices_and_links.link, costs.transfers == "host"
+    cluster, host = request.devices_and_links, costs.transfers == "host"
+    link = link_of(cluster)
     return DagProblem(
         seconds=seconds,
         weight_bytes=np.array([node.weight_bytes for node in costs.nodes], dtype=np.float64),
@@ -346,6 +354,8 @@ def _dag(
         send_s_per_byte=link.send_s_per_byte,
         receive_s_per_byte=link.receive_s_per_byte,
         fixed_order=request.fixed_order,
+        half_duplex=half_duplex_costs([kind[0] for kind in kinds]),
+        medium=medium_of(cluster),
         deadline=within(request.time_limit_s),
     )
 

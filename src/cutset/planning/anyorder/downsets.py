@@ -66,6 +66,9 @@ class DagProblem:
         send_s_per_byte: seconds of computing that a byte takes from the stage that sends it.
         receive_s_per_byte: the same from the stage that receives it.
         fixed_order: whether stages use the classes (of one device each) in rising order.
+        half_duplex: by class the seconds that a byte into, and one out of, its devices keep a port
+            busy which does one at a time; empty where none does.
+        medium: seconds of a message, and of each byte, on a medium that all messages share.
         deadline: when searches end.
     """
 
@@ -85,6 +88,8 @@ class DagProblem:
     send_s_per_byte: float = 0.0
     receive_s_per_byte: float = 0.0
     fixed_order: bool = False
+    half_duplex: tuple[tuple[float, float], ...] = ()
+    medium: tuple[float, float] | None = None
     deadline: Deadline = NEVER
 
 
@@ -97,10 +102,12 @@ class DagSolution:
         classes: the class of the device of each stage.
         loads_s: seconds of each stage under the problem's rule, cuts not included.
         cuts_s: seconds to send across each cut; zeros through the host.
-        period_s: the largest load or cut.
+        period_s: the largest load, cut, or port.
         latency_s: seconds for one micro-batch alone.
         num_downsets: how many were searched.
         family: ``"downset"``, or ``"orders"`` where there were too many downsets.
+        cut_bytes: that cross each cut.
+        medium_s: seconds that all cuts together keep the medium busy; 0 without one.
     """
 
     stages: tuple[tuple[int, ...], ...]
@@ -111,6 +118,13 @@ class DagSolution:
     latency_s: float
     num_downsets: int
     family: str
+    cut_bytes: tuple[int, ...] = ()
+    medium_s: float = 0.0
+
+    @property
+    def busiest_s(self) -> float:
+        """Seconds per micro-batch: the period, the medium included."""
+        return max(self.period_s, self.medium_s)
 
 
 def contract(problem: DagProblem) -> tuple[list[list[int]], list[set[int]]]:

@@ -182,12 +182,14 @@ class Goals:
         return None if found is None else math.ceil(found[0])
 
     def best(self, *, by_latency: bool, max_latency_s: float, max_period_s: float) -> Reached:
-        """The best plan within limits (infinity for none).
+        """The best plan within limits (infinity for none; over a medium the other one has none).
 
         Raises:
             OutOfReach: no plan keeps them.
             LookupError: there is no plan at all.
         """
+        if not by_latency and self._opened[-1].search.problem.medium is not None:
+            return self._over_medium(max_period_s)
         if not by_latency and math.isinf(max_latency_s) and math.isinf(max_period_s):
             best = self.least_period()
             if best is None:
@@ -206,6 +208,43 @@ class Goals:
         if quickest is None or quickest.solution.latency_s > with_slack(max_latency_s):
             raise self._out_of_reach(quickest, max_latency_s, max_period_s)
         return self._between(quickest.solution, below_s, max_latency_s)
+
+    def _over_medium(self, max_period_s: float) -> Reached:
+        """The plan of least period where all cuts share a medium.
+
+        Bisection: where the least that the medium can be busy, with all else within a limit, is
+        more than that, no plan has that period.
+
+        Raises:
+            OutOfReach: none keeps the limit.
+            LookupError: there is no plan at all.
+        """
+        with unheard():
+            apart = self.least_period()
+        if apart is None:
+            raise LookupError("there is no plan")
+        best, below_s, is_complete = apart.solution, apart.bound_s, apart.is_complete
+        if best.busiest_s > best.period_s:
+            is_complete = True
+        opened = self._opened[-1]
+        while below_s < best.busiest_s * (1 - _CLOSE):
+            note(best_s=best.busiest_s, bound_s=below_s)
+            middle_s = (below_s + best.busiest_s) / 2
+            try:
+                with unheard():
+                    found = opened.search.run(middle_s, least="medium")
+            except OutOfTime:
+                is_complete = False
+                break
+            other = best if found is None else opened.solution(found[1])
+            if other.busiest_s < best.busiest_s:
+                best = dataclasses.replace(other, num_downsets=opened.search.count)
+            if found is None or other.medium_s > with_slack(middle_s):
+                below_s = middle_s
+        below_s = min(below_s, best.busiest_s)
+        if best.busiest_s > with_slack(max_period_s):
+            raise OutOfReach("period", best.busiest_s, self.family, below_s)
+        return Reached(solution=best, bound_s=below_s, is_complete=is_complete)
 
     def _fastest(self, max_latency_s: float, max_period_s: float) -> tuple[Reached | None, float]:
         """The plan of the least period where that keeps both limits, and a bound of the period.

@@ -30,7 +30,7 @@ MAX_TABLE = 40_000_000
 _Path: TypeAlias = "list[tuple[int, int, int]]"
 """From downset, to downset, class: of each stage."""
 
-Least: TypeAlias = Literal["period", "latency", "memory"]
+Least: TypeAlias = Literal["period", "latency", "memory", "medium"]
 
 
 class Ended(OutOfTime):
@@ -99,6 +99,22 @@ class DownsetSearch:
             return 0.0
         return self.problem.link_latency_s + float(self.space.cut_s[downset])
 
+    def medium_s(self, downset: int) -> float:
+        """Seconds that a cut after a downset keeps the medium busy."""
+        if self.problem.medium is None or downset in (0, self.count - 1):
+            return 0.0
+        latency_s, per_byte = self.problem.medium
+        return latency_s + per_byte * float(self.space.cut_bytes[downset])
+
+    def ports_s(self, start: int, window: slice, device_class: int) -> Floats:
+        """Seconds that the stages from a downset to those in a window keep a port busy."""
+        into, out = 0.0, 0.0
+        if self.problem.half_duplex:
+            into, out = self.problem.half_duplex[device_class]
+        cut_bytes = self.space.cut_bytes
+        busy: Floats = into * cut_bytes[start] + out * cut_bytes[window]
+        return busy
+
     def load_s(self, start: int, stop: int, device_class: int) -> float:
         """Seconds of the stage between two downsets."""
         window = slice(stop, stop + 1)
@@ -161,8 +177,9 @@ class DownsetSearch:
 
         Args:
             known_s: the period; infinity for any.
-            least: the period, the latency, or the memory: of the largest stage on a class of
-                `raised`, whose limits of memory do not count then.
+            least: the period or the latency; the memory of the largest stage on a class of
+                `raised`, whose limits of memory do not count then; or the seconds of the medium,
+                which is not held to the known period.
             raised: classes, for the memory.
             deadline: when to end; where None, the problem's.
 
@@ -182,7 +199,7 @@ class DownsetSearch:
         best[0, 0] = 0.0
         overlapped = not self.problem.through_host and not self.problem.serial
         for start in range(self.count - 1):
-            if least != "memory" and is_due():
+            if least in ("period", "latency") and is_due():
                 bound_s = self._bound_s(best, start, known_s)
                 note(best_s=float(best[:, -1].min()), bound_s=bound_s)
             try:
@@ -262,6 +279,7 @@ class DownsetSearch:
             row = space.impossible[device_class]
             fits &= row[window] == row[start]
         loads = self._loads(start, window, device_class)
+        loads = np.maximum(loads, self.ports_s(start, window, device_class))
         fits &= loads <= limit_s
         chosen = np.flatnonzero(fits)
         if len(chosen) == 0:
@@ -271,9 +289,11 @@ class DownsetSearch:
             added = self._loads(start, window, device_class, alone=True)[chosen]
         elif self.least == "memory":
             added = (space.size[at] - space.size[start]) * is_raised
+        elif self.least == "medium":
+            added = np.full(len(at), self.medium_s(start))
         for state, target, from_work in zip(states, targets, least, strict=True):
             first = int(np.searchsorted(space.work[at], from_work, side="left"))
-            if self.least == "latency":
+            if self.least in ("latency", "medium"):
                 values = added[first:] + column[state]
             else:
                 values = np.maximum(added[first:], column[state])
@@ -353,21 +373,24 @@ class Opened:
     def solution(self, path: _Path) -> DagSolution:
         """The plan that a path stands for."""
         search, member = self.search, self.search.space.member
-        stages, loads, cuts = [], [], []
+        stages, loads, cuts, ports = [], [], [], []
         for a, b, c in path:
             inside = np.flatnonzero(member[:, b] & ~member[:, a])
             stages.append(tuple(sorted(node for k in inside for node in self.parts[k])))
             loads.append(search.load_s(a, b, c))
+            ports.append(float(search.ports_s(a, slice(b, b + 1), c)[0]))
             cuts.append(0.0 if search.problem.through_host else search.cut_s(b))
         return DagSolution(
             stages=tuple(stages),
             classes=tuple(c for _, _, c in path),
             loads_s=tuple(loads),
             cuts_s=tuple(cuts[:-1]),
-            period_s=max([*loads, *cuts[:-1]]),
+            period_s=max([*loads, *ports, *cuts[:-1]]),
             latency_s=search.latency_s(path),
             num_downsets=search.count,
             family=self.family,
+            cut_bytes=tuple(int(search.space.cut_bytes[b]) for _, b, _ in path[:-1]),
+            medium_s=math.fsum(search.medium_s(b) for _, b, _ in path),
         )
 
 
