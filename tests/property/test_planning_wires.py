@@ -150,6 +150,10 @@ def check_many(first, number):
     return seen
 
 
+def test_a_stage_has_pieces_in_a_fixed_order_with_ports_too() -> None:
+    check(2496)  # once a stage of no pieces kept a port less busy than any
+
+
 def test_plans_on_wires_as_they_are_are_the_best() -> None:
     seen = check_many(0, NUM_QUICK)
     assert all(count >= 5 for count in seen.values()), seen

@@ -154,7 +154,7 @@ class _DeviceTable(_Ported, frozen=True, kw_only=True):
 
 class _CallerTable(_Ported, frozen=True, kw_only=True):
     name: Text = Text("caller")
-    address: Text | None = None
+    address: IpAddress | None = None
 
 
 class _MediumTable(_Table, frozen=True, kw_only=True):

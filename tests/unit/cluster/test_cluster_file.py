@@ -373,6 +373,7 @@ def test_a_link_without_costs_beside_one_with_costs_reads_back():
         ('duplex = "half"', "duplex = true", "expected 'full' or 'half', got bool True"),
         ('name = "laptop"', 'name = "pi-1"', "c:13: caller.name: 'pi-1' is the name of a device"),
         ('duplex = "full"', "speed = 1", "c:16: caller.speed: unknown key; known: port, port_out"),
+        ('"10.0.0.9"', '"laptop.local"', "c:14: caller.address: expected an IP address, got 'lap"),
         ('"100 Mbit/s"\nduplex', '"1 m"\nduplex', "c:15: caller.port: unknown unit 'm'"),
         ('name = "wifi"', "", "c:17: medium[0]: the medium has no name"),
         ('bandwidth = "20 Mbit/s"', "", "c:17: medium[0]: the medium has no bandwidth"),

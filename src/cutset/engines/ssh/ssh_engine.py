@@ -165,8 +165,12 @@ class SshEngine(RemoteEngine[SshHost]):
 
     def _own_address(self) -> str:
         """Where this process listens for the first and the last stage."""
-        caller = self._cluster.caller
-        if caller is not None and (own := self._targets[caller].device.listen):
+        caller, machine = self._cluster.caller, self._cluster.caller_machine
+        if machine is not None:
+            own = machine.address
+        else:
+            own = None if caller is None else self._targets[caller].device.listen
+        if own:
             return own
         with self._lock:
             peers = [self._hosts[stage].address for stage in sorted(self._hosts)]

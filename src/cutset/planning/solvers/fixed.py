@@ -143,8 +143,9 @@ def _stages_within(problem: ChainProblem, variant: Variant, limit_s: float) -> _
     known = [table for table in tables if table is not None]
     if not known:
         return _Stages(reach, None)
-    stops = np.arange(problem.num_pieces + 1)
-    return _Stages(reach, np.logical_and.reduce([*known, stops <= reach[:, None]]))
+    starts, stops = np.arange(problem.num_pieces)[:, None], np.arange(problem.num_pieces + 1)
+    known += [stops > starts, stops <= reach[:, None]]
+    return _Stages(reach, np.logical_and.reduce(known))
 
 
 def _open_starts(
