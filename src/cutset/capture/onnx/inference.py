@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cutset.dtypes import row_major
+from cutset.processes import encodable
 
 _LOG = logging.getLogger(__name__)
 
@@ -77,16 +80,34 @@ def make_session(
     options.add_session_config_entry("session.use_env_allocators", "1")
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if folder is not None:
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(folder)
-        )
     providers: list[Any] = ["CPUExecutionProvider"]
     if provider:
         # Which operations it computes is looked at afterwards, where ONNX Runtime can tell.
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         providers.insert(0, (provider, dict(provider_options or {})))
-    return onnxruntime.InferenceSession(model, options, providers=providers)
+    with contextlib.ExitStack() as names:
+        if folder is not None:
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path",
+                names.enter_context(_in_utf8(folder)),
+            )
+        if isinstance(model, str):
+            parent, name = os.path.split(model)
+            model = os.path.join(names.enter_context(_in_utf8(Path(parent))), name)  # noqa: PTH118
+        return onnxruntime.InferenceSession(model, options, providers=providers)
+
+
+@contextlib.contextmanager
+def _in_utf8(folder: Path) -> Iterator[str]:
+    """A folder's name for ONNX Runtime, which takes none that is no UTF-8; Linux has another."""
+    if encodable(str(folder)) == str(folder):
+        yield str(folder)
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 @functools.cache
