@@ -8,8 +8,6 @@ import sys
 import threading
 from typing import Any
 
-import torch
-
 from cutset.dtypes import Arrays
 from cutset.engines.local import LocalEngine
 from cutset.runtime import worker
@@ -50,12 +48,16 @@ class _SickProgram:
         if symptom == RAISE:
             raise ValueError("no such luck")
         if symptom == MISFIT:
+            import torch
+
             torch.zeros(2, 3) @ torch.zeros(4, 5)
         if symptom == HANG:
             threading.Event().wait()
         if symptom == SLOW:
             threading.Event().wait(3.0)
         if symptom == GREEDY:
+            import torch
+
             torch.empty(GREED_BYTES, dtype=torch.uint8)
         if symptom == GREEDY_IN_PYTHON:
             bytearray(GREED_BYTES)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -22,7 +23,7 @@ from cutset.runtime.session import Session, open_session
 from cutset.runtime.status import Limits
 
 from . import sick_worker
-from .bundles import SmallNet, whole_model
+from .bundles import SmallNet, in_turn, whole_model
 
 # Short limits: these tests run into them on purpose.
 _QUICK = Limits(heartbeat_s=1.5, link_timeout_s=4.0, connect_timeout_s=10.0, back_off_s=0.05)
@@ -36,14 +37,17 @@ def _items(num_items: int) -> Iterator[torch.Tensor]:
 
 
 def _check_stream(
-    session: Session, model: SmallNet, num_items: int, disturb: Callable[[int], None]
+    session: Session,
+    expected: Callable[[torch.Tensor], torch.Tensor],
+    num_items: int,
+    disturb: Callable[[int], None],
 ) -> None:
     """Streams items, calls `disturb` before each answer is looked at, checks every answer."""
     num_answers = 0
     answers = session.stream(_items(num_items))
     for index, (rows, answer) in enumerate(zip(_items(num_items), answers, strict=True)):
         disturb(index)
-        assert torch.equal(answer, whole_model(model, rows, 4)), f"item {index}"
+        assert torch.equal(answer, expected(rows)), f"item {index}"
         num_answers += 1
     assert num_answers == num_items
 
@@ -54,9 +58,16 @@ def _sick(symptom: float, num_rows: int = 1) -> torch.Tensor:
     return rows
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
-def test_a_killed_worker_costs_no_row(bundle_of_three: Path, model: SmallNet, stage: int) -> None:
-    with open_session(bundle_of_three, backend="torch", limits=_QUICK) as session:
+@pytest.mark.parametrize(
+    ("stage", "backend"), [(0, "onnxruntime"), (1, "torch"), (2, "onnxruntime")]
+)
+def test_a_killed_worker_costs_no_row(
+    bundle_of_three: Path, model: SmallNet, stage: int, backend: str
+) -> None:
+    def expected(rows: torch.Tensor) -> torch.Tensor:
+        return whole_model(model, rows, 4) if backend == "torch" else in_turn(bundle_of_three, rows)
+
+    with open_session(bundle_of_three, backend=backend, limits=_QUICK) as session:
 
         def disturb(index: int) -> None:
             if index == 10:
@@ -64,38 +75,38 @@ def test_a_killed_worker_costs_no_row(bundle_of_three: Path, model: SmallNet, st
                 if pid:
                     os.kill(pid, signal.SIGKILL)
 
-        _check_stream(session, model, 30, disturb)
+        _check_stream(session, expected, 30, disturb)
         assert session.stats().stages[stage].num_restarts >= 1
         assert session.epoch >= 2
 
 
-def test_all_workers_killed_at_once_cost_no_row(bundle: Path, model: SmallNet) -> None:
-    with open_session(bundle, backend="torch", limits=_QUICK) as session:
+def test_all_workers_killed_at_once_cost_no_row(bundle: Path) -> None:
+    with open_session(bundle, backend="onnxruntime", limits=_QUICK) as session:
 
         def disturb(index: int) -> None:
             if index == 10:
                 for pid in session.worker_pids:
                     os.kill(pid, signal.SIGKILL)
 
-        _check_stream(session, model, 40, disturb)
+        _check_stream(session, functools.partial(in_turn, bundle), 40, disturb)
         assert [stage.num_restarts for stage in session.stats().stages] == [1, 1]
 
 
 @pytest.mark.parametrize("stage", [0, 1])
-def test_a_frozen_worker_costs_no_row(bundle: Path, model: SmallNet, stage: int) -> None:
-    with open_session(bundle, backend="torch", limits=_QUICK) as session:
+def test_a_frozen_worker_costs_no_row(bundle: Path, stage: int) -> None:
+    with open_session(bundle, backend="onnxruntime", limits=_QUICK) as session:
 
         def disturb(index: int) -> None:
             if index == 10:
                 os.kill(session.worker_pids[stage], signal.SIGSTOP)
 
-        _check_stream(session, model, 40, disturb)
+        _check_stream(session, functools.partial(in_turn, bundle), 40, disturb)
         assert session.stats().stages[stage].num_restarts == 1
 
 
-def test_an_idle_session_outlives_its_link_time_out(bundle: Path, model: SmallNet) -> None:
+def test_an_idle_session_outlives_its_link_time_out(bundle: Path) -> None:
     limits = Limits(heartbeat_s=5.0, link_timeout_s=0.5)
-    with open_session(bundle, backend="torch", limits=limits) as session:
+    with open_session(bundle, backend="onnxruntime", limits=limits) as session:
         rows = torch.randn(3, 3, 16, 16)
         session.run(rows)
         # Twenty heartbeats: two seconds in which nothing but keep-alives crosses the links.
@@ -109,23 +120,23 @@ def test_an_idle_session_outlives_its_link_time_out(bundle: Path, model: SmallNe
                     ),
                     10,
                 )
-        assert torch.equal(session.run(rows), whole_model(model, rows, 4))
+        assert torch.equal(session.run(rows), in_turn(bundle, rows))
         assert session.epoch == 1
 
 
 @pytest.mark.parametrize("symptom", [sick_worker.KILL, sick_worker.ABORT])
 def test_a_micro_batch_that_kills_three_times_is_failed_and_the_rest_go_on(
-    bundle: Path, model: SmallNet, symptom: float
+    bundle: Path, symptom: float
 ) -> None:
     good = torch.randn(9, 3, 16, 16)
     with open_session(
-        bundle, backend="torch", engine=sick_worker.sick_engine(2), limits=_QUICK
+        bundle, backend="onnxruntime", engine=sick_worker.sick_engine(2), limits=_QUICK
     ) as session:
         futures = [session.submit(good), session.submit(_sick(symptom)), session.submit(good)]
         with pytest.raises(StageFailed, match="died 3 times") as caught:
             futures[1].result(60)
         assert caught.value.stage == 0
-        expected = whole_model(model, good, 4)
+        expected = in_turn(bundle, good)
         assert torch.equal(futures[0].result(60), expected)
         assert torch.equal(futures[2].result(60), expected)
         assert session.stats().stages[0].num_restarts == 3
@@ -134,32 +145,30 @@ def test_a_micro_batch_that_kills_three_times_is_failed_and_the_rest_go_on(
 def test_a_micro_batch_that_never_ends_is_failed(bundle: Path) -> None:
     limits = Limits(heartbeat_s=2.0, compute_timeout_s=0.5, max_deaths=1, connect_timeout_s=10.0)
     with open_session(
-        bundle, backend="torch", engine=sick_worker.sick_engine(2), limits=limits
+        bundle, backend="onnxruntime", engine=sick_worker.sick_engine(2), limits=limits
     ) as session:
         with pytest.raises(StageFailed, match="on one micro-batch"):
             session.submit(_sick(sick_worker.HANG)).result(60)
         assert len(session.run(torch.zeros(2, 3, 16, 16))) == 2
 
 
-def test_a_long_computation_does_not_keep_the_links_from_being_made_anew(
-    bundle: Path, model: SmallNet
-) -> None:
+def test_a_long_computation_does_not_keep_the_links_from_being_made_anew(bundle: Path) -> None:
     limits = Limits(heartbeat_s=10.0, connect_timeout_s=1.5)
     rows = _sick(sick_worker.SLOW)
     with open_session(
-        bundle, backend="torch", engine=sick_worker.sick_engine(2), limits=limits
+        bundle, backend="onnxruntime", engine=sick_worker.sick_engine(2), limits=limits
     ) as session:
         answer = session.submit(rows)
         assert session.stats().num_in_flight == 1
         os.kill(session.worker_pids[1], signal.SIGKILL)
-        assert torch.equal(answer.result(60), whole_model(model, rows, 4))
+        assert torch.equal(answer.result(60), in_turn(bundle, rows))
         assert [stage.num_restarts for stage in session.stats().stages] == [0, 1]
         assert session.epoch == 2
 
 
 def test_an_exception_fails_its_request_and_kills_nobody(bundle: Path) -> None:
     with open_session(
-        bundle, backend="torch", engine=sick_worker.sick_engine(2), limits=_QUICK
+        bundle, backend="onnxruntime", engine=sick_worker.sick_engine(2), limits=_QUICK
     ) as session:
         with pytest.raises(StageFailed, match="ValueError: no such luck") as caught:
             session.run(_sick(sick_worker.RAISE, num_rows=9))
@@ -212,7 +221,7 @@ def _data_limit_bytes(pid: int) -> int:
 
 def test_an_output_that_breaks_the_contract_names_the_boundary(bundle: Path) -> None:
     with open_session(
-        bundle, backend="torch", engine=sick_worker.sick_engine(2), limits=_QUICK
+        bundle, backend="onnxruntime", engine=sick_worker.sick_engine(2), limits=_QUICK
     ) as session:
         with pytest.raises(ContractViolation) as caught:
             session.run(_sick(sick_worker.WRONG_SHAPE))
@@ -224,7 +233,7 @@ def test_an_output_that_breaks_the_contract_names_the_boundary(bundle: Path) -> 
 
 def test_many_failures_in_a_row_do_not_exhaust_the_slots(bundle: Path) -> None:
     with open_session(
-        bundle, backend="torch", engine=sick_worker.sick_engine(2), limits=_QUICK
+        bundle, backend="onnxruntime", engine=sick_worker.sick_engine(2), limits=_QUICK
     ) as session:
         answers = session.stream((_sick(sick_worker.RAISE) for _ in range(100)), return_errors=True)
         assert [type(answer) for answer in answers] == [StageFailed] * 100
@@ -236,7 +245,7 @@ def test_a_stage_that_cannot_come_back_ends_the_session_and_says_what_was_tried(
 ) -> None:
     engine = sick_worker.sick_engine(2)
     limits = Limits(max_restarts=2, back_off_s=0.01)
-    with open_session(bundle, backend="torch", engine=engine, limits=limits) as session:
+    with open_session(bundle, backend="onnxruntime", engine=engine, limits=limits) as session:
         engine._worker_command = (sys.executable, "-c", "raise SystemExit('no such device')")
         future = session.submit(torch.zeros(4000, 3, 16, 16))
         os.kill(session.worker_pids[1], signal.SIGKILL)
@@ -249,14 +258,15 @@ def test_a_stage_that_cannot_come_back_ends_the_session_and_says_what_was_tried(
 
 
 _CALLER = """
-import signal, sys, torch
+import signal, sys
+import numpy as np
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job begins without it
 from cutset.runtime.session import open_session
-torch.set_num_threads(1)
-with open_session(sys.argv[1], backend="torch") as session:
-    session.run(torch.zeros(2, 3, 16, 16))
+rows = np.zeros((9, 3, 16, 16), np.float32)
+with open_session(sys.argv[1], backend="onnxruntime") as session:
+    session.run(rows)
     print("workers", *session.worker_pids, flush=True)
-    for answer in session.stream(torch.zeros(9, 3, 16, 16) for _ in iter(int, 1)):
+    for answer in session.stream(rows for _ in iter(int, 1)):
         pass
 """
 

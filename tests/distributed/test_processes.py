@@ -26,7 +26,7 @@ from cutset.errors import CutsetError, EngineError
 from cutset.runtime.session import Session, open_session
 from cutset.runtime.status import Limits
 
-from .bundles import SmallNet, whole_model, write_bundle
+from .bundles import in_turn, write_bundle
 
 _QUICK = Limits(heartbeat_s=3.0, link_timeout_s=5.0, back_off_s=0.05)
 
@@ -36,7 +36,7 @@ def _rows(num_rows: int = 3) -> torch.Tensor:
 
 
 def test_the_local_engine_listens_on_nothing(bundle: Path) -> None:
-    with open_session(bundle, backend="torch") as session:
+    with open_session(bundle, backend="onnxruntime") as session:
         session.run(_rows())
         for pid in (os.getpid(), *session.worker_pids):
             process = psutil.Process(pid)
@@ -45,11 +45,11 @@ def test_the_local_engine_listens_on_nothing(bundle: Path) -> None:
             assert [c for c in process.net_connections("unix") if c.laddr.startswith("/")] == []
 
 
-def test_whatever_signal_ends_a_worker_it_is_replaced(bundle: Path, model: SmallNet) -> None:
+def test_whatever_signal_ends_a_worker_it_is_replaced(bundle: Path) -> None:
     rows = _rows()
-    expected = whole_model(model, rows, 4)
+    expected = in_turn(bundle, rows)
     numbers = [signal.SIGTERM, signal.SIGBUS, 37, signal.SIGRTMIN, signal.SIGRTMAX]
-    with open_session(bundle, backend="torch", limits=_QUICK) as session:
+    with open_session(bundle, backend="onnxruntime", limits=_QUICK) as session:
         for index, number in enumerate(numbers):
             os.kill(session.worker_pids[index % 2], number)
             assert torch.equal(session.run(rows), expected)
@@ -57,14 +57,14 @@ def test_whatever_signal_ends_a_worker_it_is_replaced(bundle: Path, model: Small
         assert sum(stage.num_restarts for stage in session.stats().stages) == len(numbers)
 
 
-def test_a_worker_whose_end_nobody_tells_of_is_missed(bundle: Path, model: SmallNet) -> None:
+def test_a_worker_whose_end_nobody_tells_of_is_missed(bundle: Path) -> None:
     rows = _rows()
-    with open_session(bundle, backend="torch", limits=Limits(heartbeat_s=60.0)) as session:
+    with open_session(bundle, backend="onnxruntime", limits=Limits(heartbeat_s=60.0)) as session:
         worker = session._supervisor.stages[1].worker
         worker._on_event = lambda _worker, _event: None
         os.kill(session.worker_pids[1], signal.SIGKILL)
-        assert torch.equal(session.run(rows), whole_model(model, rows, 4))
-        assert torch.equal(session.run(rows), whole_model(model, rows, 4))
+        assert torch.equal(session.run(rows), in_turn(bundle, rows))
+        assert torch.equal(session.run(rows), in_turn(bundle, rows))
 
 
 @contextlib.contextmanager
@@ -88,34 +88,32 @@ def _wait_for_setback(session: Session, num_setbacks: int) -> None:
     raise AssertionError(supervisor._tried)
 
 
-def test_a_restart_without_a_free_descriptor_is_tried_again(bundle: Path, model: SmallNet) -> None:
+def test_a_restart_without_a_free_descriptor_is_tried_again(bundle: Path) -> None:
     rows = _rows()
     # What an epoch closes gives descriptors back, so the spare is left out.
     engine = LocalEngine(("a", "b"), num_threads=1, keep_spare=False)
     with open_session(
-        bundle, backend="torch", engine=engine, limits=Limits(back_off_s=0.4)
+        bundle, backend="onnxruntime", engine=engine, limits=Limits(back_off_s=0.4)
     ) as session:
         session.run(rows)
         with _no_descriptor_free():
             os.kill(session.worker_pids[0], signal.SIGKILL)
             os.kill(session.worker_pids[1], signal.SIGKILL)
             _wait_for_setback(session, 2)
-        assert torch.equal(session.run(rows), whole_model(model, rows, 4))
+        assert torch.equal(session.run(rows), in_turn(bundle, rows))
 
 
-def test_a_program_that_is_missing_for_a_while_is_tried_again(
-    bundle: Path, model: SmallNet, tmp_path: Path
-) -> None:
+def test_a_program_that_is_missing_for_a_while_is_tried_again(bundle: Path, tmp_path: Path) -> None:
     rows = _rows()
     engine = LocalEngine(("a", "b"), num_threads=1, keep_spare=False)
     with open_session(
-        bundle, backend="torch", engine=engine, limits=Limits(back_off_s=0.2)
+        bundle, backend="onnxruntime", engine=engine, limits=Limits(back_off_s=0.2)
     ) as session:
         engine._worker_command = (str(tmp_path / "gone"),)
         os.kill(session.worker_pids[0], signal.SIGKILL)
         _wait_for_setback(session, 2)
         engine._worker_command = None
-        assert torch.equal(session.run(rows), whole_model(model, rows, 4))
+        assert torch.equal(session.run(rows), in_turn(bundle, rows))
 
 
 def test_a_program_that_is_missing_for_good_ends_the_session_with_its_reason(
@@ -128,7 +126,7 @@ def test_a_program_that_is_missing_for_good_ends_the_session_with_its_reason(
 
 
 def test_close_is_safe_from_any_number_of_threads(bundle: Path) -> None:
-    session = open_session(bundle, backend="torch")
+    session = open_session(bundle, backend="onnxruntime")
     wrong: list[BaseException] = []
 
     def note(action: object) -> bool:
@@ -156,7 +154,7 @@ def test_close_is_safe_from_any_number_of_threads(bundle: Path) -> None:
 
 
 def test_a_dropped_session_ends_its_workers_and_says_so(bundle: Path) -> None:
-    session = open_session(bundle, backend="torch")
+    session = open_session(bundle, backend="onnxruntime")
     session.run(_rows())
     workers = [psutil.Process(pid) for pid in session.worker_pids]
     sessions = [session]
@@ -167,12 +165,12 @@ def test_a_dropped_session_ends_its_workers_and_says_so(bundle: Path) -> None:
     assert alive == []
 
 
-def test_a_session_is_kept_as_long_as_an_answer_is_awaited(bundle: Path, model: SmallNet) -> None:
+def test_a_session_is_kept_as_long_as_an_answer_is_awaited(bundle: Path) -> None:
     rows = _rows(200)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        future = open_session(bundle, backend="torch").submit(rows)
-        assert torch.equal(future.result(60), whole_model(model, rows, 4))
+        future = open_session(bundle, backend="onnxruntime").submit(rows)
+        assert torch.equal(future.result(60), in_turn(bundle, rows))
         # The thread that gave the answer drops the session a moment later.
         _, alive = psutil.wait_procs(psutil.Process().children(), timeout=10)
     assert alive == []
@@ -238,7 +236,7 @@ def told(self):
     print("worker", worker.pid, flush=True)
     return worker
 LocalEngine._spawn = told
-with cutset.open_session(sys.argv[1], backend="torch"):
+with cutset.open_session(sys.argv[1], backend="onnxruntime"):
     pass
 """
 
@@ -272,7 +270,7 @@ def _is_alive(process: psutil.Process) -> bool:
 
 _BOUND = """
 import os, sys, cutset, psutil
-with cutset.open_session(sys.argv[1], backend="torch") as session:
+with cutset.open_session(sys.argv[1], backend="onnxruntime") as session:
     for pid in session.worker_pids:
         assert psutil.Process(pid).cpu_affinity() == sorted(os.sched_getaffinity(0))
         environment = psutil.Process(pid).environ()
@@ -301,10 +299,11 @@ def test_what_binds_the_callers_threads_binds_no_worker(bundle: Path) -> None:
 _BY_PATH = """
 import sys
 sys.path.insert(0, sys.argv[2])
-import cutset, torch
+import cutset
+import numpy as np
 assert cutset.__file__.startswith(sys.argv[2])
-with cutset.open_session(sys.argv[1], backend="torch") as session:
-    print(len(session.run(torch.zeros(3, 3, 16, 16))))
+with cutset.open_session(sys.argv[1], backend="onnxruntime") as session:
+    print(len(session.run(np.zeros((3, 3, 16, 16), np.float32))))
 """
 
 
@@ -320,13 +319,11 @@ def test_a_caller_may_have_the_package_by_its_path_alone(bundle: Path, tmp_path:
     assert done.stdout.splitlines()[-1:] == ["3"], done.stderr
 
 
-def test_the_name_of_a_folder_need_not_be_text(
-    bundle: Path, model: SmallNet, tmp_path: Path
-) -> None:
+def test_the_name_of_a_folder_need_not_be_text(bundle: Path, tmp_path: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     shutil.copytree(bundle, folder)
-    with open_session(folder, backend="torch") as session:
-        assert torch.equal(session.run(_rows()), whole_model(model, _rows(), 4))
+    with open_session(folder, backend="onnxruntime") as session:
+        assert torch.equal(session.run(_rows()), in_turn(bundle, _rows()))
 
 
 _LOSES_A_WORKER = """

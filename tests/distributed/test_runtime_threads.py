@@ -24,14 +24,14 @@ from cutset.runtime.session import Session, open_session
 from cutset.runtime.status import Limits
 from cutset.runtime.timeline import CallerTimeline
 
-from .bundles import SmallNet, whole_model
+from .bundles import in_turn
 
 _LIMITS = Limits(link_timeout_s=2.0, max_restarts=2, back_off_s=0.0)
 
 
 def _open(bundle: Path, *, shares_memory: bool) -> Session:
     engine = LocalEngine(("a", "b"), num_threads=1, shares_memory=shares_memory)
-    return open_session(bundle, backend="torch", engine=engine, limits=_LIMITS, num_spans=4)
+    return open_session(bundle, backend="onnxruntime", engine=engine, limits=_LIMITS, num_spans=4)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ _PLACES: dict[str, tuple[str, Any, str]] = {
 def test_a_thread_that_fails_once_costs_no_row(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
-    model: SmallNet,
+    bundle: Path,
     place: str,
     error: BaseException,
 ) -> None:
@@ -111,15 +111,15 @@ def test_a_thread_that_fails_once_costs_no_row(
     answers = [session.submit(rows) for _ in range(3)]
     assert fault.raised.wait(20)
     for answer in answers:
-        assert torch.equal(answer.result(60), whole_model(model, rows, 4))
-    assert torch.equal(session.run(rows), whole_model(model, rows, 4))
+        assert torch.equal(answer.result(60), in_turn(bundle, rows))
+    assert torch.equal(session.run(rows), in_turn(bundle, rows))
     assert session.epoch > before
     assert session.stats().num_in_flight == 0
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_ends_without_a_word_is_noticed(
-    shared: Session, monkeypatch: pytest.MonkeyPatch, model: SmallNet
+    shared: Session, monkeypatch: pytest.MonkeyPatch, bundle: Path
 ) -> None:
     rows = torch.randn(9, 3, 16, 16)
     before = shared.epoch
@@ -128,7 +128,7 @@ def test_a_thread_that_ends_without_a_word_is_noticed(
         silent = _Fault(Circuit._lost, MemoryError("no memory for words either"))
         patch.setattr(Circuit, "_lost", silent)
         answer = shared.submit(rows)
-        assert torch.equal(answer.result(60), whole_model(model, rows, 4))
+        assert torch.equal(answer.result(60), in_turn(bundle, rows))
         assert silent.raised.is_set()
     assert shared.epoch > before
 
@@ -152,7 +152,7 @@ def test_a_thread_that_fails_always_ends_the_session_with_its_reason(
 def test_a_join_for_which_memory_does_not_suffice_fails_alone(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
-    model: SmallNet,
+    bundle: Path,
     fixture: str,
 ) -> None:
     session: Session = request.getfixturevalue(fixture)
@@ -163,7 +163,7 @@ def test_a_join_for_which_memory_does_not_suffice_fails_alone(
         first, second = session.submit(rows), session.submit(rows)
         with pytest.raises(EngineError, match=r"could not be put together from 3 .* no more"):
             first.result(60)
-        assert torch.equal(second.result(60), whole_model(model, rows, 4))
+        assert torch.equal(second.result(60), in_turn(bundle, rows))
     assert session.epoch == before
 
 
@@ -171,7 +171,7 @@ def test_a_join_for_which_memory_does_not_suffice_fails_alone(
 def test_what_no_sender_can_take_fails_alone(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
-    model: SmallNet,
+    bundle: Path,
     fixture: str,
 ) -> None:
     session: Session = request.getfixturevalue(fixture)
@@ -188,14 +188,14 @@ def test_what_no_sender_can_take_fails_alone(
     with monkeypatch.context() as patch:
         patch.setattr(session_module, "cut_inputs", spoil)
         failed = session.submit(rows)
-    assert torch.equal(session.run(rows), whole_model(model, rows, 4))
+    assert torch.equal(session.run(rows), in_turn(bundle, rows))
     with pytest.raises(EngineError, match=r"2 rows cannot be sent into stage 0.*tensor object"):
         failed.result(60)
     assert session.epoch == before
 
 
 def test_a_callback_may_wait_for_other_answers_submit_and_fail(
-    shared: Session, model: SmallNet
+    shared: Session, bundle: Path
 ) -> None:
     rows = torch.randn(9, 3, 16, 16)
     got: Future[torch.Tensor] = Future()
@@ -208,8 +208,8 @@ def test_a_callback_may_wait_for_other_answers_submit_and_fail(
     for _ in range(3):
         shared.submit(rows)
     shared.submit(rows).add_done_callback(ask_again)
-    assert torch.equal(got.result(60), whole_model(model, rows, 4))
-    assert torch.equal(shared.run(rows), whole_model(model, rows, 4))
+    assert torch.equal(got.result(60), in_turn(bundle, rows))
+    assert torch.equal(shared.run(rows), in_turn(bundle, rows))
 
 
 def test_a_callback_may_close_the_session(bundle: Path) -> None:

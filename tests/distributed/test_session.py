@@ -205,7 +205,7 @@ def test_stats_count_rows_and_micro_batches(bundle: Path) -> None:
 
 
 def test_close_leaves_nothing_and_ends_what_is_open(bundle: Path) -> None:
-    session = open_session(bundle, backend="torch")
+    session = open_session(bundle, backend="onnxruntime")
     workers = [psutil.Process(pid) for pid in session.worker_pids]
     futures = [session.submit(torch.zeros(400, 3, 16, 16)) for _ in range(10)]
     session.close()
@@ -219,7 +219,7 @@ def test_close_leaves_nothing_and_ends_what_is_open(bundle: Path) -> None:
 
 def test_close_ends_the_workers_though_a_waiter_kept_its_lock(bundle: Path) -> None:
     # As Ctrl-C leaves it that comes between taking a future's lock and beginning to wait.
-    session = open_session(bundle, backend="torch")
+    session = open_session(bundle, backend="onnxruntime")
     workers = [psutil.Process(pid) for pid in session.worker_pids]
     future = session.submit(torch.zeros(4000, 3, 16, 16))
     with future._condition:
@@ -231,7 +231,7 @@ def test_close_ends_the_workers_though_a_waiter_kept_its_lock(bundle: Path) -> N
 
 def test_sessions_leave_no_file_handles(bundle: Path) -> None:
     def open_and_close() -> int:
-        with open_session(bundle, backend="torch") as session:
+        with open_session(bundle, backend="onnxruntime") as session:
             session.run(torch.zeros(5, 3, 16, 16))
         del session
         gc.collect()  # arenas and circuits refer to each other
