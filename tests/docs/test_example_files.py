@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
         ("add-a-backend.md", "onnx_reference_backend.py"),
         ("add-an-engine.md", "toy_engine.py"),
         ("add-a-model-source.md", "toy_models.py"),
+        ("add-a-cut-rule.md", "toy_cut_rule.py"),
     ],
 )
 def test_a_page_shows_the_file_that_the_tests_run(page: str, file: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeAlias
 
 import msgspec
 
@@ -65,12 +66,17 @@ class CutPoints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     max_tensors: int
 
 
+CutRule: TypeAlias = Callable[[Graph, CutPoint], str]
+"""Why there may be no cut at a candidate of a graph, or ``""`` where there may be one."""
+
+
 def find_cut_points(
     graph: Graph,
     *,
     keep: Collection[str] = (),
     divide: Collection[str] = (),
     max_tensors: int = 1,
+    rules: Sequence[CutRule] = (),
 ) -> CutPoints:
     """Judges every position between two operations of a graph.
 
@@ -80,6 +86,7 @@ def find_cut_points(
         divide: classes whose calls may be cut between their children.
         max_tensors: how many tensors may cross a cut, at least 1; side inputs, which travel along,
             do not count.
+        rules: asked for every candidate in turn; the first that gives a reason has it refused.
 
     Raises:
         ValueError: `max_tensors` is below 1.
@@ -130,6 +137,9 @@ def find_cut_points(
             cumulative_parameters=num_parameters,
             reason=reason,
         )
+        if not reason:
+            reason = next(filter(None, (rule(graph, point) for rule in rules)), "")
+            point = msgspec.structs.replace(point, reason=reason)
         (refused if reason else points).append(point)
     return CutPoints(
         units=units, points=tuple(points), refused=tuple(refused), max_tensors=max_tensors

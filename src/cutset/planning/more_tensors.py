@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
 from cutset.cluster.devices import Cluster
 from cutset.costs.cost_model import CostModel
 from cutset.errors import PlanError
-from cutset.graph.cuts import CutPoints, find_cut_points
+from cutset.graph.cuts import CutPoints, CutRule, find_cut_points
 from cutset.graph.ir import Graph
 from cutset.planning.deadline import within
 from cutset.planning.make import make_plan
@@ -39,6 +39,7 @@ def try_more_tensors(
     plan: Plan | None,
     keep: Collection[str] = (),
     divide: Collection[str] = (),
+    rules: Sequence[CutRule] = (),
 ) -> MoreTensors | None:
     """The number of tensors across a cut that gives a plan better by a twentieth or more.
 
@@ -54,6 +55,7 @@ def try_more_tensors(
         plan: the best one as things are; None where there is none.
         keep: as given to `find_cut_points`.
         divide: likewise.
+        rules: likewise.
 
     Returns:
         What the best of them gives, of nearly equal ones the smallest; None where none helps or
@@ -70,16 +72,18 @@ def try_more_tensors(
             continue
         if deadline.is_past:
             break
-        wider = find_cut_points(graph, keep=keep, divide=divide, max_tensors=max_tensors)
-        if len(wider.points) == num_points:
+        more = find_cut_points(
+            graph, keep=keep, divide=divide, max_tensors=max_tensors, rules=rules
+        )
+        if len(more.points) == num_points:
             continue
-        num_points = len(wider.points)
+        num_points = len(more.points)
         try:
             with unheard():
                 other = make_plan(
                     graph,
-                    wider,
-                    costs_at(wider),
+                    more,
+                    costs_at(more),
                     request.within(deadline.left_s),
                     with_alternatives=False,
                 )

@@ -330,6 +330,7 @@ def _more_tensors(
         plan=plan,
         keep=prepared.keep,
         divide=prepared.divide,
+        rules=prepared.cut_rules,
     )
 
 

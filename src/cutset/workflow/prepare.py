@@ -19,10 +19,11 @@ from cutset.capture.onnx.onnx_graph import capture_onnx
 from cutset.capture.parts import CapturedPart, capture_part, find_parts
 from cutset.capture.torch_export import capture_model
 from cutset.errors import CaptureError, ModelError
-from cutset.graph.cuts import CutPoints, find_cut_points
+from cutset.graph.cuts import CutPoints, CutRule, find_cut_points
 from cutset.models import FoundModel, find_model
 from cutset.notebooks import drawn
 from cutset.progress import Progress, no_progress
+from cutset.workflow.cut_rules import installed_cut_rules
 
 if TYPE_CHECKING:
     from cutset.runtime.session import Session
@@ -40,6 +41,7 @@ class PreparedModel:
         cuts: where it may be cut.
         keep: classes that were made units.
         divide: classes that were allowed to be cut between their children.
+        cut_rules: those of other packages, which refused positions besides.
         part: what is split of the model, since the caller named it; None where all of it is.
     """
 
@@ -48,6 +50,7 @@ class PreparedModel:
     cuts: CutPoints
     keep: tuple[str, ...]
     divide: tuple[str, ...]
+    cut_rules: tuple[CutRule, ...] = ()
     part: CapturedPart | None = None
 
     @property
@@ -184,7 +187,8 @@ def prepare_found(
         ModelError: the model has no such part.
         CaptureError: the model cannot be captured (its `parts` could be, if they were named), or
             a row's result depends on the rows beside it.
-        PlanError: `keep` or `divide` names a class that the model does not call.
+        PlanError: `keep` or `divide` names a class that the model does not call, or a cut rule of
+            another package fails.
     """
     progress = progress or no_progress
     progress(f"capturing {found.name}")
@@ -202,13 +206,17 @@ def prepare_found(
             captured = _capture_whole(found, max_tensors, micro_batch_only, progress)
         progress("trying whether rows are independent of each other")
         check_rows(captured, found.model.get_submodule(part or ""))
-    cuts = find_cut_points(captured.graph, keep=keep, divide=divide, max_tensors=max_tensors)
+    rules = installed_cut_rules()
+    cuts = find_cut_points(
+        captured.graph, keep=keep, divide=divide, max_tensors=max_tensors, rules=rules
+    )
     return PreparedModel(
         found=found,
         captured=captured,
         cuts=cuts,
         keep=tuple(keep),
         divide=tuple(divide),
+        cut_rules=rules,
         part=chosen,
     )
 
