@@ -18,7 +18,7 @@ from typing import Any, TypeAlias, TypeGuard
 
 import torch
 
-from cutset.bundles.reading.torch.argument_rules import CallArguments
+from cutset.bundles.reading.torch.argument_checks import CallArguments
 
 Made: TypeAlias = "torch.Tensor | tuple[torch.Tensor, ...] | None"
 
