@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cutset.backends.base import StageProgram
 from cutset.backends.selection import load_stage
 from cutset.bundles.manifest import StageEntry
-from cutset.capture.lowering import CapturedModel, unfused
+from cutset.capture.captured_model import CapturedModel, unfused
 from cutset.capture.torch_arrays import as_array, as_tensor
 from cutset.differences import max_abs_difference, tolerance_of
 from cutset.errors import CaptureError, CutsetError

@@ -15,7 +15,7 @@ import torch
 from cutset.bundles.open import Bundle, open_bundle
 from cutset.bundles.proof.checks import check_bundle
 from cutset.bundles.proof.results import BACKENDS, VerificationReport
-from cutset.bundles.proof.verify import compare_model
+from cutset.bundles.proof.verify import called_module, compare_model
 
 
 def check_here(
@@ -35,4 +35,5 @@ def check_here(
     report = check_bundle(directory, stages=stages, backends=backends)
     if model is None or report.error is not None:
         return report
-    return compare_model(report, open_bundle(directory, stages=stages), model, call_model)
+    opened = open_bundle(directory, stages=stages)
+    return compare_model(report, opened, called_module(model, call_model))

@@ -32,8 +32,8 @@ from cutset.bundles.reading.torch.dry_run import DryRun
 from cutset.bundles.reading.torch.functions import build_module
 from cutset.bundles.reading.torch.loading import LoadedProgram
 from cutset.bundles.reading.torch.operators import _ATEN
-from cutset.capture.pieces import build_piece
-from cutset.capture.torch_export import capture_model, export_piece
+from cutset.capture.pieces import build_piece, export_piece
+from cutset.capture.torch_export import capture_model
 from cutset.errors import CutsetError
 
 ROWS = 2

@@ -26,14 +26,15 @@ def max_abs_difference(actual: np.ndarray, expected: np.ndarray) -> float:
         return 0.0
     # Infinities less infinities are told apart below.
     with np.errstate(invalid="ignore", over="ignore"):
-        difference = np.abs(_wide(actual) - _wide(expected))
+        difference = np.abs(wide(actual) - wide(expected))
     # Equal infinities and NaNs on both sides differ by nothing; on one side, by everything.
     same = (actual == expected) | (_is_nan(actual) & _is_nan(expected))
     difference = np.where(same, 0.0, difference)
     return float(np.nan_to_num(difference, nan=np.inf, posinf=np.inf).max())
 
 
-def _wide(array: np.ndarray) -> np.ndarray:
+def wide(array: np.ndarray) -> np.ndarray:
+    """The same numbers with as many digits as NumPy has."""
     return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
 
 
@@ -46,7 +47,7 @@ def magnitude_of(array: np.ndarray) -> float:
     """The largest finite absolute value in an array, 0 if it is empty."""
     if array.size == 0:
         return 0.0
-    return float(np.nan_to_num(np.abs(_wide(array)), nan=0.0, posinf=0.0).max())
+    return float(np.nan_to_num(np.abs(wide(array)), nan=0.0, posinf=0.0).max())
 
 
 def tolerance_of(expected: np.ndarray) -> float:

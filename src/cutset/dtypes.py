@@ -6,6 +6,7 @@ NumPy has no bfloat16; `ml_dtypes` adds it, as a type of its own that is no int1
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import ml_dtypes
@@ -55,5 +56,21 @@ def row_major(array: np.ndarray) -> np.ndarray:
     if array.flags.carray:
         return array
     copy = empty_array(array.shape, array.dtype)
+    np.copyto(copy, array)
+    return copy
+
+
+def strided_copy(array: np.ndarray, strides: Sequence[int]) -> np.ndarray:
+    """A copy that begins where links and torch let theirs begin.
+
+    What is read from a file lies at odd addresses, and there some matrix kernels give other last
+    bits.
+
+    Args:
+        array: any.
+        strides: in bytes; with them the elements fill one stretch of memory.
+    """
+    stretch = empty_array((array.size,), array.dtype)
+    copy = np.lib.stride_tricks.as_strided(stretch, array.shape, strides)
     np.copyto(copy, array)
     return copy

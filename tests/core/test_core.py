@@ -145,6 +145,55 @@ def test_a_plan_of_a_cost_graph(tmp_path: Path) -> None:
     assert [stage["device"] for stage in found["stages"]] == ["device-0", "device-1"]
 
 
+def test_an_onnx_file_is_looked_at_measured_and_planned(tmp_path: Path) -> None:
+    seen = document("inspect", MADE / "small.onnx")
+    assert [point["after"] for point in seen["cut_points"]] == ["r0", "r1", "r2", "f"]
+    assert run("profile", MADE / "small.onnx", "-o", tmp_path / "here.json").returncode == 0
+    profile = json.loads((tmp_path / "here.json").read_text())
+    assert [list(piece["timings"]) for piece in profile["pieces"]] == [["onnxruntime"]] * 5
+    found = document("plan", MADE / "small.onnx", "--stages", 2)
+    assert [stage["backend"] for stage in found["stages"]] == ["onnxruntime"] * 2
+    assert found["expected"]["where"] == "this machine"
+
+
+def test_an_onnx_file_is_split_proven_and_run(tmp_path: Path) -> None:
+    """The pieces are those that were made where torch is installed, byte for byte."""
+    bundle = tmp_path / "here.cutset"
+    made = document("split", MADE / "small.onnx", "--stages", 2, "--cost", "flops", "-o", bundle)
+    assert len(made["stages"]) == 2
+    for stage in ("stage-0", "stage-1"):
+        there = MADE / "onnx.cutset" / stage / "model.onnx"
+        assert (bundle / stage / "model.onnx").read_bytes() == there.read_bytes()
+    checks = document("verify", bundle, "--model", MADE / "small.onnx")["checks"]
+    assert all(each["ok"] for each in checks)
+    (detail,) = (each["detail"] for each in checks if each["name"] == "numerics")
+    assert detail.endswith("the whole model gives the same with 1 and 2 rows")
+    rows = np.load(MADE / "rows.npy")
+    with cutset.open_session(bundle) as here, cutset.open_session(MADE / "onnx.cutset") as there:
+        assert np.array_equal(here.run(rows), there.run(rows))
+
+
+def test_an_onnx_file_whose_rows_see_each_other_is_refused(tmp_path: Path) -> None:
+    """What names the operation needs no torch either."""
+    from onnx import TensorProto, helper, save
+
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"]),
+        helper.make_node("Softmax", ["a"], ["b"], axis=0),
+        helper.make_node("Neg", ["b"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 4]) for n in ("x", "y")]
+    graph = helper.make_graph(nodes, "mixing", ends[:1], ends[1:])
+    save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9),
+        tmp_path / "mixing.onnx",
+    )
+    done = run("inspect", tmp_path / "mixing.onnx")
+    assert done.returncode == 1
+    assert "operation onnx.Softmax: a row's result depends on the rows beside it" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_report(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     done = run("report", MADE / "onnx.cutset", "-o", page)
@@ -167,9 +216,8 @@ def test_doctor() -> None:
     [
         ("inspect", "resnet18"),
         ("profile", "resnet18", "-o", "profile.json"),
-        ("plan", "resnet18"),
-        ("plan", MADE / "small.onnx"),
-        ("split", "resnet18", "-o", "resnet18.cutset"),
+        ("plan", "resnet18", "--stages", "2"),
+        ("split", "resnet18", "--stages", "2", "-o", "resnet18.cutset"),
     ],
     ids=lambda arguments: f"{arguments[0]}-{Path(arguments[1]).name}",
 )

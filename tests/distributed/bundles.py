@@ -13,7 +13,7 @@ from cutset.backends.base import StageProgram
 from cutset.backends.selection import load_stage
 from cutset.bundles.open import open_bundle
 from cutset.bundles.write.export import export_bundle
-from cutset.capture.lowering import CapturedModel
+from cutset.capture.captured_model import CapturedModel
 from cutset.capture.torch_export import capture_model
 from cutset.planning.plan import PLAN_FORMAT, Plan, StagePlan
 

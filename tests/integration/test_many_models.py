@@ -18,7 +18,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from cutset.capture.lowering import CapturedModel
+from cutset.capture.captured_model import CapturedModel
 from cutset.capture.pieces import build_piece
 from cutset.capture.torch_export import capture_model
 from cutset.cluster.devices import equal_cluster

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cutset.capture.captured import boundary_specs
 from cutset.capture.torch_export import capture_model
 from cutset.capture.whole_onnx import whole_onnx
 from cutset.graph.cuts import find_cut_points
+from cutset.graph.ir import boundary_specs
 from cutset.runtime.session import open_session
 from cutset.workflow import PreparedModel, plan_stages, split_model
 from six_models import SIX, prepared
@@ -46,7 +46,9 @@ def _small(name: str) -> PreparedModel:
     # One ONNX form, out of which the stages of all three plans are cut, instead of one for each.
     plans = [plan_stages(small, num_stages=num_stages) for num_stages in NUM_STAGES]
     stops = {stage.stop for plan in plans for stage in plan.stages[:-1]}
-    whole_onnx(captured, [s for stop in sorted(stops) for s in boundary_specs(captured, stop)])
+    whole_onnx(
+        captured, [s for stop in sorted(stops) for s in boundary_specs(captured.graph, stop)]
+    )
     return small
 
 

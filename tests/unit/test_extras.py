@@ -100,6 +100,8 @@ MODULES = {
     "report": "cutset.report.html cutset.report.read_sources",
     "doctor": "cutset.doctor",
     "plan": "cutset.planning cutset.cluster.cluster_file",
+    "split FILE.onnx": "cutset.workflow cutset.models.from_onnx cutset.bundles.write.export",
+    "probe": "cutset.measure.probe cutset.measure.overhead",
     "a worker": "cutset.runtime.worker cutset.backends.onnxruntime",
 }
 

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import numpy as np
 
 from cutset.bundles.open import load_onnx_model
+from cutset.capture.captured import Captured
 from cutset.dtypes import Arrays
+from cutset.graph.ir import boundary_specs, made_between
 from cutset.tensors import BATCH, DTYPE_BYTES, TensorSpec
 
 if TYPE_CHECKING:
@@ -136,6 +138,31 @@ class Backend(abc.ABC):
         """
 
     @abc.abstractmethod
+    def why_no_pieces(self, captured: Captured, ends: Specs) -> str:
+        """Why it cannot compute the pieces of a model, in words; ``""`` if it can.
+
+        Args:
+            captured: the model.
+            ends: tensors at which pieces are to begin and end.
+        """
+
+    @abc.abstractmethod
+    def load_piece(
+        self, captured: Captured, start: int, stop: int, *, num_threads: int
+    ) -> Computation:
+        """Loads a piece of a model whose cost is measured, of which no bundle is needed.
+
+        Args:
+            captured: the model.
+            start: index of the first operation.
+            stop: index after the last operation.
+            num_threads: threads to compute with.
+
+        Raises:
+            EngineError: it cannot be loaded; says why and what to do.
+        """
+
+    @abc.abstractmethod
     def start(self) -> None:
         """Computes one small convolution, so that this process holds what every stage needs."""
 
@@ -198,6 +225,35 @@ class ModelBackend(Backend):
         file = load_onnx_model(bundle, stage)
         return self.load_model(file, entry.inputs, entry.outputs, num_threads=num_threads)
 
+    def why_no_pieces(self, captured: Captured, ends: Specs) -> str:
+        """Why a model's pieces have no ONNX model."""
+        return captured.no_models(ends)
+
+    def load_piece(
+        self, captured: Captured, start: int, stop: int, *, num_threads: int
+    ) -> Computation:
+        """Loads a piece's ONNX model; what the piece merely passes on costs nothing."""
+        graph = captured.graph
+        inputs, outputs = boundary_specs(graph, start), boundary_specs(graph, stop)
+        made = made_between(graph, start, stop)
+        model, folder = captured.piece_model(start, stop, is_complete=not self.reads_folder)
+        taken = {value.name for value in model.graph.input}
+        program = self.load_model(
+            model.SerializeToString(),
+            tuple(spec for spec in inputs if spec.name in taken),
+            made,
+            num_threads=num_threads,
+            folder=folder,
+        )
+
+        def compute(arrays: Arrays) -> Arrays:
+            named = {spec.name: array for spec, array in zip(inputs, arrays, strict=True)}
+            results = program(tuple(named[name] for name in named if name in taken))
+            named |= {spec.name: array for spec, array in zip(made, results, strict=True)}
+            return tuple(named[spec.name] for spec in outputs)
+
+        return compute
+
     def start(self) -> None:
         """Computes one small convolution."""
         given = TensorSpec(name="x", shape=(BATCH, 3, 8, 8), dtype="float32")
@@ -235,6 +291,32 @@ class ProgramBackend(Backend):
                 "use --backend onnxruntime"
             )
         return self.missing()
+
+    def why_no_pieces(self, captured: Captured, ends: Specs) -> str:  # noqa: ARG002
+        """Why a model's pieces have no torch program."""
+        return captured.no_programs
+
+    def load_piece(
+        self,
+        captured: Captured,
+        start: int,
+        stop: int,
+        *,
+        num_threads: int,  # noqa: ARG002  # those of the process
+    ) -> Computation:
+        """Makes a program of a piece for each number of rows that comes."""
+        from cutset.capture.torch_arrays import as_tensor
+
+        module = captured.piece_module(start, stop)
+        loaded: dict[tuple[tuple[int, ...], ...], Computation] = {}
+
+        def compute(inputs: Arrays) -> Arrays:
+            shapes = tuple(array.shape for array in inputs)
+            if shapes not in loaded:
+                loaded[shapes] = self.load_module(module, tuple(map(as_tensor, inputs)))
+            return loaded[shapes](inputs)
+
+        return compute
 
     def start(self) -> None:
         """Computes one small convolution."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from cutset.bundles.open import Bundle
+    from cutset.capture.captured import Captured
 
 
 class EagerBackend(ProgramBackend):
@@ -46,6 +47,21 @@ class EagerBackend(ProgramBackend):
         apply_settings(bundle.manifest.torch_settings)
         torch.set_num_threads(num_threads)
         return _on_arrays(load_program(bundle, stage))
+
+    def load_piece(
+        self,
+        captured: Captured,
+        start: int,
+        stop: int,
+        *,
+        num_threads: int,  # noqa: ARG002  # those of the process
+    ) -> Computation:
+        """Runs a piece as a stage's program is run."""
+        from cutset.capture.reuse import reuse_dead_tensors
+
+        module = captured.piece_module(start, stop)
+        reuse_dead_tensors(module)
+        return self.load_module(module, ())
 
     def load_module(
         self,

@@ -16,8 +16,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
-from cutset.dtypes import dtype_name, empty_array
-from cutset.tensors import TensorSpec, dim_factor
+from cutset.capture.captured import with_rows
+from cutset.dtypes import dtype_name, strided_copy
+from cutset.tensors import TensorSpec
 
 REFERENCE_NAME = "reference.safetensors"
 MAX_MORE_BYTES = 256 << 20
@@ -47,7 +48,7 @@ def reference_rows(specs: Iterable[TensorSpec], micro_batch: int, only: int | No
 
 def as_sent(array: np.ndarray) -> np.ndarray:
     """The array as a link delivers it: without gaps, the order of its dimensions kept."""
-    return array if _is_dense(array) else _copied(array, np.empty_like(array).strides)
+    return array if _is_dense(array) else strided_copy(array, np.empty_like(array).strides)
 
 
 def _is_dense(array: np.ndarray) -> bool:
@@ -59,16 +60,6 @@ def _is_dense(array: np.ndarray) -> bool:
                 return False
             expected *= length
     return True
-
-
-def with_rows(array: np.ndarray, spec: TensorSpec, num_rows: int) -> np.ndarray:
-    """The array with its rows repeated, or cut off, to `num_rows`."""
-    for dim, length in enumerate(spec.shape):
-        factor = dim_factor(length)
-        if factor is not None and array.shape[dim] != factor * num_rows:
-            rows = array.take(np.arange(factor * num_rows) % array.shape[dim], axis=dim)
-            array = _copied(rows, rows.strides)
-    return array
 
 
 def encode_reference(tensors: Reference) -> bytes:
@@ -107,7 +98,7 @@ def read_reference(
             metadata = opened.metadata() or {}
             keys = list(opened.keys())
             found = {key: opened.get_tensor(key) for key in keys}
-        stored = {key: _copied(array, array.strides) for key, array in found.items()}
+        stored = {key: strided_copy(array, array.strides) for key, array in found.items()}
     except (SafetensorError, OSError, TypeError) as error:  # a dtype that NumPy lacks
         return {}, (f"{file.name} is not in the safetensors format: {error}",)
     by_name = {spec.name: spec for spec in specs}
@@ -177,22 +168,6 @@ def _strides(metadata: Mapping[str, str]) -> dict[str, list[int]]:
     }
 
 
-def _copied(array: np.ndarray, strides: Sequence[int]) -> np.ndarray:
-    """A copy that begins where links and torch let theirs begin.
-
-    What is read from a file lies at odd addresses, and there some matrix kernels give other last
-    bits.
-
-    Args:
-        array: any.
-        strides: in bytes; with them the elements fill one stretch of memory.
-    """
-    stretch = empty_array((array.size,), array.dtype)
-    copy = np.lib.stride_tricks.as_strided(stretch, array.shape, strides)
-    np.copyto(copy, array)
-    return copy
-
-
 def _laid_out(array: np.ndarray, strides: Sequence[int] | None) -> np.ndarray:
     """The array in memory as `strides` say, if they fill one stretch of it, each place once.
 
@@ -207,7 +182,7 @@ def _laid_out(array: np.ndarray, strides: Sequence[int] | None) -> np.ndarray:
         if not 0 <= stride <= array.size or (length != 1 and stride != expected):
             return array
         expected *= length
-    return _copied(array, [stride * array.itemsize for stride in strides])
+    return strided_copy(array, [stride * array.itemsize for stride in strides])
 
 
 def describe(array: np.ndarray) -> str:

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from cutset.capture.constants import NumberError
-from cutset.capture.source_lines import is_library_file, source_line
+from cutset.capture.source_lines import is_library_file, place_in_words, source_line
 from cutset.errors import CaptureError
 
 _MOST_CHARACTERS = 240
@@ -122,17 +122,6 @@ def shortened(text: str, most: int) -> str:
     if end > 0:
         return head[: end + 1]
     return f"{head[: max(head.rfind(' '), 0)] or head[:-1]} ..."
-
-
-def place_in_words(module_path: str | None, source: str | None, operation: str | None) -> str:
-    """Module, source line and operation, as far as they are known; begins with a space."""
-    return "".join(
-        (
-            f" in module {module_path!r}" if module_path else "",
-            f" at {source}" if source else "",
-            f", operation {operation}" if operation else "",
-        )
-    )
 
 
 def place_of(model: torch.nn.Module, error: Exception) -> tuple[str | None, str | None]:

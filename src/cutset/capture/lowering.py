@@ -2,95 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import operator
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.fx import Graph as FxGraph
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from cutset.capture.captured import leaf_with_rows, shape_with_rows
+from cutset.capture.captured import shape_with_rows
+from cutset.capture.captured_model import CapturedModel
 from cutset.capture.diagnosis import rows_symbols
 from cutset.capture.flops import count_flops
 from cutset.capture.source_lines import source_line
 from cutset.errors import CaptureError
 from cutset.graph.ir import Graph, ModuleCall, Operation, Parameter
 from cutset.tensors import BATCH, DTYPE_BYTES, Dim, TensorSpec
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class CapturedModel:
-    """A captured model: the plain graph, and what is needed to build its pieces.
-
-    Attributes:
-        graph: the model as plain data.
-        program: the functional torch.fx graph; its placeholders are the model's inputs and
-            weights.
-        weights: the tensors behind the weight placeholders, by placeholder name; values are the
-            parameter's original name and the tensor.
-        example_inputs: the tensor inputs that the model was captured with, flat, in the order
-            of the graph's inputs.
-        output_names: how the caller knows the outputs: keys of a dict, or ``"0"``, ``"1"``, ...
-        arguments: all leaves of the model's arguments, tensors or not, and how they are nested.
-        leaf_of_input: where each input of the graph stands among the leaves.
-        result_spec: how the model nests its results.
-        leaf_of_output: where each output of the graph stands among the results' leaves.
-        micro_batch_only: the only number of rows that it was captured for, or None for any.
-    """
-
-    graph: Graph
-    program: FxGraph
-    weights: Mapping[str, tuple[str, torch.Tensor]]
-    example_inputs: tuple[torch.Tensor, ...]
-    output_names: tuple[str, ...]
-    arguments: tuple[tuple[Any, ...], pytree.TreeSpec]
-    leaf_of_input: tuple[int, ...]
-    result_spec: pytree.TreeSpec
-    leaf_of_output: tuple[int, ...]
-    micro_batch_only: int | None = None
-
-    def call(self, model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Any:
-        """Calls the whole model with the graph's flat inputs, nested as its forward wants them.
-
-        An argument that the graph does not read keeps its example's value.
-        """
-        leaves, spec = list(self.arguments[0]), self.arguments[1]
-        num_rows = inputs[0].shape[0]
-        leaves = [leaf_with_rows(leaf, num_rows) for leaf in leaves]
-        for position, tensor in zip(self.leaf_of_input, inputs, strict=True):
-            leaves[position] = tensor
-        args, kwargs = pytree.tree_unflatten(leaves, spec)
-        with unfused():
-            return model(*args, **kwargs)
-
-    def nest(self, outputs: Sequence[torch.Tensor]) -> Any:
-        """The graph's flat outputs, nested as the model returns them, with its Nones."""
-        leaves: list[Any] = [None] * self.result_spec.num_leaves
-        for position, tensor in zip(self.leaf_of_output, outputs, strict=True):
-            leaves[position] = tensor
-        return pytree.tree_unflatten(leaves, self.result_spec)
-
-
-@contextlib.contextmanager
-def unfused() -> Iterator[None]:
-    """Runs attention and encoder layers operation by operation, as they are captured.
-
-    In inference torch has a second, fused implementation of its transformer layers, whose last
-    bits differ and which `torch.export` never sees.
-    """
-    was_enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
 def dim_of(length: int | torch.SymInt, batch_symbols: Collection[Any]) -> Dim | None:
@@ -205,6 +135,7 @@ class _Lowering:
         self._check_outputs(graph)
         return CapturedModel(
             graph=graph,
+            module=self._model,
             program=self._program,
             weights=self._weights,
             example_inputs=tuple(self._arguments[0][i] for i in self._leaves_of(inputs)),

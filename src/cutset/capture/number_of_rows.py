@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from cutset.capture.diagnosis import place_in_words
+from cutset.capture.captured import ONE_NUMBER, WAY_OUT, Parting, in_words
 from cutset.capture.followed_run import FollowedRun, Place, TorchCall, follow
 from cutset.errors import CaptureError
 
@@ -25,51 +25,10 @@ _OTHER_ROWS = (1, 3, 4, 5, 8, 13, 33)
 _LOOK_AHEAD = 50
 _SAME = 1e-3
 """How far apart numbers of a row may lie, relative to its length, that other kernels made."""
-ONE_NUMBER = "capture it for one number alone: --micro-batch-only N (micro_batch_only=N)"
-WAY_OUT = f"Make the forward the same for every number of rows, or {ONE_NUMBER}"
 _AFTER_FAILURE = (
     "Take the number of rows from the input (x.shape[0], or -1 in view and reshape) instead of "
     f"writing it down, or {ONE_NUMBER}"
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Parting:
-    """Where two ways part.
-
-    Attributes:
-        what: in words.
-        source: ``"model.py:12"``, or None.
-        module_path: of the module, or None.
-        advice: what to do there.
-        decides: whether the first row was seen to become another one by it.
-    """
-
-    what: str
-    source: str | None = None
-    module_path: str | None = None
-    advice: str = WAY_OUT
-    decides: bool = True
-
-    def error(self, finding: str) -> CaptureError:
-        """The refusal; `finding` says what was seen of it from outside."""
-        place = place_in_words(self.module_path, self.source, None)
-        words = finding if finding == self.what else f"{self.what} ({finding})"
-        if self.decides:
-            text = (
-                f"the model computes a row otherwise by how many there are{place}: {words}, so "
-                "that cutting a batch into micro-batches would change the answers"
-            )
-        else:
-            text = (
-                f"the model goes another way by how many rows there are{place}: {words}. A capture "
-                "holds one way, though what comes out was the same"
-            )
-        return CaptureError(
-            f"{text}. {self.advice}",
-            module_path=self.module_path,
-            source=self.source,
-        )
 
 
 def find_parting(
@@ -236,11 +195,6 @@ def fixed_rows_error(
             return parting.error(finding)
         first = first or parting
     return first.error(finding) if first else None
-
-
-def in_words(number: int) -> str:
-    """``"1 row"``, ``"2 rows"``."""
-    return f"{number} {'row' if number == 1 else 'rows'}"
 
 
 def _source(place: Place | None) -> str | None:

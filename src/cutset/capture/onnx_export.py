@@ -9,17 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 from onnx_ir.passes import PassError
 from torch.export import ExportedProgram
 
-logger = logging.getLogger(__name__)
+from cutset.capture.onnx import onnx_file
 
-MAX_INLINE_BYTES = 1 << 25
-"""Stored tensors of an ONNX model that together are larger lie in a file beside it: readers map
-that into memory, where what lies inside is read, parsed and copied. (Protobuf reads no message of
-2 GiB at all.)"""
+logger = logging.getLogger(__name__)
 
 
 def export_onnx(
@@ -80,24 +76,8 @@ def export_onnx(
         # A node that was folded into a stored tensor may have had the name of an end, too.
         if value.name in end_names and value not in ends:
             value.name = f"stored_{value.name}"
-    program.save(path, external_data=_weight_bytes(program) > MAX_INLINE_BYTES)
+    program.save(path, external_data=_weight_bytes(program) > onnx_file.MAX_INLINE_BYTES)
     return ""
-
-
-def save_model(model: Any, path: Path) -> None:
-    """Writes an ONNX model, with large tensors in a file beside it if it needs one.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    is_large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > MAX_INLINE_BYTES
-    onnx.save(
-        model,
-        path,
-        save_as_external_data=is_large,
-        all_tensors_to_one_file=True,
-        location=f"{path.name}.data",
-    )
 
 
 def _weight_bytes(program: Any) -> int:

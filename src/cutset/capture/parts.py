@@ -27,7 +27,7 @@ from cutset.capture.arguments import (
     split_inputs,
     untouched,
 )
-from cutset.capture.lowering import CapturedModel
+from cutset.capture.captured_model import CapturedModel
 from cutset.capture.torch_export import capture_model
 from cutset.errors import CaptureError, ModelError
 from cutset.graph.cuts import find_cut_points

@@ -1,19 +1,25 @@
-"""Builds a piece of a captured model as a module of its own."""
+"""Builds a piece of a captured model as a module of its own, and exports it."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
+from torch.export import Dim as ExportDim
+from torch.export import ExportedProgram
 from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule, Node
 
-from cutset.capture.captured import boundary_specs
+from cutset.capture.diagnosis import export_error
 from cutset.capture.layout import lay_out, layout_of
-from cutset.capture.lowering import CapturedModel
 from cutset.errors import CaptureError
+from cutset.graph.ir import boundary_specs
 from cutset.tensors import TensorSpec, dim_factor
+
+if TYPE_CHECKING:
+    from cutset.capture.captured_model import CapturedModel
 
 
 class Piece(GraphModule):
@@ -49,12 +55,52 @@ def build_piece(
         stop: index after the last operation; beyond `start`.
         watch: tensors made inside that the piece returns as well, after its own outputs.
     """
-    inputs = boundary_specs(captured, start)
-    outputs = {spec.name: spec for spec in (*boundary_specs(captured, stop), *watch)}
+    inputs = boundary_specs(captured.graph, start)
+    outputs = {spec.name: spec for spec in (*boundary_specs(captured.graph, stop), *watch)}
     builder = _PieceBuilder(captured, inputs)
     for operation in captured.graph.operations[start:stop]:
         builder.copy(builder.node_named(operation.name))
     return builder.finish(tuple(outputs.values()))
+
+
+def export_piece(
+    piece: Piece, inputs: Sequence[torch.Tensor], *, is_free: bool = True
+) -> ExportedProgram:
+    """Exports a piece of a captured model.
+
+    Args:
+        piece: what `cutset.capture.pieces.build_piece` made.
+        inputs: tensors with two rows or more; dimensions that grow with the rows are recognised
+            by the piece's ``input_specs``.
+        is_free: whether the number of rows is to be free; otherwise it is that of the inputs.
+
+    Raises:
+        CaptureError: the piece cannot be exported with a free number of rows.
+    """
+    specs = piece.input_specs
+    shapes = tuple(
+        {i: ExportDim.AUTO for i, dim in enumerate(spec.shape) if is_free and isinstance(dim, str)}
+        for spec in specs
+    )
+    try:
+        with torch.no_grad():
+            exported = torch.export.export(
+                piece, tuple(inputs), dynamic_shapes=shapes, strict=False
+            )
+    except Exception as error:
+        raise export_error(piece, error) from error
+    for name, spec in zip(exported.graph_signature.user_inputs, specs, strict=True):
+        value = next(node for node in exported.graph.nodes if node.name == name).meta["val"]
+        for length, dim in zip(value.shape, spec.shape, strict=True):
+            if is_free and isinstance(length, int) and not isinstance(dim, int):
+                raise CaptureError(
+                    f"{spec.name}: the number of rows became fixed at {length} when the piece "
+                    "was exported; an operation in it works for this number only"
+                )
+    # Conditions on lengths that only a whole program's own call would check; a pipeline's
+    # contracts say more, and those of several inputs can be of any complexity.
+    exported._guards_code = []
+    return exported
 
 
 class _PieceBuilder:

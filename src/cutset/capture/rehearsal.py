@@ -10,7 +10,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from cutset.capture.arguments import untouched
-from cutset.capture.diagnosis import place_in_words, place_of, shortened
+from cutset.capture.diagnosis import place_of, shortened
+from cutset.capture.source_lines import place_in_words
 from cutset.errors import CaptureError
 
 _MOST_CHARACTERS = 600

@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from cutset.dtypes import NUMPY_DTYPES
-
-_BFLOAT16 = NUMPY_DTYPES["bfloat16"]
+from cutset.data.torch_border import plain_array, tensor_over
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:
@@ -24,9 +22,8 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
         array = array.astype(array.dtype.newbyteorder("="), order="K")
     elif not _is_usable(array):
         array = np.array(array, order="K")
-    if array.dtype == _BFLOAT16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+    tensor: torch.Tensor = tensor_over(array)
+    return tensor
 
 
 def as_array(tensor: torch.Tensor) -> np.ndarray:
@@ -38,12 +35,7 @@ def as_array(tensor: torch.Tensor) -> np.ndarray:
     Raises:
         TypeError: NumPy has no such dtype or layout.
     """
-    if tensor.dtype is torch.bfloat16:
-        # Nothing but its negation is lazy in a real tensor, and a view of bits would lose that.
-        bits: np.ndarray = tensor.detach().resolve_neg().view(torch.int16).numpy(force=True)
-        return bits.view(_BFLOAT16)
-    array: np.ndarray = tensor.numpy(force=True)
-    return array
+    return plain_array(tensor.detach().cpu().resolve_conj().resolve_neg())
 
 
 def _is_usable(array: np.ndarray) -> bool:

@@ -1,4 +1,4 @@
-"""From a model to a graph: the one user of `torch.export`.
+"""From a model to a graph, by `torch.export`.
 
 The captured program is brought into one form: no operation changes a tensor in place, so that
 a stage can never alter what another stage still reads. Where every in-place operation acts on a
@@ -14,7 +14,7 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,7 +24,8 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from cutset.capture.arguments import ExampleInputs, split_inputs, untouched
-from cutset.capture.captured import check_computes, leaf_with_rows
+from cutset.capture.captured import ONE_NUMBER, check_computes
+from cutset.capture.captured_model import CapturedModel, leaf_with_rows
 from cutset.capture.constants import known_constants
 from cutset.capture.diagnosis import (
     check_conditions,
@@ -35,14 +36,14 @@ from cutset.capture.diagnosis import (
 )
 from cutset.capture.functionalise import replace_inplace_operations
 from cutset.capture.input_rows import check_input_rows, name_input_without_rows
-from cutset.capture.lowering import CapturedModel, lower_program
-from cutset.capture.number_of_rows import ONE_NUMBER, fixed_rows_error
+from cutset.capture.lowering import lower_program
+from cutset.capture.number_of_rows import fixed_rows_error
 from cutset.capture.regions import inline_regions
 from cutset.capture.rehearsal import check_runs, kept_from_calls
 from cutset.capture.torch_settings import plain_modes
 from cutset.errors import CaptureError
 from cutset.graph.ir import Graph
-from cutset.tensors import BATCH, TensorSpec
+from cutset.tensors import BATCH
 
 logger = logging.getLogger(__name__)
 
@@ -147,46 +148,6 @@ def _capture_without_what_was_kept(
             return None
     logger.info("captured as if no earlier call had left %s in the model", names)
     return captured
-
-
-def export_piece(
-    piece: torch.nn.Module, inputs: Sequence[torch.Tensor], *, is_free: bool = True
-) -> ExportedProgram:
-    """Exports a piece of a captured model.
-
-    Args:
-        piece: what `cutset.capture.pieces.build_piece` made.
-        inputs: tensors with two rows or more; dimensions that grow with the rows are recognised
-            by the piece's ``input_specs``.
-        is_free: whether the number of rows is to be free; otherwise it is that of the inputs.
-
-    Raises:
-        CaptureError: the piece cannot be exported with a free number of rows.
-    """
-    specs: Sequence[TensorSpec] = piece.input_specs  # type: ignore[assignment]
-    shapes = tuple(
-        {i: ExportDim.AUTO for i, dim in enumerate(spec.shape) if is_free and isinstance(dim, str)}
-        for spec in specs
-    )
-    try:
-        with torch.no_grad():
-            exported = torch.export.export(
-                piece, tuple(inputs), dynamic_shapes=shapes, strict=False
-            )
-    except Exception as error:
-        raise export_error(piece, error) from error
-    for name, spec in zip(exported.graph_signature.user_inputs, specs, strict=True):
-        value = next(node for node in exported.graph.nodes if node.name == name).meta["val"]
-        for length, dim in zip(value.shape, spec.shape, strict=True):
-            if is_free and isinstance(length, int) and not isinstance(dim, int):
-                raise CaptureError(
-                    f"{spec.name}: the number of rows became fixed at {length} when the piece "
-                    "was exported; an operation in it works for this number only"
-                )
-    # Conditions on lengths that only a whole program's own call would check; a pipeline's
-    # contracts say more, and those of several inputs can be of any complexity.
-    exported._guards_code = []
-    return exported
 
 
 def _export(

@@ -6,19 +6,20 @@ import tempfile
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import torch
 
-from cutset.capture.lowering import CapturedModel
 from cutset.capture.onnx.lengths import extract_piece
 from cutset.capture.onnx.operations import PASSED_ON
 from cutset.capture.onnx_export import export_onnx
-from cutset.capture.pieces import build_piece
-from cutset.capture.torch_export import export_piece
+from cutset.capture.pieces import build_piece, export_piece
 from cutset.errors import EngineError
 from cutset.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from cutset.capture.captured_model import CapturedModel
 
 
 class WholeOnnx:

@@ -43,7 +43,7 @@ def verify(
         if model is None:
             report = verify_bundle(bundle, progress=progress)
         else:
-            from cutset.workflow import verify_against  # which needs torch
+            from cutset.workflow import verify_against  # which knows how to find models
 
             report = verify_against(bundle, model=model, weights=weights, progress=progress)
     checks = [(check.name, check.ok, check.detail) for check in report.checks]

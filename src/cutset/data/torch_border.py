@@ -65,7 +65,7 @@ def array_over(tensor: Any, *, boundary: str, expected: str) -> np.ndarray:
             if tensor.is_conj() or tensor.is_neg():
                 tensor = tensor.resolve_conj().resolve_neg()
             try:
-                return _array(torch, tensor)
+                return plain_array(tensor)
             except TypeError:
                 odd = f"a tensor of dtype {tensor.dtype}, which no array has; convert it"
     raise ContractViolation(
@@ -76,11 +76,17 @@ def array_over(tensor: Any, *, boundary: str, expected: str) -> np.ndarray:
     )
 
 
-def _array(torch: Any, tensor: Any) -> np.ndarray:
+def plain_array(tensor: Any) -> np.ndarray:
+    """An array over the memory of a tensor on the CPU, with nothing lazy.
+
+    Raises:
+        TypeError: no array has such a dtype or layout.
+    """
     dtype = _BY_BITS.get(str(tensor.dtype))
     if dtype is None:
         array: np.ndarray = tensor.numpy()
         return array
+    torch = sys.modules["torch"]
     bits: np.ndarray = tensor.view(torch.int16 if dtype.itemsize == 2 else torch.uint8).numpy()
     return bits.view(dtype)
 

@@ -125,3 +125,26 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             if operation.name == name and len(operation.outputs) == 1:
                 return operation.outputs[0]
         raise KeyError(name)
+
+
+def boundary_specs(graph: Graph, position: int) -> tuple[TensorSpec, ...]:
+    """What crosses a cut at `position`: made before it, used after it, each tensor once.
+
+    At 0 these are the model's inputs, at the end its outputs.
+    """
+    if position == 0:
+        return graph.inputs
+    if position == len(graph.operations):
+        return tuple(graph.spec_of(name) for name in dict.fromkeys(graph.outputs))
+    made = dict.fromkeys(
+        [spec.name for spec in graph.inputs] + [op.name for op in graph.operations[:position]]
+    )
+    needed = {name for op in graph.operations[position:] for name in op.inputs}
+    needed |= set(graph.outputs)
+    return tuple(graph.spec_of(name) for name in made if name in needed)
+
+
+def made_between(graph: Graph, start: int, stop: int) -> tuple[TensorSpec, ...]:
+    """What crosses a cut at `stop` and does not cross one at `start`: what is made between."""
+    given = {spec.name for spec in boundary_specs(graph, start)}
+    return tuple(spec for spec in boundary_specs(graph, stop) if spec.name not in given)

@@ -20,12 +20,14 @@ from pathlib import Path
 from statistics import median
 
 import msgspec
+import numpy as np
+import onnx
 import psutil
-import torch
 
-from cutset.backends.selection import REFERENCE_BACKEND
+from cutset.backends.onnxruntime import OnnxruntimeBackend
 from cutset.bundles.write.export import export_bundle
-from cutset.capture.torch_export import capture_model
+from cutset.capture.onnx.onnx_file import OnnxModule
+from cutset.capture.onnx.onnx_graph import capture_onnx
 from cutset.costs.cost_model import costs_from_flops
 from cutset.engines.local import LocalEngine
 from cutset.graph.cuts import find_cut_points
@@ -56,11 +58,25 @@ class Overhead(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     num_bytes: int
 
 
-class _Touch(torch.nn.Module):
-    """Answers with a few of its inputs' values."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x[:, :_ANSWER_VALUES] + 1
+def _touch(num_values: int) -> OnnxModule:
+    """Answers with a few of its rows' values, and computes next to nothing."""
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    numbers = {"start": [0], "end": [_ANSWER_VALUES], "axis": [1]}
+    stored = [onnx.numpy_helper.from_array(np.array(v), name) for name, v in numbers.items()]
+    stored.append(onnx.numpy_helper.from_array(np.float32(1), "one"))
+    graph = helper.make_graph(
+        [
+            helper.make_node("Slice", ["x", *numbers], ["few"]),
+            helper.make_node("Add", ["few", "one"], ["y"]),
+        ],
+        "touch",
+        [helper.make_tensor_value_info("x", kind, ["rows", num_values])],
+        [helper.make_tensor_value_info("y", kind, ["rows", _ANSWER_VALUES])],
+        stored,
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    return OnnxModule(model, Path(), "touch")
 
 
 def measure_overhead(num_bytes: int, *, num_threads: int = 1, round_s: float = ROUND_S) -> Overhead:
@@ -75,17 +91,18 @@ def measure_overhead(num_bytes: int, *, num_threads: int = 1, round_s: float = R
         EngineError: the pipeline does not come up.
     """
     values = max(_ANSWER_VALUES, num_bytes // 4)
-    rows = torch.zeros(1, values)
-    model = _Touch().eval()
-    captured = capture_model(model, torch.zeros(2, values))
+    rows = np.zeros((1, values), np.float32)
+    captured = capture_onnx(_touch(values))
     graph, cuts = captured.graph, find_cut_points(captured.graph)
     plan = make_plan(graph, cuts, costs_from_flops(graph, cuts), PlanRequest(num_stages=1))
     with tempfile.TemporaryDirectory(prefix="cutset-overhead-") as folder:
-        bundle = export_bundle(model, plan, Path(folder) / "touch.cutset", captured=captured)
+        bundle = export_bundle(
+            captured.module, plan, Path(folder) / "touch.cutset", captured=captured
+        )
         engine = LocalEngine(("here",), num_threads=1, shares_memory=False)
         with (
             open_session(
-                bundle, engine=engine, backend=REFERENCE_BACKEND, micro_batch=1
+                bundle, engine=engine, backend=OnnxruntimeBackend.name, micro_batch=1
             ) as session,
             Bystanders(num_threads) as bystanders,
         ):
@@ -93,7 +110,7 @@ def measure_overhead(num_bytes: int, *, num_threads: int = 1, round_s: float = R
 
 
 def _measure(
-    session: Session, rows: torch.Tensor, bystanders: Bystanders, round_s: float
+    session: Session, rows: np.ndarray, bystanders: Bystanders, round_s: float
 ) -> Overhead:
     (worker_pid,) = session.worker_pids
     worker, caller = psutil.Process(worker_pid), psutil.Process(os.getpid())
@@ -119,7 +136,7 @@ def _measure(
     return Overhead(
         stage_s=median(lost_s) * (1 - share),
         caller_s=median(lost_s) * share,
-        num_bytes=rows.numel() * rows.element_size(),
+        num_bytes=rows.nbytes,
     )
 
 
@@ -136,7 +153,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--round-seconds", type=float, default=ROUND_S)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     found = measure_overhead(
         arguments.bytes, num_threads=arguments.threads, round_s=arguments.round_seconds
     )

@@ -1,24 +1,24 @@
-"""Measures what every piece of a model costs on this device."""
+"""Measures what every piece of a model costs on this device with every backend."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import pairwise
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-import torch
 
-from cutset.backends.selection import REFERENCE_BACKEND, get_backend
+from cutset.backends.base import Backend, Computation
+from cutset.backends.selection import get_backend, usable_backends
+from cutset.bundles.proof.results import BACKENDS as VERIFIED
 from cutset.capture.captured import Captured
-from cutset.capture.lowering import CapturedModel
-from cutset.capture.pieces import build_piece
-from cutset.capture.reuse import reuse_dead_tensors
-from cutset.capture.torch_threads import compute_threads
 from cutset.costs.profile import OUTPUT_NAME, PROFILE_FORMAT, PieceProfile, Profile, Timing
+from cutset.differences import max_abs_difference, tolerance_of
+from cutset.dtypes import Arrays
 from cutset.errors import EngineError
 from cutset.graph.cuts import CutPoints
 
@@ -26,35 +26,99 @@ logger = logging.getLogger(__name__)
 
 NUM_WARMUP_RUNS = 2
 MIN_RUNS = 5
+_EXAMPLE_ROWS = 2
 
-Tensors: TypeAlias = tuple[torch.Tensor, ...]
-
-
-class PieceRunner(Protocol):
-    """Computes one piece."""
-
-    def __call__(self, inputs: Tensors) -> Tensors:
-        """Takes and returns the piece's tensors in the order of its contract."""
+PieceBackend: TypeAlias = Callable[[int, int], Computation]
+"""Loads the operations from one index up to another."""
 
 
-PieceBackend: TypeAlias = Callable[[int, int], PieceRunner]
-"""Makes a runner for the operations from one index up to another."""
+def piece_backends(
+    captured: Captured, cuts: CutPoints, *, num_threads: int, also: Collection[str] = ()
+) -> dict[str, PieceBackend]:
+    """Every backend that lacks nothing here and can run the whole model, by its full name.
+
+    Args:
+        captured: the captured model.
+        cuts: its judged positions; pieces begin and end at candidates.
+        num_threads: threads that compute.
+        also: names of backends that take longer than a few seconds to load and are wanted all the
+            same; with any name in it that is not possible here, nothing is measured.
+
+    Raises:
+        EngineError: one of `also` is not possible here; says why.
+    """
+    ends = tuple(dict.fromkeys(spec for point in cuts.points for spec in point.tensors))
+    for name in also:
+        backend = get_backend(name)
+        if missing := backend.missing():
+            raise EngineError(missing)
+        if reason := backend.why_no_pieces(captured, ends):
+            raise EngineError(f"{reason} for {name}")
+    found: dict[str, PieceBackend] = {}
+    lacking: dict[str, list[str]] = {}
+    for backend in usable_backends():
+        if not backend.is_quick and backend.full_name not in also:
+            continue
+        reason = backend.why_no_pieces(captured, ends)
+        if not reason:
+            pieces = _pieces_in(backend, captured, num_threads)
+            found[backend.full_name] = _as_whole(backend, pieces, captured, found)
+        elif reason != captured.no_programs:
+            lacking.setdefault(reason, []).append(backend.full_name)
+    for reason, names in lacking.items():
+        logger.warning("%s: not measured: %s", " and ".join(names), reason)
+    return _that_agree(captured, found)
 
 
-def eager_pieces(captured: CapturedModel) -> PieceBackend:
-    """Runs pieces in eager torch, as a stage's program is run."""
+def _pieces_in(backend: Backend, captured: Captured, num_threads: int) -> PieceBackend:
+    return functools.partial(backend.load_piece, captured, num_threads=num_threads)
 
-    def runner(start: int, stop: int) -> PieceRunner:
-        piece = build_piece(captured, start, stop)
-        reuse_dead_tensors(piece)
 
-        def run(inputs: Tensors) -> Tensors:
-            outputs: Tensors = piece(*inputs)
-            return outputs
+def _as_whole(
+    backend: Backend, pieces: PieceBackend, captured: Captured, before: Mapping[str, PieceBackend]
+) -> PieceBackend:
+    """Of a backend that does not load quickly the whole model alone; pieces run in the first one.
 
-        return run
+    To load every piece would take minutes, and `profile_costs` scales the pieces' seconds so that
+    they add up to the whole model's: a piece is taken to cost the same share of the whole.
+    """
+    if backend.is_quick or not before:
+        return pieces
+    first, *_ = before.values()
+    whole = (0, len(captured.graph.operations))
+    return lambda start, stop: (pieces if (start, stop) == whole else first)(start, stop)
 
-    return runner
+
+def _that_agree(
+    captured: Captured, backends: Mapping[str, PieceBackend]
+) -> dict[str, PieceBackend]:
+    """Those whose numbers for the example are the first one's, within the stated tolerance.
+
+    A bundle's verification proves torch's and ONNX Runtime's numbers, stage by stage; this is the
+    only look at those of the other backends, so a plan names none that was not seen to agree.
+    """
+    kept: dict[str, PieceBackend] = {}
+    whole = (0, len(captured.graph.operations))
+    expected: Arrays = ()
+    for name, pieces in backends.items():
+        if kept and name not in VERIFIED:
+            inputs = captured.rows(captured.micro_batch_only or _EXAMPLE_ROWS)
+            first, *_ = kept.values()
+            expected = expected or first(*whole)(inputs)
+            try:
+                outputs = pieces(*whole)(inputs)
+            except Exception as error:  # noqa: BLE001 - a runtime's errors derive from it
+                logger.warning("%s is not measured: %s", name, error)
+                continue
+            worst = max(
+                max_abs_difference(one, other) - tolerance_of(other)
+                for one, other in zip(outputs, expected, strict=True)
+            )
+            if not worst <= 0:
+                logger.warning("%s is not measured: its numbers are %g too far off", name, worst)
+                continue
+        kept[name] = pieces
+    return kept
 
 
 def profile_costs(
@@ -85,7 +149,8 @@ def profile_costs(
         num_threads: threads that compute, at least 1.
         num_runs: measured runs for each backend, if time allows; at least 5 are made.
         max_seconds: after this long no further run is begun, for each backend.
-        backends: what to measure, by name; eager torch if None, for a model that has it.
+        backends: what to measure, by name, as `piece_backends` gives them; if None the first that
+            can run the model: eager torch for a model of torch.
         progress: called with the backend, the runs done and the runs wanted.
 
     Raises:
@@ -95,15 +160,17 @@ def profile_costs(
     """
     if micro_batch < 1 or num_threads < 1:
         raise ValueError(f"micro_batch {micro_batch} and num_threads {num_threads} start at 1")
-    if backends is None and isinstance(captured, CapturedModel):
-        backends = {REFERENCE_BACKEND: eager_pieces(captured)}
+    if backends is None:
+        able = (each for each in usable_backends() if not each.why_no_pieces(captured, ()))
+        first = next(able)
+        backends = {first.full_name: _pieces_in(first, captured, num_threads)}
     if not backends:
         raise ValueError("no backends: name those that can run the pieces of this model")
     positions = [0, *(point.position for point in cuts.points), len(captured.graph.operations)]
-    inputs = _rows(captured, micro_batch)
+    inputs = captured.rows(micro_batch)
     timings: dict[str, tuple[Timing, ...]] = {}
     whole: dict[str, Timing] = {}
-    with compute_threads(num_threads), torch.inference_mode():
+    with captured.computing(num_threads):
         for name, backend in backends.items():
             try:
                 runners = [backend(start, stop) for start, stop in pairwise(positions)]
@@ -162,8 +229,8 @@ def time_stages(
         num_runs: measured runs, if time allows; at least 5 are made.
         max_seconds: after this long no further run is begun.
     """
-    inputs = _rows(captured, micro_batch)
-    with compute_threads(num_threads), torch.inference_mode():
+    inputs = captured.rows(micro_batch)
+    with captured.computing(num_threads):
         runners = [
             backend(start, stop)
             for backend, (start, stop) in zip(backends, pairwise(positions), strict=True)
@@ -191,18 +258,10 @@ def _pieces(
     )
 
 
-def _rows(captured: Captured, num_rows: int) -> Tensors:
-    """The example's rows, repeated or shortened to `num_rows`."""
-    return tuple(
-        torch.cat([tensor] * -(-num_rows // tensor.shape[0]))[:num_rows]
-        for tensor in captured.example_inputs
-    )
-
-
 def _measure(
     name: str,
-    runners: Sequence[PieceRunner],
-    inputs: Tensors,
+    runners: Sequence[Computation],
+    inputs: Arrays,
     num_runs: int,
     max_seconds: float,
     progress: Callable[[str, int, int], None] | None,
@@ -222,14 +281,14 @@ def _measure(
     return np.array(rows)
 
 
-def _run_once(runners: Sequence[PieceRunner], inputs: Tensors) -> list[float]:
+def _run_once(runners: Sequence[Computation], inputs: Arrays) -> list[float]:
     """Seconds of every piece in turn, then of the last runner, which is the whole model."""
     *pieces, whole = runners
     seconds = []
-    tensors = inputs
+    arrays = inputs
     for runner in pieces:
         begin = time.perf_counter()
-        tensors = runner(tensors)
+        arrays = runner(arrays)
         seconds.append(time.perf_counter() - begin)
     begin = time.perf_counter()
     whole(inputs)

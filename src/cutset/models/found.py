@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cutset.capture.arguments import ExampleInputs
 from cutset.data.images import Preprocessing
@@ -17,7 +17,8 @@ class FoundModel:
     """A model, ready to be captured, with everything that belongs to it.
 
     Attributes:
-        model: the module, in evaluation mode.
+        model: a module of torch in evaluation mode, or what an ONNX file holds: an
+            `cutset.capture.onnx.onnx_file.OnnxModule`.
         name: its full spec, such as ``"torchvision:resnet50"``.
         weights: where its weights came from, in words.
         example_inputs: two rows of the model's own input size.
@@ -25,7 +26,7 @@ class FoundModel:
         labels: names of the classes, by index of the output's last dimension, or None.
     """
 
-    model: torch.nn.Module
+    model: Any
     name: str
     weights: str
     example_inputs: ExampleInputs

@@ -20,8 +20,14 @@ from cutset.capture.arguments import Arguments, ExampleInputs, split_inputs
 from cutset.errors import ModelError
 from cutset.models.found import FoundModel
 from cutset.models.randomise import randomise
-from cutset.models.weights import file_sha256, load_weights_file
-from cutset.models.weights_request import NamedWeights, RandomWeights, WeightsRequest, near_names
+from cutset.models.weights import load_weights_file
+from cutset.models.weights_request import (
+    NamedWeights,
+    RandomWeights,
+    WeightsRequest,
+    file_sha256,
+    near_names,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from cutset.capture.onnx.onnx_file import read_onnx_file
 from cutset.errors import ModelError
 from cutset.models.found import FoundModel
-from cutset.models.weights import file_sha256
-from cutset.models.weights_request import WeightsRequest
+from cutset.models.weights_request import WeightsRequest, file_sha256
 
 
 def find_in_onnx_file(file: str, request: WeightsRequest | None) -> FoundModel:
@@ -23,7 +22,7 @@ def find_in_onnx_file(file: str, request: WeightsRequest | None) -> FoundModel:
         raise ModelError(f"{file} holds its own weights; leave --weights out")
     module = read_onnx_file(path)
     return FoundModel(
-        model=module.eval(),
+        model=module,
         name=file,
         weights=f"held in {path.name}, sha256 {file_sha256(path)}",
         example_inputs=(),

@@ -33,7 +33,6 @@ from cutset.models.randomise import randomise
 from cutset.models.weights import (
     check_state,
     describe_file,
-    file_sha256,
     first_line,
     has_versions,
     in_order_of,
@@ -46,6 +45,7 @@ from cutset.models.weights_request import (
     RandomWeights,
     WeightsFile,
     WeightsRequest,
+    file_sha256,
     near_names,
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,28 +10,11 @@ import torch
 
 from cutset.errors import ModelError, WeightsMismatch
 from cutset.models.checkpoint import StateDict, VersionedState, pick_state, read_checkpoint
-from cutset.models.weights_request import WeightsFile
+from cutset.models.weights_request import WeightsFile, file_sha256
 
 _LOG = logging.getLogger(__name__)
 
 _SHOWN = 3
-_BLOCK_BYTES = 1 << 20
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file, in lower-case hex.
-
-    Raises:
-        ModelError: the file cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as stream:
-            while block := stream.read(_BLOCK_BYTES):
-                digest.update(block)
-    except OSError as error:
-        raise ModelError(f"weights file {path} cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
 
 
 def describe_file(request: WeightsFile, sha256: str, remark: str = "") -> str:

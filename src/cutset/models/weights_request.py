@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
@@ -18,6 +19,9 @@ HOW_TO_GIVE_WEIGHTS = "pass --weights FILE.pth|FILE.safetensors|random:SEED"
 
 _BY_ORDER = ":by-order"
 _RANDOM = "random"
+
+
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,3 +102,19 @@ def near_names(name: str, known: Iterable[str]) -> str:
     """``"; did you mean A, B?"`` with at most four known names near to `name`, or ``""``."""
     near = difflib.get_close_matches(name.lower(), list(known), n=4, cutoff=0.6)
     return f"; did you mean {', '.join(near)}?" if near else ""
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, in lower-case hex.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(_BLOCK_BYTES):
+                digest.update(block)
+    except OSError as error:
+        raise ModelError(f"weights file {path} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()

@@ -10,12 +10,12 @@ import msgspec
 from cutset.backends.allocator import keep_freed_memory
 from cutset.backends.selection import (
     AUTO,
-    REFERENCE_BACKEND,
     backend_names,
     check_backend_name,
     get_backend,
     missing_here,
     slow_backends,
+    usable_backends,
 )
 from cutset.cluster.devices import Cluster
 from cutset.costs.cost_model import CostModel, Granularity, costs_from_flops, costs_from_profile
@@ -23,8 +23,7 @@ from cutset.costs.profile import Profile, with_backend
 from cutset.errors import EngineError, PlanError
 from cutset.graph.cuts import CutPoints
 from cutset.measure.idle_memory import measure_worker_base
-from cutset.measure.piece_backends import piece_backends
-from cutset.measure.profiling import PieceBackend, profile_costs
+from cutset.measure.profiling import PieceBackend, piece_backends, profile_costs
 from cutset.progress import Progress, no_progress
 from cutset.workflow.prepare import PreparedModel
 
@@ -215,4 +214,4 @@ def worker_base_bytes(cluster: Cluster, profiles: Profile | Mapping[str, Profile
     found = [profiles] if isinstance(profiles, Profile) else [*(profiles or {}).values()]
     names = {name for profile in found for piece in profile.pieces for name in piece.timings}
     usable = [name for name in names.intersection(backend_names()) if not missing_here(name)]
-    return max(map(measure_worker_base, usable or [REFERENCE_BACKEND]))
+    return max(map(measure_worker_base, usable or [usable_backends()[0].full_name]))

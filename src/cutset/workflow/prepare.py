@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from cutset.bundles.manifest import PartEntry
-from cutset.capture.arguments import ExampleInputs, untouched
-from cutset.capture.captured import Captured, check_computes
-from cutset.capture.independence import check_rows
-from cutset.capture.onnx.onnx_file import OnnxModule
-from cutset.capture.onnx.onnx_graph import capture_onnx
-from cutset.capture.parts import CapturedPart, capture_part, find_parts
-from cutset.capture.torch_export import capture_model
-from cutset.errors import CaptureError, ModelError
+from cutset.capture.arguments import ExampleInputs
+from cutset.capture.captured import Captured
+from cutset.capture.capturing import capture
+from cutset.errors import ModelError
 from cutset.graph.cuts import CutPoints, CutRule, find_cut_points
 from cutset.models import FoundModel, find_model
 from cutset.notebooks import drawn
@@ -26,9 +19,10 @@ from cutset.progress import Progress, no_progress
 from cutset.workflow.cut_rules import installed_cut_rules
 
 if TYPE_CHECKING:
-    from cutset.runtime.session import Session
+    import torch
 
-logger = logging.getLogger(__name__)
+    from cutset.capture.parts import CapturedPart
+    from cutset.runtime.session import Session
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,9 +48,9 @@ class PreparedModel:
     part: CapturedPart | None = None
 
     @property
-    def module(self) -> torch.nn.Module:
+    def module(self) -> Any:
         """The module that was captured: the model, or its part."""
-        return self.found.model.get_submodule(self.part.path if self.part else "")
+        return self.captured.module
 
     @property
     def name(self) -> str:
@@ -192,20 +186,14 @@ def prepare_found(
     """
     progress = progress or no_progress
     progress(f"capturing {found.name}")
-    chosen: CapturedPart | None = None
-    captured: Captured
-    with untouched(found.model):
-        if isinstance(found.model, OnnxModule):
-            found, captured = _capture_onnx(found, part, micro_batch_only)
-        elif part is not None:
-            chosen = capture_part(
-                found.model, found.example_inputs, part, micro_batch_only=micro_batch_only
-            )
-            captured = chosen.captured
-        else:
-            captured = _capture_whole(found, max_tensors, micro_batch_only, progress)
-        progress("trying whether rows are independent of each other")
-        check_rows(captured, found.model.get_submodule(part or ""))
+    captured, chosen = capture(
+        found.model,
+        found.example_inputs,
+        part=part,
+        max_tensors=max_tensors,
+        micro_batch_only=micro_batch_only,
+        progress=progress,
+    )
     rules = installed_cut_rules()
     cuts = find_cut_points(
         captured.graph, keep=keep, divide=divide, max_tensors=max_tensors, rules=rules
@@ -219,54 +207,3 @@ def prepare_found(
         cut_rules=rules,
         part=chosen,
     )
-
-
-def _capture_onnx(
-    found: FoundModel, part: str | None, micro_batch_only: int | None
-) -> tuple[FoundModel, Captured]:
-    """An ONNX file's model, with what is compared from here on: it with a free number of rows.
-
-    Raises:
-        ModelError: a part is named.
-        CaptureError: the model cannot be captured.
-    """
-    assert isinstance(found.model, OnnxModule)
-    if part is not None:
-        raise ModelError(
-            f"part {part!r}: an ONNX file has no modules, of which one could be split alone; "
-            "extract the part with onnx.utils.extract_model"
-        )
-    onnx = capture_onnx(found.model, micro_batch_only=micro_batch_only)
-    for note in onnx.notes:
-        logger.warning("%s: %s", found.name, note)
-    check_computes(onnx.graph)
-    found = dataclasses.replace(found, model=onnx.module, example_inputs=onnx.example_inputs)
-    return found, onnx
-
-
-def _capture_whole(
-    found: FoundModel, max_tensors: int, micro_batch_only: int | None, progress: Progress
-) -> Captured:
-    """The whole model.
-
-    Raises:
-        CaptureError: it cannot be captured; names the parts of it that could be.
-    """
-    try:
-        return capture_model(found.model, found.example_inputs, micro_batch_only=micro_batch_only)
-    except CaptureError as refusal:
-        progress("looking for parts that can be captured")
-        try:
-            parts = find_parts(found.model, found.example_inputs, max_tensors=max_tensors)
-        except Exception as error:  # noqa: BLE001 - a model may fail on its example in any way
-            logger.debug("no part of %s can be captured: %s", found.name, error)
-            parts = ()
-        if parts:
-            refusal.parts = tuple((offer.path, offer.work_share) for offer in parts)
-            text = (
-                f"{str(refusal).rstrip('.')}. A part of it can be split alone if you name it "
-                f"(--part {parts[0].path}): {', '.join(map(str, parts))}. Its results are not the "
-                "model's; the rest stays with you: see PreparedModel.part_in"
-            )
-            refusal.args = (text,)
-        raise

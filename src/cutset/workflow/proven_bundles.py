@@ -12,7 +12,6 @@ from cutset.bundles.proof.results import VerificationReport, raise_if_failed
 from cutset.bundles.proof.verify import verify_bundle
 from cutset.bundles.reference import reference_rows
 from cutset.bundles.write.export import export_bundle, replace_plan
-from cutset.capture.arguments import untouched
 from cutset.capture.independence import check_micro_batch
 from cutset.errors import BundleError
 from cutset.planning import Plan, expect_on_cluster
@@ -69,13 +68,12 @@ def split_model(
     graph = captured.graph
     specs = (*graph.inputs, *map(graph.spec_of, graph.outputs))
     tried = reference_rows(specs, plan.micro_batch, captured.micro_batch_only)
-    with untouched(prepared.module):
-        check_micro_batch(captured, prepared.module, max(tried))
+    check_micro_batch(captured, max(tried))
     reports: list[VerificationReport] = []
 
     def check(folder: Path) -> None:
         progress("verifying")
-        report = verify_bundle(folder, model=prepared.module, call_model=prepared.captured.call)
+        report = verify_bundle(folder, captured=captured)
         reports.append(report)
         raise_if_failed(report)
 
@@ -190,6 +188,4 @@ def verify_against(
         micro_batch_only=manifest.micro_batch_only,
         progress=progress,
     )
-    return verify_bundle(
-        bundle, model=prepared.module, call_model=prepared.captured.call, progress=progress
-    )
+    return verify_bundle(bundle, captured=prepared.captured, progress=progress)

@@ -47,7 +47,7 @@ class Ranks(nn.Module):
 
 def _check(model: nn.Module, rows: Tensor) -> None:
     model.eval()
-    check_rows(capture_model(model, rows), model)
+    check_rows(capture_model(model, rows))
 
 
 def test_a_mean_over_the_batch_is_refused_and_named() -> None:
@@ -378,13 +378,13 @@ def test_a_micro_batch_s_own_number_of_rows_is_tried() -> None:
     torch.manual_seed(0)
     model = Body(_unseen_if_seven).eval()
     captured = capture_model(model, torch.randn(2, 6))
-    check_rows(captured, model)
+    check_rows(captured)
     for num_rows in (1, 2, 3, 5, 6, 8):
-        check_micro_batch(captured, model, num_rows)
+        check_micro_batch(captured, num_rows)
     with pytest.raises(
         CaptureError, match=r"between 1 row and 7 rows.*--micro-batch-only"
     ) as caught:
-        check_micro_batch(captured, model, 7)
+        check_micro_batch(captured, 7)
     line = _unseen_if_seven.__code__.co_firstlineno + 1
     assert caught.value.source == f"test_independence.py:{line}"
 

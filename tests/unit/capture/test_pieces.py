@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from cutset.capture.lowering import CapturedModel
-from cutset.capture.pieces import build_piece
-from cutset.capture.torch_export import capture_model, export_piece
+from cutset.capture.captured_model import CapturedModel
+from cutset.capture.pieces import build_piece, export_piece
+from cutset.capture.torch_export import capture_model
 from cutset.graph.cuts import find_cut_points
 from models_of_trouble import (
     ManyInsAndOuts,

@@ -17,7 +17,7 @@ from cutset.capture.torch_export import capture_model
 from cutset.costs.cost_model import costs_from_flops
 from cutset.errors import EngineError
 from cutset.graph.cuts import find_cut_points
-from cutset.measure.piece_backends import OnnxPieces
+from cutset.measure.profiling import piece_backends
 from cutset.planning import PlanRequest, make_plan
 
 
@@ -48,12 +48,10 @@ def test_what_is_measured_and_what_is_written_are_cut_out_of_one_export(
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     captured = capture_model(model, torch.randn(2, 4))
     graph, cuts = captured.graph, find_cut_points(captured.graph)
-    OnnxPieces(captured, cuts)
+    piece_backends(captured, cuts, num_threads=1)
     plan = make_plan(graph, cuts, costs_from_flops(graph, cuts), PlanRequest(num_stages=3))
     # A stage that were exported by itself would have no ONNX model.
-    monkeypatch.setattr(
-        "cutset.bundles.write.stage_writers.export_onnx", lambda *_a, **_k: "by itself"
-    )
+    monkeypatch.setattr("cutset.capture.piece_files.export_onnx", lambda *_a, **_k: "by itself")
     path = export_bundle(model, plan, tmp_path / "b.cutset", captured=captured)
     stages = open_bundle(path).manifest.stages
     assert [stage.model for stage in stages] == [f"stage-{k}/model.onnx" for k in range(3)]

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 import torch
 
-from cutset.capture.lowering import CapturedModel
+from cutset.backends.base import Computation
+from cutset.capture.captured_model import CapturedModel
 from cutset.capture.torch_export import capture_model
 from cutset.cluster.devices import equal_cluster
 from cutset.costs.cost_model import costs_from_profile
@@ -18,8 +19,7 @@ from cutset.graph.cuts import CutPoints, find_cut_points
 from cutset.measure import local_plans
 from cutset.measure.local_plans import expect_here, plan_here
 from cutset.measure.messages import measure_hop
-from cutset.measure.piece_backends import piece_backends
-from cutset.measure.profiling import PieceBackend, PieceRunner, eager_pieces, profile_costs
+from cutset.measure.profiling import PieceBackend, piece_backends, profile_costs
 from cutset.planning import PlanRequest
 from cutset.planning.make import make_plan
 from cutset.planning.plan import Expected, Plan, plan_from_json, plan_to_json
@@ -172,11 +172,11 @@ def test_a_stage_that_a_backend_cannot_run_as_a_whole_is_planned_without_it(
 ) -> None:
     captured = capture_model(residual_net(), torch.randn(2, 3, 8, 8))
     cuts = find_cut_points(captured.graph)
-    eager = eager_pieces(captured)
+    eager = piece_backends(captured, cuts, num_threads=1)["torch"]
     pieces = [0, *(point.position for point in cuts.points), len(captured.graph.operations)]
     allowed = {*pairwise(pieces), (0, pieces[-1])}
 
-    def pieces_only(start: int, stop: int) -> PieceRunner:
+    def pieces_only(start: int, stop: int) -> Computation:
         if (start, stop) not in allowed:
             raise LookupError("too large")
         return eager(start, stop)

@@ -5,12 +5,13 @@ import platform
 import pytest
 import torch
 
+from cutset.backends.base import Computation
 from cutset.capture.torch_export import capture_model
 from cutset.costs.profile import load_profile, profile_to_json
+from cutset.dtypes import Arrays
 from cutset.errors import EngineError
 from cutset.graph.cuts import find_cut_points
-from cutset.measure.piece_backends import piece_backends
-from cutset.measure.profiling import PieceRunner, eager_pieces, profile_costs
+from cutset.measure.profiling import piece_backends, profile_costs
 from models_of_trouble import long_chain, residual_net
 
 
@@ -69,15 +70,15 @@ def test_a_backend_that_cannot_run_a_piece_is_left_out_and_the_reason_said(
 ) -> None:
     captured = capture_model(long_chain(3), torch.randn(2, 4))
     cuts = find_cut_points(captured.graph)
-    eager = eager_pieces(captured)
+    eager = piece_backends(captured, cuts, num_threads=1)["torch"]
 
-    def lacks_a_piece(start: int, stop: int) -> PieceRunner:
+    def lacks_a_piece(start: int, stop: int) -> Computation:
         if start > 0:
             raise LookupError("no kernel for this\nand a long dump")
         return eager(start, stop)
 
-    def fails_in_running(start: int, stop: int) -> PieceRunner:
-        def run(_inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def fails_in_running(start: int, stop: int) -> Computation:
+        def run(_inputs: Arrays) -> Arrays:
             raise MemoryError
 
         return run

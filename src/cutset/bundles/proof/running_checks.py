@@ -17,8 +17,8 @@ from cutset.bundles.reference import (
     describe,
     fits,
     read_reference,
-    with_rows,
 )
+from cutset.capture.captured import with_rows
 from cutset.differences import magnitude_of, max_abs_difference, tolerance_of
 from cutset.dtypes import Arrays
 from cutset.errors import CutsetError, ManifestError

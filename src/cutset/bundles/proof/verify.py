@@ -41,7 +41,9 @@ from cutset.bundles.proof.child import check_in_child
 from cutset.bundles.proof.results import BACKENDS, CheckResult, VerificationReport
 from cutset.bundles.proof.running_checks import expected_tensors, opened_reference
 from cutset.bundles.proof.structure import rows_in_words, summary
+from cutset.bundles.proof.whole_model import model_faults
 from cutset.bundles.reference import reference_rows
+from cutset.capture.captured import WholeModel
 from cutset.errors import BundleError, ManifestError
 from cutset.progress import Progress, no_progress
 
@@ -54,6 +56,7 @@ def verify_bundle(
     *,
     model: torch.nn.Module | None = None,
     call_model: Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], Any] | None = None,
+    captured: WholeModel | None = None,
     backends: Collection[str] = BACKENDS,
     progress: Progress | None = None,
 ) -> VerificationReport:
@@ -66,7 +69,9 @@ def verify_bundle(
         model: the whole model, if it is at hand; it is run too and compared; this happens in the
             caller's process, as the model is the caller's.
         call_model: how the model is called on the bundle's inputs, for one that takes keyword
-            arguments or more inputs (`CapturedModel.call`); one positional argument each if None.
+            arguments or more inputs; one positional argument each if None.
+        captured: the whole model as it was captured, in the place of `model`: that is run then, as
+            it was captured.
         backends: which of ``"torch"`` and ``"onnxruntime"`` to run; what made the reference
             always is.
         progress: called with a few words before each step.
@@ -99,18 +104,26 @@ def verify_bundle(
         progress=progress,
     )
     report = dataclasses.replace(report, part=manifest.part)
-    if model is None or report.error is not None:
+    if (model is None and captured is None) or report.error is not None:
         return report
     progress("comparing with the whole model")
     opened = Bundle(directory=directory, manifest=manifest, stages=stages)
-    return compare_model(report, opened, model, call_model)
+    return compare_model(report, opened, captured or called_module(model, call_model))
+
+
+def called_module(
+    model: torch.nn.Module | None,
+    call: Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], Any] | None,
+) -> WholeModel:
+    """A module of torch as what is compared with a bundle; one positional argument each if None."""
+    from cutset.bundles.proof.torch.called_module import CalledModule, call_with_positional
+
+    assert model is not None
+    return CalledModule(model, call or call_with_positional)
 
 
 def compare_model(
-    report: VerificationReport,
-    bundle: Bundle,
-    model: torch.nn.Module,
-    call: Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], Any] | None = None,
+    report: VerificationReport, bundle: Bundle, model: WholeModel
 ) -> VerificationReport:
     """The report with what the whole model, run in this process, gives on the reference's inputs.
 
@@ -118,16 +131,12 @@ def compare_model(
         report: on the bundle, whose files are as they should be.
         bundle: opened.
         model: the whole model.
-        call: how it is called on the bundle's inputs; one positional argument each if None.
     """
-    from cutset.bundles.proof.torch.torch_stages import as_captured
-    from cutset.bundles.proof.torch.whole_model import call_with_positional, model_faults
-
+    manifest = bundle.manifest
     try:
         references = opened_reference(bundle)
-        manifest = bundle.manifest
-        with as_captured(manifest):
-            faults = model_faults(bundle, references, model, call or call_with_positional)
+        with model.computing(manifest.num_threads, manifest.torch_settings):
+            faults = model_faults(bundle, references, model)
     except ManifestError as error:
         references, faults = {}, (str(error),)
     before = report.check("numerics")

@@ -15,10 +15,9 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
-import torch
-from torch.utils import _pytree as pytree
 
 from cutset.bundles.manifest import (
     BUNDLE_FORMAT,
@@ -38,24 +37,14 @@ from cutset.bundles.reference import (
     reference_rows,
 )
 from cutset.bundles.strict_json import MANIFEST_NAME
-from cutset.bundles.write.stage_writers import (
-    OnnxStageWriter,
-    StageWriter,
-    TorchStageWriter,
-    boundary_tensors,
-    check_operations,
-)
 from cutset.capture.arguments import ExampleInputs
-from cutset.capture.captured import Captured, boundary_specs, with_rows
-from cutset.capture.lowering import CapturedModel
-from cutset.capture.onnx.onnx_graph import CapturedOnnx
-from cutset.capture.torch_arrays import as_array
-from cutset.capture.torch_export import capture_model
-from cutset.capture.torch_settings import current_settings, using_settings
-from cutset.capture.torch_threads import compute_threads
+from cutset.capture.captured import Captured, PieceFiles, with_rows
+from cutset.costs.cost_model import live_bytes
 from cutset.data.images import Preprocessing
+from cutset.dtypes import Arrays
 from cutset.errors import BundleError, ModelError
-from cutset.planning.plan import Plan
+from cutset.graph.ir import Graph, boundary_specs
+from cutset.planning.plan import Plan, StagePlan
 from cutset.processes import encodable
 from cutset.progress import Progress, no_progress
 from cutset.tensors import TensorSpec
@@ -65,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 
 def export_bundle(  # noqa: PLR0913  # the words of a manifest, each with a default
-    model: torch.nn.Module,
+    model: Any,
     plan: Plan,
     directory: str | os.PathLike[str],
     *,
@@ -87,7 +76,8 @@ def export_bundle(  # noqa: PLR0913  # the words of a manifest, each with a defa
     """Writes the stages of a plan as a bundle.
 
     Args:
-        model: the whole model, in evaluation mode; its results are the reference.
+        model: the whole model, in evaluation mode, which gives the reference: a module of torch,
+            or what `captured.module` is.
         plan: which operations each stage holds.
         directory: the bundle's folder; by custom it ends in ``.cutset``.
         captured: what `capture_model` or `capture_onnx` returned for `model`; a module of torch is
@@ -122,19 +112,19 @@ def export_bundle(  # noqa: PLR0913  # the words of a manifest, each with a defa
     if captured is None:
         if example_inputs is None:
             raise ValueError("export_bundle needs either captured or example_inputs")
+        from cutset.capture.torch_export import capture_model
+
         captured = capture_model(model, example_inputs)
+    if captured.module is not model:
+        raise ValueError("captured is of another model: give the object that was captured")
     _check_labels(labels, _outputs(captured)[0])
-    if isinstance(captured, CapturedModel):
-        check_operations(captured)
-    settings = current_settings()
-    with (
-        using_settings(settings),
-        compute_threads(num_threads),
-        _temporary_folder(target) as folder,
-    ):
+    if not captured.no_programs:
+        _check_operations(captured.graph)
+    settings = captured.settings
+    with captured.computing(num_threads), _temporary_folder(target) as folder:
         writer = _BundleWriter(captured, plan, folder, progress)
         stages = writer.write_stages()
-        writer.write_reference(model)
+        writer.write_reference()
         manifest = msgspec.structs.replace(
             writer.manifest(stages, num_threads),
             model=model_name or captured.graph.model_class,
@@ -163,14 +153,6 @@ def _check_labels(labels: Sequence[str] | None, output: TensorSpec) -> None:
         )
 
 
-def _versions() -> dict[str, str]:
-    return {
-        "cutset": __version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-    }
-
-
 class _BundleWriter:
     """Writes the stages and the reference into a folder."""
 
@@ -191,27 +173,22 @@ class _BundleWriter:
             dict.fromkeys(specs), plan.micro_batch, captured.micro_batch_only
         )
 
-    def _inputs(self, num_rows: int) -> tuple[torch.Tensor, ...]:
+    def _inputs(self, num_rows: int) -> Arrays:
         """Rows of the example; for all but the reference's first number those of the first."""
-        pairs = zip(self._captured.example_inputs, self._captured.graph.inputs, strict=True)
-        first = self._row_counts[0]
-        return tuple(with_rows(with_rows(t, spec, first), spec, num_rows) for t, spec in pairs)
+        first = self._captured.rows(self._row_counts[0])
+        pairs = zip(first, self._captured.graph.inputs, strict=True)
+        return tuple(with_rows(array, spec, num_rows) for array, spec in pairs)
 
     def write_stages(self) -> tuple[StageEntry, ...]:
         """Writes every stage's programs."""
-        writer: StageWriter
-        if isinstance(self._captured, CapturedOnnx):
-            writer = OnnxStageWriter(self._captured)
-        else:
-            assert isinstance(self._captured, CapturedModel)
-            writer = TorchStageWriter(
-                self._captured, self._inputs(self._row_counts[0]), self._boundaries
-            )
+        writer = self._captured.stage_writer(self._inputs(self._row_counts[0]), self._boundaries)
         entries = []
         for stage in self._plan.stages:
             self._progress(f"exporting stage {stage.index} ({stage.first} ... {stage.last})")
-            (self._folder / f"stage-{stage.index}").mkdir()
-            entries.append(writer.write(stage, self._folder))
+            folder = self._folder / f"stage-{stage.index}"
+            folder.mkdir()
+            files = writer.write(stage.start, stage.stop, folder)
+            entries.append(_entry(self._captured.graph, stage, files))
         return tuple(entries)
 
     def manifest(self, stages: tuple[StageEntry, ...], num_threads: int) -> Manifest:
@@ -219,7 +196,11 @@ class _BundleWriter:
         graph = self._captured.graph
         return Manifest(
             format=BUNDLE_FORMAT,
-            created_by=_versions(),
+            created_by={
+                "cutset": __version__,
+                **self._captured.made_with,
+                "python": platform.python_version(),
+            },
             model="",
             weights="",
             keep=(),
@@ -240,35 +221,77 @@ class _BundleWriter:
             micro_batch_only=self._captured.micro_batch_only,
         )
 
-    def write_reference(self, model: torch.nn.Module) -> None:
+    def write_reference(self) -> None:
         """Writes inputs, boundaries and, from the whole model itself, the results."""
         reference: Reference = {}
+        captured, stop = self._captured, len(self._captured.graph.operations)
+        names = [spec.name for spec in self._boundaries]
+        run = captured.piece_run(0, stop, self._boundaries) if names else None
         for num_rows in self._row_counts:
             rows = "row" if num_rows == 1 else "rows"
             self._progress(f"running the whole model with {num_rows} {rows} for the reference")
             inputs = self._inputs(num_rows)
-            tensors = {s.name: t for s, t in zip(self._captured.graph.inputs, inputs, strict=True)}
-            group = dict(tensors) if num_rows == self._row_counts[0] else {}
-            group |= boundary_tensors(self._captured, self._boundaries, inputs)
-            with torch.no_grad():
-                results = self._captured.call(model, tuple(t.clone() for t in inputs))
-            leaves = [t for t in pytree.tree_leaves(results) if isinstance(t, torch.Tensor)]
-            for name, tensor in zip(self._captured.graph.outputs, leaves, strict=True):
-                if name not in tensors:
-                    group[name] = tensor
-            reference[num_rows] = {name: as_array(tensor) for name, tensor in group.items()}
+            given = {s.name: a for s, a in zip(captured.graph.inputs, inputs, strict=True)}
+            group = dict(given) if num_rows == self._row_counts[0] else {}
+            made = run(inputs) if run is not None else {}
+            group |= {name: made[name] for name in names}
+            results = captured.run_whole(inputs)
+            for name, array in zip(captured.graph.outputs, results, strict=True):
+                if name not in given:
+                    group[name] = array
+            reference[num_rows] = group
         _write(self._folder / REFERENCE_NAME, encode_reference(reference))
 
 
 def _boundaries(captured: Captured, plan: Plan) -> tuple[TensorSpec, ...]:
     """What crosses the plan's cuts and is no input of the model, each tensor once."""
     given = {spec.name for spec in captured.graph.inputs}
-    specs = [spec for stage in plan.stages[:-1] for spec in boundary_specs(captured, stage.stop)]
+    stops = [stage.stop for stage in plan.stages[:-1]]
+    specs = [spec for stop in stops for spec in boundary_specs(captured.graph, stop)]
     return tuple(spec for spec in dict.fromkeys(specs) if spec.name not in given)
 
 
 def _outputs(captured: Captured) -> tuple[TensorSpec, ...]:
     return tuple(captured.graph.spec_of(name) for name in captured.graph.outputs)
+
+
+def _entry(graph: Graph, stage: StagePlan, files: PieceFiles) -> StageEntry:
+    operations = graph.operations[stage.start : stage.stop]
+    sizes = {parameter.name: parameter.num_bytes for parameter in graph.parameters}
+    folder = f"stage-{stage.index}"
+    return StageEntry(
+        index=stage.index,
+        operations=tuple(operation.name for operation in operations),
+        units=stage.units,
+        parameters=files.weight_names,
+        inputs=boundary_specs(graph, stage.start),
+        outputs=boundary_specs(graph, stage.stop),
+        program=f"{folder}/{files.program}" if files.program else None,
+        model=f"{folder}/{files.model}" if files.model else None,
+        model_missing=files.model_missing,
+        weight_bytes=sum(sizes[name] for name in files.weight_names),
+        peak_activation_bytes=max(live_bytes(graph)[stage.start : stage.stop]),
+        flops=sum(operation.flops for operation in operations),
+    )
+
+
+def _check_operations(graph: Graph) -> None:
+    """Refuses a model that nobody could load: a bundle may name well-known operations only.
+
+    Raises:
+        BundleError: an operation is not on the list; says where it is.
+    """
+    from cutset.bundles.reading.torch.operators import is_allowed
+
+    for operation in graph.operations:
+        if operation.target != "getitem" and not is_allowed(f"torch.ops.{operation.target}"):
+            where = f" in {operation.modules[-1].path}" if operation.modules[-1].path else ""
+            line = f" ({operation.source})" if operation.source else ""
+            raise BundleError(
+                f"operation {operation.target}{where}{line} may not be part of a bundle: it is "
+                "random, custom or unknown, and whoever loads the bundle would have to trust it. "
+                "Replace it in the model's forward"
+            )
 
 
 def replace_plan(bundle: Bundle, plan: Plan) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from cutset.capture.captured import boundary_specs
 from cutset.capture.onnx.inference import ELEMENT_TYPES
 from cutset.capture.onnx.onnx_file import stored_tensor
-from cutset.capture.onnx.onnx_graph import CapturedOnnx
 from cutset.capture.onnx.operations import PASSED_ON, is_length
 from cutset.capture.onnx.walk import reads_of
+from cutset.graph.ir import boundary_specs
 from cutset.tensors import TensorSpec, dim_factor
+
+if TYPE_CHECKING:
+    from cutset.capture.onnx.onnx_graph import CapturedOnnx
 
 _MODEL_FIELDS = ("ir_version", "producer_name", "producer_version", "domain", "model_version")
 
@@ -38,8 +40,8 @@ def build_onnx_piece(
         watch: tensors made inside that the piece returns as well, after its own outputs.
         load: whether tensors in other files are read into the piece.
     """
-    inputs = boundary_specs(captured, start)
-    outputs = {spec.name: spec for spec in (*boundary_specs(captured, stop), *watch)}
+    inputs = boundary_specs(captured.graph, start)
+    outputs = {spec.name: spec for spec in (*boundary_specs(captured.graph, stop), *watch)}
     builder = _PieceBuilder(captured, inputs, start, stop, load=load)
     for spec in outputs.values():
         builder.need(spec.name)

@@ -7,13 +7,15 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx.numpy_helper
-import torch
 
 from cutset.capture.onnx.inference import ELEMENT_TYPES
 from cutset.capture.onnx.onnx_file import OnnxModule, names_of, stored_tensor
 from cutset.capture.onnx.value_shapes import random_rows
+from cutset.differences import magnitude_of, max_abs_difference
+from cutset.dtypes import FLOATING, Arrays, dtype_name
 from cutset.errors import CaptureError
 from cutset.tensors import BATCH, TensorSpec
 
@@ -61,7 +63,7 @@ def free_rows(module: OnnxModule, micro_batch_only: int | None = None) -> FreedR
             each other, or the model promises a free number of rows and does not keep it.
     """
     specs, fixed = _input_specs(module)
-    free = OnnxModule(_with_symbolic_rows(module), module.folder, module.name)
+    free = module.with_proto(_with_symbolic_rows(module))
     if len(fixed) > 1:
         raise CaptureError(
             f"{module.name}: the file fixes different numbers of rows for its inputs "
@@ -189,11 +191,11 @@ class _Fault:
     has_no_rows: bool = False
 
 
-def _first_lengths(module: OnnxModule, results: tuple[torch.Tensor, ...]) -> Iterator[int]:
+def _first_lengths(module: OnnxModule, results: Arrays) -> Iterator[int]:
     """The first lengths of results that are no weights."""
     stored = {tensor.name for tensor in module.proto.graph.initializer}
     for value, result in zip(module.proto.graph.output, results, strict=True):
-        if value.name not in stored and result.dim():
+        if value.name not in stored and result.ndim:
             yield result.shape[0]
 
 
@@ -218,7 +220,7 @@ def _fault(
         count = factor * num_rows
         rows = random_rows(specs, count, seed=factor)
         try:
-            got = free(*rows)
+            got = free.run(rows)
         except Exception as error:  # noqa: BLE001 - onnxruntime's errors derive from Exception
             return _failure(free, count, str(error))
         if not compared:
@@ -226,12 +228,12 @@ def _fault(
                 return _Fault(words="", has_no_rows=True)
             continue
         wanted = [
-            given(*(tensor[start : start + num_rows] for tensor in rows))
+            given.run(tuple(array[start : start + num_rows] for array in rows))
             for start in range(0, count, num_rows)
         ]
         names = names_of(free.proto.graph.output)
         for name, result, parts in zip(names, got, zip(*wanted, strict=True), strict=True):
-            if not _equal(result, torch.cat(parts) if parts[0].dim() else torch.stack(parts)):
+            if not _equal(result, np.concatenate(parts) if parts[0].ndim else np.stack(parts)):
                 return _Fault(
                     words=f"with {count} rows {name!r} differs from {_rows(num_rows)} at a time",
                     differs=True,
@@ -293,13 +295,10 @@ def _without_literals(module: OnnxModule, num_rows: int) -> tuple[OnnxModule, tu
         )
         node.input[1] = name
         changed.append(node.name)
-    return OnnxModule(proto, module.folder, module.name), tuple(changed)
+    return module.with_proto(proto), tuple(changed)
 
 
-def _equal(actual: torch.Tensor, expected: torch.Tensor) -> bool:
-    if actual.shape != expected.shape:
-        return False
-    if not expected.is_floating_point():
-        return torch.equal(actual, expected)
-    allowed = _RELATIVE_TOLERANCE * float(expected.abs().max()) if expected.numel() else 0.0
-    return bool(torch.isclose(actual, expected, rtol=0.0, atol=allowed, equal_nan=True).all())
+def _equal(actual: np.ndarray, expected: np.ndarray) -> bool:
+    is_floating = dtype_name(expected.dtype) in FLOATING
+    allowed = _RELATIVE_TOLERANCE * magnitude_of(expected) if is_floating else 0.0
+    return max_abs_difference(actual, expected) <= allowed

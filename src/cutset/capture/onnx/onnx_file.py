@@ -9,31 +9,37 @@ from typing import Any
 
 import onnx
 import onnx.inliner
-import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from cutset.capture.onnx.inference import make_session, run_session
 from cutset.capture.onnx.walk import external_place, external_tensors, graphs_of, operator_fault
-from cutset.capture.torch_arrays import as_array, as_tensor
+from cutset.data.arrays import Array, to_array
+from cutset.data.torch_border import is_tensor, tensor_over
+from cutset.dtypes import Arrays
 from cutset.errors import ModelError
+from cutset.host import num_usable_cores
+
+MAX_INLINE_BYTES = 1 << 25
+"""Stored tensors of an ONNX model that together are larger lie in a file beside it: readers map
+that into memory, where what lies inside is read, parsed and copied. (Protobuf reads no message of
+2 GiB at all.)"""
 
 
-class OnnxModule(torch.nn.Module):
-    """An ONNX model as a module: takes its inputs one by one, returns a tuple of its outputs.
-
-    It runs on as many threads as torch computes with at the time of the call.
+class OnnxModule:
+    """An ONNX model that is run whole: takes its inputs one by one, returns a tuple of its outputs.
 
     Attributes:
         proto: the model, its external tensors left in their files, its local functions inlined.
         folder: where its external tensors lie.
         name: what it is called in messages.
+        num_threads: with how many threads it computes.
     """
 
     def __init__(self, proto: Any, folder: Path, name: str) -> None:
-        super().__init__()
         self.proto = proto
         self.folder = folder
         self.name = name
+        self.num_threads = num_usable_cores()
         self._sessions: dict[int, Any] = {}
 
     @property
@@ -42,15 +48,26 @@ class OnnxModule(torch.nn.Module):
         stored = {tensor.name for tensor in self.proto.graph.initializer}
         return tuple(value for value in self.proto.graph.input if value.name not in stored)
 
-    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def with_proto(self, proto: Any) -> OnnxModule:
+        """Another model out of the same file."""
+        return OnnxModule(proto, self.folder, self.name)
+
+    def session_of(self, proto: Any, *, is_optimised: bool = True) -> Any:
+        """A session of ONNX Runtime for a model made of this one."""
+        content = proto.SerializeToString()
+        return make_session(content, self.num_threads, folder=self.folder, optimised=is_optimised)
+
+    def run(self, inputs: Arrays) -> Arrays:
         """Runs the whole model."""
-        num_threads = torch.get_num_threads()
-        if num_threads not in self._sessions:
-            content = self.proto.SerializeToString()
-            self._sessions[num_threads] = make_session(content, num_threads, folder=self.folder)
-        names = [value.name for value in self.inputs]
-        feed = dict(zip(names, map(as_array, inputs), strict=True))
-        return tuple(map(as_tensor, run_session(self._sessions[num_threads], feed)))
+        session = self._sessions.get(self.num_threads)
+        if session is None:
+            session = self._sessions[self.num_threads] = self.session_of(self.proto)
+        return run_session(session, dict(zip(names_of(self.inputs), inputs, strict=True)))
+
+    def __call__(self, *inputs: Array) -> tuple[Array, ...]:
+        """The same for a caller, who gives and gets arrays, or tensors."""
+        results = self.run(tuple(map(to_array, inputs)))
+        return tuple(map(tensor_over, results)) if any(map(is_tensor, inputs)) else results
 
 
 def read_onnx_file(path: Path) -> OnnxModule:
@@ -118,6 +135,22 @@ def _check_external(tensor: Any, path: Path) -> None:
             f"{where} takes bytes {start} to {start + length} of {location!r}, which has {size}; "
             "the file was copied in part, or belongs to another model"
         )
+
+
+def save_model(model: Any, path: Path) -> None:
+    """Writes an ONNX model, with large tensors in a file beside it if it needs one.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    is_large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > MAX_INLINE_BYTES
+    onnx.save(
+        model,
+        path,
+        save_as_external_data=is_large,
+        all_tensors_to_one_file=True,
+        location=f"{path.name}.data",
+    )
 
 
 def stored_tensor(tensor: Any, folder: Path) -> Any:

@@ -1,24 +1,35 @@
-"""From an ONNX model to a graph: the counterpart of `cutset.capture.torch_export`."""
+"""From an ONNX model to a graph and its pieces: what `cutset.capture.torch_export` is for torch."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+import importlib.metadata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import onnx
-import torch
 
+from cutset.capture.captured import MODEL_NAME, Captured, PieceFiles, PieceRun
+from cutset.capture.onnx.extraction import build_onnx_piece
 from cutset.capture.onnx.free_rows import free_rows
-from cutset.capture.onnx.onnx_file import OnnxModule, names_of
-from cutset.capture.onnx.operations import OnnxOperations, list_parameters, read_operations
+from cutset.capture.onnx.inference import run_session
+from cutset.capture.onnx.onnx_file import OnnxModule, names_of, save_model
+from cutset.capture.onnx.operations import (
+    PASSED_ON,
+    OnnxOperations,
+    list_parameters,
+    read_operations,
+)
 from cutset.capture.onnx.operator_flops import count_onnx_flops
 from cutset.capture.onnx.scopes import with_modules
 from cutset.capture.onnx.value_shapes import observe_specs, random_rows, shapes_with_one_row
 from cutset.capture.onnx.walk import graphs_of, reads_of
+from cutset.dtypes import Arrays
 from cutset.errors import CaptureError
-from cutset.graph.ir import Graph, Operation
+from cutset.graph.ir import Graph, Operation, made_between
 from cutset.tensors import BATCH, TensorSpec
 
 EXAMPLE_ROWS = 2
@@ -34,33 +45,81 @@ _RANDOM = frozenset(
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CapturedOnnx:
-    """A captured ONNX model: the plain graph, and what is needed to build its pieces.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class CapturedOnnx(Captured):
+    """A captured ONNX model; `Captured` has the words for what it does.
 
     Attributes:
-        graph: the model as plain data.
-        module: the model itself, with a free number of rows unless there is only one.
         reading: which node computes which operation.
         specs: of every value whose shape is known for any number of rows.
-        example_inputs: two random rows of each input, or the only number of them.
-        output_names: the file's own names of the outputs.
         notes: what was changed to capture it, in sentences.
-        micro_batch_only: the only number of rows that it was captured for, or None for any.
     """
 
-    graph: Graph
-    module: OnnxModule
     reading: OnnxOperations
     specs: Mapping[str, TensorSpec]
-    example_inputs: tuple[torch.Tensor, ...]
-    output_names: tuple[str, ...]
     notes: tuple[str, ...]
-    micro_batch_only: int | None = None
 
-    def call(self, model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Any:
-        """Runs the whole model."""
-        return model(*inputs)
+    is_what_runs = True
+    no_programs = "a model from an ONNX file has no torch program"
+
+    @property
+    def made_with(self) -> dict[str, str]:
+        """The version of ONNX Runtime."""
+        return {"onnxruntime": importlib.metadata.version("onnxruntime")}
+
+    @contextlib.contextmanager
+    def computing(
+        self,
+        num_threads: int,
+        settings: Mapping[str, str] | None = None,  # noqa: ARG002  # torch has no part in it
+    ) -> Iterator[None]:
+        """Within the context it computes with so many threads."""
+        before, self.module.num_threads = self.module.num_threads, num_threads
+        try:
+            yield
+        finally:
+            self.module.num_threads = before
+
+    def run_whole(self, inputs: Arrays) -> Arrays:
+        """The results of the whole model."""
+        results: Arrays = self.module.run(inputs)
+        return results
+
+    def piece_run(self, start: int, stop: int, watch: Sequence[TensorSpec] = ()) -> PieceRun:
+        """The operations from index `start` up to `stop`, ready to run."""
+        proto = build_onnx_piece(self, start, stop, watch=watch)
+        session = self.module.session_of(proto)
+        taken = names_of(proto.graph.input)
+        made = [name.removesuffix(PASSED_ON) for name in names_of(proto.graph.output)]
+
+        def run(inputs: Arrays) -> dict[str, Any]:
+            results = run_session(session, dict(zip(taken, inputs, strict=True)))
+            return dict(zip(made, results, strict=True))
+
+        return run
+
+    def piece_model(self, start: int, stop: int, *, is_complete: bool) -> tuple[Any, Path | None]:
+        """The nodes and stored tensors of a piece."""
+        model = build_onnx_piece(self, start, stop, load=is_complete)
+        made = {spec.name for spec in made_between(self.graph, start, stop)}
+        for output in [value for value in model.graph.output if value.name not in made]:
+            model.graph.output.remove(output)
+        return model, None if is_complete else self.module.folder
+
+    def stage_writer(
+        self,
+        inputs: Arrays,  # noqa: ARG002
+        boundaries: Sequence[TensorSpec],  # noqa: ARG002
+    ) -> CapturedOnnx:
+        """Its own: a stage is cut out of the file, whatever the plan."""
+        return self
+
+    def write(self, start: int, stop: int, folder: Path) -> PieceFiles:
+        """Writes a stage's nodes and stored tensors."""
+        model = build_onnx_piece(self, start, stop, load=True)
+        save_model(model, folder / MODEL_NAME)
+        stored = tuple(parameter.name for parameter in list_parameters(model.graph))
+        return PieceFiles(weight_names=stored, model=MODEL_NAME)
 
 
 def capture_onnx(module: OnnxModule, *, micro_batch_only: int | None = None) -> CapturedOnnx:
@@ -76,7 +135,7 @@ def capture_onnx(module: OnnxModule, *, micro_batch_only: int | None = None) -> 
             number of rows only, ONNX Runtime cannot run it, or a result has no row per sample.
     """
     _refuse_randomness(module)
-    tidy = OnnxModule(_tidied(module.proto), module.folder, module.name)
+    tidy = module.with_proto(_tidied(module.proto))
     rows = free_rows(tidy, micro_batch_only)
     free, inputs, only = rows.module, rows.inputs, rows.micro_batch_only
     specs = {spec.name: spec for spec in inputs} | observe_specs(free, inputs, only)

@@ -12,14 +12,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
-import torch
 
 from cutset.capture.captured import shape_with_rows
-from cutset.capture.onnx.inference import TENSOR_TYPES, make_session, run_session
+from cutset.capture.onnx.inference import TENSOR_TYPES, run_session
 from cutset.capture.onnx.onnx_file import OnnxModule
 from cutset.capture.onnx.walk import STANDARD_DOMAINS
-from cutset.capture.torch_arrays import as_array
+from cutset.dtypes import FLOATING, NUMPY_DTYPES, Arrays
 from cutset.errors import CaptureError
 from cutset.tensors import BATCH, Dim, TensorSpec
 
@@ -27,22 +27,22 @@ ROW_COUNTS = (1, 3)
 _SUFFIX = ":shape"
 
 
-def random_rows(specs: Sequence[TensorSpec], num_rows: int, seed: int) -> tuple[torch.Tensor, ...]:
+def random_rows(specs: Sequence[TensorSpec], num_rows: int, seed: int) -> Arrays:
     """Random inputs, the same for the same seed.
 
     Standard normal where floating; 0 and 1 where whole, since they may be indices of anything; all
     values of bytes, which are images.
     """
-    generator = torch.Generator().manual_seed(seed)
-    tensors = []
+    generator = np.random.default_rng(seed)
+    arrays = []
     for spec in specs:
-        shape, dtype = spec.concrete_shape(num_rows), getattr(torch, spec.dtype)
-        if dtype.is_floating_point:
-            tensors.append(torch.randn(shape, generator=generator).to(dtype))
+        shape, dtype = spec.concrete_shape(num_rows), NUMPY_DTYPES[spec.dtype]
+        if spec.dtype in FLOATING:
+            arrays.append(generator.standard_normal(shape).astype(dtype))
         else:
-            low, high = (0, 256) if dtype is torch.uint8 else (0, 2)
-            tensors.append(torch.randint(low, high, shape, generator=generator).to(dtype))
-    return tuple(tensors)
+            high = 256 if spec.dtype == "uint8" else 2
+            arrays.append(generator.integers(0, high, shape).astype(dtype))
+    return tuple(arrays)
 
 
 def observe_specs(
@@ -70,17 +70,13 @@ def observe_specs(
         )
     if not any(opset.domain in STANDARD_DOMAINS for opset in probe.opset_import):
         probe.opset_import.add(domain="", version=onnx.defs.onnx_opset_version())
-    session = make_session(
-        probe.SerializeToString(), torch.get_num_threads(), folder=module.folder, optimised=False
-    )
+    session = module.session_of(probe, is_optimised=False)
     seen: list[list[tuple[int, ...]]] = []
     for num_rows in ROW_COUNTS if only is None else (only,):
         rows = random_rows(inputs, num_rows, seed=num_rows)
         try:
-            shapes = run_session(
-                session,
-                {spec.name: as_array(tensor) for spec, tensor in zip(inputs, rows, strict=True)},
-            )
+            feed = {spec.name: array for spec, array in zip(inputs, rows, strict=True)}
+            shapes = run_session(session, feed)
         except Exception as error:
             raise _not_run(module, num_rows, error) from error
         seen.append([tuple(int(length) for length in shape) for shape in shapes])
@@ -106,7 +102,7 @@ def _dtypes(module: OnnxModule) -> dict[str, str]:
     for name in names:
         probe.graph.output.add(name=name)
     try:
-        session = make_session(probe.SerializeToString(), 1, folder=module.folder, optimised=False)
+        session = module.session_of(probe, is_optimised=False)
     except Exception as error:
         raise CaptureError(
             f"{module.name}: ONNX Runtime cannot load it: {_first_line(error)}"

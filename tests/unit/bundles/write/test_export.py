@@ -14,8 +14,8 @@ from checked_here import check_here
 from cutset.bundles.open import open_bundle
 from cutset.bundles.reading.torch.loading import load_program
 from cutset.bundles.write.export import export_bundle, replace_plan
-from cutset.capture import onnx_export
 from cutset.capture.arguments import ExampleInputs
+from cutset.capture.onnx import onnx_file
 from cutset.capture.torch_export import capture_model
 from cutset.cluster.devices import equal_cluster
 from cutset.costs.cost_model import costs_from_flops
@@ -175,7 +175,7 @@ def test_what_onnx_cannot_express_is_said(tmp_path: Path) -> None:
 def test_large_weights_lie_beside_the_onnx_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_export, "MAX_INLINE_BYTES", 1 << 15)
+    monkeypatch.setattr(onnx_file, "MAX_INLINE_BYTES", 1 << 15)
     model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 4))
     example = torch.randn(2, 64)
     path = export_bundle(model, _plan(model, example, 2), tmp_path / "b", example_inputs=example)

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
-import torch
-from torch.utils import _pytree as pytree
 
 from cutset.bundles.open import Bundle
 from cutset.bundles.proof.results import Difference
 from cutset.bundles.proof.structure import count, rows_in_words
 from cutset.bundles.reference import Reference
-from cutset.capture.torch_arrays import as_array, as_tensor
+from cutset.capture.captured import WholeModel
 from cutset.differences import max_abs_difference
-
-_RUN_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
 
 
 def model_faults(
     bundle: Bundle,
     references: Reference,
-    model: torch.nn.Module,
-    call: Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], Any],
+    model: WholeModel,
 ) -> tuple[str, ...]:
     """What the whole model gives otherwise, and at which numbers of rows, in words."""
     alike: list[int] = []
     fault = ""
     for num_rows, reference in references.items():
         try:
-            found = model_differences(bundle, model, reference, call)
-        except _RUN_ERRORS as error:
+            found = _differences(bundle, model, reference)
+        except Exception as error:  # noqa: BLE001 - a model may fail in any way
             return (f"the given model does not run on the reference's inputs: {error}",)
         if not found:
             alike.append(num_rows)
@@ -50,43 +44,24 @@ def model_faults(
     return (f"{fault}, and equals it with {alike_at}: {why}. {advice}",)
 
 
-def call_with_positional(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
-    """Calls a model with one positional argument for each input."""
-    return model(*inputs)
-
-
-def model_differences(
-    bundle: Bundle,
-    model: torch.nn.Module,
-    reference: Mapping[str, np.ndarray],
-    call_model: Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], Any],
+def _differences(
+    bundle: Bundle, model: WholeModel, reference: Mapping[str, np.ndarray]
 ) -> tuple[Difference, ...]:
     """The whole model's outputs on the reference's inputs, against the reference's.
 
     Raises:
-        RuntimeError: the model does not take these inputs.
+        RuntimeError: the model does not take these inputs, or returns other outputs.
     """
     manifest = bundle.manifest
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            # Copies, since a model may write to its inputs.
-            inputs = tuple(
-                as_tensor(reference[spec.name]).clone() for spec in manifest.graph.inputs
-            )
-            results = call_model(model, inputs)
-    finally:
-        model.train(was_training)
-    leaves = [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, torch.Tensor)]
-    if len(leaves) != len(manifest.outputs):
+    results = model.run_whole(tuple(reference[spec.name] for spec in manifest.graph.inputs))
+    if len(results) != len(manifest.outputs):
         raise RuntimeError(
-            f"the model returns {len(leaves)} tensors, the bundle {len(manifest.outputs)}"
+            f"the model returns {len(results)} tensors, the bundle {len(manifest.outputs)}"
         )
     last = len(manifest.stages) - 1
     errors = [
-        (spec.name, max_abs_difference(as_array(leaf), reference[spec.name]))
-        for spec, leaf in zip(manifest.outputs, leaves, strict=True)
+        (spec.name, max_abs_difference(result, reference[spec.name]))
+        for spec, result in zip(manifest.outputs, results, strict=True)
     ]
     return tuple(
         Difference(stage=last, tensor=name, max_abs_error=error, tolerance=0.0)
