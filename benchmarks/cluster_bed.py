@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from cutset.cluster.devices import Cluster, LinkOverride
 from cutset.cluster.file_writer import cluster_to_toml
-from cutset.measure.link_speed import LinkResult, links_of
+from cutset.measure.link_speed import LinkResult, exchange, links_of
 from cutset.measure.overhead import TYPICAL_ROW_BYTES, Overhead
 from testbed.build import down, up
 from testbed.cgroups import find_cgroups
@@ -35,6 +36,7 @@ PROFILED_ON = {"server": "server", "pi-1": "pi-1", "pi-2": "pi-1"}
 
 _NAME = "bench"
 _LIMIT_S = 1800.0
+_LINK_LIMIT_S = 180.0
 
 
 @contextlib.contextmanager
@@ -58,7 +60,7 @@ def start_on(state: State, node: str, arguments: Sequence[str]) -> subprocess.Po
     return subprocess.Popen(
         command_on(state, find_cgroups(), where, [sys.executable, *arguments]),
         env=environment_on(state, where) | {"OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,  # the store stays until it is closed
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -99,24 +101,33 @@ def _start_here(arguments: Sequence[str]) -> subprocess.Popen[str]:
 def _measure_pair(
     start_source: Start, start_target: Start, addresses: tuple[str, str]
 ) -> tuple[LinkResult, LinkResult]:
-    serve = (
-        "import sys; from cutset.links.network import serve_store;"
-        "s = serve_store(sys.argv[1]); print(s.port, flush=True); sys.stdin.read()"
-    )
-    store = start_source(["-c", serve, addresses[0]])
-    assert store.stdout is not None
-    place = ["--store-host", addresses[0], "--store-port", store.stdout.readline().strip()]
-    ends = []
-    for start, address, more in (
-        (start_source, addresses[0], ["--first"]),
-        (start_target, addresses[1], []),
-    ):
-        rest = ["--prefix", "p", "--listen-host", address, *more]
-        ends.append(start(["-m", "cutset.measure.link_speed", *place, *rest]))
-    first, second = (msgspec.json.decode(finish(end), type=LinkResult) for end in ends)
-    store.kill()
-    store.communicate()
-    return first, second
+    program = ["-m", "cutset.measure.link_speed", "--listen-host"]
+    ends = [
+        start_source([*program, addresses[0], "--first"]),
+        start_target([*program, addresses[1]]),
+    ]
+    results = exchange(_Talk(ends[0]), _Talk(ends[1]), limit_s=_LINK_LIMIT_S)
+    for end in ends:
+        finish(end)
+    return results
+
+
+class _Talk:
+    """With a process of this machine; see `cutset.measure.link_speed.Conversation`."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def hear(self) -> list[str]:
+        assert self._process.stdout is not None
+        ready = select.select([self._process.stdout], [], [], 0.05)[0]
+        # Lines are short, and written at once each.
+        return os.read(ready[0].fileno(), 1 << 20).decode().splitlines() if ready else []
+
+    def tell(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
 
 
 def hop_s(link: LinkResult) -> float:

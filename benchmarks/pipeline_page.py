@@ -164,7 +164,7 @@ def targets(cases: Cases, hops: dict[str, float]) -> list[Target]:
             text="hop of 1.6 MB (ms)",
             found=1e3 * hops["shared_s"],
             limit=0.8,
-            detail=f"shared memory; over gloo on loopback {1e3 * hops['gloo_s']:.2f} ms",
+            detail=f"shared memory; encrypted, over TCP on loopback {1e3 * hops['tcp_s']:.2f} ms",
         ),
         Target(
             text="worker's memory over an idle one / (1.5 (weights + peak) + 64 MiB), largest",

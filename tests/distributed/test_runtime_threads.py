@@ -79,7 +79,7 @@ _PLACES: dict[str, tuple[str, Any, str]] = {
     "it is said that one lives": ("shared", HostSender, "keep_alive"),
     "a link is made": ("shared", Circuit, "_make_receiver"),
     "tensors are received": ("apart", Receiver, "_receive_tensors"),
-    "a header is awaited": ("apart", Receiver, "_post"),
+    "a header is awaited": ("apart", Receiver, "_await_header"),
     "a message is sent": ("apart", Sender, "_send"),
     "the other link is made": ("apart", Circuit, "_make_sender"),
 }

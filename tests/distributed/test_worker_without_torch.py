@@ -1,4 +1,4 @@
-"""What a worker holds: torch only where its backend, or a link between hosts, is torch's."""
+"""What a worker holds: torch only where its backend is torch's, wherever its neighbours are."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _libraries(pid: int) -> set[str]:
     ("backend", "shares_memory", "holds"),
     [
         ("onnxruntime", True, {"onnxruntime"}),
-        ("onnxruntime", False, {"onnxruntime", "torch"}),  # gloo is torch's
+        ("onnxruntime", False, {"onnxruntime"}),
         ("torch", True, {"torch"}),
     ],
 )
@@ -42,11 +42,14 @@ def test_a_worker_holds_the_libraries_of_its_backend_alone(
     assert torch.allclose(torch.as_tensor(answer), whole_model(model, rows, 4), atol=1e-5)
 
 
-def test_a_caller_of_arrays_needs_no_torch(bundle: Path) -> None:
+@pytest.mark.parametrize("shares_memory", [True, False])
+def test_a_caller_of_arrays_needs_no_torch(bundle: Path, shares_memory: bool) -> None:
     code = (
         "import sys, numpy as np\n"
+        "from cutset.engines.local import LocalEngine\n"
         "from cutset.runtime.session import open_session\n"
-        "with open_session(sys.argv[1], backend='onnxruntime') as session:\n"
+        f"engine = LocalEngine(('a', 'b'), num_threads=1, shares_memory={shares_memory})\n"
+        "with open_session(sys.argv[1], engine=engine, backend='onnxruntime') as session:\n"
         "    answer = session.run(np.ones((5, 3, 16, 16), np.float32))\n"
         "assert type(answer) is np.ndarray and answer.shape == (5, 10)\n"
         "assert 'torch' not in sys.modules\n"

@@ -31,6 +31,7 @@ CALLED_BY_NAME = {
     "begin_file",  # over Ray
     "clock",
     "finish_file",
+    "hear_program",
     "hello",
     "keep_model",
     "missing_files",
@@ -38,6 +39,7 @@ CALLED_BY_NAME = {
     "next_events",
     "start_program",
     "start_worker",
+    "tell_program",
 }
 
 

@@ -78,10 +78,7 @@ def planning_teller(progress: Progress, objective: str) -> Callable[[Standing], 
 
 @contextlib.contextmanager
 def native_output_to_stderr() -> Iterator[None]:
-    """Keeps what libraries print to file descriptor 1 away from the answers on stdout.
-
-    gloo announces its connections there with some versions of torch.
-    """
+    """Keeps what libraries print to file descriptor 1 away from the answers on stdout."""
     sys.stdout.flush()
     answers = os.dup(1)
     os.dup2(2, 1)

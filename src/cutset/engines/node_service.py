@@ -23,6 +23,7 @@ from cutset.processes import command_of, made_environment
 from cutset.version import __version__
 
 _LAST_WORDS_CHARS = 2000
+_GLANCE_S = 0.05
 
 
 class NodeService:
@@ -146,20 +147,46 @@ class NodeService:
     ) -> None:
         """Starts a program of `cutset.programs`; its answer is fetched with `program_result`.
 
+        It may also be talked with, line by line: `hear_program`, `tell_program`.
+
         Raises:
             EngineError: there is none of that name.
         """
         self._touch()
-        # Programs of this package alone, with this interpreter.
-        self._process = subprocess.Popen(  # noqa: S603
-            [*command_of(name, caller=self._owner), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=self._own_folder(),
-            env={**made_environment(num_threads), **(environment or {})},
-        )
+        command = command_of(name, caller=self._owner)
+        # Files, not pipes: nobody need read them for the program to go on.
+        with self._output("out").open("wb") as out, self._output("err").open("wb") as err:
+            # Programs of this package alone, with this interpreter.
+            self._process = subprocess.Popen(  # noqa: S603
+                [*command, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=err,
+                text=True,
+                cwd=self._own_folder(),
+                env={**made_environment(num_threads), **(environment or {})},
+            )
+
+    def hear_program(self, start: int) -> str:
+        """What the program printed from place `start` on; waits a little where that is nothing.
+
+        Raises:
+            EngineError: it failed; with its last words.
+        """
+        deadline_s = time.monotonic() + self._linger_s
+        while not (text := self._printed("out")[start:]) and time.monotonic() < deadline_s:
+            self._touch()
+            if self._has_ended(_GLANCE_S):
+                return self._printed("out")[start:]
+        return text
+
+    def tell_program(self, line: str) -> None:
+        """Has the program read a line."""
+        self._touch()
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError):  # it is gone; who hears it is told why
+                self._process.stdin.write(line + "\n")
+                self._process.stdin.flush()
 
     def program_result(self) -> str | None:
         """What the program printed, or None while it runs.
@@ -168,16 +195,27 @@ class NodeService:
             EngineError: it failed; with its last words.
         """
         self._touch()
+        return self._printed("out") if self._has_ended(self._linger_s) else None
+
+    def _has_ended(self, timeout_s: float) -> bool:
         if self._process is None:
             raise EngineError("no program was started")
         try:
-            out, err = self._process.communicate(timeout=self._linger_s)
+            self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            return None
+            return False
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         if self._process.returncode != 0:
-            words = err.strip()[-_LAST_WORDS_CHARS:]
+            words = self._printed("err").strip()[-_LAST_WORDS_CHARS:]
             raise EngineError(f"the measurement failed: {' '.join(words.split())}")
-        return out
+        return True
+
+    def _output(self, what: str) -> Path:
+        return Path(self._own_folder()) / f"program.{what}"
+
+    def _printed(self, what: str) -> str:
+        return self._output(what).read_text(encoding="utf-8", errors="replace")
 
     def close(self) -> None:
         """Ends the program that runs, and removes its files."""

@@ -87,14 +87,14 @@ class Address(_Message, frozen=True, kw_only=True):
     Attributes:
         epoch: of the link.
         link: its index.
-        key: what the transport calls it.
-        value: for the transport alone.
+        public_key: of this end, made for this link and epoch alone; 32 bytes in Z85.
+        endpoint: ``"tcp://10.0.0.2:41234"`` where this end listens; empty where it connects.
     """
 
     epoch: int
     link: int
-    key: Annotated[str, msgspec.Meta(max_length=64)]
-    value: Annotated[bytes, msgspec.Meta(max_length=4096)]
+    public_key: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-zA-Z.\-:+=^!/*?&<>()[\]{}@%$#]{40}$")]
+    endpoint: Annotated[str, msgspec.Meta(max_length=256)] = ""
 
 
 class Collect(_Message, frozen=True, kw_only=True):

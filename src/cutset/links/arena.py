@@ -1,7 +1,6 @@
 """Memory that two neighbours on one host share: tensors are put down, not sent.
 
-Measured on the two-core virtual machine where this was written, a 35 kB payload over gloo on
-loopback costs 0.25 ms of handshakes on top of the header's 0.04 ms. So on one host only a header
+On one host bytes need no wire, and no encryption. So only a header
 is sent (`cutset.links.shared_memory`), and names the slot in which the tensors lie.
 
 Layout of the file: pages of int64 tags, one a slot; then the slots, page-aligned. A tag is 0

@@ -10,37 +10,29 @@ receiving and computing is bounded by the session's window, not by refusing to r
 waits long on a healthy link, and a send that does is a stalled link. A circuit is used for one
 epoch and thrown away with it.
 
-Between hosts a link is a gloo process group; on one host it is a socket pair and shared memory,
+Between hosts a link is a connection of ZeroMQ's; on one host it is a socket pair and shared memory,
 where sending is a copy and receiving is reading a header. Then the thread that has a micro-batch
 sends it itself, and a worker's computing thread receives: waking another one would cost more.
 """
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
 import logging
 import queue
 import socket
 import threading
 import time
-import weakref
 from collections.abc import Callable
-from typing import Any
 
 from cutset.engines.protocol import Address, LinkLost
 from cutset.errors import LinkTimeout
 from cutset.links.arena import Arena
+from cutset.links.connection import Connection
+from cutset.links.joining import join
 from cutset.links.meeting import Meeting
-from cutset.links.network import (
-    LinkClosedError,
-    LinkContract,
-    Parcel,
-    Receiver,
-    Sender,
-    UnsendableError,
-    join,
-)
+from cutset.links.network import Receiver, Sender
+from cutset.links.parcels import LinkClosedError, LinkContract, Parcel, UnsendableError
 from cutset.links.shared_memory import HostReceiver, HostSender
 from cutset.links.wire import KEEP_ALIVE
 
@@ -48,23 +40,6 @@ _LOG = logging.getLogger(__name__)
 
 _KEEP_ALIVES_PER_TIMEOUT = 5
 _CLOSE_TIMEOUT_S = 1.0
-_EXIT_TIMEOUT_S = 30.0
-
-
-_BETWEEN_HOSTS: weakref.WeakSet[Circuit] = weakref.WeakSet()
-
-
-@atexit.register
-def _await_threads() -> None:
-    """Waits for threads that are inside gloo when Python ends.
-
-    Python tears a thread away that comes back from a library then, which the library's C++ answers
-    by ending the process as if it had crashed. Each such wait has a limit of its own.
-    """
-    for circuit in list(_BETWEEN_HOSTS):
-        circuit.close()
-    for circuit in list(_BETWEEN_HOSTS):
-        circuit.join(_EXIT_TIMEOUT_S)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,7 +128,7 @@ class Circuit:
         self._inline_receiver: HostReceiver | None = None
         self._receives_inline = receives_inline
         self._meetings = {
-            link.index: Meeting(epoch, link.index, publish, connect_timeout_s)
+            link.index: Meeting(epoch, link.index, publish)
             for link, end in ((receive_link, receive_end), (send_link, send_end))
             if end is None
         }
@@ -164,9 +139,6 @@ class Circuit:
             threading.Thread(target=target, name=f"cutset-{what}-{epoch}", daemon=True)
             for what, target in targets.items()
         )
-
-        if self._meetings:
-            _BETWEEN_HOSTS.add(self)
 
     def start(self) -> None:
         """Connects, and then receives and sends until the epoch is over; returns at once.
@@ -303,8 +275,8 @@ class Circuit:
                 self._link_timeout_s,
                 reuse=self._reuse,
             )
-        group = self._join(link, sends=False)
-        return Receiver(group, link, self.epoch, self._link_timeout_s, reuse=self._reuse)
+        connection = self._join(link, sends=False)
+        return Receiver(connection, link, self.epoch, self._link_timeout_s, reuse=self._reuse)
 
     def _send(self) -> None:
         link = self._send_link
@@ -326,19 +298,20 @@ class Circuit:
     def _make_sender(self, link: LinkContract) -> Sender | HostSender:
         end = self._send_end
         if end is None:
-            group = self._join(link, sends=True)
-            return Sender(group, link, self.epoch, self._link_timeout_s)
+            connection = self._join(link, sends=True)
+            return Sender(connection, link, self.epoch, self._link_timeout_s)
         sender = HostSender(end.connection, link, self.epoch, end.arena, self._link_timeout_s)
         with self._sending:
             self._host_sender = sender
         return sender
 
-    def _join(self, link: LinkContract, *, sends: bool) -> Any:
+    def _join(self, link: LinkContract, *, sends: bool) -> Connection:
         return join(
             self._meetings[link.index],
             self._listen_host,
             link,
             sends=sends,
+            secured=True,
             timeout_s=self._connect_timeout_s,
         )
 

@@ -1,13 +1,11 @@
-"""Where the two ends of a link between hosts learn each other's address: the control connections.
+"""Where the two ends of a link between hosts learn of each other: the control connections.
 
-gloo asks a store for that (`cutset.links.network` makes one of a meeting). Ours has no port: what
-one end puts in travels over its engine's own connection to the session, and from there to the
-neighbour. So nobody else can read or write it.
+What one end publishes travels over its engine's own connection to the session, and from there to
+the neighbour. So nobody else can read or change it.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import threading
 import time
 from collections.abc import Callable
@@ -21,25 +19,21 @@ class Meeting:
     Args:
         epoch: of the link.
         link: its index.
-        publish: called with what this end puts in; brings it to `tell` of the neighbour's end.
-        timeout_s: how long the neighbour may take.
+        publish: called with what this end says of itself; brings it to `tell` of the neighbour's.
     """
 
-    def __init__(
-        self, epoch: int, link: int, publish: Callable[[Address], None], timeout_s: float
-    ) -> None:
+    def __init__(self, epoch: int, link: int, publish: Callable[[Address], None]) -> None:
         self._epoch = epoch
         self._link = link
         self._publish = publish
-        self._timeout_s = timeout_s
-        self._known: dict[str, bytes] = {}
+        self._told: Address | None = None
         self._changed = threading.Condition()
         self._closed = False
 
     def tell(self, address: Address) -> None:
-        """Takes what the neighbour put in; what came first stays."""
+        """Takes what the neighbour published; what came first stays."""
         with self._changed:
-            self._known.setdefault(address.key, address.value)
+            self._told = self._told or address
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -48,34 +42,29 @@ class Meeting:
             self._closed = True
             self._changed.notify_all()
 
-    # --- what gloo calls
+    @property
+    def closed(self) -> bool:
+        """Whether the epoch is over."""
+        return self._closed
 
-    def set(self, key: str, value: bytes) -> None:
-        """Keeps a value and publishes it."""
-        address = Address(epoch=self._epoch, link=self._link, key=key, value=bytes(value))
-        self.tell(address)
-        self._publish(address)
+    def publish(self, public_key: str, endpoint: str = "") -> None:
+        """Tells the neighbour this end's key, and where it listens if it does."""
+        self._publish(
+            Address(epoch=self._epoch, link=self._link, public_key=public_key, endpoint=endpoint)
+        )
 
-    def get(self, key: str) -> bytes:
-        """Waits for a value.
-
-        Raises:
-            RuntimeError: it did not come in time, or the epoch is over.
-        """
-        self.wait([key], dt.timedelta(seconds=self._timeout_s))
-        return self._known[key]
-
-    def wait(self, keys: list[str], timeout: dt.timedelta | None = None) -> None:
-        """Waits for values.
+    def wait(self, timeout_s: float) -> Address:
+        """What the neighbour published.
 
         Raises:
-            RuntimeError: they did not come in time, or the epoch is over.
+            TimeoutError: it did not come in time.
+            ConnectionAbortedError: the epoch is over.
         """
-        limit_s = self._timeout_s if timeout is None else timeout.total_seconds()
-        deadline_s = time.monotonic() + limit_s
+        deadline_s = time.monotonic() + timeout_s
         with self._changed:
-            while not self._closed and not all(key in self._known for key in keys):
+            while not self._closed and self._told is None:
                 if not self._changed.wait(deadline_s - time.monotonic()):
-                    raise RuntimeError("its address did not come")
-            if self._closed:
-                raise RuntimeError("the epoch is over")
+                    raise TimeoutError("its address did not come")
+            if self._told is None or self._closed:
+                raise ConnectionAbortedError("the epoch is over")
+            return self._told

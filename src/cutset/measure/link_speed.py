@@ -1,31 +1,35 @@
 """Measures a link in both directions, over the channel that the runtime uses between hosts.
 
 Two such processes, one on each node, first connect like neighbours of a pipeline: link 0 leads from
-the first to the second, link 1 back. One sends messages of growing size and the other answers each
-with a byte. Then it sends large ones without a pause, while bystanders at both ends lose what a
-stage would lose to them. Then they change places. Started as
-``python -m cutset.measure.link_speed``; each prints one JSON document, a `LinkResult`: what it sent
-and received.
+the first to the second, link 1 back. What they have to tell each other for that they print, and
+read what the other printed; `exchange` carries it over. One sends messages of growing size and the
+other answers each with a byte. Then it sends large ones without a pause, while bystanders at both
+ends lose what a stage would lose to them. Then they change places. Started as
+``python -m cutset.measure.link_speed``; each prints one JSON document in the end, a `LinkResult`:
+what it sent and received.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import sys
+import threading
 import time
 from statistics import median
+from typing import Protocol
 
 import msgspec
 import numpy as np
 
 from cutset.cluster.devices import Link
-from cutset.links.network import (
-    LinkContract,
-    Parcel,
-    Receiver,
-    Sender,
-    StoreAddress,
-    connect,
-)
+from cutset.engines.protocol import Address
+from cutset.errors import EngineError
+from cutset.links.connection import Connection
+from cutset.links.joining import join
+from cutset.links.meeting import Meeting
+from cutset.links.network import Receiver, Sender
+from cutset.links.parcels import LinkClosedError, LinkContract, Parcel
 from cutset.measure.bystander import Bystanders
 from cutset.tensors import TensorSpec
 
@@ -46,7 +50,7 @@ _DONE_BYTES = 4
 _LAST_BYTES = 5
 
 
-class LinkResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LinkResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
     """One end of a link: what it sent, and what the bytes cost it.
 
     Attributes:
@@ -115,7 +119,7 @@ class _Watch:
 class _End:
     """Both links of one process."""
 
-    def __init__(self, address: StoreAddress, *, first: bool) -> None:
+    def __init__(self, listen_host: str, *, first: bool, secured: bool) -> None:
         contracts = tuple(
             LinkContract(
                 index=index,
@@ -126,16 +130,30 @@ class _End:
             for index in range(2)
         )
         out, back = contracts if first else contracts[::-1]
-        groups = {}
-        for contract in contracts:  # in one order at both ends
-            groups[contract.index] = connect(
-                address,
+        meetings = tuple(Meeting(1, index, _print) for index in range(2))
+        threading.Thread(target=_read_addresses, args=(meetings,), daemon=True).start()
+
+        def joined(contract: LinkContract) -> Connection:
+            return join(
+                meetings[contract.index],
+                listen_host,
                 contract,
                 sends=contract is out,
+                secured=secured,
                 timeout_s=_TIMEOUT_S,
             )
-        self._sender = Sender(groups[out.index], out, 1, _TIMEOUT_S)
-        self._receiver = Receiver(groups[back.index], back, 1, _TIMEOUT_S, reuse=True)
+
+        connections = [joined(contract) for contract in contracts]  # in one order at both ends
+        self._sender = Sender(connections[out.index], out, 1, _TIMEOUT_S)
+        self._receiver = Receiver(connections[back.index], back, 1, _TIMEOUT_S, reuse=True)
+
+    def close(self, *, first: bool) -> None:
+        """Ends it; the first goes when it has heard that this was all, the other sees it go."""
+        if not first:
+            with contextlib.suppress(LinkClosedError):
+                self.receive()
+        self._sender.close()
+        self._receiver.close()
 
     def send(self, num_bytes: int) -> None:
         parcel = Parcel(
@@ -217,23 +235,66 @@ def answer(end: _End, num_threads: int) -> float:
     return watch.end() if watch is not None else 0.0
 
 
+def _print(message: msgspec.Struct) -> None:
+    sys.stdout.write(msgspec.json.encode(message).decode() + "\n")  # at once, for `exchange`
+    sys.stdout.flush()
+
+
+def _read_addresses(meetings: tuple[Meeting, ...]) -> None:
+    for line in sys.stdin:
+        address = msgspec.json.decode(line, type=Address)
+        meetings[address.link].tell(address)
+
+
+class Conversation(Protocol):
+    """A process of this module's, as who started it talks with it."""
+
+    def hear(self) -> list[str]:
+        """The lines that it printed since the last call; waits a little where there are none.
+
+        Raises:
+            EngineError: it failed.
+        """
+
+    def tell(self, line: str) -> None:
+        """Has it read a line."""
+
+
+def exchange(
+    first: Conversation, second: Conversation, *, limit_s: float
+) -> tuple[LinkResult, LinkResult]:
+    """Carries over what the two ends tell each other, until both have measured.
+
+    Raises:
+        EngineError: one failed, or they were not ready in time.
+    """
+    deadline_s = time.monotonic() + limit_s
+    ends = (first, second)
+    results: dict[int, LinkResult] = {}
+    while len(results) < len(ends):
+        for index, end in enumerate(ends):
+            if index in results:
+                continue
+            for line in end.hear():
+                message = msgspec.json.decode(line, type=Address | LinkResult)
+                if isinstance(message, LinkResult):
+                    results[index] = message
+                else:
+                    ends[1 - index].tell(line)
+        if time.monotonic() > deadline_s:
+            raise EngineError(f"the measurement of a link did not end within {limit_s:.0f} s")
+    return results[0], results[1]
+
+
 def main() -> None:
     """Runs one end."""
     parser = argparse.ArgumentParser(description="Measures a link between two hosts.")
-    parser.add_argument("--store-host", required=True)
-    parser.add_argument("--store-port", type=int, required=True)
-    parser.add_argument("--prefix", required=True)
     parser.add_argument("--listen-host", required=True)
     parser.add_argument("--first", action="store_true")
+    parser.add_argument("--unsecured", action="store_true", help="without keys")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    address = StoreAddress(
-        host=arguments.store_host,
-        port=arguments.store_port,
-        prefix=arguments.prefix,
-        listen_host=arguments.listen_host,
-    )
-    end = _End(address, first=arguments.first)
+    end = _End(arguments.listen_host, first=arguments.first, secured=not arguments.unsecured)
     receiving = None if arguments.first else answer(end, arguments.threads)
     bandwidth, latency, size, sending = measure(end, arguments.threads)
     result = LinkResult(
@@ -243,7 +304,8 @@ def main() -> None:
         sending_s_per_byte=sending,
         receiving_s_per_byte=answer(end, arguments.threads) if receiving is None else receiving,
     )
-    print(msgspec.json.encode(result).decode(), flush=True)  # noqa: T201  # read by the probe
+    end.close(first=arguments.first)
+    _print(result)
 
 
 if __name__ == "__main__":

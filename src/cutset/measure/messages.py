@@ -10,7 +10,7 @@ from statistics import median
 import numpy as np
 
 from cutset.links.arena import Arena, create_file
-from cutset.links.network import LinkContract, Parcel
+from cutset.links.parcels import LinkContract, Parcel
 from cutset.links.shared_memory import HostReceiver, HostSender
 from cutset.tensors import TensorSpec
 

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import secrets
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,8 +30,7 @@ from cutset.engines.ray.nodes import (
 from cutset.engines.ray.stage_host import LEASE_S, make_host
 from cutset.engines.remote_host import HostAwayError
 from cutset.errors import EngineError
-from cutset.links.network import serve_store
-from cutset.measure.link_speed import LinkResult, links_of
+from cutset.measure.link_speed import exchange, links_of
 from cutset.measure.overhead import TYPICAL_ROW_BYTES, Overhead
 from cutset.progress import Progress, no_progress
 
@@ -141,11 +139,9 @@ def _probe(
         progress(f"measuring what messages cost on {name}")
         overheads[name] = _overhead(request, host)
     links: list[LinkOverride] = []
-    store = serve_store(caller_address)
     for source, target in itertools.combinations(hosts, 2):
         progress(f"measuring the link between {source} and {target}")
-        links += _links(request, hosts, source, target, (caller_address, store.port))
-    del store
+        links += _links(request, hosts, source, target)
     times = {name: _whole_s(profile) for name, profile in profiles.items()}
     fastest_s = min(times.values())
     devices = tuple(
@@ -214,28 +210,38 @@ def _sent(model: str, host: Host) -> str:
     return kept + colon + factory
 
 
+class _Talk:
+    """With a program on a host; see `cutset.measure.link_speed.Conversation`."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._heard = ""
+
+    def hear(self) -> list[str]:
+        num_lines = self._heard.count("\n")
+        self._heard += self._host.ask("hear_program", len(self._heard))
+        return self._heard.split("\n")[num_lines:-1]
+
+    def tell(self, line: str) -> None:
+        self._host.ask("tell_program", line)
+
+
 def _links(
     request: ProbeRequest,
     hosts: dict[str, Host],
     source: str,
     target: str,
-    store: tuple[str, int],
 ) -> tuple[LinkOverride, LinkOverride]:
     """Both directions between two nodes."""
-    prefix = f"probe/{secrets.token_hex(8)}"
     for name in (source, target):
         arguments = [
-            *("--store-host", store[0], "--store-port", str(store[1])),
-            *("--prefix", prefix, "--listen-host", hosts[name].address),
+            *("--listen-host", hosts[name].address),
             *("--threads", str(request.num_threads)),
             *(("--first",) if name == source else ()),
         ]
         hosts[name].ask("start_program", "link-speed", arguments, 1)
-    ends = (
-        msgspec.json.decode(hosts[name].program_result(_LINK_LIMIT_S), type=LinkResult)
-        for name in (source, target)
-    )
-    there, back = links_of(*ends)
+    ends = (_Talk(hosts[source]), _Talk(hosts[target]))
+    there, back = links_of(*exchange(*ends, limit_s=_LINK_LIMIT_S))
     return (
         LinkOverride(source=source, target=target, link=there),
         LinkOverride(source=target, target=source, link=back),

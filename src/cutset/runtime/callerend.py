@@ -16,7 +16,8 @@ from cutset.engines.protocol import Address, Connect, LinkLost
 from cutset.errors import ContractViolation, EngineError
 from cutset.links.arena import Arena, create_file
 from cutset.links.circuit import Circuit, HostEnd
-from cutset.links.network import LinkContract, Parcel, need_gloo
+from cutset.links.doorkeeper import doorkeeper
+from cutset.links.parcels import LinkContract, Parcel
 from cutset.runtime.contract import boundary_into, boundary_out_of, check_tensors
 from cutset.runtime.ledger import Ledger
 from cutset.runtime.status import Limits
@@ -38,7 +39,6 @@ class CallerEnd:
 
     Raises:
         EngineError: the system has no room for the memory, or no descriptor left.
-        MissingExtra: none is shared, and what links between hosts need is not installed.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class CallerEnd:
                 self.close()
                 raise
         else:
-            need_gloo()
+            _prepare_network()
 
     def _share(self, num_slots: int) -> None:
         link = self._links[0]
@@ -167,3 +167,11 @@ class CallerEnd:
         )
         failure.__cause__ = error
         self._ledger.fail(epoch, parcel.sequence, failure)
+
+
+def _prepare_network() -> None:
+    """Begins what links between hosts need."""
+    try:
+        doorkeeper()
+    except (OSError, RuntimeError) as error:
+        raise EngineError(f"links between hosts cannot be made: {error}") from error

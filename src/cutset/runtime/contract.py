@@ -12,7 +12,7 @@ from cutset.bundles.manifest import Manifest
 from cutset.dtypes import NUMPY_DTYPES, dtype_name
 from cutset.errors import ContractViolation, EngineError, StageFailed
 from cutset.host import data_memory
-from cutset.links.network import LinkContract
+from cutset.links.parcels import LinkContract
 from cutset.tensors import TensorSpec, dim_factor
 
 CALLER = "caller"
@@ -80,6 +80,7 @@ def links_of(manifest: Manifest, micro_batch: int) -> tuple[LinkContract, ...]:
             name=f"{names[index]} -> {names[index + 1]}",
             specs=specs[index],
             max_rows=micro_batch,
+            receiver_listens=index < len(stages),
         )
         for index in range(len(specs))
     )

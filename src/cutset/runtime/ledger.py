@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from cutset.errors import CutsetError, EngineError, StageFailed
-from cutset.links.network import Parcel
+from cutset.links.parcels import Parcel
 from cutset.tensors import TensorSpec, dim_factor
 
 _LOG = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 
 from cutset.engines.protocol import Span
-from cutset.links.network import Parcel
+from cutset.links.parcels import Parcel
 from cutset.runtime.chrome_trace import ProcessTimeline
 
 

@@ -57,7 +57,8 @@ from cutset.errors import ContractViolation, CutsetError, StageFailed
 from cutset.host import limit_memory
 from cutset.links.arena import Arena
 from cutset.links.circuit import Circuit, HostEnd
-from cutset.links.network import LinkContract, Parcel, need_gloo
+from cutset.links.doorkeeper import doorkeeper
+from cutset.links.parcels import LinkContract, Parcel
 from cutset.links.shared_memory import can_hold_headers
 from cutset.runtime.contract import (
     boundary_into,
@@ -254,7 +255,7 @@ class StageWorker:
             os.sched_setaffinity(0, command.cpus)
         try:
             if not command.num_slots:
-                need_gloo()  # before it is wanted in time, and memory is limited
+                doorkeeper()  # before memory is limited
             self._bundle = open_bundle(Path(os.fsdecode(command.bundle)), stages=(command.stage,))
             # Whatever the program does from here on, it does not take the machine's memory.
             allowance = allowance_of(

@@ -1,31 +1,23 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import itertools
 import os
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from cutset.errors import LinkTimeout
 from cutset.links.arena import Arena, create_file
-from cutset.links.network import (
-    LinkClosedError,
-    LinkContract,
-    Parcel,
-    Receiver,
-    Sender,
-    StoreAddress,
-    UnsendableError,
-    connect,
-    serve_store,
-)
+from cutset.links.connection import Connection
+from cutset.links.joining import join
+from cutset.links.meeting import Meeting
+from cutset.links.network import Receiver, Sender
+from cutset.links.parcels import LinkClosedError, LinkContract, Parcel, UnsendableError
 from cutset.links.shared_memory import HostReceiver, HostSender, can_hold_headers
 from cutset.links.wire import KEEP_ALIVE
 from cutset.tensors import TensorSpec
@@ -47,7 +39,6 @@ _MakeEnds = Callable[..., _Ends]
 @pytest.fixture
 def make_ends() -> Iterator[_MakeEnds]:
     """Makes both ends of `_LINK` in this process, in a fresh epoch each time."""
-    store = serve_store("127.0.0.1")
     epochs = iter(range(1, 100))
     made: list[Sender | HostSender | Receiver | HostReceiver] = []
 
@@ -62,22 +53,11 @@ def make_ends() -> Iterator[_MakeEnds]:
             receiver = HostReceiver(pair[1], _LINK, epoch, arenas[1], idle_s, reuse=reuse)
             made.extend((sender, receiver))
             return sender, receiver
-        address = StoreAddress(
-            host="127.0.0.1", port=store.port, prefix=f"test/{epoch}", listen_host="127.0.0.1"
-        )
-        groups: dict[bool, object] = {}
-
-        def join(sends: bool) -> None:
-            groups[sends] = connect(address, _LINK, sends=sends, timeout_s=20.0)
-
-        other = threading.Thread(target=join, args=(True,))
-        other.start()
-        join(False)
-        other.join()
+        sending, receiving = joined(_LINK, epoch)
         made.extend(
             (
-                Sender(groups.pop(True), _LINK, epoch, idle_s),
-                Receiver(groups.pop(False), _LINK, epoch, idle_s, reuse=reuse),
+                Sender(sending, _LINK, epoch, idle_s),
+                Receiver(receiving, _LINK, epoch, idle_s, reuse=reuse),
             )
         )
         return made[-2], made[-1]  # type: ignore[return-value]
@@ -85,7 +65,27 @@ def make_ends() -> Iterator[_MakeEnds]:
     yield make
     for end in made:
         end.close()
-    gc.collect()  # process groups of failed tests hang on tracebacks
+
+
+def joined(
+    link: LinkContract, epoch: int = 1, *, secured: bool = True
+) -> tuple[Connection, Connection]:
+    """The sender's and the receiver's end of a link, made in this process."""
+    meetings: dict[bool, Meeting] = {}
+    for sends in (True, False):
+        meetings[sends] = Meeting(
+            epoch, link.index, lambda address, other=not sends: meetings[other].tell(address)
+        )
+
+    def make(sends: bool) -> Connection:
+        return join(
+            meetings[sends], "127.0.0.1", link, sends=sends, secured=secured, timeout_s=20.0
+        )
+
+    with ThreadPoolExecutor(1) as other:
+        sending = other.submit(make, True)
+        receiving = make(False)
+        return sending.result(20), receiving
 
 
 def _parcel(sequence: int, num_rows: int) -> Parcel:
@@ -311,29 +311,8 @@ def test_what_cannot_be_sent_is_told_and_leaves_the_link_whole(
     thread.join(20)
 
 
-def test_nobody_at_the_other_end_is_a_time_out() -> None:
-    store = serve_store("127.0.0.1")
-    address = StoreAddress(
-        host="127.0.0.1", port=store.port, prefix="alone", listen_host="127.0.0.1"
-    )
+@pytest.mark.parametrize("sends", [True, False])
+def test_nobody_at_the_other_end_is_a_time_out(sends: bool) -> None:
+    meeting = Meeting(1, 1, lambda address: None)
     with pytest.raises(LinkTimeout, match="did not connect"):
-        connect(address, _LINK, sends=True, timeout_s=0.5)
-    del store
-
-
-def test_a_link_between_hosts_says_what_it_needs() -> None:
-    code = (
-        "import sys\n"
-        "sys.modules['torch'] = None  # as where it is not installed\n"
-        "from cutset.errors import MissingExtra\n"
-        "from cutset.links.network import need_gloo\n"
-        "try: need_gloo()\n"
-        "except MissingExtra as error: print(error)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True
-    )
-    assert done.stdout == (
-        "a link between hosts needs the package 'torch', which is not installed:"
-        " pip install 'cutset[torch]'\n"
-    )
+        join(meeting, "127.0.0.1", _LINK, sends=sends, secured=True, timeout_s=0.3)

@@ -1,39 +1,61 @@
 from __future__ import annotations
 
+import os
+import select
 import subprocess
 import sys
 
-import msgspec
+import pytest
 
 from cutset.cluster.devices import Link
-from cutset.links.network import serve_store
-from cutset.measure.link_speed import MAX_BYTES, LinkResult, links_of
+from cutset.errors import EngineError
+from cutset.measure.link_speed import MAX_BYTES, LinkResult, exchange, links_of
 
 
-def test_both_directions_are_measured() -> None:
-    store = serve_store("127.0.0.1")
-    ends = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "cutset.measure.link_speed"),
-                *("--store-host", "127.0.0.1", "--store-port", str(store.port)),
-                *("--prefix", "test", "--listen-host", "127.0.0.1"),
-                *more,
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
+class _Talk:
+    def __init__(self, *options: str) -> None:
+        command = [sys.executable, "-m", "cutset.measure.link_speed", "--listen-host", "127.0.0.1"]
+        self._process = subprocess.Popen(
+            [*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
-        for more in (("--first",), ())
-    ]
-    for end in ends:
-        out, _ = end.communicate(timeout=120)
-        assert end.returncode == 0
-        result = msgspec.json.decode(out, type=LinkResult)
+
+    def hear(self) -> list[str]:
+        assert self._process.stdout is not None
+        ready = select.select([self._process.stdout], [], [], 0.05)[0]
+        return os.read(ready[0].fileno(), 1 << 20).decode().splitlines() if ready else []
+
+    def tell(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line.encode() + b"\n")
+
+    def end(self) -> int:
+        self._process.communicate(timeout=20)
+        return self._process.returncode
+
+
+@pytest.mark.parametrize("options", [(), ("--unsecured",)])
+def test_both_directions_are_measured(options: tuple[str, ...]) -> None:
+    ends = _Talk("--first", *options), _Talk(*options)
+    results = exchange(*ends, limit_s=120)
+    assert [end.end() for end in ends] == [0, 0]
+    for result in results:
         assert result.latency_s > 0
         assert result.bandwidth_bytes_per_s > 0
         assert 0 < result.num_bytes <= MAX_BYTES
         assert result.sending_s_per_byte >= 0
         assert result.receiving_s_per_byte >= 0
+
+
+def test_ends_that_say_nothing_are_not_waited_for_for_ever() -> None:
+    class Mute:
+        def hear(self) -> list[str]:
+            return []
+
+        def tell(self, line: str) -> None:
+            raise AssertionError(line)
+
+    with pytest.raises(EngineError, match="did not end within 0 s"):
+        exchange(Mute(), Mute(), limit_s=0.01)
 
 
 def test_a_link_takes_each_cost_from_the_end_that_pays_it() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cutset.errors import EngineError, StageFailed
-from cutset.links.network import Parcel
+from cutset.links.parcels import Parcel
 from cutset.runtime.callbacks import AnswerFuture, CallbackThread
 from cutset.runtime.ledger import Ledger, Request
 from cutset.tensors import TensorSpec

@@ -5,7 +5,7 @@ import json
 import msgspec
 
 from cutset.engines.protocol import Span
-from cutset.links.network import Parcel
+from cutset.links.parcels import Parcel
 from cutset.runtime.chrome_trace import ProcessTimeline, Trace, chrome_trace
 from cutset.runtime.timeline import CallerTimeline
 

@@ -30,7 +30,7 @@ _METHODS = frozenset(
     {
         *("hello", "clock", "facts", "backends"),
         *("missing_manifest", "missing_files", "stage_folder", "keep_model"),
-        *("start_program", "program_result"),
+        *("start_program", "hear_program", "tell_program", "program_result"),
         *("open_port", "serve_wire", "measure_wire"),
     }
 )
