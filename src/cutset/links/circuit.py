@@ -28,9 +28,9 @@ from collections.abc import Callable
 from cutset.engines.protocol import Address, LinkLost
 from cutset.errors import LinkTimeout
 from cutset.links.arena import Arena
-from cutset.links.connection import Connection
 from cutset.links.joining import join
 from cutset.links.meeting import Meeting
+from cutset.links.neighbour import NeighbourSocket
 from cutset.links.network import Receiver, Sender
 from cutset.links.parcels import LinkClosedError, LinkContract, Parcel, UnsendableError
 from cutset.links.shared_memory import HostReceiver, HostSender
@@ -305,7 +305,7 @@ class Circuit:
             self._host_sender = sender
         return sender
 
-    def _join(self, link: LinkContract, *, sends: bool) -> Connection:
+    def _join(self, link: LinkContract, *, sends: bool) -> NeighbourSocket:
         return join(
             self._meetings[link.index],
             self._listen_host,

@@ -26,9 +26,9 @@ from zmq.utils.monitor import recv_monitor_message
 
 from cutset.engines.protocol import Address
 from cutset.errors import LinkTimeout
-from cutset.links.connection import Connection
 from cutset.links.doorkeeper import doorkeeper
 from cutset.links.meeting import Meeting
+from cutset.links.neighbour import NeighbourSocket
 from cutset.links.parcels import LinkContract
 
 PART_BYTES = 128 << 10
@@ -68,7 +68,7 @@ def join(
     sends: bool,
     secured: bool,
     timeout_s: float,
-) -> Connection:
+) -> NeighbourSocket:
     """Makes one end of a link; the neighbour does the same at the same time.
 
     Args:
@@ -134,7 +134,7 @@ class _End:
             self._monitor.close(0)
         self._socket.close(0)
 
-    def listen(self, host: str) -> Connection:
+    def listen(self, host: str) -> NeighbourSocket:
         """Waits for the neighbour, and only for it.
 
         Raises:
@@ -161,9 +161,9 @@ class _End:
         hello = self._socket.recv(copy=False)
         if hello.bytes != _HELLO:
             raise ValueError("it began with what no neighbour says")
-        return Connection(self._socket, monitor, int(hello.get(zmq.SRCFD)), self._link)
+        return NeighbourSocket(self._socket, monitor, int(hello.get(zmq.SRCFD)), self._link)
 
-    def connect(self) -> Connection:
+    def connect(self) -> NeighbourSocket:
         """Connects to the neighbour.
 
         Raises:
@@ -186,7 +186,7 @@ class _End:
             descriptor = int(event["value"])
         self._await(self._socket, zmq.POLLOUT)
         self._socket.send(_HELLO)
-        return Connection(self._socket, monitor, descriptor, self._link)
+        return NeighbourSocket(self._socket, monitor, descriptor, self._link)
 
     # --- keys
 

@@ -19,8 +19,8 @@ import zmq
 
 from cutset.dtypes import empty_array
 from cutset.links.arena import padded
-from cutset.links.connection import Connection
 from cutset.links.joining import PART_BYTES
+from cutset.links.neighbour import NeighbourSocket
 from cutset.links.parcels import LinkClosedError, LinkContract, Parcel, sendable
 from cutset.links.wire import (
     DATA,
@@ -49,7 +49,7 @@ class Sender:
     """
 
     def __init__(
-        self, connection: Connection, link: LinkContract, epoch: int, timeout_s: float
+        self, connection: NeighbourSocket, link: LinkContract, epoch: int, timeout_s: float
     ) -> None:
         self._connection = connection
         self._timeout_s = timeout_s
@@ -147,7 +147,7 @@ class Receiver:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: NeighbourSocket,
         link: LinkContract,
         epoch: int,
         timeout_s: float,

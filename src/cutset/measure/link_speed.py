@@ -25,9 +25,9 @@ import numpy as np
 from cutset.cluster.devices import Link
 from cutset.engines.protocol import Address
 from cutset.errors import EngineError
-from cutset.links.connection import Connection
 from cutset.links.joining import join
 from cutset.links.meeting import Meeting
+from cutset.links.neighbour import NeighbourSocket
 from cutset.links.network import Receiver, Sender
 from cutset.links.parcels import LinkClosedError, LinkContract, Parcel
 from cutset.measure.bystander import Bystanders
@@ -133,7 +133,7 @@ class _End:
         meetings = tuple(Meeting(1, index, _print) for index in range(2))
         threading.Thread(target=_read_addresses, args=(meetings,), daemon=True).start()
 
-        def joined(contract: LinkContract) -> Connection:
+        def joined(contract: LinkContract) -> NeighbourSocket:
             return join(
                 meetings[contract.index],
                 listen_host,

@@ -13,9 +13,9 @@ import pytest
 
 from cutset.errors import LinkTimeout
 from cutset.links.arena import Arena, create_file
-from cutset.links.connection import Connection
 from cutset.links.joining import join
 from cutset.links.meeting import Meeting
+from cutset.links.neighbour import NeighbourSocket
 from cutset.links.network import Receiver, Sender
 from cutset.links.parcels import LinkClosedError, LinkContract, Parcel, UnsendableError
 from cutset.links.shared_memory import HostReceiver, HostSender, can_hold_headers
@@ -69,7 +69,7 @@ def make_ends() -> Iterator[_MakeEnds]:
 
 def joined(
     link: LinkContract, epoch: int = 1, *, secured: bool = True
-) -> tuple[Connection, Connection]:
+) -> tuple[NeighbourSocket, NeighbourSocket]:
     """The sender's and the receiver's end of a link, made in this process."""
     meetings: dict[bool, Meeting] = {}
     for sends in (True, False):
@@ -77,7 +77,7 @@ def joined(
             epoch, link.index, lambda address, other=not sends: meetings[other].tell(address)
         )
 
-    def make(sends: bool) -> Connection:
+    def make(sends: bool) -> NeighbourSocket:
         return join(
             meetings[sends], "127.0.0.1", link, sends=sends, secured=secured, timeout_s=20.0
         )

@@ -21,7 +21,7 @@ from cutset.links.parcels import LinkClosedError, LinkContract
 ResultT = TypeVar("ResultT")
 
 
-class Connection:
+class NeighbourSocket:
     """One end; belongs to one thread.
 
     Args:
