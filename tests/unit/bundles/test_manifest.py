@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from cutset.bundles.consistency import check_relative_path
 from cutset.bundles.manifest import (
     MAX_MANIFEST_BYTES,
-    check_relative_path,
     decode_manifest,
     encode_manifest,
     sha256_of,

@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from cutset.bundles.consistency import num_classes_of
 from cutset.bundles.manifest import (
     BUNDLE_FORMAT,
     FileEntry,
@@ -26,7 +27,6 @@ from cutset.bundles.manifest import (
     PartEntry,
     StageEntry,
     encode_manifest,
-    num_classes_of,
     sha256_of,
 )
 from cutset.bundles.open import Bundle
