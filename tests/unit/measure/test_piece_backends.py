@@ -1,20 +1,29 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 import pytest
 import torch
-from onnx import helper
+from onnx import TensorProto, helper, save
 from torch import nn
 
+from cutset.backends.base import Computation
+from cutset.backends.onnxruntime import OnnxruntimeBackend
+from cutset.backends.torch_eager import EagerBackend
 from cutset.capture.arguments import ExampleInputs
+from cutset.capture.captured import Captured
 from cutset.capture.onnx.lengths import _length_nodes
+from cutset.capture.onnx.onnx_file import read_onnx_file
+from cutset.capture.onnx.onnx_graph import capture_onnx
 from cutset.capture.torch_arrays import as_array, as_tensor
 from cutset.capture.torch_export import capture_model
 from cutset.errors import EngineError
 from cutset.graph.cuts import find_cut_points
-from cutset.measure.profiling import piece_backends
+from cutset.measure import profiling
+from cutset.measure.profiling import piece_backends, profile_costs
 from cutset.tensors import TensorSpec
 from models_of_trouble import ManyInsAndOuts, residual_net
 
@@ -89,3 +98,46 @@ def test_a_piece_that_gets_no_rows_says_so() -> None:
         list(_length_nodes(node, graph, (fixed,)))
     with pytest.raises(EngineError, match="reads lengths of nobody"):
         list(_length_nodes(helper.make_node("Shape", ["nobody"], ["n"]), graph, (fixed,)))
+
+
+class Slow(OnnxruntimeBackend):
+    """Takes its time to load, so it says."""
+
+    name = "slow"
+    is_quick = False
+    loaded: ClassVar[list[tuple[int, int]]] = []
+
+    def load_piece(
+        self, captured: Captured, start: int, stop: int, *, num_threads: int
+    ) -> Computation:
+        self.loaded.append((start, stop))
+        return super().load_piece(captured, start, stop, num_threads=num_threads)
+
+
+def test_of_a_slow_backend_the_whole_alone_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pieces cost the shares of the whole that they cost in the first backend."""
+    usable = (EagerBackend(), Slow())
+    monkeypatch.setattr(profiling, "usable_backends", lambda: usable)
+    monkeypatch.setattr(profiling, "get_backend", lambda name: {b.name: b for b in usable}[name])
+    captured = capture_model(residual_net(), torch.randn(2, 3, 8, 8))
+    cuts = find_cut_points(captured.graph)
+    assert list(piece_backends(captured, cuts, num_threads=1)) == ["torch"]
+    Slow.loaded.clear()
+    backends = piece_backends(captured, cuts, num_threads=1, also={"slow"})
+    assert list(backends) == ["torch", "slow"]
+    profile = profile_costs(captured, cuts, num_runs=5, backends=backends)
+    assert set(Slow.loaded) == {(0, len(captured.graph.operations))}
+    assert all(piece.timings["slow"].median_s > 0 for piece in profile.pieces)
+
+
+def test_without_backends_the_first_that_can_is_measured(tmp_path: Path) -> None:
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in ("x", "y")]
+    nodes = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Neg", ["a"], ["y"])]
+    graph = helper.make_graph(nodes, "m", ends[:1], ends[1:])
+    opsets = [helper.make_opsetid("", 18)]
+    save(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "m.onnx")
+    captured = capture_onnx(read_onnx_file(tmp_path / "m.onnx"))
+    cuts = find_cut_points(captured.graph)
+    assert list(profile_costs(captured, cuts, num_runs=5).whole) == ["onnxruntime"]
+    with pytest.raises(EngineError, match="an ONNX file has no torch program for torch-compiled"):
+        piece_backends(captured, cuts, num_threads=1, also={"torch-compiled"})

@@ -286,3 +286,11 @@ def test_labels_are_as_many_as_classes(tmp_path: Path, count: int) -> None:
     with pytest.raises(ModelError, match=wanted):
         export_bundle(model, plan, tmp_path / "b", example_inputs=EXAMPLE, labels=["a"] * count)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_capture_of_another_object_is_refused(tmp_path: Path) -> None:
+    captured = capture_model(residual_net(), EXAMPLE)
+    plan = _plan_with_cut(captured.graph, 0)
+    with pytest.raises(ValueError, match="captured is of another model"):
+        export_bundle(residual_net(), plan, tmp_path / "b", captured=captured)
+    assert list(tmp_path.iterdir()) == []
