@@ -23,10 +23,14 @@ if TYPE_CHECKING:
     from cutset.capture.torch_export import capture_graph as capture_graph
     from cutset.capture.torch_export import capture_model as capture_model
     from cutset.cluster.cluster_file import load_cluster as load_cluster
+    from cutset.cluster.devices import CallerMachine as CallerMachine
     from cutset.cluster.devices import Cluster as Cluster
     from cutset.cluster.devices import Device as Device
     from cutset.cluster.devices import Link as Link
+    from cutset.cluster.devices import LinkOverride as LinkOverride
     from cutset.cluster.devices import equal_cluster as equal_cluster
+    from cutset.cluster.wires import Medium as Medium
+    from cutset.cluster.wires import Port as Port
     from cutset.costs.cost_model import CostModel as CostModel
     from cutset.costs.cost_model import costs_from_flops as costs_from_flops
     from cutset.costs.cost_model import costs_from_profile as costs_from_profile
@@ -88,6 +92,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Bundle": "bundles.open",
+    "CallerMachine": "cluster.devices",
     "Cluster": "cluster.devices",
     "CostGraph": "planning",
     "CostModel": "costs.cost_model",
@@ -99,10 +104,13 @@ _HOMES = {
     "Graph": "graph.ir",
     "Limits": "runtime.status",
     "Link": "cluster.devices",
+    "LinkOverride": "cluster.devices",
     "MeasuredCosts": "workflow",
+    "Medium": "cluster.wires",
     "ModelBackend": "backends.base",
     "Plan": "planning",
     "PlanRequest": "planning",
+    "Port": "cluster.wires",
     "PreparedModel": "workflow",
     "ProbeRequest": "measure.probe",
     "Profile": "costs.profile",

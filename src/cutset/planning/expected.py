@@ -62,8 +62,7 @@ def expect_on_cluster(
         loads_s = [a + b + c for a, b, c in zip(moves_s, busy_s, moves_s[1:], strict=False)]
     else:
         loads_s = [*busy_s, *moves_s]
-    own = {message.uses[0].wire for message in plan.messages if message.uses}
-    loads_s += [use.busy_s for use in plan.wires if use.wire not in own]
+    loads_s += [use.busy_s for use in plan.shared_wires]
     expected = Expected(
         where="cluster",
         compute_s=tuple(stages_s),

@@ -226,6 +226,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return wire_loads(self.messages)
 
     @property
+    def shared_wires(self) -> tuple[WireUse, ...]:
+        """The same of media and ports alone."""
+        own = {message.uses[0].wire for message in self.messages if message.uses}
+        return tuple(use for use in self.wires if use.wire not in own)
+
+    @property
     def bottleneck(self) -> str:
         """What limits the rows per second, by name: a stage, a link, a port, or a medium."""
         parts: list[tuple[float, str]] = []
@@ -234,8 +240,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             words = f"stage {stage.index} on {stage.device}"
             parts.append((stage.busy_s + moves_s, words))
         limits = {m.uses[0].wire: m.limit for m in self.messages if m.uses}
-        shared = [use for use in self.wires if use.wire not in limits]
-        parts += [(use.busy_s, use.wire) for use in shared]
+        parts += [(use.busy_s, use.wire) for use in self.shared_wires]
         for use in self.wires:
             if use.wire in limits and not self.serial:
                 limit = limits[use.wire]

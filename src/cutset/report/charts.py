@@ -27,7 +27,7 @@ from cutset.report.style import (
 
 
 def load_chart(rows: ChartRows, period_ms: float, bound_ms: float | None, num_stages: int) -> Spec:
-    """What every stage computes, receives and sends, against the period and the bound, if any.
+    """What stages compute, receive and send, and ports and media, against period and bound, if any.
 
     Args:
         rows: of `load_rows`; those without a time are the headings of their stage.
@@ -57,7 +57,11 @@ def load_chart(rows: ChartRows, period_ms: float, bound_ms: float | None, num_st
                 ),
             ),
             x=alt.X("milliseconds:Q", title="ms per micro-batch", axis=alt.Axis(tickCount=6)),
-            color=alt.Color("index:O", scale=stage_scale(num_stages), legend=None),
+            color=alt.condition(
+                "isValid(datum.index)",
+                alt.Color("index:O", scale=stage_scale(num_stages), legend=None),
+                alt.value(QUIET_COLOUR),
+            ),
             fillOpacity=alt.condition("datum.what === 'computes'", alt.value(1.0), alt.value(0.5)),
             tooltip=[
                 alt.Tooltip("stage:N"),

@@ -39,7 +39,7 @@ def make_drawings(report: Report) -> dict[str, Spec]:
             report.rows.parts, report.rows.cuts, report.rows.refused, most_stages(report)
         ),
         "load": load_chart(
-            load_rows(report.loads, with_measured=not report.counts_work),
+            load_rows(report.loads, plan.shared_wires, with_measured=not report.counts_work),
             plan.period_s * 1e3,
             bound_period_ms(report),
             num_stages,

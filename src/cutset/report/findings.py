@@ -139,10 +139,11 @@ def _slowest(sources: ReportSources, part_costs: PartCosts | None) -> tuple[str,
     links = [(stage.send_s, f"from stage {stage.index}") for stage in plan.stages]
     links.append((plan.stages[0].receive_s, "into stage 0"))
     longest, where = max(links)
+    named = [(longest, f"the link {where}")]
+    named += [(use.busy_s, use.wire) for use in plan.shared_wires]
+    longest, where = max(named, key=lambda each: each[0])
     if longest > slow.busy_s:
-        sentences.append(
-            f"But it is the link {where} that sets the pace: {format_seconds(longest)}."
-        )
+        sentences.append(f"But it is {where} that sets the pace: {format_seconds(longest)}.")
     if plan.serial:
         sentences.append("A stage receives, computes and sends one after the other here.")
     bench = sources.bench

@@ -7,6 +7,7 @@ from typing import Any
 
 from cutset.measure.bench_results import BenchReport
 from cutset.planning.plan import Plan, StagePlan
+from cutset.planning.plan_messages import WireUse
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,10 +38,13 @@ def stage_loads(plan: Plan, bench: BenchReport | None) -> tuple[StageLoad, ...]:
     )
 
 
-def load_rows(loads: tuple[StageLoad, ...], *, with_measured: bool) -> list[dict[str, Any]]:
+def load_rows(
+    loads: tuple[StageLoad, ...], wires: tuple[WireUse, ...], *, with_measured: bool
+) -> list[dict[str, Any]]:
     """The bars of the picture in ms: a heading for each stage, then a row for each kind of time.
 
-    `line` is unique and ends in what stands beside the bar.
+    Ports and media come last, under a heading of their own and without a stage's `index`. `line` is
+    unique and ends in what stands beside the bar.
     """
     rows: list[dict[str, Any]] = []
     for load in loads:
@@ -66,6 +70,19 @@ def load_rows(loads: tuple[StageLoad, ...], *, with_measured: bool) -> list[dict
             for what, seconds in times.items()
             if seconds
         ]
+    if wires:
+        label = "ports and media"
+        rows.append({"line": f"wh:{label}", "stage": label, "index": None})
+    rows += [
+        {
+            "line": f"w{k}:{use.wire}",
+            "stage": use.wire,
+            "index": None,
+            "what": "is busy",
+            "milliseconds": 1e3 * use.busy_s,
+        }
+        for k, use in enumerate(wires)
+    ]
     return rows
 
 

@@ -25,6 +25,7 @@ from cutset.planning import (
 )
 from cutset.planning.anyorder.cost_graph import CostNode, CostTensor
 from cutset.report.documents import plan_document
+from cutset.report.loads import load_rows, stage_loads
 from planner_graphs import chain
 
 PIS = tuple(Device(name=f"pi-{k}") for k in (1, 2, 3))
@@ -245,3 +246,19 @@ def test_json_takes_a_cluster_with_wires() -> None:
     wish = PlanRequest(cluster=cluster)
     assert msgspec.json.decode(msgspec.json.encode(wish), type=PlanRequest) == wish
     assert math.isinf(cluster.link.bandwidth_bytes_per_s)
+
+
+def test_the_picture_of_loads_shows_ports_and_media() -> None:
+    medium = msgspec.structs.replace(wifi(relayed=False), bandwidth_bytes_per_s=1.0, latency_s=0.0)
+    devices = tuple(
+        msgspec.structs.replace(device, port=Port(out_bytes_per_s=2.0)) for device in PIS
+    )
+    plan = planned(Cluster(devices=devices, media=(medium,)), [10, 10, 10], [1, 2, 1])
+    rows = load_rows(stage_loads(plan, None), plan.shared_wires, with_measured=False)
+    shown = [(row["line"], row.get("milliseconds")) for row in rows if row["index"] is None]
+    assert shown == [
+        ("wh:ports and media", None),
+        ("w0:medium wifi", 12_000.0),
+        ("w1:port out of pi-1", 2_000.0),
+        ("w2:port out of pi-2", 4_000.0),
+    ]
