@@ -39,6 +39,7 @@ It is TOML::
     latency = "1 ms"
     send_cost = "5 ns/B"         # optional; what a byte takes from the sender's computing, ...
     receive_cost = "9 ns/B"      # ... and from the receiver's
+    security = "none"            # optional; no keys, no encryption: for a wire that is trusted
 
     [[link.between]]             # both directions ...
     devices = ["pi-1", "server"]
@@ -95,6 +96,7 @@ from cutset.cluster.written_values import (
     Names,
     Pair,
     ProgramName,
+    Security,
     Speed,
     Text,
     ThreadCount,
@@ -170,6 +172,7 @@ class _LinkCosts(_Table, frozen=True, kw_only=True):
     latency: Duration | None = None
     send_cost: ByteCost | None = None
     receive_cost: ByteCost | None = None
+    security: Security | None = None
 
     def over(self, default: Link) -> Link:
         """The link; what is not given is the default's."""
@@ -180,7 +183,9 @@ class _LinkCosts(_Table, frozen=True, kw_only=True):
             "receive_s_per_byte": self.receive_cost,
         }
         return msgspec.structs.replace(
-            default, **{name: float(each) for name, each in given.items() if each is not None}
+            default,
+            **{name: float(each) for name, each in given.items() if each is not None},
+            secured=default.secured if self.security is None else self.security == "curve",
         )
 
 

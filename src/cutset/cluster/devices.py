@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from difflib import get_close_matches
 
 import msgspec
@@ -26,12 +27,14 @@ class Link(
         latency_s: seconds that every message costs, 0 or more.
         send_s_per_byte: seconds of computing that the sending device loses for each byte.
         receive_s_per_byte: seconds of computing that the receiving device loses for each byte.
+        secured: whether bytes between hosts are encrypted and authenticated.
     """
 
     bandwidth_bytes_per_s: float = math.inf
     latency_s: float = 0.0
     send_s_per_byte: float = 0.0
     receive_s_per_byte: float = 0.0
+    secured: bool = True
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -263,7 +266,25 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             latency_s=way.uses[0].latency_s,
             send_s_per_byte=way.send_s_per_byte,
             receive_s_per_byte=way.receive_s_per_byte,
+            secured=self.secured_between(source, target),
         )
+
+    def secured_between(self, source: str | None, target: str | None) -> bool:
+        """Whether bytes from one machine to another are encrypted; None is a caller not named."""
+        given = {(o.source, o.target): o.link for o in self.overrides}
+        return source == target or given.get((source or "", target or ""), self.link).secured
+
+    def unsecured_links(self, devices: Sequence[str]) -> tuple[int, ...]:
+        """Which links of a pipeline between hosts go without keys, as the cluster file wants it.
+
+        Args:
+            devices: of the stages, in order.
+
+        Returns:
+            Numbers of links: 0 leads from the caller to the first stage.
+        """
+        ring = itertools.pairwise((self.caller, *devices, self.caller))
+        return tuple(i for i, ends in enumerate(ring) if not self.secured_between(*ends))
 
     def overhead_on(self, device: Device) -> float:
         """Seconds that a stage on `device` cannot compute, for each micro-batch."""

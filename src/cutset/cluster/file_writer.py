@@ -74,6 +74,8 @@ def _link_lines(link: Link, default: Link) -> list[str]:
     for key, name in (("send_cost", "send_s_per_byte"), ("receive_cost", "receive_s_per_byte")):
         cost = float(getattr(link, name))
         lines += [f'{key} = "{cost!r} s/B"'] if cost or getattr(default, name) else []
+    if link.secured != default.secured or not link.secured:
+        lines.append(f'security = "{"curve" if link.secured else "none"}"')
     return lines
 
 

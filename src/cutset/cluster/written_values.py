@@ -208,6 +208,18 @@ class Duplex(str):
         return cls(value)
 
 
+class Security(str):
+    """What keeps a link between hosts: ``"curve"``, keys and encryption, or ``"none"``."""
+
+    __slots__ = ()
+
+    @classmethod
+    def _read(cls, value: object) -> Security:
+        if value not in ("curve", "none"):
+            raise ValueError(f"expected 'curve' or 'none', got {kind_of(value)}")
+        return cls(value)
+
+
 class TrueOrFalse(int):
     """``true`` or ``false``."""
 

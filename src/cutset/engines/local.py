@@ -202,6 +202,10 @@ class LocalEngine:
         """Name of the device that `stage` runs on."""
         return self._devices[stage]
 
+    def unsecured_links(self) -> tuple[int, ...]:
+        """None: where there are links at all, they have keys."""
+        return ()
+
     def start(
         self,
         stage: int,

@@ -73,12 +73,14 @@ class Connect(_Message, frozen=True, kw_only=True):
         link_timeout_s: how long a neighbour may be silent or refuse to take a tensor.
         on_host: both neighbours are on this host; with the command come the receiving and the
             sending end of the epoch's socket pairs.
+        unsecured_links: numbers of the links between hosts that are made without keys.
     """
 
     epoch: int
     connect_timeout_s: float
     link_timeout_s: float
     on_host: bool = False
+    unsecured_links: tuple[int, ...] = ()
 
 
 class Address(_Message, frozen=True, kw_only=True):
@@ -315,6 +317,9 @@ class Engine(Protocol):
 
     def device_of(self, stage: int) -> str:
         """Name of the device that `stage` runs on, for messages."""
+
+    def unsecured_links(self) -> tuple[int, ...]:
+        """Numbers of the links that are made without keys now; none where their user wants none."""
 
     def start(
         self,

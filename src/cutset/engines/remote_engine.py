@@ -93,6 +93,13 @@ class RemoteEngine(abc.ABC, Generic[HostT]):
         """Name of the device that `stage` runs on now."""
         return self._placement[stage]
 
+    def unsecured_links(self) -> tuple[int, ...]:
+        """Numbers of the links that go without keys, as the cluster file wants it."""
+        unsecured = self._cluster.unsecured_links(self._placement)
+        if unsecured:
+            _LOG.warning("links %s go without keys", ", ".join(map(str, unsecured)))
+        return unsecured
+
     def start(
         self,
         stage: int,

@@ -67,6 +67,7 @@ class Circuit:
         send_link: the link to the neighbour after.
         connect_timeout_s: how long the neighbours may take to connect.
         link_timeout_s: how long a neighbour may be silent or not take a tensor.
+        unsecured_links: numbers of the links between hosts that are made without keys.
         receive_end: this end of the link from the neighbour before, where that is on this host.
         send_end: this end of the link to the neighbour after, where that is on this host.
         reuse: parcels must be released, and their memory is used again then.
@@ -92,6 +93,7 @@ class Circuit:
         send_link: LinkContract,
         connect_timeout_s: float,
         link_timeout_s: float,
+        unsecured_links: tuple[int, ...],
         receive_end: HostEnd | None,
         send_end: HostEnd | None,
         reuse: bool,
@@ -108,6 +110,7 @@ class Circuit:
         self._send_link = send_link
         self._connect_timeout_s = connect_timeout_s
         self._link_timeout_s = link_timeout_s
+        self._unsecured_links = unsecured_links
         self._receive_end = receive_end
         self._send_end = send_end
         self._reuse = reuse
@@ -311,7 +314,7 @@ class Circuit:
             self._listen_host,
             link,
             sends=sends,
-            secured=True,
+            secured=link.index not in self._unsecured_links,
             timeout_s=self._connect_timeout_s,
         )
 

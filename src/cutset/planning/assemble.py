@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from cutset.cluster.devices import Cluster
 from cutset.costs.cost_model import CostModel
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
@@ -76,9 +77,19 @@ def assemble_plan(
         certificates=certificates,
         alternatives=alternatives,
         unused_devices=tuple(d.name for g in built.classes for d in g if d.name not in used),
-        notes=notes,
+        notes=(*notes, *_without_keys(cluster, [stage.device for stage in stages])),
         messages=planned_messages(cluster, [stage.device for stage in stages], sizes),
     )
+
+
+def _without_keys(cluster: Cluster, devices: list[str]) -> list[str]:
+    """A note for each link of a plan that the cluster leaves without keys."""
+    ring = [cluster.caller or "the caller", *devices, cluster.caller or "the caller"]
+    return [
+        f"rows from {ring[link]} to {ring[link + 1]} are not encrypted and who sends them is not"
+        ' proven, as security = "none" in the cluster wants it'
+        for link in cluster.unsecured_links(devices)
+    ]
 
 
 def _family(graph: Graph, cuts: CutPoints, costs: CostModel, request: PlanRequest) -> str:

@@ -90,13 +90,14 @@ class CallerEnd:
         """Descriptors of every link's shared memory, in order; none where none is shared."""
         return tuple(self._link_files)
 
-    def connect(self, epoch: int) -> Connect:
+    def connect(self, epoch: int, unsecured_links: tuple[int, ...]) -> Connect:
         """The command that has a worker make its links of an epoch."""
         return Connect(
             epoch=epoch,
             connect_timeout_s=self._limits.connect_timeout_s,
             link_timeout_s=self._limits.link_timeout_s,
             on_host=bool(self._arenas),
+            unsecured_links=unsecured_links,
         )
 
     def make_circuit(
@@ -131,6 +132,7 @@ class CallerEnd:
             send_link=self._links[0],
             connect_timeout_s=connect.connect_timeout_s,
             link_timeout_s=connect.link_timeout_s,
+            unsecured_links=connect.unsecured_links,
             receive_end=receive_end,
             send_end=send_end,
             reuse=False,  # the memory becomes the caller's

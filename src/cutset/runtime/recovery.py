@@ -254,7 +254,7 @@ class Supervisor:
 
     def _make_links(self) -> Circuit:
         """Has everyone connect under the present epoch; returns the caller's own circuit."""
-        connect = self._caller_end.connect(self.epoch)
+        connect = self._caller_end.connect(self.epoch, _unsecured_links(self._engine))
         pairs: list[tuple[socket.socket, socket.socket]] = []
         try:
             while connect.on_host and len(pairs) <= len(self.stages):
@@ -536,6 +536,12 @@ class Supervisor:
         if self._circuit is not None:
             self._circuit.join()
             self._circuit = None
+
+
+def _unsecured_links(engine: Engine) -> tuple[int, ...]:
+    """What the engine says; one of another package may be older than the question."""
+    ask = getattr(engine, "unsecured_links", None)
+    return () if ask is None else tuple(ask())
 
 
 def _rebuilt(event: Refused) -> CutsetError:

@@ -202,6 +202,7 @@ class StageWorker:
             send_link=self._links[stage + 1],
             connect_timeout_s=command.connect_timeout_s,
             link_timeout_s=command.link_timeout_s,
+            unsecured_links=command.unsecured_links,
             receive_end=receive_end,
             send_end=send_end,
             reuse=True,

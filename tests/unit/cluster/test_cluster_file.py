@@ -413,3 +413,50 @@ def test_two_on_two_media_say_which_they_use():
     assert [o.medium for o in cluster.overrides] == ["wifi", "wifi", "air", "air"]
     assert math.isinf(cluster.overrides[-1].link.bandwidth_bytes_per_s)
     assert cluster_from_toml(cluster_to_toml(cluster)) == cluster
+
+
+_WITHOUT_KEYS = """
+caller = "a"
+[[device]]
+name = "a"
+[[device]]
+name = "b"
+[[device]]
+name = "c"
+[link]
+bandwidth = "100 Mbit/s"
+[[link.between]]
+devices = ["a", "b"]
+security = "none"
+[[link.between]]
+from = "c"
+to = "a"
+security = "curve"
+"""
+
+
+def test_a_wire_that_is_trusted_goes_without_keys():
+    cluster = cluster_from_toml(_WITHOUT_KEYS)
+    assert not cluster.secured_between("a", "b")
+    assert not cluster.link_between("b", "a").secured
+    assert cluster.secured_between("b", "c")
+    assert cluster.link_between("b", "c").secured
+    assert cluster.unsecured_links(["b", "c"]) == (0,)
+    assert cluster.unsecured_links(["a", "b"]) == (1, 2)  # the caller is on a
+    assert cluster.unsecured_links(["c", "c"]) == ()
+    assert cluster_from_toml(cluster_to_toml(cluster)) == cluster
+
+
+def test_all_wires_may_go_without_keys_but_one():
+    text = _WITHOUT_KEYS.replace('"100 Mbit/s"', '"100 Mbit/s"\nsecurity = "none"')
+    cluster = cluster_from_toml(text)
+    assert cluster.unsecured_links(["b", "c"]) == (0, 1)  # c -> a has keys
+    assert not cluster_from_toml(text.replace('caller = "a"', "")).secured_between(None, "b")
+    assert cluster_from_toml(cluster_to_toml(cluster)) == cluster
+
+
+@pytest.mark.parametrize("wrong", ['"tls"', '""', "true", "0", '"None"'])
+def test_a_security_that_is_none_of_ours_is_an_error(wrong):
+    text = _WITHOUT_KEYS.replace('security = "none"', f"security = {wrong}")
+    with pytest.raises(PlanError, match=r"link.between\[0\].security: expected 'curve' or 'none'"):
+        cluster_from_toml(text)

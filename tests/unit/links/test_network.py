@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -9,7 +10,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import psutil
 import pytest
+import zmq
 
 from cutset.errors import LinkTimeout
 from cutset.links.arena import Arena, create_file
@@ -316,3 +319,137 @@ def test_nobody_at_the_other_end_is_a_time_out(sends: bool) -> None:
     meeting = Meeting(1, 1, lambda address: None)
     with pytest.raises(LinkTimeout, match="did not connect"):
         join(meeting, "127.0.0.1", _LINK, sends=sends, secured=True, timeout_s=0.3)
+
+
+_WIDE_LINK = LinkContract(
+    index=1,
+    name="stage 0 -> stage 1",
+    specs=(
+        TensorSpec(name="a", shape=("batch", 600_000), dtype="uint8"),
+        TensorSpec(name="b", shape=("batch", 600_000), dtype="uint8"),
+    ),
+    max_rows=100,
+)
+
+
+@contextlib.contextmanager
+def _wide_ends(
+    *, secured: bool = True, timeout_s: float = 20.0
+) -> Iterator[tuple[Sender, Receiver]]:
+    sending, receiving = joined(_WIDE_LINK, secured=secured)
+    with contextlib.closing(sending), contextlib.closing(receiving):
+        yield (
+            Sender(sending, _WIDE_LINK, 1, timeout_s),
+            Receiver(receiving, _WIDE_LINK, 1, timeout_s, reuse=True),
+        )
+
+
+def _wide(*sizes: int) -> Parcel:
+    generator = np.random.default_rng(sum(sizes))
+    tensors = tuple(generator.integers(0, 256, size, np.uint8) for size in sizes)
+    return Parcel(sequence=sum(sizes), num_rows=1, tensors=tensors)
+
+
+@pytest.mark.parametrize("secured", [True, False])
+def test_tensors_of_any_size_arrive_whole(secured: bool) -> None:
+    sizes = [0, 1, 63, 65_535, 65_536, 65_537, 131_071, 131_072, 131_073, 262_144, 600_000]
+    parcels = [_wide(first, second) for first, second in itertools.pairwise(sizes)]
+    parcels += [_wide(second, first) for first, second in itertools.pairwise(sizes)]
+    parcels += [_wide(32_768, 32_768), _wide(32_768, 32_769), _wide(0, 0), _wide()]
+    with _wide_ends(secured=secured) as (sender, receiver):
+        thread = _send_all(sender, parcels)
+        for sent in parcels:
+            _, received = receiver.receive()
+            assert received.sequence == sent.sequence
+            for ours, theirs in zip(sent.tensors, received.tensors, strict=True):
+                assert np.array_equal(ours, theirs)
+            received.release()
+        thread.join(20)
+
+
+def test_a_neighbour_that_reads_nothing_is_a_time_out_and_takes_no_memory() -> None:
+    array = np.ones(60_000_000, np.uint8)
+    before = psutil.Process().memory_info().rss
+    with (
+        _wide_ends(timeout_s=0.5) as (sender, _),
+        pytest.raises(LinkTimeout, match="was silent for"),
+    ):
+        sender.send(Parcel(sequence=0, num_rows=100, tensors=(array,)))
+    assert psutil.Process().memory_info().rss - before < 16 << 20
+
+
+def test_keep_alives_that_nobody_reads_are_a_time_out_without_waiting() -> None:
+    class Full:
+        def send(self, *_: object) -> None:
+            raise zmq.Again
+
+    with _wide_ends(timeout_s=0.0) as (sender, _):
+        healthy, sender._connection.socket = sender._connection.socket, Full()  # type: ignore[assignment]
+        sender.keep_alive()
+        with pytest.raises(LinkTimeout, match="was silent"):
+            sender.keep_alive()
+        sender._connection.socket = healthy
+        sender.keep_alive()
+        assert sender._stuck_since_s is None
+
+
+def test_sending_to_a_neighbour_that_dies_ends_at_once() -> None:
+    array = np.ones(60_000_000, np.uint8)
+    with _wide_ends(timeout_s=60.0) as (sender, receiver), ThreadPoolExecutor(1) as other:
+        # Waits: nobody reads.
+        sent = other.submit(sender.send, Parcel(sequence=0, num_rows=100, tensors=(array,)))
+        assert receiver._connection.socket.poll(20_000)
+        receiver.close()
+        with pytest.raises(LinkClosedError, match="was closed by the neighbour"):
+            sent.result(20)
+        with pytest.raises(LinkClosedError, match="was closed by the neighbour"):
+            sender.keep_alive()
+
+
+def _messages(parcel: Parcel) -> list[bytes]:
+    """What a sender sends of a parcel."""
+
+    class Ours(Sender):
+        def _put(self, message: bytes | bytearray | memoryview) -> None:
+            sent.append(bytes(message))
+
+        def _await(self, tracker: object) -> None:
+            pass
+
+    class Nobody:
+        def require_neighbour(self) -> None:
+            pass
+
+    sent: list[bytes] = []
+    Ours(Nobody(), _WIDE_LINK, 1, 1.0).send(parcel)  # type: ignore[arg-type]
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda messages: [b""], "0 bytes in the place of a header"),
+        (lambda messages: [messages[0][:-1]], "bytes in the place of a header"),
+        (lambda messages: [bytes(len(messages[0]))], "instead of b'CuTs'"),
+        (lambda messages: [messages[0] + b"x"], "1 bytes after a header that announces 200000"),
+        (lambda messages: [messages[0], messages[1][:-1]], "131071 bytes of a tensor"),
+        (lambda messages: [messages[0], messages[1], messages[1]], "131072 bytes of a tensor"),
+        (lambda messages: [messages[0], b"x" * (1 << 20)], "was closed by the neighbour"),
+    ],
+)
+def test_messages_that_no_neighbour_sends_end_the_link(
+    spoil: Callable[[list[bytes]], list[bytes]], words: str
+) -> None:
+    with _wide_ends() as (sender, receiver):
+        for message in spoil(_messages(_wide(200_000))):
+            sender._connection.socket.send(message)
+        with pytest.raises(LinkClosedError, match=words):
+            receiver.receive()
+
+
+def test_a_small_parcel_whose_tensors_are_missing_ends_the_link() -> None:
+    with _wide_ends() as (sender, receiver):
+        (message,) = _messages(_wide(1000))
+        sender._connection.socket.send(message[:-1])
+        with pytest.raises(LinkClosedError, match="999 bytes after a header that announces 1000"):
+            receiver.receive()

@@ -69,3 +69,21 @@ def test_a_plan_is_frozen():
     with pytest.raises(AttributeError):
         made().period_s = 1.0
     assert msgspec.structs.replace(made(), period_s=1.0).period_s == 1.0
+
+
+@pytest.mark.parametrize(("caller", "links"), [(None, 3), ("a", 2)])
+def test_a_plan_says_which_links_go_without_keys(caller, links):
+    graph, cuts = chain([4, 4])
+    costs = costs_from_flops(graph, cuts, flops_per_s=1.0)
+    cluster = Cluster(
+        devices=(Device(name="a"), Device(name="b")),
+        link=Link(bandwidth_bytes_per_s=1e6, secured=False),
+        caller=caller,
+    )
+    plan = make_plan(graph, cuts, costs, PlanRequest(cluster=cluster, num_stages=2))
+    notes = [note for note in plan.notes if "are not encrypted" in note]
+    assert len(notes) == links
+    assert any(note.startswith(("rows from a to b", "rows from b to a")) for note in notes)
+    with_keys = msgspec.structs.replace(cluster, link=Link(bandwidth_bytes_per_s=1e6))
+    plan = make_plan(graph, cuts, costs, PlanRequest(cluster=with_keys, num_stages=2))
+    assert not any("encrypted" in note for note in plan.notes)
