@@ -18,8 +18,7 @@ from cutset.capture.number_of_rows import find_parting
 from cutset.capture.piece_files import TorchStageWriter
 from cutset.capture.pieces import Piece, build_piece
 from cutset.capture.torch_arrays import as_array, as_tensor
-from cutset.capture.torch_settings import current_settings, using_settings
-from cutset.capture.torch_threads import compute_threads
+from cutset.capture.torch_settings import computing_as, current_settings
 from cutset.capture.whole_onnx import whole_onnx
 from cutset.dtypes import Arrays
 from cutset.errors import EngineError
@@ -83,13 +82,11 @@ class CapturedModel(Captured):
         """The version of torch."""
         return {"torch": str(torch.__version__)}
 
-    @contextlib.contextmanager
     def computing(
         self, num_threads: int, settings: Mapping[str, str] | None = None
-    ) -> Iterator[None]:
+    ) -> contextlib.AbstractContextManager[None]:
         """Within the context torch computes so, in this process."""
-        with using_settings(settings), compute_threads(num_threads):
-            yield
+        return computing_as(settings, num_threads)
 
     def run_whole(self, inputs: Arrays) -> Arrays:
         """The model's own results."""

@@ -130,3 +130,15 @@ def plain_modes() -> Iterator[None]:
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         yield
+
+
+@contextlib.contextmanager
+def computing_as(settings: Mapping[str, str] | None, num_threads: int) -> Iterator[None]:
+    """The same with `num_threads` threads; afterwards torch computes with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        with using_settings(settings):
+            yield
+    finally:
+        torch.set_num_threads(before)

@@ -148,9 +148,10 @@ class _Checking:
     def _settings(self) -> contextlib.AbstractContextManager[None]:
         if not self._has_torch or self._maker != "torch":
             return contextlib.nullcontext()
-        from cutset.bundles.proof.torch.torch_stages import as_captured
+        from cutset.capture.torch_settings import computing_as
 
-        return as_captured(self._bundle.manifest)
+        manifest = self._bundle.manifest
+        return computing_as(manifest.torch_settings, manifest.num_threads)
 
     def _not_run(self) -> tuple[str, ...]:
         """What was not looked at for want of torch."""

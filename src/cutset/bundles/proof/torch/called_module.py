@@ -11,8 +11,7 @@ from torch.utils import _pytree as pytree
 
 from cutset.capture.captured import WholeModel
 from cutset.capture.torch_arrays import as_array, as_tensor
-from cutset.capture.torch_settings import using_settings
-from cutset.capture.torch_threads import compute_threads
+from cutset.capture.torch_settings import computing_as
 from cutset.dtypes import Arrays
 
 Call = Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], Any]
@@ -38,7 +37,7 @@ class CalledModule(WholeModel):
         was_training = self._module.training
         self._module.eval()
         try:
-            with using_settings(settings), compute_threads(num_threads):
+            with computing_as(settings, num_threads):
                 yield
         finally:
             self._module.train(was_training)

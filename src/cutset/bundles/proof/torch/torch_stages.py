@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
-from cutset.bundles.manifest import Manifest
 from cutset.bundles.open import Bundle
 from cutset.bundles.reading.torch.loading import load_program
 from cutset.bundles.reading.torch.program import Program
 from cutset.capture.torch_arrays import as_array, as_tensor
-from cutset.capture.torch_settings import using_settings
-from cutset.capture.torch_threads import compute_threads
 from cutset.dtypes import Arrays
-
-
-@contextlib.contextmanager
-def as_captured(manifest: Manifest) -> Iterator[None]:
-    """Has torch compute in the block as it did where the bundle was made."""
-    with using_settings(manifest.torch_settings), compute_threads(manifest.num_threads):
-        yield
 
 
 class TorchStage:
