@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -137,12 +139,41 @@ def _difference_from(expected: Sequence[torch.Tensor], found: Sequence[np.ndarra
     return ""
 
 
+class _PatientFile(io.RawIOBase):
+    """A file for torch's archive writer, whose destructor ends the process where it meets an error.
+
+    So it is told of none; the first is kept.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__()
+        self._file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)  # to the beginning, when all is written
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+
 def _write_program(exported: torch.export.ExportedProgram, path: Path) -> None:
-    try:
-        torch.export.save(exported, path)
-    except RuntimeError as error:
-        # torch's archive writer reports a full disk this way.
-        raise OSError(None, f"torch could not write {path.name} ({_first_line(error)})") from error
+    with path.open("wb") as file:
+        patient = _PatientFile(file)
+        torch.export.save(exported, cast(IO[bytes], patient))
+    if patient.error is not None:
+        raise patient.error
 
 
 def _first_line(error: Exception) -> str:
