@@ -161,8 +161,10 @@ def test_what_messages_take_from_computing_is_shown_and_counted(
     text = text.replace("[[device]]\n", '[[device]]\noverhead = "50 ms"\n')
     file = tmp_path / "cluster.toml"
     file.write_text(text)
-    command = ("plan", "resnet50", "--cluster", file, "--cost", "flops")
-    plain = cutset("plan", "resnet50", "--cluster", CLUSTER, "--cost", "flops", "--json").document
+    command = ("plan", "squeezenet1_1", "--cluster", file, "--cost", "flops")
+    plain = cutset(
+        "plan", "squeezenet1_1", "--cluster", CLUSTER, "--cost", "flops", "--json"
+    ).document
     outcome = cutset(*command)
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
@@ -179,8 +181,8 @@ def test_what_messages_take_from_computing_is_shown_and_counted(
     assert document["expected"] is None
 
 
-def test_planning_takes_a_time_limit(cutset: Cutset) -> None:
-    command = ("plan", "resnet50", "--stages", 2, "--cost", "flops", "--json")
+def test_planning_takes_a_time_limit(cutset: Cutset, small_model: str) -> None:
+    command = ("plan", small_model, "--stages", 2, "--cost", "flops", "--json")
     found = [
         cutset(*command, "--time-limit", limit).document["period_s"] for limit in ("20 s", "30", 9)
     ]

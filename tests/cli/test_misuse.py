@@ -72,7 +72,7 @@ def test_an_image_that_is_no_image(cutset: Cutset, tmp_path: Path) -> None:
 
     bundle = tmp_path / "m.cutset"
     split = cutset(
-        "split", "mobilenet_v2", "--weights", "random:0", "--stages", 2, "--cost", "flops",
+        "split", "squeezenet1_1", "--weights", "random:0", "--stages", 2, "--cost", "flops",
         "-o", bundle,
     )  # fmt: skip
     assert split.code == 0, split.err
@@ -209,7 +209,7 @@ def test_a_full_disk_leaves_nothing(cutset: Cutset, tmp_path: Path) -> None:
     )
     try:
         outcome = cutset(
-            "split", "mobilenet_v2", "--weights", "random:0", "--stages", 2, "--cost", "flops",
+            "split", "squeezenet1_1", "--weights", "random:0", "--stages", 2, "--cost", "flops",
             "-o", disk / "b",
         )  # fmt: skip
         left = list(disk.iterdir())
