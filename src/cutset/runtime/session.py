@@ -10,8 +10,7 @@ once. For asyncio wrap the future: ``await asyncio.wrap_future(session.submit(im
 from __future__ import annotations
 
 import atexit
-import collections
-import concurrent.futures
+import dataclasses
 import logging
 import os
 import threading
@@ -21,29 +20,26 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 from typing_extensions import Self
 
-from cutset.backends.selection import check_backend_name
 from cutset.bundles.open import Bundle, open_bundle
-from cutset.costs.cost_model import default_window
 from cutset.data.arrays import Array
-from cutset.data.torch_border import is_tensor
-from cutset.engines.local import cores_of
-from cutset.engines.protocol import Engine, Load
+from cutset.engines.protocol import Engine
 from cutset.engines.registry import EngineSettings, opened_engine
 from cutset.errors import EngineError
-from cutset.ranges import MAX_ROWS, MAX_THREADS
 from cutset.runtime.callbacks import AnswerFuture, CallbackThread
 from cutset.runtime.callerend import CallerEnd
 from cutset.runtime.chrome_trace import ProcessTimeline
-from cutset.runtime.contract import check_micro_batch, links_of
+from cutset.runtime.contract import links_of
 from cutset.runtime.ledger import Ledger, Request
 from cutset.runtime.recovery import Supervisor
 from cutset.runtime.rows import Answer, cut_inputs, present
-from cutset.runtime.status import Limits, SessionStatus, StageStatus, checked_count
+from cutset.runtime.session_settings import SessionSettings, checked_settings
+from cutset.runtime.status import Limits, SessionStatus, StageStatus
+from cutset.runtime.streaming import stream_answers
 from cutset.runtime.timeline import CallerTimeline
 
 if TYPE_CHECKING:
@@ -54,10 +50,6 @@ _LOG = logging.getLogger(__name__)
 _STATS_TIMEOUT_S = 1.0
 _SPANS_TIMEOUT_S = 10.0
 _CALLBACKS_TIMEOUT_S = 5.0
-
-_MOST_WINDOW = 4096
-_MOST_SPANS = 1_000_000
-
 
 _OPEN: weakref.WeakSet[Session] = weakref.WeakSet()
 
@@ -77,32 +69,19 @@ class Session:
     every call raises an `EngineError`, and `close` does nothing.
     """
 
-    def __init__(  # noqa: PLR0913  # made by open_session alone, of its words
-        self,
-        bundle: Bundle,
-        *,
-        engine: Engine,
-        backend: str,
-        micro_batch: int,
-        num_threads: int,
-        window: int,
-        pin: bool,
-        limits: Limits,
-        num_spans: int,
-    ) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, settings: SessionSettings) -> None:
+        limits, num_slots = settings.limits, settings.num_slots(engine)
         self.bundle = bundle
-        self.micro_batch = micro_batch
-        self.window = window
+        self.micro_batch = settings.micro_batch
+        self.window = settings.window
         self._process_id = os.getpid()
         self._engine = engine
         self._limits = limits
         self._manifest = bundle.manifest
-        links = links_of(self._manifest, micro_batch)
-        self._ledger = Ledger(window=window, max_deaths=limits.max_deaths)
+        links = links_of(self._manifest, settings.micro_batch)
+        self._ledger = Ledger(window=settings.window, max_deaths=limits.max_deaths)
         self._callbacks = CallbackThread()
-        self._caller_timeline = CallerTimeline(num_spans)
-        # Two more than can be in flight: a slot is given back a moment after its answer is out.
-        num_slots = window + 2 if engine.shares_memory else 0
+        self._caller_timeline = CallerTimeline(settings.num_spans)
         self._caller_end = CallerEnd(
             manifest=self._manifest,
             links=links,
@@ -114,21 +93,7 @@ class Session:
         )
         self._supervisor = Supervisor(
             engine=engine,
-            loads=tuple(
-                Load(
-                    bundle=os.fsencode(Path(bundle.directory).resolve()),
-                    stage=index,
-                    backend=backend,
-                    micro_batch=micro_batch,
-                    num_threads=num_threads,
-                    cpus=cores_of(index, len(links) - 1, num_threads) if pin else (),
-                    heartbeat_s=limits.heartbeat_s,
-                    num_spans=num_spans,
-                    num_slots=num_slots,
-                    num_in_flight=window,
-                )
-                for index in range(len(links) - 1)
-            ),
+            loads=settings.loads(bundle, num_slots),
             caller_end=self._caller_end,
             ledger=self._ledger,
             limits=limits,
@@ -264,34 +229,15 @@ class Session:
             What `run` would return for each item.
         """
         self._require_own_process()
-        return self._stream(items, ordered=ordered, return_errors=return_errors)
-
-    def _stream(
-        self, items: Iterable[Array | tuple[Array, ...]], *, ordered: bool, return_errors: bool
-    ) -> Iterator[Answer | Exception]:
-        # Enough items to fill the window even if each is a single micro-batch, and one more so
-        # that the pipeline has work while the consumer looks at an answer.
-        most_rows_ahead = (self.window + 2) * self.micro_batch
-        pending: collections.deque[tuple[Future[Answer], int]] = collections.deque()
-        rows_ahead = 0
-        try:
-            for item in items:
-                arrays = item if isinstance(item, tuple) else (item,)
-                num_rows = self._rows_for_window(arrays)
-                pending.append((self.submit(*arrays), num_rows))
-                rows_ahead += num_rows
-                while rows_ahead >= most_rows_ahead:
-                    self._require_own_process()
-                    future, num_rows = _take_next(pending, ordered=ordered)
-                    rows_ahead -= num_rows
-                    yield _outcome(future, return_errors=return_errors)
-            while pending:
-                self._require_own_process()
-                future, _ = _take_next(pending, ordered=ordered)
-                yield _outcome(future, return_errors=return_errors)
-        finally:
-            for future, _ in pending:
-                future.cancel()
+        return stream_answers(
+            items,
+            self.submit,
+            before_waiting=self._require_own_process,
+            window=self.window,
+            micro_batch=self.micro_batch,
+            ordered=ordered,
+            return_errors=return_errors,
+        )
 
     def stats(self) -> SessionStatus:
         """What the workers did so far, asked of them now; the last known where one is silent."""
@@ -411,15 +357,6 @@ class Session:
                 f" open one in this process ({os.getpid()}), or start processes by 'spawn'"
             )
 
-    def _rows_for_window(self, arrays: tuple[Array, ...]) -> int:
-        """Rows of an item rounded up to whole micro-batches; one micro-batch for a bad item."""
-        first: Any = arrays[0] if arrays else None
-        try:
-            num_rows = len(first) if isinstance(first, np.ndarray) or is_tensor(first) else 1
-        except Exception:  # noqa: BLE001  # without a length, or of a kind that cannot tell it
-            num_rows = 1
-        return max(1, -(-num_rows // self.micro_batch)) * self.micro_batch
-
     def _status(self) -> SessionStatus:
         return SessionStatus(
             epoch=self.epoch,
@@ -483,33 +420,21 @@ def open_session(  # noqa: PLR0913  # what one may say when opening; each has a 
         ValueError: a number is outside of its range. Nothing was started.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
-    plan = opened.manifest.plan
-    rows = plan.micro_batch if micro_batch is None else micro_batch
-    in_flight = default_window(len(plan.stages)) if window is None else window
-    rows = checked_count("micro_batch", rows, 1, MAX_ROWS)
-    check_micro_batch(rows, opened.manifest.micro_batch_only)
-    in_flight = checked_count("window", in_flight, 1, _MOST_WINDOW)
-    num_threads = checked_count("num_threads", num_threads, 1, MAX_THREADS)
-    num_spans = checked_count("num_spans", num_spans, 0, _MOST_SPANS)
-    if limits is not None and not isinstance(limits, Limits):
-        raise TypeError(f"limits are a cutset.runtime.status.Limits, got {limits!r}")
-    check_backend_name(backend)
-    links_of(opened.manifest, rows)
-    running, start_timeout_s = opened_engine(engine, opened, num_threads=num_threads)
-    if limits is None:
-        limits = Limits() if start_timeout_s is None else Limits(start_timeout_s=start_timeout_s)
+    settings = checked_settings(
+        opened,
+        backend=backend,
+        micro_batch=micro_batch,
+        num_threads=num_threads,
+        window=window,
+        pin=pin,
+        limits=limits,
+        num_spans=num_spans,
+    )
+    running, start_timeout_s = opened_engine(engine, opened, num_threads=settings.num_threads)
+    if limits is None and start_timeout_s is not None:
+        settings = dataclasses.replace(settings, limits=Limits(start_timeout_s=start_timeout_s))
     try:
-        session = Session(
-            opened,
-            engine=running,
-            backend=backend,
-            micro_batch=rows,
-            num_threads=num_threads,
-            window=in_flight,
-            pin=pin,
-            limits=limits,
-            num_spans=num_spans,
-        )
+        session = Session(opened, running, settings)
     except BaseException:
         running.close()
         raise
@@ -519,28 +444,3 @@ def open_session(  # noqa: PLR0913  # what one may say when opening; each has a 
         session.close()
         raise
     return session
-
-
-def _take_next(
-    pending: collections.deque[tuple[Future[Answer], int]], *, ordered: bool
-) -> tuple[Future[Answer], int]:
-    if not ordered:
-        done, _ = concurrent.futures.wait(
-            [future for future, _ in pending], return_when=concurrent.futures.FIRST_COMPLETED
-        )
-        for index, (future, _) in enumerate(pending):
-            if future in done:
-                pending.rotate(-index)
-                taken = pending.popleft()
-                pending.rotate(index)
-                return taken
-    return pending.popleft()
-
-
-def _outcome(future: Future[Answer], *, return_errors: bool) -> Answer | Exception:
-    try:
-        return future.result()
-    except Exception as error:
-        if return_errors:
-            return error
-        raise
