@@ -373,7 +373,7 @@ def _backend_abilities() -> list[Ability]:
 
 
 def _start_backend(name: str) -> str:
-    """Has a backend compute something small."""
+    """Makes a backend compute something small."""
     from cutset.backends.selection import get_backend
 
     backend = get_backend(name)

@@ -29,7 +29,7 @@ def die_with_parent() -> None:
 
 
 def end_with_caller(caller: int, control: int) -> None:
-    """Has this process end with the one that started it, from now on.
+    """From now on this process ends when the one that started it ends.
 
     Where the system does not kill it, a thread sees the connection end.
 
@@ -45,7 +45,7 @@ def end_with_caller(caller: int, control: int) -> None:
 
 
 def keep() -> None:
-    """Goes on as a child, which a process without anything in it kills when standard input closes.
+    """Forks: the child goes on, and its parent, a keeper, kills it when standard input closes.
 
     So the child ends with its connection even while it is stopped. The keeper ends when the child
     does, with its exit status; 128 and the number where a signal ended it.

@@ -156,7 +156,7 @@ def load_onnx_model(bundle: Bundle, stage_index: int) -> Path:
 
 
 def read_stage_model(bundle: Bundle, stage_index: int) -> tuple[Path, Any]:
-    """The same with the model itself, an ``onnx.ModelProto``; raises what `load_onnx_model` does.
+    """A stage's ONNX model as an ``onnx.ModelProto``; raises what `load_onnx_model` does.
 
     Its external tensors are left in their files.
     """

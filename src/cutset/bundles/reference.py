@@ -32,7 +32,7 @@ Reference: TypeAlias = "dict[int, dict[str, np.ndarray]]"
 
 
 def reference_rows(specs: Iterable[TensorSpec], micro_batch: int, only: int | None) -> list[int]:
-    """With how many rows the whole model is run, the first for whoever runs one of them.
+    """With how many rows the whole model is run; who runs it only once takes the first.
 
     Args:
         specs: of all tensors that the reference holds.

@@ -1,4 +1,4 @@
-"""Whether the sizes in a manifest are such that a machine can have them, before one is used.
+"""Checks that a machine can have the sizes in a manifest, before any of them is used.
 
 A shape costs its author nothing. Memory is laid out by it, so what is far beyond any real
 model is refused where it is read.

@@ -51,7 +51,7 @@ def check_input_rows(
 def name_input_without_rows(
     model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> CaptureError | None:
-    """The error for an input whose first dimension is as long as there are rows by chance alone.
+    """The error for an input whose first dimension only happens to be as long as there are rows.
 
     The model is run with the first row of every input alone: one that it refuses to take that way,
     and takes when it is cut along another dimension, has its rows there.

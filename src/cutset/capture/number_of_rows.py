@@ -132,7 +132,7 @@ def _parting_at(
     several: int,
     other: int,
 ) -> Parting:
-    """What two ways do from `at`, where their steps differ; `together` is where they last met."""
+    """The parting of two ways at `at`, where steps differ; `together` is where they last met."""
     first, second = usual.steps[at[0] :], unusual.steps[at[1] :]
     if first and second and first[0].name == second[0].name:
         return _at_a_step(first[0], second[0], several, other)

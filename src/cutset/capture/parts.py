@@ -69,7 +69,7 @@ class CapturedPart:
 
     @contextlib.contextmanager
     def run_elsewhere(self, model: torch.nn.Module, run: Run) -> Iterator[torch.nn.Module]:
-        """Within the context `model` leaves the part's work to `run`, and is itself else.
+        """Within the context `model` calls `run` in the place of the part; the rest stays as it is.
 
         Args:
             model: the whole model, the caller's own object.

@@ -106,7 +106,7 @@ def apply_settings(settings: Mapping[str, str] | None) -> None:
 
 @contextlib.contextmanager
 def using_settings(settings: Mapping[str, str] | None) -> Iterator[None]:
-    """Has this process compute with `settings` in the block, and in `plain_modes`."""
+    """Within the block this process computes with `settings`, and in `plain_modes`."""
     before = current_settings()
     try:
         apply_settings(settings)

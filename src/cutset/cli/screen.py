@@ -120,7 +120,7 @@ class LogFormatter(logging.Formatter):
 
 
 def show_logs(*, verbose: bool) -> None:
-    """Has warnings, or all that is of interest, printed to stderr."""
+    """Prints warnings to stderr from now on, or everything of interest."""
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter("%(name)s: %(message)s" if verbose else NOTE))
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])

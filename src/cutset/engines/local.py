@@ -121,7 +121,7 @@ class LocalWorker:
             self._emit(Exited(reason=reason or f"process {self.pid} is given up"))
 
     def _reap(self) -> None:
-        """Has the process end: no control connection, no worker."""
+        """Makes the process end: without its control connection it is no worker."""
         try:
             self._process.wait(_LEAVE_TIMEOUT_S)
         except subprocess.TimeoutExpired:

@@ -181,7 +181,7 @@ class NodeService:
         return text
 
     def tell_program(self, line: str) -> None:
-        """Has the program read a line."""
+        """Gives the program a line to read."""
         self._touch()
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(OSError):  # it is gone; who hears it is told why

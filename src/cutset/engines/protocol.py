@@ -341,7 +341,7 @@ class Engine(Protocol):
         """
 
     def standing(self) -> None:
-        """Called whenever the pipeline stands (again): a good time to prepare for the next loss."""
+        """Called when the pipeline works, or works again: time to prepare for the next loss."""
 
     def close(self) -> None:
         """Kills what still runs and frees what the engine holds."""

@@ -1,4 +1,4 @@
-"""A process that works beside what is measured, and what it gets done: less where that takes time.
+"""Processes that work beside what is measured, and get less done where that takes their time.
 
 What a stage's computing loses to messages cannot be read from clocks: cores that are idle take
 nothing from it, and what the system does for a message is charged to whoever happens to run. So

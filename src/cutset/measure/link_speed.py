@@ -247,7 +247,7 @@ def _read_addresses(meetings: tuple[Meeting, ...]) -> None:
 
 
 class Conversation(Protocol):
-    """A process of this module's, as who started it talks with it."""
+    """A running process of this module, as the one that started it sees it."""
 
     def hear(self) -> list[str]:
         """The lines that it printed since the last call; waits a little where there are none.
@@ -257,7 +257,7 @@ class Conversation(Protocol):
         """
 
     def tell(self, line: str) -> None:
-        """Has it read a line."""
+        """Gives the process a line to read."""
 
 
 def exchange(

@@ -1,4 +1,4 @@
-"""What a plan takes as processes of this machine, from measured parts; and plans made by that."""
+"""How long a plan takes as processes of this machine, and plans that are made by that."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def expect_here(
     num_threads: int = 1,
     num_runs: int = 20,
 ) -> Plan:
-    """The plan with what it takes as processes of this machine: `Plan.expected`.
+    """The plan with how long it takes as processes of this machine: `Plan.expected`.
 
     Every stage is measured as a whole, and every message at its size. A stage's process
     computes and has one end of two messages; the caller has the outer ends, on the same

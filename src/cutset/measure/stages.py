@@ -104,7 +104,7 @@ class AloneProcesses:
     def measure(
         self, duration_s: float, which: Sequence[int] | None = None, *, rest_s: float = 0.0
     ) -> tuple[AloneResult, ...]:
-        """Has processes compute at the same time.
+        """Lets processes compute at the same time, and takes what they measured.
 
         Args:
             duration_s: for how long, at least.

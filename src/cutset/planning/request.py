@@ -82,7 +82,7 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return self._num_given if self.cut_names else self.num_stages
 
     def resolved(self) -> PlanRequest:
-        """The same with nothing left open that it decides itself: a cluster, and how many stages.
+        """The request with what it decides itself filled in: a cluster, and how many stages.
 
         The number stays None where the planner chooses it.
         """
@@ -95,7 +95,7 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return self.cluster if self.cluster is not None else equal_cluster(self._count or 1)
 
     def within(self, seconds: float) -> PlanRequest:
-        """The same in the time that is left of the whole; without a limit where it has none."""
+        """The request with `seconds` as its time limit; without one where it has none."""
         if self.time_limit_s is None:
             return self
         return msgspec.structs.replace(self, time_limit_s=max(seconds, 1e-3))

@@ -1,4 +1,4 @@
-"""How planning stands, told to whoever waits for it.
+"""How far planning has come, told to the caller who waits for it.
 
     with watching(lambda standing: print(standing.elapsed_s, standing.best_s, standing.gap)):
         make_plan(...)
@@ -61,7 +61,7 @@ _watch: contextvars.ContextVar[_Watch | None] = contextvars.ContextVar("watch", 
 
 @contextlib.contextmanager
 def watching(tell: Callable[[Standing], None], *, every_s: float | None = None) -> Iterator[None]:
-    """Has it told how planning stands that is done within, on the thread that plans.
+    """Within the context `tell` is told how planning stands, on the thread that plans.
 
     Args:
         tell: called with the standing.
@@ -76,7 +76,7 @@ def watching(tell: Callable[[Standing], None], *, every_s: float | None = None) 
 
 @contextlib.contextmanager
 def unheard() -> Iterator[None]:
-    """What is noted within is not of the plan that is wanted."""
+    """Within the context nothing is told: what is planned there is not what was asked for."""
     watch = _watch.get()
     if watch is None:
         yield

@@ -70,7 +70,7 @@ class Report:
 
     @property
     def counts_work(self) -> bool:
-        """Whether the plan's times stand for multiply-adds, and none that is measured is alike."""
+        """Whether the plan's times stand for multiply-adds, unlike any measured time."""
         return self.part_costs is not None and self.part_costs.kind == WORK
 
     @property

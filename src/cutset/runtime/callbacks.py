@@ -32,7 +32,7 @@ class CallbackThread:
         self._finishing = False
 
     def put(self, job: Callable[[], object]) -> None:
-        """Has `job` run soon; what it raises is logged."""
+        """Runs `job` soon, on the thread of callbacks; what it raises is logged."""
         with self._changed:
             self._jobs.append(job)
             self._changed.notify_all()
@@ -95,7 +95,7 @@ class AnswerFuture(Future[Any]):
         self._callbacks = callbacks
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
-        """Has `fn` called with the future when it is done; at once and here where it is done."""
+        """Calls `fn` with the future when it is done; at once where it already is."""
         if self.done():
             super().add_done_callback(fn)
         else:

@@ -233,7 +233,7 @@ def explain_failure(
 
 
 def want_of_memory(error: Exception) -> str | None:
-    """Says how much memory there was to be had, where `error` is for want of it; else None."""
+    """How much memory there was, in words, where `error` says that it was too little; else None."""
     text = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, MemoryError) and not _NO_MEMORY.search(text):
         return None

@@ -63,7 +63,7 @@ class Request:
         return self._num_missing == 0
 
     def resolve(self) -> None:
-        """Joins the parts and gives them to whoever waits, or the error that kept it from that."""
+        """Joins the parts and gives them, or the error in their place, to the one who waits."""
         try:
             answer = self._put_together()
         except BaseException as error:  # noqa: BLE001  # else nobody would ever hear of it
@@ -91,7 +91,7 @@ class Request:
         return failure
 
     def reject(self, error: BaseException) -> None:
-        """Gives `error` to whoever waits."""
+        """Gives `error` to the one who waits."""
         self._parts.clear()
         self._settle(self.future.set_exception, error)
 

@@ -159,7 +159,7 @@ class Supervisor:
             self._thread.join(self.stop_limit_s)
 
     def drop(self) -> None:
-        """Has the workers ended, without waiting and without a lock: for a destructor."""
+        """Ends the workers without waiting and without a lock: for a destructor."""
         self._dropped = True
         self._events.put(None)
         if self._thread.ident is None:
@@ -253,7 +253,7 @@ class Supervisor:
             ) from error
 
     def _make_links(self) -> Circuit:
-        """Has everyone connect under the present epoch; returns the caller's own circuit."""
+        """Tells everyone to connect under the present epoch; returns the caller's own circuit."""
         connect = self._caller_end.connect(self.epoch, _unsecured_links(self._engine))
         pairs: list[tuple[socket.socket, socket.socket]] = []
         try:

@@ -71,7 +71,7 @@ class PreparedModel:
     def part_in(
         self, session: Session, *, model: torch.nn.Module | None = None
     ) -> Iterator[torch.nn.Module]:
-        """Within the context the model leaves its part's work to a session, and is itself else.
+        """Within the context a session computes the model's part; the rest stays as it is.
 
         The results are those of the model alone, bit for bit where the session has the torch
         backend, micro-batches of as many rows as the part is called with, and as many threads.

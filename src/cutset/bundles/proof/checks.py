@@ -154,7 +154,7 @@ class _Checking:
         return computing_as(manifest.torch_settings, manifest.num_threads)
 
     def _not_run(self) -> tuple[str, ...]:
-        """What was not looked at for want of torch."""
+        """What was not looked at because torch is not installed."""
         if not self._without:
             return ()
         left_out = [

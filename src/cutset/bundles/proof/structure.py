@@ -37,7 +37,7 @@ def count(number: int, noun: str) -> str:
 
 
 def completeness_faults(manifest: Manifest, in_files: Sequence[str] = ()) -> tuple[str, ...]:
-    """What is missing, there twice, or there in excess, by the manifest alone.
+    """What the manifest lacks, names twice, or names needlessly.
 
     Args:
         manifest: the contract.

@@ -1,4 +1,4 @@
-"""The whole model, which is the caller's and runs in his process, beside a bundle's reference."""
+"""Compares a bundle's reference with the whole model, which runs in the caller's process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def model_faults(
     references: Reference,
     model: WholeModel,
 ) -> tuple[str, ...]:
-    """What the whole model gives otherwise, and at which numbers of rows, in words."""
+    """In words: where the whole model differs from the reference, and with how many rows."""
     alike: list[int] = []
     fault = ""
     for num_rows, reference in references.items():
