@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
-Done: TypeAlias = Callable[[str, int, int, float, float], None]
+TellDone: TypeAlias = Callable[[str, int, int, float, float], None]
 """Told of all that was done: ``"compute"`` or ``"transfer"``, the stage or link, which micro-batch,
 its start, its end."""
 
@@ -33,7 +33,7 @@ def run_shared(
     num_microbatches: int,
     window: int | None,
     serial: bool,
-    done: Done,
+    done: TellDone,
 ) -> list[float]:
     """When each answer comes. Arguments as for `simulate.simulate`, and `done` is told of all."""
     run = _Run(compute_s, transfer_s, overhead_s, shared_s, serial=serial, done=done)
@@ -70,7 +70,7 @@ class _Run:
         shared_s: Sequence[Mapping[str, float]],
         *,
         serial: bool,
-        done: Done,
+        done: TellDone,
     ) -> None:
         self.compute_s, self.transfer_s, self.overhead_s = compute_s, transfer_s, overhead_s
         self.shared_s, self.serial, self.done = shared_s, serial, done
