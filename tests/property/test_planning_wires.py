@@ -7,6 +7,9 @@ import math
 
 import pytest
 
+from cutset.cluster.cluster_file import cluster_from_toml
+from cutset.cluster.file_writer import cluster_to_toml
+from cutset.planning.deadline import within
 from cutset.planning.formulate import build_problem
 from cutset.planning.plan_messages import planned_messages, wire_loads
 from cutset.planning.simulate import simulate
@@ -148,6 +151,29 @@ def check_many(first, number):
             seen["media"] += len(shared.media) > 1
             seen["caller's port"] += shared.caller_s > 0
     return seen
+
+
+def test_clusters_with_wires_are_written_so_that_they_read_back() -> None:
+    for seed in range(100):
+        cluster = draw(seed)[1]
+        assert cluster_from_toml(cluster_to_toml(cluster)) == cluster
+
+
+def test_a_search_that_is_ended_claims_no_more_than_is_so() -> None:
+    for seed in range(20):
+        costs, cluster, choice, _ = draw(seed)
+        built = build_problem(
+            costs, cluster, range(costs.num_pieces + 1), deadline=within(1e-9), **choice
+        )
+        twin = WiresTwin(costs, cluster, serial=choice.pop("serial"))
+        periods = [plan[2] for plan in twin.every_plan(**choice)]
+        try:
+            solution = solve_period(built.problem)
+            bound_s, period_s = solution.bound_s, built.problem.period_s(solution.stages)
+        except Infeasible as reason:
+            bound_s, period_s = (math.inf if reason.is_proven else 0.0), math.inf
+        assert bound_s <= min(periods, default=math.inf) * NEAR + 1e-12
+        assert period_s >= min(periods, default=math.inf) / NEAR - 1e-12
 
 
 def test_a_stage_has_pieces_in_a_fixed_order_with_ports_too() -> None:
