@@ -205,7 +205,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         files: every other file of the bundle; nothing else may be in the folder.
         part: the part of the user's model that the bundle holds, or None where it is the whole.
         micro_batch_only: the only number of rows that a micro-batch may have, or None for any.
-        torch_settings: process-wide settings of torch at capture, or None where unknown.
+        torch_settings: process-wide settings of torch at capture, or None where they are unknown or
+            torch had no part in it.
     """
 
     format: str

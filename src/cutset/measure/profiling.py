@@ -162,8 +162,8 @@ def profile_costs(
         raise ValueError(f"micro_batch {micro_batch} and num_threads {num_threads} start at 1")
     if backends is None:
         able = (each for each in usable_backends() if not each.why_no_pieces(captured, ()))
-        first = next(able)
-        backends = {first.full_name: _pieces_in(first, captured, num_threads)}
+        first = next(able, None)
+        backends = {first.full_name: _pieces_in(first, captured, num_threads)} if first else {}
     if not backends:
         raise ValueError("no backends: name those that can run the pieces of this model")
     positions = [0, *(point.position for point in cuts.points), len(captured.graph.operations)]
