@@ -116,7 +116,7 @@ def _measure(
     worker, caller = psutil.Process(worker_pid), psutil.Process(os.getpid())
     for _ in range(_NUM_WARM_UP):
         session.run(rows)
-    lost_s, shares = [], []
+    lost_s, all_worked_s, all_called_s = [], 0.0, 0.0
     for _ in range(_NUM_ROUNDS):
         started_s, done = time.monotonic(), bystanders.work
         time.sleep(round_s)
@@ -129,10 +129,12 @@ def _measure(
             session.run(rows)
             count += 1
         beside = (bystanders.work - done) / elapsed_s
-        worked_s, called_s = _spent_s(worker) - worked_s, _spent_s(caller) - called_s
+        all_worked_s += _spent_s(worker) - worked_s
+        all_called_s += _spent_s(caller) - called_s
         lost_s.append(max(0.0, 1 - beside / alone) * elapsed_s / count)
-        shares.append(called_s / (called_s + worked_s))
-    share = median(shares)
+    # Of all rounds together, since processor time is counted in hundredths of a second.
+    spent_s = all_called_s + all_worked_s
+    share = all_called_s / spent_s if spent_s else 0.5
     return Overhead(
         stage_s=median(lost_s) * (1 - share),
         caller_s=median(lost_s) * share,
