@@ -21,11 +21,11 @@ from cutset.planning.solvers.relaxed import Goal, solve_wide
 from cutset.planning.solvers.solve import (
     Infeasible,
     find_best,
-    period_oracle,
     solve_front,
     solve_latency,
     solve_period,
 )
+from cutset.planning.solvers.within_limit import period_oracle
 from cutset.planning.variant import Variant
 
 quick = settings(

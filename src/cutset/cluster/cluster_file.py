@@ -66,7 +66,6 @@ Numbers without a unit are bytes, bytes per second, seconds, and seconds per byt
 from __future__ import annotations
 
 import itertools
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,25 +82,19 @@ from cutset.cluster.devices import (
     two_media,
 )
 from cutset.cluster.file_source import Source
+from cutset.cluster.file_tables import (
+    TABLES,
+    BetweenTable,
+    CallerTable,
+    ClusterTable,
+    DeviceTable,
+    LinkTable,
+    MediumTable,
+)
 from cutset.cluster.ssh_address import read_ssh_address
-from cutset.cluster.wires import Medium, Port
+from cutset.cluster.wires import Medium
 from cutset.cluster.written_values import (
-    Bandwidth,
-    ByteCost,
-    DevicePath,
-    Duplex,
-    Duration,
-    IpAddress,
-    Memory,
-    Names,
     Pair,
-    ProgramName,
-    Security,
-    Speed,
-    Text,
-    ThreadCount,
-    TrueOrFalse,
-    Variables,
 )
 from cutset.errors import PlanError
 from cutset.quantities import shown
@@ -112,115 +105,6 @@ else:
     import tomli as tomllib
 
 _MAX_FILE_BYTES = 1 << 20
-
-# --- the tables of a cluster file, key by key
-
-
-class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A table of the file; its fields are the keys that are known."""
-
-
-class _Ported(_Table, frozen=True, kw_only=True):
-    port: Bandwidth | None = None
-    port_out: Bandwidth | None = None
-    port_in: Bandwidth | None = None
-    duplex: Duplex | None = None
-
-    def checked_port(self, path: str, place: Source) -> Port:
-        """The port, its keys held against each other."""
-        if self.port is not None and (self.port_out is not None or self.port_in is not None):
-            place.fail(f"{path}.port", "is both directions; leave it out, or port_out and port_in")
-        rates = [
-            math.inf if rate is None else float(rate)
-            for rate in (self.port_out or self.port, self.port_in or self.port)
-        ]
-        is_half = self.duplex is not None and self.duplex.is_half
-        if is_half and math.isinf(sum(rates)):
-            place.fail(f"{path}.duplex", "half duplex needs the bandwidth of both directions: port")
-        return Port(out_bytes_per_s=rates[0], in_bytes_per_s=rates[1], half_duplex=is_half)
-
-
-class _DeviceTable(_Ported, frozen=True, kw_only=True):
-    name: Text
-    speed: Speed = Speed(1.0)
-    memory_bytes: Memory | None = None
-    profile: Text | None = None
-    threads: ThreadCount | None = None
-    address: Text | None = None
-    listen: IpAddress | None = None
-    python: ProgramName | None = None
-    folder: DevicePath | None = None
-    env: Variables = Variables()
-    overhead: Duration = Duration(0.0)
-
-
-class _CallerTable(_Ported, frozen=True, kw_only=True):
-    name: Text = Text("caller")
-    address: IpAddress | None = None
-
-
-class _MediumTable(_Table, frozen=True, kw_only=True):
-    name: Text
-    devices: Names
-    bandwidth: Bandwidth
-    latency: Duration = Duration(0.0)
-    relayed: TrueOrFalse = TrueOrFalse(0)
-
-
-class _LinkCosts(_Table, frozen=True, kw_only=True):
-    bandwidth: Bandwidth | None = None
-    latency: Duration | None = None
-    send_cost: ByteCost | None = None
-    receive_cost: ByteCost | None = None
-    security: Security | None = None
-
-    def over(self, default: Link) -> Link:
-        """The link; what is not given is the default's."""
-        given = {
-            "bandwidth_bytes_per_s": self.bandwidth,
-            "latency_s": self.latency,
-            "send_s_per_byte": self.send_cost,
-            "receive_s_per_byte": self.receive_cost,
-        }
-        return msgspec.structs.replace(
-            default,
-            **{name: float(each) for name, each in given.items() if each is not None},
-            secured=default.secured if self.security is None else self.security == "curve",
-        )
-
-
-class _BetweenTable(_LinkCosts, frozen=True, kw_only=True, rename={"source": "from"}):
-    devices: Pair | None = None
-    source: Text | None = None
-    to: Text | None = None
-    medium: Text | None = None
-
-
-class _LinkTable(_LinkCosts, frozen=True, kw_only=True):
-    between: list[_BetweenTable] = []
-
-
-class _ClusterTable(_Table, frozen=True, kw_only=True):
-    caller: Text | None = None
-    caller_overhead: Duration = Duration(0.0)
-    engine: Text | None = None
-    ssh_config: Text | None = None
-    device: list[_DeviceTable] = []
-    medium: list[_MediumTable] = []
-    link: _LinkTable = _LinkTable()
-
-
-_TABLES: dict[str, type[_Table]] = {
-    "": _ClusterTable,
-    "caller": _CallerTable,
-    "device": _DeviceTable,
-    "medium": _MediumTable,
-    "link": _LinkTable,
-    "link.between": _BetweenTable,
-}
-
-
-# --- reading
 
 
 def load_cluster(path: str | Path) -> Cluster:
@@ -263,12 +147,12 @@ def cluster_from_toml(text: str, *, source: str = "cluster") -> Cluster:
         raise PlanError(f"{source}: not valid TOML: {error}") from error
     except (ValueError, RecursionError) as error:  # numbers of 5000 digits; tables in tables in ...
         raise PlanError(f"{source}: no cluster file: a number or a nesting is too long") from error
-    place = Source(source, text, _TABLES)
-    own: _CallerTable | None = None
+    place = Source(source, text, TABLES)
+    own: CallerTable | None = None
     if isinstance(document.get("caller"), dict):
         own = place.convert(document.pop("caller"), "caller")
         place.note_bare_numbers(own, "caller")
-    tables: _ClusterTable = place.convert(document)
+    tables: ClusterTable = place.convert(document)
     place.note_bare_numbers(tables)
     devices = _devices_of(tables.device, place)
     machine = None if own is None else _caller_machine(own, devices, place)
@@ -316,7 +200,7 @@ def _check_reachable(cluster: Cluster, place: Source) -> None:
             place.fail(path, str(error))
 
 
-def _caller_machine(table: _CallerTable, devices: Sequence[Device], place: Source) -> CallerMachine:
+def _caller_machine(table: CallerTable, devices: Sequence[Device], place: Source) -> CallerMachine:
     if table.name in [device.name for device in devices]:
         problem = (
             f"{shown(str(table.name))} is the name of a device; a caller that is on it is"
@@ -330,7 +214,7 @@ def _caller_machine(table: _CallerTable, devices: Sequence[Device], place: Sourc
     )
 
 
-def _media_of(tables: Sequence[_MediumTable], names: list[str], place: Source) -> dict[str, Medium]:
+def _media_of(tables: Sequence[MediumTable], names: list[str], place: Source) -> dict[str, Medium]:
     media: dict[str, Medium] = {}
     for index, table in enumerate(tables):
         path = f"medium[{index}]"
@@ -357,7 +241,7 @@ def _check_pairs(
     media: dict[str, Medium],
     overrides: Sequence[LinkOverride],
     names: list[str],
-    link: _LinkTable,
+    link: LinkTable,
     place: Source,
 ) -> None:
     """Every two machines are joined by one thing, where some are by a medium."""
@@ -379,7 +263,7 @@ def _shared(media: dict[str, Medium], source: str, target: str) -> list[str]:
     return [m.name for m in media.values() if {source, target} <= {*m.devices}]
 
 
-def _devices_of(tables: Sequence[_DeviceTable], place: Source) -> tuple[Device, ...]:
+def _devices_of(tables: Sequence[DeviceTable], place: Source) -> tuple[Device, ...]:
     if not tables:
         place.fail("", "no [[device]]; a cluster needs at least one")
     names = [table.name for table in tables]
@@ -408,7 +292,7 @@ def _devices_of(tables: Sequence[_DeviceTable], place: Source) -> tuple[Device, 
 
 
 def _overrides_of(
-    tables: _LinkTable, media: dict[str, Medium], names: list[str], place: Source
+    tables: LinkTable, media: dict[str, Medium], names: list[str], place: Source
 ) -> tuple[LinkOverride, ...]:
     overrides: dict[tuple[str, str], LinkOverride] = {}
     default = tables.over(Link())
@@ -448,7 +332,7 @@ def _overrides_of(
 
 
 def _pairs_of(
-    table: _BetweenTable, names: list[str], path: str, place: Source
+    table: BetweenTable, names: list[str], path: str, place: Source
 ) -> tuple[tuple[str, str], ...]:
     """The directed pairs of devices that a table is about."""
     one = (table.source, table.to)

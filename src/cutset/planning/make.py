@@ -26,11 +26,11 @@ from cutset.planning.request import PlanRequest
 from cutset.planning.solvers.solve import (
     Infeasible,
     Solution,
-    is_exact,
     solve_front,
     solve_latency,
     solve_period,
 )
+from cutset.planning.solvers.within_limit import is_exact
 from cutset.planning.watch import begin_anew, unheard
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from cutset.errors import InfeasiblePlan, PlanError
 from cutset.planning.deadline import OverBudget
 from cutset.planning.formulate import BuiltProblem
 from cutset.planning.problem import ChainProblem
-from cutset.planning.solvers.solve import is_exact, period_oracle
+from cutset.planning.solvers.within_limit import is_exact, period_oracle
 from cutset.planning.totals import Ints
 from cutset.planning.variant import Variant
 

@@ -11,7 +11,7 @@ from cutset.costs.cost_model import costs_from_flops
 from cutset.planning import PlanRequest, make_plan, pareto_plans, plan_cost_graph
 from cutset.planning.anyorder.cost_graph import CostGraph, CostNode, CostTensor
 from cutset.planning.plan import Plan
-from cutset.planning.solvers import solve
+from cutset.planning.solvers import within_limit
 from cutset.planning.watch import Standing, begin_anew, look, note, unheard, watching
 from planner_graphs import chain
 
@@ -81,7 +81,7 @@ def test_what_is_told_of_a_model_is_true(wanted: dict[str, object], most_states:
     )
     costs = costs_from_flops(graph, cuts, flops_per_s=100.0)
     request = PlanRequest(cluster=unequal(5), **wanted)
-    with mock.patch.object(solve, "MAX_STATES", most_states):
+    with mock.patch.object(within_limit, "MAX_STATES", most_states):
         made, told = watched(lambda: make_plan(graph, cuts, costs, request))
     check(made, told)
     if "objective" not in wanted and "max_latency_s" not in wanted:

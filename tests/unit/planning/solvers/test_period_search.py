@@ -10,7 +10,7 @@ from cutset.planning.certificates import quick_bound
 from cutset.planning.formulate import build_problem
 from cutset.planning.problem import ChainProblem
 from cutset.planning.solvers.period_search import candidate_periods, least_period
-from cutset.planning.solvers.solve import period_oracle
+from cutset.planning.solvers.within_limit import period_oracle
 from planner_graphs import chain
 
 
