@@ -61,3 +61,8 @@ def _as_json_escape(match: re.Match[str]) -> str:
 def visible(value: object) -> object:
     """A text as `printable` gives it, anything else as it is; for Jinja's `finalize`."""
     return printable(value) if type(value) is str else value  # not Markup, which is our own
+
+
+def first_line(error: BaseException, most: int = 300) -> str:
+    """The first line of what an error says, or its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutset.printable import printable, printable_json, printable_lines, visible
+from cutset.printable import first_line, printable, printable_json, printable_lines, visible
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,16 @@ def test_json_says_what_it_said(text):
     document = printable_json(json.dumps({"a": text}, indent=1, ensure_ascii=False))
     assert json.loads(document) == {"a": text}
     assert printable_lines(document) == document
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("  one\ntwo"), "one"),
+        (KeyError(), "KeyError"),
+        (OSError(" \n "), "OSError"),
+        (ValueError("x" * 400), "x" * 300),
+    ],
+)
+def test_the_first_line_of_an_error(error: Exception, line: str) -> None:
+    assert first_line(error) == line

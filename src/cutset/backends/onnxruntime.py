@@ -19,6 +19,7 @@ from cutset.backends.base import Computation, ModelBackend, Specs, rows_of
 from cutset.capture.onnx.inference import ELEMENT_TYPES, make_session
 from cutset.dtypes import NUMPY_DTYPES, Arrays, empty_array, row_major
 from cutset.errors import EngineError
+from cutset.printable import first_line
 
 _SUFFIX = "ExecutionProvider"
 _CPU = "CPU"
@@ -84,10 +85,9 @@ class OnnxruntimeBackend(ModelBackend):
             )
         except Exception as error:
             # onnxruntime's errors derive from Exception alone.
-            words = str(error).strip().splitlines() or [type(error).__name__]
             raise EngineError(
-                f"ONNX Runtime cannot load the model ({words[0]}); use another backend, or a device"
-                " with more memory"
+                f"ONNX Runtime cannot load the model ({first_line(error)}); use another"
+                " backend, or a device with more memory"
             ) from error
         if provider and not _computes(session, provider):
             raise EngineError(

@@ -21,6 +21,7 @@ from cutset.capture.torch_arrays import as_array
 from cutset.capture.whole_onnx import whole_onnx
 from cutset.differences import max_abs_difference, tolerance_of
 from cutset.errors import EngineError
+from cutset.printable import first_line
 from cutset.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _kept_if_equal(
         found = run_session(session, dict(zip(names, map(as_array, inputs), strict=True)))
     except Exception as error:  # noqa: BLE001 - onnxruntime's errors derive from Exception
         # The folder's name is the author's business and has no place in a bundle.
-        reason = _first_line(error).replace(str(path), path.name)
+        reason = first_line(error).replace(str(path), path.name)
         missing = f"ONNX Runtime cannot run it: {reason}"
     else:
         missing = _difference_from(outputs, found)
@@ -174,7 +175,3 @@ def _write_program(exported: torch.export.ExportedProgram, path: Path) -> None:
         torch.export.save(exported, cast(IO[bytes], patient))
     if patient.error is not None:
         raise patient.error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,6 +15,7 @@ from cutset.host import num_usable_cores
 from cutset.measure.messages import measure_hop
 from cutset.measure.profiling import PieceBackend, time_stages
 from cutset.planning.plan import Expected, Plan
+from cutset.printable import first_line
 from cutset.progress import Progress, no_progress
 
 logger = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ def expect_here(
     except Exception as error:
         # What runtimes raise has no common class but this.
         named = ", ".join(sorted({stage.backend for stage in plan.stages}))
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise EngineError(f"the stages of the plan do not run with {named}: {reason}") from error
     row_bytes = (
         sum(spec.bytes_per_sample for spec in captured.graph.inputs),

@@ -21,6 +21,7 @@ from cutset.differences import max_abs_difference, tolerance_of
 from cutset.dtypes import Arrays
 from cutset.errors import EngineError
 from cutset.graph.cuts import CutPoints
+from cutset.printable import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ def profile_costs(
                 seconds = _measure(name, runners, inputs, num_runs, max_seconds, progress)
             except Exception as error:
                 # What runtimes raise has no common class but this.
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                reason = first_line(error)
                 if not timings:
                     raise EngineError(
                         f"{name} cannot run every piece of the model: {reason}"

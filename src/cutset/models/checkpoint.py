@@ -21,6 +21,7 @@ import torch
 
 from cutset.errors import ModelError
 from cutset.models.weights_request import WeightsFile
+from cutset.printable import first_line
 
 StateDict: TypeAlias = "Mapping[str, torch.Tensor]"
 Sets: TypeAlias = "dict[tuple[str, ...], StateDict]"
@@ -248,8 +249,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         found = dict(load_file(path))
     except (OSError, SafetensorError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"weights file {path} cannot be read: {lines[0]}") from error
+        raise ModelError(f"weights file {path} cannot be read: {first_line(error)}") from error
     if not found:
         raise ModelError(f"weights file {path}: expected named tensors, found none")
     return found

@@ -22,6 +22,7 @@ from cutset.models.weights_request import (
     WeightsRequest,
     near_names,
 )
+from cutset.printable import first_line
 
 
 def find_in_timm(name: str, request: WeightsRequest | None) -> FoundModel:
@@ -96,9 +97,8 @@ def _download(full_name: str) -> Any:
     try:
         return _build(full_name, pretrained=True)
     except (OSError, RuntimeError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
-            f"timm:{full_name}: weights cannot be had ({lines[0]}); {HOW_TO_GIVE_WEIGHTS}"
+            f"timm:{full_name}: weights cannot be had ({first_line(error)}); {HOW_TO_GIVE_WEIGHTS}"
         ) from error
 
 

@@ -33,7 +33,6 @@ from cutset.models.randomise import randomise
 from cutset.models.weights import (
     check_state,
     describe_file,
-    first_line,
     has_versions,
     in_order_of,
     with_casts,
@@ -48,6 +47,7 @@ from cutset.models.weights_request import (
     file_sha256,
     near_names,
 )
+from cutset.printable import first_line
 
 logger = logging.getLogger(__name__)
 

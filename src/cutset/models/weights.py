@@ -11,6 +11,7 @@ import torch
 from cutset.errors import ModelError, WeightsMismatch
 from cutset.models.checkpoint import StateDict, VersionedState, pick_state, read_checkpoint
 from cutset.models.weights_request import WeightsFile, file_sha256
+from cutset.printable import first_line
 
 _LOG = logging.getLogger(__name__)
 
@@ -172,9 +173,3 @@ def _mismatch(
 def _some(names: tuple[str, ...]) -> str:
     more = ", ..." if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its class where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

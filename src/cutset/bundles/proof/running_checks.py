@@ -22,6 +22,7 @@ from cutset.capture.captured import with_rows
 from cutset.differences import magnitude_of, max_abs_difference, tolerance_of
 from cutset.dtypes import Arrays
 from cutset.errors import CutsetError, ManifestError
+from cutset.printable import first_line
 from cutset.tensors import TensorSpec
 
 StageFunction: TypeAlias = Callable[[Arrays], Arrays]
@@ -98,7 +99,7 @@ def _run_faults(
         try:
             outputs = program(inputs)
         except (CutsetError, RuntimeError, ValueError, TypeError, IndexError) as error:
-            yield f"{where} fails: {_first_line(error)}"
+            yield f"{where} fails: {first_line(error)}"
             return
         given = {s.name: t for s, t in zip(stage.outputs, outputs, strict=True)}
         wrong = [s for s in stage.outputs if not fits(given[s.name], s, num_rows)]
@@ -106,10 +107,6 @@ def _run_faults(
             yield f"{where} returns {spec.name!r} as {describe(given[spec.name])}, expected {spec}"
         if wrong:
             return
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def chain_differences(
@@ -206,7 +203,7 @@ def onnx_differences(
         except CutsetError:
             raise
         except Exception as error:  # noqa: BLE001 - onnxruntime's errors derive from Exception
-            failures.append(f"stage {index} fails in onnxruntime: {_first_line(error)}")
+            failures.append(f"stage {index} fails in onnxruntime: {first_line(error)}")
             continue
         given = {s.name: t for s, t in zip(stage.outputs, outputs, strict=True)}
         num_rows = inputs[0].shape[0] if inputs and inputs[0].ndim else 0

@@ -26,6 +26,7 @@ from cutset.bundles.reading.torch.operators import ASSERTIONS, resolve_operator
 from cutset.bundles.reading.torch.program import Call, OnDevice, Program, Result, results_in
 from cutset.bundles.reading.torch.result_shapes import results_of
 from cutset.errors import UnsafeBundle
+from cutset.printable import first_line
 
 _META = torch.device("meta")
 _ENUMERATIONS = {
@@ -132,7 +133,7 @@ class DryRun:
         try:
             given = [torch.empty(shape, dtype=dtype, device=_META) for shape, dtype in inputs]
         except RuntimeError as error:
-            raise self._refusal(f"an input cannot be made: {_first_line(error)}") from error
+            raise self._refusal(f"an input cannot be made: {first_line(error)}") from error
         values: dict[str, Any] = dict(self._weights)
         for name, tensor in zip(self._program.inputs, given, strict=True):
             self._check_declared(name, tensor, f"input {name!r}")
@@ -174,7 +175,7 @@ class DryRun:
                 result = step.function(*arguments.values())
         except Exception as error:  # torch's checks raise errors of many kinds
             raise self._refusal(
-                f"{where} cannot be called like this: {_first_line(error)}; nothing was computed"
+                f"{where} cannot be called like this: {first_line(error)}; nothing was computed"
             ) from error
         made = result if call.is_sequence else (result,) if call.results else ()
         if not isinstance(made, (tuple, list)) or len(made) != len(call.results):
@@ -226,10 +227,6 @@ class DryRun:
             raise self._refusal(
                 f"{where} is declared as {declared}, but is {tensor.dtype}{list(tensor.shape)}"
             )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _held(value: Any, holders: dict[int, int]) -> int:
