@@ -21,6 +21,7 @@ CALLED_FROM_OUTSIDE = {
     "handle_exit",  # uvicorn
     "send_400_response",
     "on_files",  # MkDocs
+    "seekable",  # torch, which writes a program into a file
     "part_in",  # whoever split a part of a model
     "efficientnet_lite0_weights",  # the tests of trained models, which share the demo's files
 }
