@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-others test-distributed test-apart coverage check fast format bench bench-planner bench-serve bench-cluster coverage-models \
+.PHONY: demo test test-others test-distributed test-apart coverage check fast format bench bench-planner bench-serve bench-cluster bench-links coverage-models \
   matrix mutations soak soak-serve docs pictures dist wheel-smoke test-core smoke-oldest lock changelog release clean help
 
 help:  ## list the commands
@@ -108,6 +108,9 @@ matrix: $(STAMP)  ## the six models at full size, every number of stages and mic
 
 bench-serve: $(STAMP)  ## the server's throughput and its behaviour under overload
 	$(BIN)/python benchmarks/serve.py
+
+bench-links: $(STAMP)  ## what a hop between hosts costs, with and without keys; root; writes docs/links.md
+	$(BIN)/python benchmarks/links.py $(if $(GLOO),--gloo $(GLOO))
 
 bench-cluster: $(STAMP)  ## six models on a testbed, predicted and measured; root; writes docs/cluster.md
 	$(BIN)/python benchmarks/cluster.py

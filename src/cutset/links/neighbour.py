@@ -8,6 +8,9 @@ connection is gone, and that is the end of it: the next epoch makes another
 from __future__ import annotations
 
 import math
+import os
+import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -20,12 +23,18 @@ from cutset.links.parcels import LinkClosedError, LinkContract
 
 ResultT = TypeVar("ResultT")
 
+_GLANCES = 4
+"""So many times within a time-out is asked whether bytes moved."""
+
+_COUNTED_BYTES = slice(120, 136)
+"""Where ``struct tcp_info`` has ``tcpi_bytes_acked`` and ``tcpi_bytes_received`` (linux/tcp.h)."""
+
 
 class NeighbourSocket:
     """One end; belongs to one thread.
 
     Args:
-        socket: handshake done.
+        zmq_socket: handshake done.
         monitor: tells what happens to it.
         descriptor: of the neighbour's connection, as the monitor calls it.
         link: what goes over it.
@@ -33,19 +42,19 @@ class NeighbourSocket:
 
     def __init__(
         self,
-        socket: zmq.Socket[bytes],
+        zmq_socket: zmq.Socket[bytes],
         monitor: zmq.Socket[bytes],
         descriptor: int,
         link: LinkContract,
     ) -> None:
-        self.socket = socket
+        self.socket = zmq_socket
         self._monitor = monitor
         self._descriptor = descriptor
         self._link = link
         self._gone = False
         self._pollers = {int(flag): zmq.Poller() for flag in (zmq.POLLIN, zmq.POLLOUT)}
         for flag, poller in self._pollers.items():
-            poller.register(socket, flag)
+            poller.register(zmq_socket, flag)
             poller.register(monitor, zmq.POLLIN)
 
     def retried(self, call: Callable[[], ResultT], flag: int, timeout_s: float) -> ResultT:
@@ -61,19 +70,56 @@ class NeighbourSocket:
 
         Raises:
             LinkClosedError: the neighbour is gone, and all that came of it was read.
-            LinkTimeout: it did not come to that in time.
+            LinkTimeout: no byte moved for so long.
         """
-        started_s = time.monotonic()
-        while True:
-            waited_s = time.monotonic() - started_s
-            left_ms = max(0, math.ceil(1000 * (timeout_s - waited_s)))
-            ready = dict(self._pollers[flag].poll(left_ms))
+
+        def glance(seconds: float) -> bool:
+            ready = dict(self._pollers[flag].poll(math.ceil(1000 * seconds)))
             if self.socket in ready:
-                return
-            if ready and self._hears_of_end() and not self.socket.poll(0, flag):
+                return True
+            if ready and self._hears_of_end():
+                if self.socket.poll(0, flag):
+                    return True
                 raise self.closed_error()
-            if not ready and waited_s >= timeout_s:
-                raise self.timeout_error(waited_s)
+            return False
+
+        self.until(glance, timeout_s)
+
+    def until(self, glance: Callable[[float], bool], timeout_s: float) -> None:
+        """Calls `glance` with seconds to wait, until it says that what was waited for is there.
+
+        Where the system counts the bytes of a connection (Linux), a message on its way is no
+        silence: what is large may take as long as its wire needs.
+
+        Raises:
+            LinkTimeout: no byte moved for `timeout_s`.
+        """
+        moved_s = time.monotonic()
+        counted: bytes | None = None
+        while True:
+            left_s = moved_s + timeout_s - time.monotonic()
+            if glance(max(0.0, min(left_s, timeout_s / _GLANCES))):
+                return
+            count = self._moved_bytes()
+            now_s = time.monotonic()
+            if counted not in (None, count):
+                moved_s = now_s
+            counted = count
+            if now_s >= moved_s + timeout_s:
+                raise self.timeout_error(now_s - moved_s)
+
+    def _moved_bytes(self) -> bytes | None:
+        """What the system counts of bytes that the neighbour acknowledged and sent, packed."""
+        if sys.platform != "linux" or self._hears_of_end():
+            return None
+        try:
+            with socket.socket(fileno=os.dup(self._descriptor)) as looked_at:
+                info = looked_at.getsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_INFO, _COUNTED_BYTES.stop
+                )
+        except OSError:  # closed a moment ago
+            return None
+        return info[_COUNTED_BYTES]
 
     def require_neighbour(self) -> None:
         """Raises LinkClosedError where the neighbour is gone."""

@@ -10,6 +10,7 @@ sender with nothing to send says so regularly. Nothing that has once failed is u
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Iterator
@@ -126,11 +127,13 @@ class Sender:
     def _await(self, tracker: zmq.MessageTracker | None) -> None:
         """Waits until ZeroMQ does not read a message's memory any more."""
         assert tracker is not None
-        started_s = time.monotonic()
-        try:
-            tracker.wait(self._timeout_s)
-        except zmq.NotDone:
-            raise self._connection.timeout_error(time.monotonic() - started_s) from None
+
+        def glance(seconds: float) -> bool:
+            with contextlib.suppress(zmq.NotDone):
+                tracker.wait(seconds)
+            return tracker.done
+
+        self._connection.until(glance, self._timeout_s)
 
 
 class Receiver:

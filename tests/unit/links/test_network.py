@@ -352,7 +352,22 @@ def _wide(*sizes: int) -> Parcel:
 
 @pytest.mark.parametrize("secured", [True, False])
 def test_tensors_of_any_size_arrive_whole(secured: bool) -> None:
-    sizes = [0, 1, 63, 65_535, 65_536, 65_537, 131_071, 131_072, 131_073, 262_144, 600_000]
+    sizes = [
+        0,
+        1,
+        63,
+        65_535,
+        65_536,
+        65_537,
+        131_071,
+        131_072,
+        131_073,
+        262_143,
+        262_144,
+        262_145,
+        524_288,
+        600_000,
+    ]
     parcels = [_wide(first, second) for first, second in itertools.pairwise(sizes)]
     parcels += [_wide(second, first) for first, second in itertools.pairwise(sizes)]
     parcels += [_wide(32_768, 32_768), _wide(32_768, 32_769), _wide(0, 0), _wide()]
@@ -431,9 +446,9 @@ def _messages(parcel: Parcel) -> list[bytes]:
         (lambda messages: [b""], "0 bytes in the place of a header"),
         (lambda messages: [messages[0][:-1]], "bytes in the place of a header"),
         (lambda messages: [bytes(len(messages[0]))], "instead of b'CuTs'"),
-        (lambda messages: [messages[0] + b"x"], "1 bytes after a header that announces 200000"),
-        (lambda messages: [messages[0], messages[1][:-1]], "131071 bytes of a tensor"),
-        (lambda messages: [messages[0], messages[1], messages[1]], "131072 bytes of a tensor"),
+        (lambda messages: [messages[0] + b"x"], "1 bytes after a header that announces 500000"),
+        (lambda messages: [messages[0], messages[1][:-1]], "262143 bytes of a tensor"),
+        (lambda messages: [messages[0], messages[1], messages[1]], "262144 bytes of a tensor"),
         (lambda messages: [messages[0], b"x" * (1 << 20)], "was closed by the neighbour"),
     ],
 )
@@ -441,7 +456,7 @@ def test_messages_that_no_neighbour_sends_end_the_link(
     spoil: Callable[[list[bytes]], list[bytes]], words: str
 ) -> None:
     with _wide_ends() as (sender, receiver):
-        for message in spoil(_messages(_wide(200_000))):
+        for message in spoil(_messages(_wide(500_000))):
             sender._connection.socket.send(message)
         with pytest.raises(LinkClosedError, match=words):
             receiver.receive()
