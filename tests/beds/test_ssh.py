@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import psutil
 import pytest
 
@@ -24,12 +29,13 @@ from beds.streams import (
 )
 from cutset.bundles.open import open_bundle
 from cutset.cluster.cluster_file import cluster_from_toml
+from cutset.version import __version__
 from testbed import faults
 from testbed.build import down, require_machine, up
 from testbed.cgroups import find_cgroups, kill_member, members
 from testbed.errors import TestbedError
 from testbed.nodes import command_on, environment_on, group_of, processes_on
-from testbed.state import State, cluster_file, node_folder
+from testbed.state import State, cluster_file, node_folder, ssh_config
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +116,6 @@ def _cluster(bed: State) -> tuple[str, str]:
 
 
 def _some_rows(bundle: Path) -> Path:
-    import numpy as np
-
     file = bundle.parent / "some.npy"
     np.save(file, np.zeros((3, 3, 16, 16), np.float32))
     return file
@@ -189,3 +193,145 @@ def _logins(bed: State) -> list[psutil.Process]:
                 if "[listener]" not in " ".join(process.cmdline()):
                     found.append(process)
     return found
+
+
+# --- what can be wrong
+
+
+def _changed(bed: State, tmp_path: Path, **changes: str) -> str:
+    """The bed's cluster file with another value for a key of the device pi-1."""
+    text = cluster_file(bed.layout.name).read_text()
+    head, found, tail = text.partition('name = "pi-1"\n')
+    for key, value in changes.items():
+        tail, count = re.subn(rf"(?m)^{key} = .*$", f'{key} = "{value}"', tail, count=1)
+        assert count == 1
+    file = tmp_path / "changed.toml"
+    file.write_text(head + found + tail)
+    return str(file)
+
+
+def _run(bed: State, bundle: Path, cluster: str, **variables: str) -> str:
+    """What the command says that has to end with exit code 6, in one line."""
+    words = ["cutset", "run", str(bundle), str(_some_rows(bundle)), "--cluster", cluster]
+    done = _on_server(bed, *words, check=False, **variables)
+    assert done.returncode == 6, done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+def _with_settings(bed: State, tmp_path: Path, cluster: str, more: str) -> str:
+    """A cluster file whose ssh settings begin with `more`."""
+    settings = ssh_config(bed.layout.name)
+    changed = tmp_path / "settings"
+    changed.write_text(more + settings.read_text())
+    file = tmp_path / "with-settings.toml"
+    file.write_text(Path(cluster).read_text().replace(str(settings), str(changed)))
+    return str(file)
+
+
+def test_a_host_whose_key_is_unknown_is_refused_with_the_command(
+    bed: State, bundle: Path, tmp_path: Path
+) -> None:
+    cluster = str(cluster_file(bed.layout.name))
+    unknown = _with_settings(bed, tmp_path, cluster, "Host pi-1\n  UserKnownHostsFile /dev/null\n")
+    said = _run(bed, bundle, unknown)
+    assert "pi-1: its key is not known here" in said
+    assert f"`ssh -F {tmp_path / 'settings'} pi-1`" in said
+    # Who checks nothing still has no host with a changed key.
+    other = tmp_path / "known"
+    node = bed.layout.node("pi-2")
+    key = (node_folder(bed.layout, node) / "host_key.pub").read_text().rsplit(" ", 1)[0]
+    address = bed.layout.node("pi-1").address
+    other.write_text(f"pi-1,{address} {key}\n")
+    careless = "Host pi-1\n  StrictHostKeyChecking no\n" + f"  UserKnownHostsFile {other}\n"
+    said = _run(bed, bundle, _with_settings(bed, tmp_path, cluster, careless))
+    assert "pi-1: it shows another key than before" in said
+    assert "ssh-keygen -R" in said
+
+
+def test_a_wrong_user_a_wrong_python_and_another_version_are_told(
+    bed: State, bundle: Path, tmp_path: Path
+) -> None:
+    said = _run(bed, bundle, _changed(bed, tmp_path, address="nobody@pi-1"))
+    assert "pi-1: it accepts none of this machine's keys for this user" in said
+    assert "`ssh-copy-id -F " in said
+    said = _run(bed, bundle, _changed(bed, tmp_path, python="/nowhere/bin/python"))
+    assert "pi-1: there is no Python at /nowhere/bin/python" in said
+    assert "`cutset hosts install --cluster FILE`" in said
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    said = _run(bed, bundle, _changed(bed, tmp_path, python=f"{bare}/bin/python"))
+    assert f"pi-1: {bare}/bin/python has no Cutset" in said
+    said = _run(bed, bundle, _changed(bed, tmp_path, python=str(_older(tmp_path))))
+    assert "pi-1 has Cutset 0.0.9 and this machine" in said
+
+
+def _older(tmp_path: Path) -> Path:
+    """A Python whose Cutset says that it is another version."""
+    python = tmp_path / "older"
+    change = "import cutset.version; cutset.version.__version__ = '0.0.9'; "
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{change}$2"\n')
+    python.chmod(0o755)
+    return python
+
+
+def test_a_device_that_the_cluster_file_lacks_is_named(
+    bed: State, bundle: Path, tmp_path: Path
+) -> None:
+    text = cluster_file(bed.layout.name).read_text().replace('"pi-2"', '"pi-7"')
+    (tmp_path / "other.toml").write_text(text)
+    said = _run(bed, bundle, str(tmp_path / "other.toml"))
+    assert "planned for 'pi-2', which is no device of the cluster file" in said
+
+
+def test_what_a_login_shell_prints_is_no_harm(bed: State, bundle: Path, tmp_path: Path) -> None:
+    noisy = tmp_path / "noisy"
+    noisy.write_text(f'#!/bin/sh\necho "Welcome to this board"; echo\nexec {sys.executable} "$@"\n')
+    noisy.chmod(0o755)
+    cluster = _changed(bed, tmp_path, python=str(noisy))
+    words = ["cutset", "run", str(bundle), str(_some_rows(bundle)), "--json"]
+    done = _on_server(bed, *words, "--cluster", cluster)
+    assert len(json.loads(done.stdout)["rows"]) == 3
+
+
+# --- cutset hosts
+
+
+def test_hosts_are_checked(bed: State, tmp_path: Path) -> None:
+    done = _on_server(bed, "cutset", "hosts", "check", *_cluster(bed), "--json")
+    hosts = json.loads(done.stdout)["hosts"]
+    assert [host["name"] for host in hosts] == list(NODES)
+    for host in hosts:
+        assert host["ok"]
+        assert host["cutset"] == __version__
+        assert "onnxruntime" in host["backends"]
+        assert {wire["target"] for wire in host["wires"]} == {*NODES} - {host["name"]}
+    slow = next(wire for wire in hosts[1]["wires"] if wire["target"] == "pi-2")
+    assert 0 < slow["bytes_per_s"] < 1.2 * 20e6 / 8
+    cluster = _changed(bed, tmp_path, address="root@pi-1:23")
+    done = _on_server(bed, "cutset", "hosts", "check", "--cluster", cluster, check=False)
+    assert done.returncode == 6
+    assert "pi-1: it does not answer" in done.stderr
+    assert "start its ssh server" in done.stderr
+    assert "server: 1" in " ".join(done.stdout.split())
+    assert_nothing_of_ours(bed)
+
+
+def test_cutset_is_installed_once_and_then_left_alone(bed: State, tmp_path: Path) -> None:
+    """An environment that has all that Cutset needs, and not Cutset."""
+    environment = tmp_path / "an env"
+    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+    packages = next(environment.glob("lib/python3*/site-packages"))
+    (packages / "others.pth").write_text(f"{Path(msgspec.__file__).parents[1]}\n")
+    text = Path(_changed(bed, tmp_path, python=f"{environment}/bin/python")).read_text()
+    only = re.sub(r"\[\[device\]\]\nname = \"(server|pi-2)\"\n.*?\n\n", "", text, flags=re.DOTALL)
+    only = re.sub(r"(?s)\[\[link.between\]\].*|caller = .*?\n", "", only)
+    file = tmp_path / "only.toml"
+    file.write_text(only)
+    install = ("cutset", "hosts", "install", "--cluster", str(file))
+    assert _on_server(bed, *install).stdout == "pi-1: installed\n"
+    made = packages / f"cutset-{__version__}.dist-info" / "RECORD"
+    before = made.stat().st_mtime_ns
+    assert _on_server(bed, *install).stdout == "pi-1: has this version already\n"
+    assert made.stat().st_mtime_ns == before
+    checked = _on_server(bed, "cutset", "hosts", "check", "--cluster", str(file), "--json")
+    assert json.loads(checked.stdout)["hosts"][0]["ok"]

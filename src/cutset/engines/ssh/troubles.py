@@ -124,7 +124,7 @@ def _device_trouble(target: Target, status: int | None, text: str, last: str) ->
             text=f"there is no Python at {python} ({last})",
             mend="`cutset hosts install --cluster FILE`, or name another python in the file",
         )
-    if missing := re.search(r"No module named '(cutset[^']*)'", text):
+    if missing := re.search(r"(?:No module named|from) '(cutset[^']*)'", text):
         former = missing[1] != "cutset"
         return Trouble(
             kind="version" if former else "cutset",
