@@ -13,7 +13,7 @@ from testbed.commands import run_tool
 from testbed.errors import TestbedError
 from testbed.layout import Layout, Node
 from testbed.network import NAMESPACES
-from testbed.state import State, node_folder, token_file
+from testbed.state import State, node_folder, ssh_config, token_file
 
 RAY_PORT = 6379
 RAY_START_TIMEOUT_S = 120.0
@@ -63,6 +63,8 @@ def environment_on(state: State, node: Node) -> dict[str, str]:
         "RAY_AUTH_MODE": "token" if state.token else "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
+    if state.ssh:
+        environment["CUTSET_SSH_CONFIG"] = str(ssh_config(state.layout.name))
     if state.token:
         environment["RAY_AUTH_TOKEN_PATH"] = str(token_file(state.layout.name))
     return environment

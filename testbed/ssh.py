@@ -34,7 +34,7 @@ KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 MaxStartups 100
 Subsystem sftp internal-sftp
-SetEnv XDG_CACHE_HOME={folder}/cache
+SetEnv HOME={folder}/home XDG_CACHE_HOME={folder}/cache
 """
 _CLIENT = """
 Host {names}
@@ -58,6 +58,7 @@ def prepare_ssh(layout: Layout, cluster: Cluster) -> None:
     for node in layout.nodes:
         folder = node_folder(layout, node)
         _make_key(folder / "host_key")
+        (folder / "home").mkdir()
         (folder / "authorized_keys").write_text(key.with_suffix(".pub").read_text())
         settings = _SERVER.format(address=node.address, folder=folder)
         (folder / "sshd_config").write_text(settings)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from cutset.data.images import read_image as read_image
     from cutset.doctor import examine_machine as examine_machine
     from cutset.engines.ray.engine import RayCluster as RayCluster
+    from cutset.engines.ssh.ssh_engine import SshHosts as SshHosts
     from cutset.errors import CutsetError as CutsetError
     from cutset.graph.cuts import CutPoint as CutPoint
     from cutset.graph.cuts import CutPoints as CutPoints
@@ -116,6 +117,7 @@ _HOMES = {
     "Profile": "costs.profile",
     "ProvenBundle": "workflow",
     "RayCluster": "engines.ray.engine",
+    "SshHosts": "engines.ssh.ssh_engine",
     "ServeSettings": "serve.settings",
     "ProgramBackend": "backends.base",
     "Session": "runtime.session",

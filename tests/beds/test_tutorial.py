@@ -1,4 +1,4 @@
-"""The tutorial of docs/cluster.md, typed as it stands on three nodes of a testbed.
+"""The tutorials of docs/ssh.md and docs/cluster.md, typed as they stand on three nodes.
 
 Three things stand in for what a testbed lacks: a node has a home folder of its own, ``scp`` copies
 from one to another, and the weights and photographs lie in the first one's.
@@ -16,16 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import msgspec
 import pytest
 
 from docs.blocks import Block, blocks_of, commands_of
 from testbed import state as stored
 from testbed.cgroups import find_cgroups
 from testbed.nodes import command_on, environment_on
+from testbed.ssh import SSHD
 
-pytest.importorskip("ray")
-
-PAGE = Path(__file__).parents[2] / "docs" / "cluster.md"
+ROOT = Path(__file__).parents[2]
 _HERE = "the machine"
 _LIMIT_S = 600
 _SCP = """#!/bin/sh
@@ -97,7 +97,7 @@ class Hosts:
     def home(self, host: str) -> Path:
         """The folder in which a host's commands are typed."""
         if host == _HERE:
-            return PAGE.parents[1]
+            return ROOT
         home = self._folder / stored.load(self._name).layout.node(host).address
         home.mkdir(exist_ok=True)
         return home
@@ -130,7 +130,7 @@ class Hosts:
 @pytest.fixture
 def hosts(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
     """Hosts in a folder with a short name: Ray makes sockets below it."""
-    monkeypatch.setenv("PYTHONPATH", str(PAGE.parents[1]), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         hosts = Hosts(name, Path(folder))
         try:
@@ -158,9 +158,26 @@ def _type_block(hosts: Hosts, block: Block, name: str, folder: Path) -> None:
             if host == _HERE:
                 text = f"{text.replace('three.toml', str(folder / 'three.toml'))} --name {name}"
             said = hosts.type_on(host, text)
-            assert _prints(command.output, said), f"cluster.md:{block.line}: {text}\n{said}"
+            assert _prints(command.output, said), f"line {block.line}: {text}\n{said}"
         if block.serves:
             hosts.serve_on(host, last.text, last.output)
+
+
+def _type_page(page: str, hosts: Hosts, name: str, folder: Path, assets: ModuleType) -> int:
+    """Types all that a page has its reader type; returns how many blocks that were."""
+    typed = 0
+    for block in blocks_of(ROOT / "docs" / page):
+        if block.title:
+            (folder / block.title).write_text(block.text)
+        if block.hosts and ("probe" in block.text or "hosts install" in block.text):
+            _put_assets(hosts, assets)
+        if "hosts install" in block.text:
+            _give_all_but_cutset(name)
+            shutil.copy(folder / "pis.toml", hosts.home("server"))
+        if block.hosts:
+            _type_block(hosts, block, name, folder)
+            typed += 1
+    return typed
 
 
 @pytest.mark.soak
@@ -168,16 +185,28 @@ def _type_block(hosts: Hosts, block: Block, name: str, folder: Path) -> None:
 def test_the_tutorial_from_an_empty_host_to_a_lost_one(
     name: str, hosts: Hosts, tmp_path: Path, assets: ModuleType
 ) -> None:
-    typed = 0
-    for block in blocks_of(PAGE):
-        if block.title:
-            (tmp_path / block.title).write_text(block.text)
-        if block.hosts and "probe" in block.text:
-            _put_assets(hosts, assets)
-        if block.hosts:
-            _type_block(hosts, block, name, tmp_path)
-            typed += 1
-    assert typed == 12
+    pytest.importorskip("ray")
+    assert _type_page("cluster.md", hosts, name, tmp_path, assets) == 12
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_the_tutorial_by_ssh_from_an_ssh_server_to_a_lost_host(
+    name: str, hosts: Hosts, tmp_path: Path, assets: ModuleType
+) -> None:
+    if not SSHD.exists():
+        pytest.skip(f"there is no {SSHD}")
+    assert _type_page("ssh.md", hosts, name, tmp_path, assets) == 6
+
+
+def _give_all_but_cutset(name: str) -> None:
+    """Gives every node an environment with what Cutset needs: a testbed has no internet."""
+    state = stored.load(name)
+    for node in state.layout.nodes[1:]:
+        environment = stored.node_folder(state.layout, node) / "home" / "cutset"
+        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+        packages = next(environment.glob("lib/python3*/site-packages"))
+        (packages / "others.pth").write_text(f"{Path(msgspec.__file__).parents[1]}\n")
 
 
 def _put_assets(hosts: Hosts, assets: ModuleType) -> None:

@@ -166,7 +166,8 @@ def test_every_block_of_the_page_runs(page: Path) -> None:
                 assert re.fullmatch(r'next ".{10,}"', block.skip), f"{where}: say why"
                 continue
             if block.hosts:
-                assert page.name == "cluster.md", f"{where}: tests/beds runs that page only"
+                pages = ("cluster.md", "ssh.md")
+                assert page.name in pages, f"{where}: tests/beds runs {pages} only"
                 continue
             if block.serves:
                 shown, port = servers.enter_context(_served(block, where, names))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cutset.cli import options
+from cutset.cli.engine_choice import chosen_engine
 from cutset.cli.screen import (
     native_output_to_stderr,
     print_json,
@@ -45,7 +46,9 @@ def probe(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE.toml", help="the cluster file to write")
     ],
+    engine: options.Engine = None,
     address: options.Address = None,
+    cluster: options.RunningCluster = None,
     batch_size: options.BatchSize = None,
     micro_batch_only: options.MicroBatchOnly = None,
     threads: options.Threads = 1,
@@ -56,7 +59,7 @@ def probe(
     part: options.Part = None,
     as_json: options.Json = False,
 ) -> None:
-    """Measure the nodes of a Ray cluster and their links; write a cluster file and profiles."""
+    """Measure the hosts of a Ray cluster or a cluster file; write a cluster file and profiles."""
     import msgspec
 
     from cutset.cluster.file_writer import cluster_to_toml
@@ -65,8 +68,8 @@ def probe(
 
     if output.suffix != ".toml":
         usage_error(f"{output}: a cluster file ends in .toml")
-    if address is not None and not address.strip():
-        usage_error("--address is empty; leave it out for this machine's cluster")
+    named = engine or (None if cluster is not None else "ray")
+    where = chosen_engine(named, address, None, cluster)
     if micro_batch_only is not None and batch_size not in (None, micro_batch_only):
         usage_error(
             f"--micro-batch-only {micro_batch_only} allows no --batch-size of {batch_size}; "
@@ -80,7 +83,7 @@ def probe(
         chosen += [("--micro-batch-only", str(micro_batch_only))]
     request = ProbeRequest(
         model=model,
-        address=address or "auto",
+        engine=where,
         options=tuple(word for pair in chosen for word in pair),
         batch_size=batch_size or micro_batch_only or 1,
         num_threads=threads,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cutset.cli import options
+from cutset.cli.engine_choice import chosen_engine
 from cutset.cli.screen import (
     native_output_to_stderr,
     planning_teller,
@@ -26,7 +27,8 @@ from cutset.progress import Progress
 if TYPE_CHECKING:
     from cutset.bundles.manifest import PartEntry
     from cutset.bundles.open import Bundle
-    from cutset.planning import Plan, PlanRequest
+    from cutset.engines.registry import EngineSettings
+    from cutset.planning import Plan
 
 
 def inspect(
@@ -195,12 +197,16 @@ def split(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="the bundle")],
     stages: options.Stages = None,
     cluster: options.Cluster = None,
-    address: Annotated[
+    engine: Annotated[
         str | None,
         typer.Option(
-            metavar="HOST:PORT|auto",
-            help="with --cluster: have this Ray cluster's nodes time their stages as wholes",
+            metavar="ssh|ray|NAME",
+            help="with --cluster: have the devices time their stages as wholes, by this engine",
         ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT|auto", help="as --engine ray, on this Ray cluster"),
     ] = None,
     cut: options.Cut = None,
     objective: Annotated[str, typer.Option(metavar="throughput|latency")] = "throughput",
@@ -229,9 +235,11 @@ def split(
     from cutset.report.text import print_checks, print_part, print_plan
     from cutset.workflow import plan_model, split_model
 
-    if address is not None and cluster is None:
-        usage_error("--address is for a plan with --cluster")
+    times = address is not None or engine is not None
+    if times and cluster is None:
+        usage_error(f"--{'engine' if engine else 'address'} is for a plan with --cluster")
     request = plan_request(context)
+    settings = chosen_engine(engine or "ray", address, None, cluster) if times else None
     check_target(output.absolute(), replace=force)
     costs = planned_costs(context, request)
     with show_progress() as progress:
@@ -241,8 +249,8 @@ def split(
         bundle = split_model(
             prepared, result, output, num_threads=threads or 1, replace=force, progress=progress
         )
-        if address is not None:
-            result = _time_on_cluster(bundle, address, request, threads or 1, progress)
+        if settings is not None:
+            result = _time_on_cluster(bundle, settings, threads or 1, progress)
     if as_json:
         print_json(plan_document(result, part=prepared.part_entry, bundle=str(bundle.directory)))
     else:
@@ -254,13 +262,11 @@ def split(
 
 
 def _time_on_cluster(
-    bundle: Bundle, address: str, request: PlanRequest, threads: int, progress: Progress
+    bundle: Bundle, settings: EngineSettings, threads: int, progress: Progress
 ) -> Plan:
-    """The plan with what the nodes of the Ray cluster at `address` measured."""
-    from cutset.engines.ray.engine import RayCluster
+    """The plan with what the engine's devices measured."""
     from cutset.workflow import time_on_cluster
 
-    settings = RayCluster(address=address, cluster=request.cluster)
     try:
         with native_output_to_stderr():
             return time_on_cluster(bundle, settings, num_threads=threads, progress=progress)

@@ -33,9 +33,13 @@ class NodeService:
         linger_s: how long a call that waits for something waits.
         owner: the process with which programs end, where the system can see to that; 0 where
             calls are made on threads that come and go.
+        environment: variables that its processes get besides their usual ones.
     """
 
-    def __init__(self, linger_s: float, *, owner: int = 0) -> None:
+    def __init__(
+        self, linger_s: float, *, owner: int = 0, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._environment = dict(environment or {})
         self._linger_s = linger_s
         self._owner = owner
         self._cache = ShardCache(default_cache_folder())
@@ -138,13 +142,7 @@ class NodeService:
 
     # --- programs
 
-    def start_program(
-        self,
-        name: str,
-        arguments: list[str],
-        num_threads: int,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
+    def start_program(self, name: str, arguments: list[str], num_threads: int) -> None:
         """Starts a program of `cutset.programs`; its answer is fetched with `program_result`.
 
         It may also be talked with, line by line: `hear_program`, `tell_program`.
@@ -164,7 +162,7 @@ class NodeService:
                 stderr=err,
                 text=True,
                 cwd=self._own_folder(),
-                env={**made_environment(num_threads), **(environment or {})},
+                env=made_environment(num_threads) | self._environment,
             )
 
     def hear_program(self, start: int) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from typing_extensions import Self
 
 from cutset.engines.protocol import Engine
+from cutset.engines.remote_host import MeasuringHosts
 from cutset.errors import EngineError
 from cutset.extensions import extension_names, find_extension
 from cutset.progress import Progress
@@ -103,6 +104,14 @@ class EngineSettings(abc.ABC):
             progress: told of every step.
         """
         return None
+
+    def measuring_hosts(self) -> AbstractContextManager[MeasuringHosts]:
+        """All hosts of the engine's cluster, to be measured one after the other.
+
+        Raises:
+            EngineError: it has none, or one cannot be used.
+        """
+        raise EngineError(f"the engine {self.name!r} has no hosts that could be measured")
 
 
 def _local() -> type[EngineSettings]:

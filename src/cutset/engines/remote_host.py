@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import threading
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import msgspec
 
 from cutset.bundles.manifest import FileEntry
+from cutset.cluster.devices import Cluster
 from cutset.errors import EngineError
 from cutset.version import __version__
 
@@ -126,6 +128,21 @@ class RemoteHost(abc.ABC):
             answered_s = time.monotonic()
             best = min(best, (answered_s - asked_s, theirs_s - (asked_s + answered_s) / 2))
         return best[1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class MeasuringHosts:
+    """The hosts of a cluster, to be measured.
+
+    Attributes:
+        hosts: a process on each device, by the device's name.
+        caller_address: where this process listens for them.
+        cluster: what is known of the devices already; None where nothing is.
+    """
+
+    hosts: Mapping[str, RemoteHost]
+    caller_address: str
+    cluster: Cluster | None
 
 
 def require_same_version(about: Mapping[str, str], device: str) -> None:

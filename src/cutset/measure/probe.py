@@ -1,4 +1,4 @@
-"""Measures a Ray cluster for the planner: each node's profile of a model, and each directed link.
+"""Measures a cluster's hosts for the planner: profiles of a model, and each directed link.
 
 What is measured is what will happen: the profile runs on the node itself; links, and what messages
 take from computing, are measured over the channel that the runtime uses. One thing is measured at a
@@ -7,12 +7,10 @@ time, so that nodes that share something do not disturb each other.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import logging
-import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -20,15 +18,9 @@ import msgspec
 from cutset.bundles.manifest import FileEntry, sha256_of
 from cutset.cluster.devices import Cluster, Device, LinkOverride
 from cutset.costs.profile import Profile, profile_from_json
-from cutset.engines.ray.host_calls import Host
-from cutset.engines.ray.nodes import (
-    RayNode,
-    import_ray,
-    join_cluster,
-    living_nodes,
-)
-from cutset.engines.ray.stage_host import LEASE_S, make_host
-from cutset.engines.remote_host import HostAwayError
+from cutset.engines.ray.engine import RayCluster
+from cutset.engines.registry import EngineSettings
+from cutset.engines.remote_host import HostAwayError, MeasuringHosts, RemoteHost
 from cutset.errors import EngineError
 from cutset.measure.link_speed import exchange, links_of
 from cutset.measure.overhead import TYPICAL_ROW_BYTES, Overhead
@@ -62,7 +54,8 @@ class ProbeRequest:
 
     Attributes:
         model: as `prepare_model` takes it; a file is sent to the nodes.
-        address: of the Ray cluster.
+        address: of the Ray cluster, where no engine is named.
+        engine: whose hosts are measured, or None.
         options: further options of ``cutset profile`` (``("--keep", "Block")``).
         batch_size: rows of a micro-batch.
         num_threads: threads that compute on each node.
@@ -71,6 +64,7 @@ class ProbeRequest:
 
     model: str
     address: str = "auto"
+    engine: EngineSettings | None = None
     options: tuple[str, ...] = ()
     batch_size: int = 1
     num_threads: int = 1
@@ -78,7 +72,7 @@ class ProbeRequest:
 
 
 def probe_cluster(request: ProbeRequest, *, progress: Progress = no_progress) -> Probe:
-    """Measures all living nodes of a Ray cluster, one after the other.
+    """Measures all living nodes of a Ray cluster, or all hosts of another engine, one by one.
 
     Args:
         request: what to measure.
@@ -88,47 +82,15 @@ def probe_cluster(request: ProbeRequest, *, progress: Progress = no_progress) ->
         EngineError: no Ray or no cluster, a node that does not answer, or a measurement that failed
             there; says which and why.
     """
-    ray = import_ray()
-    joined = join_cluster(ray, request.address)
-    hosts: dict[str, Host] = {}
-    done = threading.Event()
     try:
-        nodes = {_name_of(node): node for node in living_nodes(ray)}
-        caller_address = ray.util.get_node_ip_address()
-        never = threading.Event()
-        for name, node in sorted(nodes.items()):
-            actor = make_host(ray, node.node_id)
-            hosts[name] = Host(ray, actor, node, name, never)
-        threading.Thread(target=_keep, args=(hosts, done), daemon=True).start()
-        return _probe(request, hosts, caller_address, progress)
+        with (request.engine or RayCluster(address=request.address)).measuring_hosts() as measured:
+            return _probe(request, measured, progress)
     except HostAwayError as error:
         raise EngineError(str(error)) from error
-    finally:
-        done.set()
-        for host in hosts.values():
-            host.kill().join(1.0)
-        if joined:
-            ray.shutdown()
 
 
-def _keep(hosts: dict[str, Host], done: threading.Event) -> None:
-    """Lets hosts whose turn it is not know that they are still wanted."""
-    while not done.wait(LEASE_S / 4):
-        for host in hosts.values():
-            with contextlib.suppress(Exception):  # whoever asks it next says so
-                host.tell("clock")
-
-
-def _name_of(node: RayNode) -> str:
-    return node.devices[0] if node.devices else node.name
-
-
-def _probe(
-    request: ProbeRequest,
-    hosts: dict[str, Host],
-    caller_address: str,
-    progress: Progress,
-) -> Probe:
+def _probe(request: ProbeRequest, measured: MeasuringHosts, progress: Progress) -> Probe:
+    hosts, caller_address = measured.hosts, measured.caller_address
     facts: dict[str, dict[str, int]] = {}
     profiles: dict[str, Profile] = {}
     overheads: dict[str, Overhead] = {}
@@ -144,14 +106,14 @@ def _probe(
         links += _links(request, hosts, source, target)
     times = {name: _whole_s(profile) for name, profile in profiles.items()}
     fastest_s = min(times.values())
+    known = {} if measured.cluster is None else {d.name: d for d in measured.cluster.devices}
     devices = tuple(
-        Device(
-            name=name,
+        msgspec.structs.replace(
+            known.get(name) or Device(name=name, address=host.address),
             speed=fastest_s / times[name],
             memory_bytes=facts[name]["memory_bytes"],
             profile=_file_name(name),
             threads=request.num_threads,
-            address=host.address,
             overhead_s=overheads[name].stage_s,
         )
         for name, host in hosts.items()
@@ -162,6 +124,8 @@ def _probe(
         overrides=tuple(links),
         caller=caller,
         caller_overhead_s=overheads[caller].caller_s if caller is not None else 0.0,
+        engine=None if measured.cluster is None else measured.cluster.engine,
+        ssh_config=None if measured.cluster is None else measured.cluster.ssh_config,
     )
     return Probe(cluster=cluster, profiles={_file_name(name): p for name, p in profiles.items()})
 
@@ -175,7 +139,7 @@ def _whole_s(profile: Profile) -> float:
     return min(timing.median_s for timing in profile.whole.values())
 
 
-def _profile(request: ProbeRequest, host: Host, device: str) -> Profile:
+def _profile(request: ProbeRequest, host: RemoteHost, device: str) -> Profile:
     model = _sent(request.model, host)
     arguments = [
         *("profile", model, "--json", "--device", device),
@@ -189,14 +153,14 @@ def _profile(request: ProbeRequest, host: Host, device: str) -> Profile:
     return profile_from_json(text, source=f"the profile of {device}")
 
 
-def _overhead(request: ProbeRequest, host: Host) -> Overhead:
+def _overhead(request: ProbeRequest, host: RemoteHost) -> Overhead:
     num_bytes = request.batch_size * TYPICAL_ROW_BYTES
     arguments = ["--bytes", str(num_bytes), "--threads", str(request.num_threads)]
     host.ask("start_program", "overhead", arguments, request.num_threads)
     return msgspec.json.decode(host.program_result(_OVERHEAD_LIMIT_S), type=Overhead)
 
 
-def _sent(model: str, host: Host) -> str:
+def _sent(model: str, host: RemoteHost) -> str:
     """The model's name as the node knows it, after sending its file if it is one."""
     file, colon, factory = model.partition(":")
     path = Path(file)
@@ -213,7 +177,7 @@ def _sent(model: str, host: Host) -> str:
 class _Talk:
     """With a program on a host; see `cutset.measure.link_speed.Conversation`."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: RemoteHost) -> None:
         self._host = host
         self._heard = ""
 
@@ -228,7 +192,7 @@ class _Talk:
 
 def _links(
     request: ProbeRequest,
-    hosts: dict[str, Host],
+    hosts: Mapping[str, RemoteHost],
     source: str,
     target: str,
 ) -> tuple[LinkOverride, LinkOverride]:

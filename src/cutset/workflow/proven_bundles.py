@@ -13,6 +13,7 @@ from cutset.bundles.proof.verify import verify_bundle
 from cutset.bundles.reference import reference_rows
 from cutset.bundles.write.export import export_bundle, replace_plan
 from cutset.capture.independence import check_micro_batch
+from cutset.cluster.devices import Cluster
 from cutset.errors import BundleError
 from cutset.planning import Plan, expect_on_cluster
 from cutset.progress import Progress, no_progress
@@ -20,7 +21,7 @@ from cutset.workflow.measured_costs import rows_of_micro_batch
 from cutset.workflow.prepare import PreparedModel, prepare_model
 
 if TYPE_CHECKING:
-    from cutset.engines.ray.engine import RayCluster
+    from cutset.engines.registry import EngineSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,7 @@ def split_model(
 
 def time_on_cluster(
     bundle: Bundle | str | Path,
-    settings: RayCluster,
+    settings: EngineSettings,
     *,
     num_threads: int = 1,
     duration_s: float = 5.0,
@@ -117,7 +118,7 @@ def time_on_cluster(
 
     Args:
         bundle: a bundle, or the path of its folder.
-        settings: the Ray cluster, and the cluster that the plan was made for.
+        settings: an engine for several hosts, and the cluster that the plan was made for.
         num_threads: threads of each stage.
         duration_s: for how long each stage computes, at least; and as long again with rests.
         progress: told of every step.
@@ -128,15 +129,19 @@ def time_on_cluster(
     Raises:
         EngineError: a stage cannot be timed; says which and why.
         BundleError: the bundle cannot be read, or not be written anew.
-        ValueError: `settings` names no cluster.
+        ValueError: `settings` names no cluster, or is an engine for this machine alone.
     """
     from cutset.measure.stages_on_nodes import time_stages_on_nodes
 
-    if settings.cluster is None:
+    cluster: Cluster | None = getattr(settings, "cluster", None)
+    if cluster is None:
         raise ValueError("settings.cluster is None: what messages take there is not known")
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
     plan, inputs = opened.manifest.plan, opened.manifest.graph.inputs
-    with settings.stage_programs(opened, progress or no_progress) as programs:
+    there = settings.stage_programs(opened, progress or no_progress)
+    if there is None:
+        raise ValueError(f"the engine {settings.name!r} computes on this machine alone")
+    with there as programs:
         timed = time_stages_on_nodes(
             programs,
             backends=[AUTO] * len(plan.stages),
@@ -146,7 +151,7 @@ def time_on_cluster(
         )
     plan = expect_on_cluster(
         plan,
-        settings.cluster,
+        cluster,
         sum(spec.bytes_per_sample for spec in inputs),
         [result.mean_s for result in timed],
         [result.rested_s or result.mean_s for result in timed],

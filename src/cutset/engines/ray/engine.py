@@ -25,12 +25,17 @@ from cutset.engines.ray.nodes import (
     living_nodes,
     require_nodes,
 )
-from cutset.engines.ray.programs_on_nodes import programs_on_nodes
+from cutset.engines.ray.programs_on_nodes import all_nodes, programs_on_nodes
 from cutset.engines.ray.ray_worker import RayWorker
 from cutset.engines.ray.stage_host import make_host
 from cutset.engines.registry import EngineSettings, StagePrograms
 from cutset.engines.remote_engine import RemoteEngine
-from cutset.engines.remote_host import HostAwayError, HostEndedError, require_same_version
+from cutset.engines.remote_host import (
+    HostAwayError,
+    HostEndedError,
+    MeasuringHosts,
+    require_same_version,
+)
 
 if TYPE_CHECKING:
     from cutset.bundles.open import Bundle
@@ -80,6 +85,14 @@ class RayCluster(EngineSettings):
         """
         cluster = self.cluster or cluster_of_plan(bundle.manifest.plan)
         return programs_on_nodes(bundle, self.address, cluster, say)
+
+    def measuring_hosts(self) -> AbstractContextManager[MeasuringHosts]:
+        """All living nodes of the cluster.
+
+        Raises:
+            EngineError: no Ray or no cluster, on entering.
+        """
+        return all_nodes(self.address)
 
 
 class RayEngine(RemoteEngine[Host]):

@@ -16,8 +16,8 @@ from cutset.engines.ray.nodes import (
     living_nodes,
     require_nodes,
 )
-from cutset.engines.ray.stage_host import make_host
-from cutset.engines.remote_host import require_same_version
+from cutset.engines.ray.stage_host import LEASE_S, make_host
+from cutset.engines.remote_host import MeasuringHosts, require_same_version
 from cutset.engines.remote_programs import RemotePrograms
 from cutset.progress import Progress
 
@@ -59,3 +59,41 @@ def programs_on_nodes(
     finally:
         if joined:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def all_nodes(address: str) -> Iterator[MeasuringHosts]:
+    """A process on every living node of a Ray cluster.
+
+    Args:
+        address: of the cluster.
+
+    Raises:
+        EngineError: no Ray or no cluster.
+    """
+    ray = import_ray()
+    joined = join_cluster(ray, address)
+    hosts: dict[str, Host] = {}
+    done, never = threading.Event(), threading.Event()
+    try:
+        nodes = {node.devices[0] if node.devices else node.name: node for node in living_nodes(ray)}
+        for name, node in sorted(nodes.items()):
+            hosts[name] = Host(ray, make_host(ray, node.node_id), node, name, never)
+        threading.Thread(target=_keep, args=(hosts, done), daemon=True).start()
+        yield MeasuringHosts(
+            hosts=hosts, caller_address=ray.util.get_node_ip_address(), cluster=None
+        )
+    finally:
+        done.set()
+        for host in hosts.values():
+            host.kill().join(1.0)
+        if joined:
+            ray.shutdown()
+
+
+def _keep(hosts: dict[str, Host], done: threading.Event) -> None:
+    """Lets hosts whose turn it is not know that they are still wanted."""
+    while not done.wait(LEASE_S / 4):
+        for host in hosts.values():
+            with contextlib.suppress(Exception):  # whoever asks it next says so
+                host.tell("clock")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 import threading
 import time
 
@@ -43,10 +44,11 @@ class Board(NodeService):
     Args:
         reading: descriptor of what the caller sends.
         writing: descriptor of what it receives.
+        environment: as in `NodeService`.
     """
 
-    def __init__(self, reading: int, writing: int) -> None:
-        super().__init__(_LINGER_S, owner=os.getpid())
+    def __init__(self, reading: int, writing: int, environment: dict[str, str]) -> None:
+        super().__init__(_LINGER_S, owner=os.getpid(), environment=environment)
         self._descriptors = reading, writing
         self._control = ControlPipes(reading, writing, msgspec.json.Decoder(BoardCall))
         self._is_busy = False
@@ -109,9 +111,7 @@ class Board(NodeService):
         self._control.send(BoardAnswer(value="kept"))
         return True
 
-    def _become_worker(
-        self, num_threads: int, listen_host: str, environment: dict[str, str]
-    ) -> None:
+    def _become_worker(self, num_threads: int, listen_host: str) -> None:
         reading, writing = self._descriptors
         command = [
             # It ends with the process that serves the connection, also when it is stopped.
@@ -119,7 +119,7 @@ class Board(NodeService):
             *("--control-fd", str(reading), "--control-out-fd", str(writing)),
             *("--lease", str(LEASE_S), "--listen-host", listen_host),
         ]
-        made = {**made_environment(num_threads), **malloc_environment(), **environment}
+        made = made_environment(num_threads) | malloc_environment() | self._environment
         for descriptor in (reading, writing, *self._cache.room.held):
             os.set_inheritable(descriptor, True)
         self.close()
@@ -140,14 +140,18 @@ class Board(NodeService):
 
 
 def main() -> None:
-    """Serves the process at the other end of standard input and output."""
+    """Serves the process at the other end of standard input and output.
+
+    Arguments name the variables of its environment that its processes get too.
+    """
     die_with_parent()
     reading, writing = os.dup(0), os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nowhere, 0)
     os.close(nowhere)
     os.dup2(2, 1)
-    board = Board(reading, writing)
+    kept = {name: os.environ[name] for name in sys.argv[1:] if name in os.environ}
+    board = Board(reading, writing, kept)
     try:
         board.serve()
     finally:

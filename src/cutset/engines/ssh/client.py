@@ -91,7 +91,9 @@ class Target:
     def board_command(self) -> list[str]:
         """The command line that starts `cutset.engines.ssh.board` on the device."""
         if self.address is None:
-            return list(command_of(_PROGRAM))
+            variables = [f"{name}={text}" for name, text in self.device.env]
+            names = [name for name, _ in self.device.env]
+            return ["env", *variables, *command_of(_PROGRAM), *names]
         return self.command(remote_command(self.device))
 
     def _program(self, name: str) -> list[str]:
@@ -176,7 +178,8 @@ def remote_command(device: Device) -> str:
     )
     python = remote_path(device.python or "python3")
     variables = " ".join(shlex.quote(f"{name}={text}") for name, text in device.env)
-    lines = [f"exec env {variables} {python} -c {shlex.quote(code)}"]
+    names = " ".join(name for name, _ in device.env)
+    lines = [f"exec env {variables} {python} -c {shlex.quote(code)} {names}"]
     if device.folder is not None:
         folder = remote_path(device.folder)
         lines = [

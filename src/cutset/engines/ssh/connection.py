@@ -170,7 +170,7 @@ class SshHost(RemoteHost):
 
     def start_worker(self, num_threads: int) -> None:
         """Has the board become a worker; from then on there are only its messages."""
-        self.ask("start_worker", num_threads, self.address, dict(self._target.device.env))
+        self.ask("start_worker", num_threads, self.address)
 
     def events(self) -> Iterator[Event]:
         """The worker's messages, until it is gone.

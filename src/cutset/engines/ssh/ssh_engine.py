@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from cutset.cluster.devices import Cluster
 from cutset.engines.protocol import Command, Event, Exited, WorkerHandle
 from cutset.engines.registry import EngineSettings, StagePrograms
 from cutset.engines.remote_engine import RemoteEngine
-from cutset.engines.remote_host import HostAwayError, HostEndedError
+from cutset.engines.remote_host import HostAwayError, HostEndedError, MeasuringHosts
 from cutset.engines.remote_programs import RemotePrograms
 from cutset.engines.remote_worker import RemoteWorker
 from cutset.engines.ssh.client import targets_of
@@ -83,6 +83,30 @@ class SshHosts(EngineSettings):
 
         return contextlib.nullcontext(RemotePrograms(bundle, connect, progress))
 
+    @contextlib.contextmanager
+    def measuring_hosts(self) -> Iterator[MeasuringHosts]:
+        """All hosts of the cluster.
+
+        Raises:
+            EngineError: one cannot be used; says which and why.
+        """
+        cluster = required_cluster(self.cluster)
+        never = threading.Event()
+        hosts: dict[str, SshHost] = {}
+        try:
+            for name, target in targets_of(cluster).items():
+                hosts[name] = SshHost(target, never, timeout_s=GREETING_TIMEOUT_S)
+            remote = [host.address for host in hosts.values() if host.address]
+            own = caller_address(cluster, remote)
+            for host in hosts.values():
+                host.address = host.address or own
+            yield MeasuringHosts(hosts=hosts, caller_address=own, cluster=cluster)
+        except HostAwayError as error:
+            raise EngineError(str(error)) from error
+        finally:
+            for ending in [host.kill() for host in hosts.values()]:
+                ending.join(1.0)
+
 
 class SshWorker(RemoteWorker[SshHost]):
     """What a board became; see `cutset.engines.remote_worker.RemoteWorker`."""
@@ -131,7 +155,9 @@ class SshEngine(RemoteEngine[SshHost]):
                 raise unknown_device(device, self._targets)
         try:
             self._log_in()
-            self.host = self._own_address()
+            with self._lock:
+                peers = [self._hosts[stage].address for stage in sorted(self._hosts)]
+            self.host = caller_address(self._cluster, peers)
         except BaseException:
             self.close()
             raise
@@ -163,19 +189,6 @@ class SshEngine(RemoteEngine[SshHost]):
         if troubles:
             raise EngineError("; ".join(troubles))
 
-    def _own_address(self) -> str:
-        """Where this process listens for the first and the last stage."""
-        caller, machine = self._cluster.caller, self._cluster.caller_machine
-        if machine is not None:
-            own = machine.address
-        else:
-            own = None if caller is None else self._targets[caller].device.listen
-        if own:
-            return own
-        with self._lock:
-            peers = [self._hosts[stage].address for stage in sorted(self._hosts)]
-        return own_address(peers[0]) if peers else "127.0.0.1"
-
     def _new_worker(self, stage: int, on_event: Callable[[WorkerHandle, Event], None]) -> SshWorker:
         return SshWorker(self, stage, on_event)
 
@@ -201,8 +214,7 @@ class SshEngine(RemoteEngine[SshHost]):
     def _connected(self, device: str, ended: threading.Event, timeout_s: float) -> SshHost:
         target = self._targets[device]
         host = SshHost(target, ended, timeout_s=timeout_s)
-        if target.address is None and target.device.listen is None:
-            host.address = self.host
+        host.address = host.address or self.host  # on this machine
         return host
 
     def _returned(self, lost: Collection[str]) -> set[str]:
@@ -253,6 +265,22 @@ def required_cluster(cluster: Cluster | None) -> Cluster:
             "the engine 'ssh' needs a cluster file with the devices' addresses: --cluster FILE"
         )
     return cluster
+
+
+def caller_address(cluster: Cluster, peers: Sequence[str]) -> str:
+    """Where this process listens for the devices.
+
+    Args:
+        cluster: what it says of the caller counts.
+        peers: the devices' addresses; the way to the first decides otherwise.
+
+    Raises:
+        EngineError: there is no way to it.
+    """
+    if cluster.caller_machine is not None and cluster.caller_machine.address is not None:
+        return cluster.caller_machine.address
+    own = next((d.listen for d in cluster.devices if d.name == cluster.caller), None)
+    return own or (own_address(peers[0]) if peers else "127.0.0.1")
 
 
 def unknown_device(device: str, known: Collection[str]) -> EngineError:

@@ -50,8 +50,8 @@ def test_what_a_login_shell_makes_of_the_command(home: Path, tmp_path: Path, she
     done = subprocess.run([shell, "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "name").read_text() == f"{home}/my env/bin/python\n"
-    option, code = (tmp_path / "arguments").read_text().rstrip("\n").split("\n")
-    assert option == "-c"
+    option, code, name = (tmp_path / "arguments").read_text().rstrip("\n").split("\n")
+    assert (option, name) == ("-c", "SAYS")
     assert "from cutset.engines.ssh.board import main; main()" in code
     assert (tmp_path / "says").read_text() == "a 'b' $HOME `id` \\\n"
     folder = home / "it's here; $(touch $OUT/never)"
