@@ -151,9 +151,18 @@ def test_a_worker_killed_one_frozen_a_link_cut_and_a_host_that_comes_back_cost_n
     assert_nothing_of_ours(bed)
 
 
-def test_a_host_that_stays_away_is_given_up_and_gets_its_stage_back_when_it_returns(
-    bed: State, bundle: Path, rows: Path
-) -> None:
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("run", range(20))
+def test_the_faults_twenty_times(bed: State, bundle: Path, rows: Path, run: int) -> None:
+    del run
+    test_a_worker_killed_one_frozen_a_link_cut_and_a_host_that_comes_back_cost_no_row(
+        bed, bundle, rows
+    )
+
+
+@pytest.mark.soak
+def test_a_host_that_stays_away_is_given_up(bed: State, bundle: Path, rows: Path) -> None:
     cgroups = find_cgroups()
     two = bed.layout.node("pi-2")
     caller = _caller(bed, bundle, rows, replan_after_s=2.0)
@@ -166,7 +175,13 @@ def test_a_host_that_stays_away_is_given_up_and_gets_its_stage_back_when_it_retu
     assert "pi-2" not in result["devices"]  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("is_frozen", [False, True], ids=["running", "one-frozen"])
+@pytest.mark.parametrize(
+    "is_frozen",
+    [
+        pytest.param(False, id="running"),
+        pytest.param(True, id="one-frozen", marks=pytest.mark.soak),
+    ],
+)
 def test_a_caller_that_is_killed_leaves_no_process(
     bed: State, bundle: Path, rows: Path, is_frozen: bool
 ) -> None:
@@ -193,6 +208,23 @@ def _logins(bed: State) -> list[psutil.Process]:
                 if "[listener]" not in " ".join(process.cmdline()):
                     found.append(process)
     return found
+
+
+@pytest.mark.soak
+def test_the_callers_own_machine_is_a_device_that_needs_no_ssh(
+    bed: State, bundle: Path, rows: Path, tmp_path: Path
+) -> None:
+    text = cluster_file(bed.layout.name).read_text().replace('address = "server"\n', "")
+    file = tmp_path / "here.toml"
+    file.write_text(text)
+    result = Caller(bed, str(file), bundle, rows).follow(
+        {300: lambda: _signal_workers(bed, "pi-1", signal.SIGKILL)}
+    )
+    assert (result["answered"], result["wrong"]) == (NUM_ROWS, [])
+    assert result["devices"] == list(NODES)
+    done = _on_server(bed, "cutset", "hosts", "check", "--cluster", str(file), "--json")
+    assert all(host["ok"] for host in json.loads(done.stdout)["hosts"])
+    assert_nothing_of_ours(bed)
 
 
 # --- what can be wrong
@@ -283,6 +315,7 @@ def test_a_device_that_the_cluster_file_lacks_is_named(
     assert "planned for 'pi-2', which is no device of the cluster file" in said
 
 
+@pytest.mark.soak
 def test_what_a_login_shell_prints_is_no_harm(bed: State, bundle: Path, tmp_path: Path) -> None:
     noisy = tmp_path / "noisy"
     noisy.write_text(f'#!/bin/sh\necho "Welcome to this board"; echo\nexec {sys.executable} "$@"\n')
@@ -316,6 +349,7 @@ def test_hosts_are_checked(bed: State, tmp_path: Path) -> None:
     assert_nothing_of_ours(bed)
 
 
+@pytest.mark.soak
 def test_cutset_is_installed_once_and_then_left_alone(bed: State, tmp_path: Path) -> None:
     """An environment that has all that Cutset needs, and not Cutset."""
     environment = tmp_path / "an env"

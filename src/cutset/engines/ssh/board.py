@@ -19,10 +19,10 @@ import msgspec
 from cutset.backends.allocator import malloc_environment
 from cutset.engines.control import ControlPipes
 from cutset.engines.node_service import NodeService, entry_of
-from cutset.engines.ssh.board_calls import GREETING, LEASE_S, BoardAnswer, BoardCall
+from cutset.engines.ssh.board_calls import GREETING, KEEP, LEASE_S, BoardAnswer, BoardCall
 from cutset.engines.ssh.wire_check import WireEnd
 from cutset.errors import CutsetError
-from cutset.launch import die_with_parent
+from cutset.launch import keep
 from cutset.processes import command_of, made_environment
 
 _LINGER_S = 1.0
@@ -142,15 +142,19 @@ class Board(NodeService):
 def main() -> None:
     """Serves the process at the other end of standard input and output.
 
-    Arguments name the variables of its environment that its processes get too.
+    Arguments name the variables of its environment that its processes get too; ``--keep`` before
+    them has it go on as a child, see `cutset.launch.keep`.
     """
-    die_with_parent()
+    names = sys.argv[1:]
+    if names[:1] == [KEEP]:
+        del names[0]
+        keep()
     reading, writing = os.dup(0), os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nowhere, 0)
     os.close(nowhere)
     os.dup2(2, 1)
-    kept = {name: os.environ[name] for name in sys.argv[1:] if name in os.environ}
+    kept = {name: os.environ[name] for name in names if name in os.environ}
     board = Board(reading, writing, kept)
     try:
         board.serve()

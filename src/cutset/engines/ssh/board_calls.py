@@ -13,6 +13,9 @@ import msgspec
 GREETING = b"cutset-board/1 "
 """How the board's first line begins; the rest is what `NodeService.hello` says, and addresses."""
 
+KEEP = "--keep"
+"""Has a board that was not started so already go on as a child of a keeper."""
+
 LEASE_S = 20.0
 """A board or worker leaves after so many seconds in which its caller said nothing."""
 

@@ -12,7 +12,7 @@ import msgspec
 from cutset.cluster.devices import Cluster
 from cutset.engines.remote_host import HostAwayError
 from cutset.engines.ssh.client import Target, targets_of
-from cutset.engines.ssh.connection import SshHost, TroubleError
+from cutset.engines.ssh.connection import SshHost, TroubleError, settle_addresses
 from cutset.engines.ssh.ssh_engine import GREETING_TIMEOUT_S
 from cutset.engines.ssh.troubles import Trouble
 from cutset.errors import BundleError
@@ -85,6 +85,7 @@ def check_hosts(cluster: Cluster, *, progress: Progress = no_progress) -> tuple[
         for host in reached:
             if isinstance(host, SshHost):
                 hosts[host.device] = host
+        settle_addresses(cluster, list(hosts.values()))
         states = {
             target.device.name: _state_of(target, found)
             for target, found in zip(targets, reached, strict=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cutset.cluster.devices import Cluster, Device
 from cutset.cluster.ssh_address import SshAddress, read_ssh_address
+from cutset.engines.ssh.board_calls import KEEP
 from cutset.errors import EngineError
 from cutset.processes import command_of
 from cutset.programs import PROGRAMS
@@ -93,7 +94,7 @@ class Target:
         if self.address is None:
             variables = [f"{name}={text}" for name, text in self.device.env]
             names = [name for name, _ in self.device.env]
-            return ["env", *variables, *command_of(_PROGRAM), *names]
+            return ["env", *variables, *command_of(_PROGRAM), KEEP, *names]
         return self.command(remote_command(self.device))
 
     def _program(self, name: str) -> list[str]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from cutset.bundles.manifest import FileEntry
+from cutset.cluster.devices import Cluster
 from cutset.engines.control import ControlPipes
 from cutset.engines.local import ended_by
 from cutset.engines.protocol import Command, Event
@@ -247,14 +249,32 @@ class SshHost(RemoteHost):
             self.ended.wait(_TICK_S)
 
 
-def own_address(peer: str) -> str:
+def settle_addresses(cluster: Cluster, hosts: Sequence[SshHost]) -> str:
+    """Where this process listens for the devices; those on this machine listen there too.
+
+    Args:
+        cluster: what it says of the caller counts.
+        hosts: the way to the first decides otherwise.
+
+    Raises:
+        EngineError: there is no way to it.
+    """
+    machine = cluster.caller_machine
+    own = None if machine is None else machine.address
+    own = own or next((d.listen for d in cluster.devices if d.name == cluster.caller), None)
+    peers = [host.address for host in hosts if host.address]
+    own = own or (_own_address(peers[0]) if peers else "127.0.0.1")
+    for host in hosts:
+        host.address = host.address or own
+    return own
+
+
+def _own_address(peer: str) -> str:
     """The address of this machine on the way to `peer`.
 
     Raises:
         EngineError: there is no way.
     """
-    import socket
-
     family = socket.AF_INET6 if ":" in peer else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

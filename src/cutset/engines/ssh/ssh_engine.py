@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ from cutset.engines.remote_host import HostAwayError, HostEndedError, MeasuringH
 from cutset.engines.remote_programs import RemotePrograms
 from cutset.engines.remote_worker import RemoteWorker
 from cutset.engines.ssh.client import targets_of
-from cutset.engines.ssh.connection import SshHost, TroubleError, own_address
+from cutset.engines.ssh.connection import SshHost, TroubleError, settle_addresses
 from cutset.errors import EngineError
 from cutset.progress import Progress
 
@@ -96,10 +96,7 @@ class SshHosts(EngineSettings):
         try:
             for name, target in targets_of(cluster).items():
                 hosts[name] = SshHost(target, never, timeout_s=GREETING_TIMEOUT_S)
-            remote = [host.address for host in hosts.values() if host.address]
-            own = caller_address(cluster, remote)
-            for host in hosts.values():
-                host.address = host.address or own
+            own = settle_addresses(cluster, list(hosts.values()))
             yield MeasuringHosts(hosts=hosts, caller_address=own, cluster=cluster)
         except HostAwayError as error:
             raise EngineError(str(error)) from error
@@ -156,8 +153,8 @@ class SshEngine(RemoteEngine[SshHost]):
         try:
             self._log_in()
             with self._lock:
-                peers = [self._hosts[stage].address for stage in sorted(self._hosts)]
-            self.host = caller_address(self._cluster, peers)
+                hosts = [self._hosts[stage] for stage in sorted(self._hosts)]
+            self.host = settle_addresses(self._cluster, hosts)
         except BaseException:
             self.close()
             raise
@@ -171,8 +168,6 @@ class SshEngine(RemoteEngine[SshHost]):
 
         def connect(stage: int) -> str:
             target = self._targets[self._placement[stage]]
-            if target.address is None:
-                return ""  # a process of this machine ends with the thread that starts it
             begun_s = time.monotonic()
             try:
                 host = SshHost(target, threading.Event(), timeout_s=GREETING_TIMEOUT_S)
@@ -214,7 +209,7 @@ class SshEngine(RemoteEngine[SshHost]):
     def _connected(self, device: str, ended: threading.Event, timeout_s: float) -> SshHost:
         target = self._targets[device]
         host = SshHost(target, ended, timeout_s=timeout_s)
-        host.address = host.address or self.host  # on this machine
+        host.address = host.address or self.host
         return host
 
     def _returned(self, lost: Collection[str]) -> set[str]:
@@ -265,22 +260,6 @@ def required_cluster(cluster: Cluster | None) -> Cluster:
             "the engine 'ssh' needs a cluster file with the devices' addresses: --cluster FILE"
         )
     return cluster
-
-
-def caller_address(cluster: Cluster, peers: Sequence[str]) -> str:
-    """Where this process listens for the devices.
-
-    Args:
-        cluster: what it says of the caller counts.
-        peers: the devices' addresses; the way to the first decides otherwise.
-
-    Raises:
-        EngineError: there is no way to it.
-    """
-    if cluster.caller_machine is not None and cluster.caller_machine.address is not None:
-        return cluster.caller_machine.address
-    own = next((d.listen for d in cluster.devices if d.name == cluster.caller), None)
-    return own or (own_address(peers[0]) if peers else "127.0.0.1")
 
 
 def unknown_device(device: str, known: Collection[str]) -> EngineError:

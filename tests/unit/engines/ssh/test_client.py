@@ -134,7 +134,7 @@ def test_without_ssh_one_line_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_a_device_without_an_address_is_this_machine_if_the_caller_is_on_it() -> None:
     target = targets_of(_cluster(None, caller="a"))["a"]
     assert target.address is None
-    assert target.board_command()[-1] == "cutset.engines.ssh.board"
+    assert target.board_command()[-2:] == ["cutset.engines.ssh.board", "--keep"]
     with pytest.raises(EngineError, match="device 'a' has no address"):
         targets_of(_cluster(None))
     with pytest.raises(EngineError, match=r"device 'a': .* is no host"):
