@@ -22,6 +22,7 @@ CALLED_FROM_OUTSIDE = {
     "send_400_response",
     "on_files",  # MkDocs
     "seekable",  # torch, which writes a program into a file
+    "writable",
     "part_in",  # whoever split a part of a model
     "efficientnet_lite0_weights",  # the tests of trained models, which share the demo's files
 }
