@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-others test-distributed test-apart coverage check fast format bench bench-planner bench-serve bench-cluster bench-links coverage-models \
+.PHONY: demo test test-others test-distributed coverage check fast format bench bench-planner bench-serve bench-cluster bench-links coverage-models \
   matrix mutations soak soak-serve docs pictures dist wheel-smoke test-core smoke-oldest lock changelog release clean help
 
 help:  ## list the commands
@@ -43,15 +43,17 @@ lock: $(STAMP)  ## pins what pyproject.toml asks for; UPGRADE=--upgrade takes th
 demo: $(STAMP)  ## split a trained MobileNetV2, verify it, run photographs through two processes
 	@$(BIN)/python examples/demo.py
 
-# Three runs at a time: one computes; the others mostly wait, for workers that were killed or frozen, for
-# clients, for testbeds. None of their tests judges by time what a busy machine makes slower. At the end
-# of a test of tests/distributed its process has no child, so that nothing else runs in that one. What
-# measures shares of a core has the machine to itself. What a run prints comes when it ends.
+# Two runs at a time: one computes, the other mostly waits for workers that were killed or frozen. None of
+# their tests judges by time what a busy machine makes slower. At the end of a test of tests/distributed its
+# process has no child, so that nothing else runs in that one. The server's minute of hostile clients, a
+# testbed, and what measures shares of a core, have the machine to themselves. What one of the two runs
+# prints comes when it ends.
 RUN := $(BIN)/python -m pytest
 SHARES := tests/distributed/test_overhead.py
 test: $(STAMP)  ## the whole test suite
-	$(MAKE) --jobs 3 --keep-going --output-sync=target test-others test-distributed test-apart
-	$(RUN) $(wildcard $(SHARES))
+	$(MAKE) --jobs 2 --keep-going --output-sync=target test-others test-distributed
+	$(RUN) -n 2 --dist loadfile --no-loadscope-reorder $(wildcard tests/serve)
+	$(RUN) $(wildcard $(SHARES) tests/beds)
 
 # Each file keeps to one process.
 test-others: $(STAMP)
@@ -60,9 +62,6 @@ test-others: $(STAMP)
 
 test-distributed: $(STAMP)
 	$(RUN) $(wildcard tests/distributed) --ignore $(SHARES)
-
-test-apart: $(STAMP)
-	$(RUN) $(wildcard tests/serve tests/beds)
 
 fast: $(STAMP)  ## unit and property tests only
 	$(BIN)/python -m pytest tests/unit tests/property
