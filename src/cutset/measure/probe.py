@@ -218,7 +218,7 @@ def describe_probe(probe: Probe) -> Sequence[str]:
         f"{device.name}: {_whole_s(probe.profiles[device.profile or '']) * 1e3:.1f} ms for the"
         f" whole model, {(device.memory_bytes or 0) >> 20:,} MiB free,"
         f" {device.threads} threads, {device.overhead_s * 1e3:.2f} ms lost to messages,"
-        f" at {device.address}"
+        f" at {device.address or 'this machine'}"
         for device in probe.cluster.devices
     ]
     lines += [

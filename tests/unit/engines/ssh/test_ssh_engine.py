@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from cutset.bundles.open import open_bundle
+from cutset.cluster.devices import Cluster, Device
+from cutset.engines.remote_host import HostAwayError
+from cutset.engines.ssh import ssh_engine
+from cutset.engines.ssh.ssh_engine import SshEngine, SshHosts
+from cutset.errors import EngineError
+from distributed.bundles import small_net, write_bundle
+
+
+@pytest.fixture(scope="module")
+def good_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three stages, each on a device of its own."""
+    folder = tmp_path_factory.mktemp("bundles") / "three.cutset"
+    return write_bundle(small_net(), (torch.randn(2, 3, 16, 16),), (3, 6), folder)
+
+
+class _Host:
+    """A device that answers at once, without ssh."""
+
+    def __init__(self, target: object, ended: threading.Event, *, timeout_s: float) -> None:
+        del ended, timeout_s
+        self.device = target.device.name  # type: ignore[attr-defined]
+        self.address = "127.0.0.1"
+
+    def kill(self) -> threading.Thread:
+        thread = threading.Thread(target=str)
+        thread.start()
+        return thread
+
+
+def _cluster(*names: str) -> Cluster:
+    return Cluster(devices=tuple(Device(name=name, address="host") for name in names))
+
+
+def test_without_a_cluster_file_or_with_another_the_error_says_so(good_bundle: Path) -> None:
+    bundle = open_bundle(good_bundle)
+    with pytest.raises(EngineError, match="needs a cluster file with the devices' addresses"):
+        SshHosts().engine_for(bundle, num_threads=1)
+    settings = SshHosts(cluster=_cluster("somewhere"))
+    with pytest.raises(EngineError, match=r"which is no device of the cluster file; it has somewh"):
+        settings.engine_for(bundle, num_threads=1)
+    with pytest.raises(ValueError, match="replan_after_s must be above 0"):
+        SshHosts(cluster=_cluster("a"), replan_after_s=0).engine_for(bundle, num_threads=1)
+
+
+def test_a_device_that_was_given_up_gets_its_stages_again_when_it_answers(
+    good_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh_engine, "SshHost", _Host)
+    monkeypatch.setattr(ssh_engine, "_LONGEST_PAUSE_S", 0.01)
+    bundle = open_bundle(good_bundle)
+    planned = tuple(stage.device for stage in bundle.manifest.plan.stages)
+    lost = planned[-1]
+    engine = SshEngine(bundle, SshHosts(cluster=_cluster(*planned)), num_threads=1)
+    given_up = threading.Event()
+    placed: list[tuple[str, ...]] = []
+    place = engine._place
+
+    def noted(*arguments: object) -> None:
+        place(*arguments)  # type: ignore[arg-type]
+        placed.append(tuple(engine.device_of(k) for k in range(len(planned))))
+        if len(placed) == 2:
+            given_up.set()
+
+    monkeypatch.setattr(engine, "_place", noted)
+    engine._give_up(lost, len(planned) - 1, HostAwayError("it is away"))
+    assert given_up.wait(10)
+    assert lost not in placed[0]
+    assert placed[1] == planned
+    engine.close()
