@@ -143,7 +143,7 @@ def test_the_command_line(name: str, repository: Path, tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     assert made.stdout.splitlines()[1].split(", ") == [
         "pi-1         10.77.0.2         50% of a core",
-        "0 of 576 MiB",
+        "0 of 64 MiB",
         "0 processes",
         "no raylet",
     ]

@@ -67,10 +67,10 @@ def test_a_node_has_its_share_of_the_processor(testbed: State) -> None:
 
 def test_a_node_knows_its_share(testbed: State) -> None:
     program = "from cutset import host; print(host.usable_cores(), host.memory_bytes() >> 20)"
-    assert run_on(testbed, "pi-1", program).stdout.split() == ["0.5", "576"]
+    assert run_on(testbed, "pi-1", program).stdout.split() == ["0.5", "64"]
 
 
 def test_a_node_has_its_memory(testbed: State) -> None:
-    assert run_on(testbed, "pi-1", "print(len(bytearray(300 << 20)))").returncode == 0
-    assert run_on(testbed, "pi-1", "print(len(b'x' * (700 << 20)))").returncode == -9
+    assert run_on(testbed, "pi-1", "print(len(bytearray(30 << 20)))").returncode == 0
+    assert run_on(testbed, "pi-1", "print(len(b'x' * (200 << 20)))").returncode == -9
     assert run_on(testbed, "pi-2", "print(len(b'x' * (700 << 20)))").returncode == 0
