@@ -70,7 +70,6 @@ class PlainEngine:
     """Starts workers; see `cutset.engines.protocol.Engine`."""
 
     name = "plain"
-    host = "127.0.0.1"
     shares_memory = False
 
     def __init__(self, devices: tuple[str, ...], num_threads: int) -> None:

@@ -57,6 +57,13 @@ def probe(
     divide: options.Divide = None,
     max_tensors: options.MaxTensors = 1,
     part: options.Part = None,
+    without_keys: Annotated[
+        bool,
+        typer.Option(
+            "--without-keys",
+            help='links go without keys and encryption: security = "none" in the file',
+        ),
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Measure the hosts of a Ray cluster or a cluster file; write a cluster file and profiles."""
@@ -88,6 +95,7 @@ def probe(
         batch_size=batch_size or micro_batch_only or 1,
         num_threads=threads,
         num_runs=runs,
+        secured=not without_keys,
     )
     with native_output_to_stderr(), show_progress() as progress:
         found = probe_cluster(request, progress=progress)

@@ -174,7 +174,6 @@ class LocalEngine:
     """
 
     name = "local"
-    host = "127.0.0.1"
 
     def __init__(
         self,

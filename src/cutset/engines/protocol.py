@@ -308,10 +308,6 @@ class Engine(Protocol):
         """``"local"``, ``"ray"``, ..."""
 
     @property
-    def host(self) -> str:
-        """The address on which the session's own process listens, and no other."""
-
-    @property
     def shares_memory(self) -> bool:
         """Whether neighbours, the session's process among them, can map one another's files."""
 

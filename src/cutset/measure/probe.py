@@ -60,6 +60,7 @@ class ProbeRequest:
         batch_size: rows of a micro-batch.
         num_threads: threads that compute on each node.
         num_runs: measured runs on each node.
+        secured: whether links have keys while they are measured, and in the cluster.
     """
 
     model: str
@@ -69,6 +70,7 @@ class ProbeRequest:
     batch_size: int = 1
     num_threads: int = 1
     num_runs: int = 20
+    secured: bool = True
 
 
 def probe_cluster(request: ProbeRequest, *, progress: Progress = no_progress) -> Probe:
@@ -202,10 +204,14 @@ def _links(
             *("--listen-host", hosts[name].address),
             *("--threads", str(request.num_threads)),
             *(("--first",) if name == source else ()),
+            *(() if request.secured else ("--unsecured",)),
         ]
         hosts[name].ask("start_program", "link-speed", arguments, 1)
     ends = (_Talk(hosts[source]), _Talk(hosts[target]))
-    there, back = links_of(*exchange(*ends, limit_s=_LINK_LIMIT_S))
+    there, back = (
+        msgspec.structs.replace(link, secured=request.secured)
+        for link in links_of(*exchange(*ends, limit_s=_LINK_LIMIT_S))
+    )
     return (
         LinkOverride(source=source, target=target, link=there),
         LinkOverride(source=target, target=source, link=back),

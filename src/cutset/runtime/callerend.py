@@ -30,9 +30,7 @@ class CallerEnd:
     Args:
         manifest: of the bundle.
         links: all links in order.
-        host: the address on which this process listens, where it does.
-        num_slots: slots of the memory shared with each neighbour; 0 where none is shared, and then
-            this process listens for its two neighbours.
+        num_slots: slots of the memory shared with each neighbour; 0 where none is shared.
         ledger: gets the answers.
         limits: how long to wait for what.
         timeline: of the caller.
@@ -46,7 +44,6 @@ class CallerEnd:
         *,
         manifest: Manifest,
         links: tuple[LinkContract, ...],
-        host: str,
         num_slots: int,
         ledger: Ledger,
         limits: Limits,
@@ -54,7 +51,6 @@ class CallerEnd:
     ) -> None:
         self._manifest = manifest
         self._links = links
-        self._host = host
         self._ledger = ledger
         self._limits = limits
         self._timeline = timeline
@@ -126,7 +122,7 @@ class CallerEnd:
         receive_end, send_end = ends or (None, None)
         return Circuit(
             epoch=epoch,
-            listen_host=self._host,
+            listen_host="",  # this process connects to both of its neighbours
             publish=publish,
             receive_link=self._links[-1],
             send_link=self._links[0],

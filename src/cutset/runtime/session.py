@@ -85,7 +85,6 @@ class Session:
         self._caller_end = CallerEnd(
             manifest=self._manifest,
             links=links,
-            host=engine.host,
             num_slots=num_slots,
             ledger=self._ledger,
             limits=limits,
