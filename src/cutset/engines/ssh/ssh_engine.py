@@ -190,12 +190,12 @@ class SshEngine(RemoteEngine[SshHost]):
     def _new_host(self, device: str, ended: threading.Event) -> SshHost:
         begun_s = time.monotonic()
         is_first = device not in self._first_s
-        until_s = begun_s + (self._replan_after_s if is_first else self._limit_s(device))
+        until_s = begun_s + self._replan_after_s
+        limit_s = GREETING_TIMEOUT_S if is_first else self._limit_s(device)  # of a slow one
         pause_s = _FIRST_PAUSE_S
         while True:
-            left_s = until_s - time.monotonic()
             try:
-                return self._connected(device, ended, GREETING_TIMEOUT_S if is_first else left_s)
+                return self._connected(device, ended, limit_s)
             except TroubleError as error:
                 reason = error
             left_s = until_s - time.monotonic()
