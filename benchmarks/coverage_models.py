@@ -2,8 +2,7 @@
 
     python benchmarks/coverage_models.py [--only PATTERN] [--again] [--jobs N]
 
-Plans are made as the commands make them where nothing else is said, from measured costs. What has a
-result of an earlier time, when they were made by multiply-adds, is run again and till then marked.
+Plans are made as the commands make them where nothing else is said, from measured costs.
 
 Every model runs in a process of its own with a limit of time and memory. Results are added to
 benchmarks/coverage.jsonl one by one, so that an interrupted run goes on where it stopped; the file
@@ -58,8 +57,6 @@ Written by `make coverage-models`; do not edit by hand. {versions}, random weigh
 Each model is captured once; its positions are judged with one tensor across a cut; it is planned
 with measured costs, as `cutset split` does, for 2 and for 4 stages (or as many as its cut points
 allow), split into the latter and verified. How even stages are is said of their measured seconds.
-A model with a † was planned by multiply-adds, and its stages' evenness is of these; it is to be run
-again.
 The stages are then loaded as workers load them and compared with the whole model on 1, 2 and 5
 rows: *exact* means that torch's stages equal it bit for bit, *within tolerance* that onnxruntime's
 do; *no ONNX* names the reason for which a stage has no ONNX model, and *off* says that it has one
@@ -91,17 +88,12 @@ def main() -> None:
             spec
             for _, spec in wanted
             if (not options.only or re.search(options.only, spec))
-            and (options.again or not _is_current(rows.get(spec)) or _to_retry(rows[spec], options))
+            and (options.again or spec not in rows or _to_retry(rows[spec], options))
         ]
         _run_all(todo, rows, options)
     REPORT.parent.mkdir(exist_ok=True)
     REPORT.write_text(report_text(wanted, rows), encoding="utf-8")
     print(_sums(wanted, rows))
-
-
-def _is_current(row: dict[str, Any] | None) -> bool:
-    """Whether there is a result from measured costs."""
-    return row is not None and row.get("cost") == "measured"
 
 
 def _to_retry(row: dict[str, Any], options: argparse.Namespace) -> bool:
@@ -210,7 +202,7 @@ def _overdue(one: _Running, options: argparse.Namespace) -> dict[str, Any] | Non
 
 
 def _failed(spec: str, cause: str) -> dict[str, Any]:
-    return {"spec": spec, "status": "error", "step": "", "cause": cause, "cost": "measured"}
+    return {"spec": spec, "status": "error", "step": "", "cause": cause}
 
 
 def _end(one: _Running) -> None:
@@ -268,8 +260,7 @@ def _line(row: dict[str, Any]) -> str:
     )
     cells = (
         row["spec"].partition(":")[2]
-        + (f" (`{row['part']}`{_share(row)})" if row.get("part") else "")
-        + ("" if _is_current(row) else " †"),
+        + (f" (`{row['part']}`{_share(row)})" if row.get("part") else ""),
         row["input_shape"].replace("float32", "").replace("batch, ", ""),
         f"{row['flops'] / 1e9:.2f}",
         str(row["num_points"]),

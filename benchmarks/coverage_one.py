@@ -65,10 +65,6 @@ GOOD_RATIO = 1.25
 OWN_SIZE_FLOPS = {"timm": 6e9, "torchvision": 1.5e9}
 """Multiply-adds a row up to which a model is tried at its own size, by library."""
 
-MEASURED = "measured"
-"""What a row's plans were made by: the costs that the commands measure where nothing else is said.
-Rows without this word are of a time when plans here were made by multiply-adds."""
-
 NUM_RUNS = 5
 """Measured runs of a piece and of a stage; the commands make 20."""
 
@@ -90,7 +86,6 @@ class Row:
     cause: str = ""
     step: str = ""
     input_shape: str = ""
-    cost: str = ""
     part: str = ""
     part_share: float = 0.0
     num_operations: int = 0
@@ -151,7 +146,6 @@ def check_found(found: FoundModel, row: Row, *, measured: bool = True) -> None:
     row.most_stages = len(cuts.points) + 1
     steps.begin("plans")
     make = _measured_plans if measured else _plans
-    row.cost = MEASURED if measured else "flops"
     plans = make(prepared)
     row.ratios = {str(n): _ratio(plan, n) for n, plan in plans.items()}
     # The plan with most stages is split: its boundaries are the more. To split both takes hours.
@@ -448,7 +442,7 @@ def run(spec: str, version: str, memory_bytes: int, log: Path, answer: Connectio
     """
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     logging.disable(logging.WARNING)
-    row = Row(spec=spec, version=version, cost=MEASURED)
+    row = Row(spec=spec, version=version)
     begin = time.perf_counter()
     with (
         log.open("w", encoding="utf-8") as stream,
