@@ -110,7 +110,7 @@ def test_it_serves_a_bundle(server: str, model: SmallNet) -> None:
         ("odd = no_such_module:X", r"'odd' .* cannot be loaded .* ModuleNotFoundError"),
         (
             "other = toy_engine:Plain",
-            r"no engine 'odd'; this version has: local, ray; .* add: other",
+            r"no engine 'odd'; this version has: local, ssh, ray; .* add: other",
         ),
         ("odd = needy:Needy", r"'odd' needs the package absent, .*: pip install 'needy\[all\]'"),
     ],

@@ -304,14 +304,16 @@ class Session:
         supervisor = getattr(self, "_supervisor", None)
         if supervisor is None or os.getpid() != self._process_id or self._closer is not None:
             return
-        warnings.warn(
-            f"a session of {self.bundle.directory} was dropped without close(); its workers are"
-            " ended now",
-            ResourceWarning,
-            source=self,
-            stacklevel=2,
-        )
-        supervisor.drop()
+        try:
+            warnings.warn(
+                f"a session of {self.bundle.directory} was dropped without close(); its workers are"
+                " ended now",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+        finally:  # where warnings are errors, too
+            supervisor.drop()
 
     def __enter__(self) -> Self:
         return self
