@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-others test-distributed coverage check fast format bench bench-planner bench-serve bench-cluster bench-links coverage-models \
+.PHONY: demo test coverage check fast format bench bench-planner bench-serve bench-cluster bench-links coverage-models \
   matrix mutations soak soak-serve docs pictures dist wheel-smoke test-core smoke-oldest lock changelog release clean help
 
 help:  ## list the commands
@@ -43,25 +43,17 @@ lock: $(STAMP)  ## pins what pyproject.toml asks for; UPGRADE=--upgrade takes th
 demo: $(STAMP)  ## split a trained MobileNetV2, verify it, run photographs through two processes
 	@$(BIN)/python examples/demo.py
 
-# Two runs at a time: one computes, the other mostly waits for workers that were killed or frozen. None of
-# their tests judges by time what a busy machine makes slower. At the end of a test of tests/distributed its
-# process has no child, so that nothing else runs in that one. The server's minute of hostile clients, a
-# testbed, and what measures shares of a core, have the machine to themselves. What one of the two runs
-# prints comes when it ends.
+# Each file keeps to one process, and each folder that starts workers to itself: at the end of a test of
+# tests/distributed its process has no child. A testbed, and what measures shares of a core, have the
+# machine to themselves. (Two of these runs at a time took longer than one after the other.)
 RUN := $(BIN)/python -m pytest
+IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 SHARES := tests/distributed/test_overhead.py
 test: $(STAMP)  ## the whole test suite
-	$(MAKE) --jobs 2 --keep-going --output-sync=target test-others test-distributed
-	$(RUN) -n 2 --dist loadfile --no-loadscope-reorder $(wildcard tests/serve)
+	$(RUN) $(IN_TWO) --ignore tests/distributed --ignore tests/serve --ignore tests/beds
+	$(RUN) $(IN_TWO) $(wildcard tests/distributed) --ignore $(SHARES)
+	$(RUN) $(IN_TWO) $(wildcard tests/serve)
 	$(RUN) $(wildcard $(SHARES) tests/beds)
-
-# Each file keeps to one process.
-test-others: $(STAMP)
-	$(RUN) -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
-		--ignore tests/distributed --ignore tests/serve --ignore tests/beds
-
-test-distributed: $(STAMP)
-	$(RUN) $(wildcard tests/distributed) --ignore $(SHARES)
 
 fast: $(STAMP)  ## unit and property tests only
 	$(BIN)/python -m pytest tests/unit tests/property
