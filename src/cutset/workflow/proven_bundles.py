@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +35,17 @@ class ProvenBundle(Bundle):
     """
 
     verification: VerificationReport
+
+    def __iter__(self) -> Iterator[Bundle | VerificationReport]:
+        """Itself and its verification: the pair that `split_model` returned before; deprecated."""
+        warnings.warn(
+            "split_model returns one bundle; write bundle = split_model(...) and take its"
+            " bundle.verification",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        yield self
+        yield self.verification
 
 
 def split_model(
