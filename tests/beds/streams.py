@@ -16,7 +16,9 @@ import torch
 from safetensors.torch import save_file
 
 from distributed import bundles
+from testbed import faults
 from testbed.cgroups import find_cgroups, members
+from testbed.layout import Node
 from testbed.nodes import command_on, environment_on, group_of
 from testbed.state import State, node_folder
 
@@ -116,6 +118,13 @@ class Caller:
                 self.pids = json.loads(line.partition(" ")[2])
                 return
         pytest.fail(self.process.communicate()[1])
+
+
+def cut_for_3_seconds(bed: State, node: Node) -> None:
+    """Cuts a node off from all others; the length is the fault."""
+    faults.cut(bed, node, None)
+    threading.Event().wait(3.0)
+    faults.mend(bed, node, None)
 
 
 def objects_of(bed: State, name: str) -> set[str]:

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from beds.streams import (
     THREE_NODES,
     Caller,
     assert_nothing_of_ours,
+    cut_for_3_seconds,
     objects_of,
 )
 from cutset.bundles.open import open_bundle
@@ -217,16 +217,11 @@ def test_killed_workers_cut_links_frozen_and_dead_nodes_cost_no_row(
     cgroups = find_cgroups()
     one, two = bed.layout.node("pi-1"), bed.layout.node("pi-2")
 
-    def cut_for_3_seconds() -> None:
-        faults.cut(bed, two, None)
-        threading.Event().wait(3.0)  # the length is the fault
-        faults.mend(bed, two, None)
-
     caller = Caller(bed, "ray", bundle, rows, replan_after_s=2.0)
     result = caller.follow(
         {
             100: lambda: faults.kill_worker(bed, cgroups, one) and None,
-            300: cut_for_3_seconds,
+            300: lambda: cut_for_3_seconds(bed, two),
             500: lambda: faults.freeze(bed, cgroups, two),
             800: lambda: faults.kill_raylet(bed, cgroups, one) and None,
         }

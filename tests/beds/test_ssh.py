@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from beds.streams import (
     THREE_NODES,
     Caller,
     assert_nothing_of_ours,
+    cut_for_3_seconds,
     objects_of,
 )
 from cutset.bundles.open import open_bundle
@@ -127,11 +127,6 @@ def test_a_worker_killed_one_frozen_a_link_cut_and_a_host_that_comes_back_cost_n
     cgroups = find_cgroups()
     one, two = bed.layout.node("pi-1"), bed.layout.node("pi-2")
 
-    def cut_for_3_seconds() -> None:
-        faults.cut(bed, two, None)
-        threading.Event().wait(3.0)  # the length is the fault
-        faults.mend(bed, two, None)
-
     def lose_and_bring_back() -> None:
         faults.kill_node(bed, cgroups, one)
         faults.start_node(bed, cgroups, one)
@@ -139,7 +134,7 @@ def test_a_worker_killed_one_frozen_a_link_cut_and_a_host_that_comes_back_cost_n
     result = _caller(bed, bundle, rows, replan_after_s=60.0).follow(
         {
             100: lambda: faults.kill_worker(bed, cgroups, one) and None,
-            300: cut_for_3_seconds,
+            300: lambda: cut_for_3_seconds(bed, two),
             500: lambda: _signal_workers(bed, "pi-2", signal.SIGSTOP),
             700: lose_and_bring_back,
         }

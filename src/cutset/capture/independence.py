@@ -24,7 +24,7 @@ from cutset.tensors import TensorSpec, dim_factor
 
 _TWO = 2
 TRIED_ROWS = (1, 5)
-"""Numbers of rows whose first row must be that of two."""
+"""Numbers of rows among which each row must be what it is among two."""
 
 _TOLERANCES = {"float16": 1e-2, "bfloat16": 5e-2}
 _OTHERWISE = 1e-5
@@ -141,7 +141,7 @@ def _check_neighbours(captured: Captured, rows: Arrays, usual: Arrays) -> None:
     by = _largest_difference(specs, usual, captured.run_whole(turned), pairs)
     # Where a row stands decides which of a kernel's loops computes it, and so its last bits: what
     # the model makes of last bits is seen by changing those of the input.
-    if by and by > min(_SAME_WAY, _ROUNDING * _effect_of_last_bits(captured, rows, usual)):
+    if by and by > _limit_elsewhere(captured, rows, usual):
         what = f"on its place among the rows (elsewhere it differs by {by:.2g}"
         raise _mixing_error(captured, what, rows, turned, pairs)
 
@@ -317,6 +317,14 @@ def _with_other_neighbours(rows: Arrays, stays: int) -> Arrays:
             changed[stays] = array[stays]
         others.append(changed)
     return tuple(others)
+
+
+def _limit_elsewhere(captured: Captured, rows: Arrays, usual: Arrays) -> float:
+    """The largest difference between places among the rows that may still be rounding."""
+    if any(map(_is_floating, rows)):
+        return min(_SAME_WAY, _ROUNDING * _effect_of_last_bits(captured, rows, usual))
+    # Whole numbers, of which tokens are made, have no last bits.
+    return max(_limit(array, has_parted=True) for array in usual)
 
 
 def _effect_of_last_bits(captured: Captured, rows: Arrays, usual: Arrays) -> float:

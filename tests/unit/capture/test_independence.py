@@ -150,6 +150,25 @@ def test_no_row_may_depend_on_others_or_on_its_place(
         _check(Applied(function), torch.randn(2, 6).abs())
 
 
+class OfTokens(nn.Module):
+    """Looks tokens up; a row's place changes what comes out by a little."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.table, self.last, self.by = nn.Embedding(9, 6), nn.Linear(6, 3), by
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.last(self.table(tokens))
+        return x * (1 + self.by * torch.arange(tokens.shape[0])[:, None, None])
+
+
+def test_tokens_have_no_last_bits_and_rounding_by_place_passes() -> None:
+    tokens = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    _check(OfTokens(3e-5), tokens)  # what kernels may do
+    with pytest.raises(CaptureError, match="depends on its place among the rows"):
+        _check(OfTokens(1e-3), tokens)
+
+
 def test_taking_a_number_of_each_row_by_its_index_passes() -> None:
     _check(Applied(lambda x: x[torch.arange(x.shape[0]), x.argmax(1)]), torch.randn(2, 6))
 

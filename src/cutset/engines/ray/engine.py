@@ -36,6 +36,7 @@ from cutset.engines.remote_host import (
     MeasuringHosts,
     require_same_version,
 )
+from cutset.progress import Progress
 
 if TYPE_CHECKING:
     from cutset.bundles.open import Bundle
@@ -76,7 +77,7 @@ class RayCluster(EngineSettings):
         return RayEngine(bundle, self, num_threads=num_threads)
 
     def stage_programs(
-        self, bundle: Bundle, say: Callable[[str], None]
+        self, bundle: Bundle, progress: Progress
     ) -> AbstractContextManager[StagePrograms]:
         """Runs programs on the nodes that the bundle's stages will be on.
 
@@ -84,7 +85,7 @@ class RayCluster(EngineSettings):
             EngineError: as `engine_for`, on entering.
         """
         cluster = self.cluster or cluster_of_plan(bundle.manifest.plan)
-        return programs_on_nodes(bundle, self.address, cluster, say)
+        return programs_on_nodes(bundle, self.address, cluster, progress)
 
     def measuring_hosts(self) -> AbstractContextManager[MeasuringHosts]:
         """All living nodes of the cluster.
