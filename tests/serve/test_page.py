@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 from cutset.engines.local import LocalEngine, LocalWorker
 
@@ -50,13 +50,37 @@ def problems() -> list[str]:
     return []
 
 
+def _watch(page: Page, problems: list[str]) -> None:
+    """Notes what the browser complains about, and every request that fails.
+
+    The page asks for its numbers once a second. Who leaves it while it waits for an answer has the
+    browser end that request itself, which is no failure; one that ends so on a page that stays is.
+    """
+    waiting: set[Request] = set()
+    left: set[Request] = set()
+
+    def begins(request: Request) -> None:
+        if request.is_navigation_request():
+            left.update(waiting)
+        waiting.add(request)
+
+    def fails(request: Request) -> None:
+        waiting.discard(request)
+        if request not in left or request.failure != "net::ERR_ABORTED":
+            problems.append(f"{request.url}: {request.failure}")
+
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", begins)
+    page.on("requestfinished", lambda request: waiting.discard(request))
+    page.on("requestfailed", fails)
+
+
 @pytest.fixture
 def page(browser: Browser, server: Running, problems: list[str]) -> Iterator[Page]:
     page = browser.new_page(viewport=DESKTOP)
     page.set_default_timeout(20_000)
-    page.on("console", lambda message: problems.append(message.text))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("requestfailed", lambda request: problems.append(request.url))
+    _watch(page, problems)
     # Playwright tells the browser to hand over file choosers once someone listens, and does not
     # wait until it has: too late for a key that is pressed at once.
     page.on("filechooser", lambda _chooser: None)
@@ -112,8 +136,7 @@ def test_an_image_is_classified_on_any_screen(
 ) -> None:
     page = browser.new_page(viewport=viewport, color_scheme=scheme)
     problems: list[str] = []
-    page.on("console", lambda message: problems.append(message.text))
-    page.on("pageerror", lambda error: problems.append(str(error)))
+    _watch(page, problems)
     page.goto(server.url)
     page.locator("#file").set_input_files(photograph)
     labels = page.get_by_role("table", name="Labels")
@@ -202,12 +225,25 @@ def test_a_killed_worker_is_seen_and_seen_to_come_back(
     assert seen.json_value() == ["running", "recovering", "running"]
 
 
-def test_the_api_page(page: Page, server: Running, problems: list[str]) -> None:
+def test_the_api_page(page: Page, problems: list[str]) -> None:
+    # Left while it waits for its numbers, as happens now and then to whoever clicks.
+    with page.expect_request("**/status"):
+        page.route("**/status", lambda _never_answered: None)
     page.get_by_role("link", name="API").click()
     expect(page.get_by_role("heading", name="POST /v2/models/{model}/infer")).to_be_visible()
     _keep(page, "docs")
     assert _violations(page) == []
     assert problems == []
+
+
+@pytest.mark.parametrize("reason", ["aborted", "connectionreset"])
+def test_a_request_that_fails_on_a_page_that_stays_is_a_problem(
+    page: Page, problems: list[str], reason: str
+) -> None:
+    page.route("**/status", lambda route: route.abort(reason))
+    expect(page.locator("#state")).to_have_text("not reachable")
+    ended = {"aborted": "net::ERR_ABORTED", "connectionreset": "net::ERR_CONNECTION_RESET"}
+    assert f"{page.url}status: {ended[reason]}" in problems
 
 
 def test_a_token_is_asked_for_and_remembered(browser: Browser) -> None:
