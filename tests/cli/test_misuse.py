@@ -65,6 +65,7 @@ def test_a_missing_bundle(cutset: Cutset, tmp_path: Path) -> None:
         outcome = cutset(*command, tmp_path / "none.cutset", *rest)
         assert outcome.code == 4, command
         assert "none.cutset" in _one_line(outcome.err)
+        assert outcome.out == "", command
 
 
 def test_an_image_that_is_no_image(cutset: Cutset, tmp_path: Path) -> None:

@@ -116,12 +116,12 @@ def open_bundle(path: str | os.PathLike[str], *, stages: Iterable[int] | None = 
     return Bundle(directory=directory, manifest=manifest, stages=wanted)
 
 
-def read_manifest(directory: Path) -> Manifest:
-    """Reads and checks a bundle's manifest; its other files are not looked at.
+def find_manifest(directory: Path) -> Path:
+    """Where the manifest of a bundle is.
 
     Raises:
-        UnsupportedVersion, ManifestError, UnsafeBundle: as for `open_bundle`.
-        BundleError: there is no such folder, or the manifest cannot be read.
+        ManifestError: the folder holds none.
+        BundleError: there is no such folder.
     """
     if not directory.is_dir():
         found = "a file, not a folder" if directory.exists() else "no such folder"
@@ -135,6 +135,17 @@ def read_manifest(directory: Path) -> Manifest:
             f"{directory}: no {MANIFEST_NAME} in it; this is no bundle, or was copied in part",
             path="$",
         )
+    return file
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Reads and checks a bundle's manifest; its other files are not looked at.
+
+    Raises:
+        UnsupportedVersion, ManifestError, UnsafeBundle: as for `open_bundle`.
+        BundleError: there is no such folder, or the manifest cannot be read.
+    """
+    file = find_manifest(directory)
     try:
         with file.open("rb") as source:
             data = source.read(MAX_MANIFEST_BYTES + 1)

@@ -33,12 +33,14 @@ def verify(
     as_json: options.Json = False,
 ) -> None:
     """Check a bundle: contracts, completeness, units, numbers, hashes."""
+    from cutset.bundles.open import find_manifest
     from cutset.bundles.proof.results import raise_if_failed
     from cutset.bundles.proof.verify import verify_bundle
     from cutset.report.text import print_checks, print_part
 
     if weights is not None and model is None:
         usage_error("--weights is for the whole --model, which is not named; a bundle has its own")
+    find_manifest(bundle)  # where there is no bundle, there are no checks to tell of
     with show_progress() as progress:
         if model is None:
             report = verify_bundle(bundle, progress=progress)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cutset.capture.arguments import Arguments, ExampleInputs
 from cutset.errors import ModelError
 from cutset.models.found import FoundModel
-from cutset.models.weights_request import WeightsRequest, parse_weights
+from cutset.models.weights_request import WEIGHT_SUFFIXES, WeightsRequest, parse_weights
 
 if TYPE_CHECKING:
     import torch
@@ -98,6 +98,8 @@ def find_model(
             "function or class of the file"
         )
     library, colon, name = spec.partition(":")
+    if not colon and _is_path(Path(spec)):
+        raise ModelError(_why_no_model(Path(spec)))
     if library == "timm" and colon:
         from cutset.models.from_timm import find_in_timm
 
@@ -113,6 +115,28 @@ def find_model(
         return found
     added = "".join(f", {source}:NAME" for source in source_names())
     raise ModelError(f"{spec!r} names no model; write {_FORMS}{added}")
+
+
+def _is_path(path: Path) -> bool:
+    """Whether a bare name can only be meant as a path: no registered model's name has a suffix."""
+    if len(path.parts) > 1 or path.suffix in WEIGHT_SUFFIXES:
+        return True
+    return bool(path.suffix) and path.exists()
+
+
+def _why_no_model(path: Path) -> str:
+    """What is said of a path that is no model."""
+    if path.suffix in WEIGHT_SUFFIXES:
+        return (
+            f"{path} would be a file of weights, which says no architecture; name the model that "
+            f"they are of, and give them with --weights {path}"
+        )
+    if not path.exists():
+        return f"{path}: no such file; a model is named by {_FORMS}"
+    if (path / "manifest.json").is_file():
+        return f"{path} is a bundle, split already: see cutset verify, run, bench or serve {path}"
+    kind = "folder" if path.is_dir() else "file"
+    return f"{path} is a {kind} that no model can be read from; a model is named by {_FORMS}"
 
 
 def _found_object(

@@ -99,9 +99,16 @@ def _at_keys(text: str) -> list[str]:
 
 
 def near_names(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean A, B?"`` with at most four known names near to `name`, or ``""``."""
-    near = difflib.get_close_matches(name.lower(), list(known), n=4, cutoff=0.6)
-    return f"; did you mean {', '.join(near)}?" if near else ""
+    """``"; did you mean A, B?"`` with at most four known names near to `name`, or ``""``.
+
+    Names that go on where `name` ends come first, the shortest of them first: ``vit_tiny`` is meant
+    as ``vit_tiny_patch16_224`` rather than as ``davit_tiny``, which has more letters in common.
+    """
+    name, known = name.lower(), list(known)
+    longer = [each for each in known if name and each.startswith(name)]
+    longer.sort(key=lambda each: (len(each), each))
+    near = dict.fromkeys([*longer, *difflib.get_close_matches(name, known, n=4, cutoff=0.6)])
+    return f"; did you mean {', '.join(list(near)[:4])}?" if near else ""
 
 
 def file_sha256(path: Path) -> str:

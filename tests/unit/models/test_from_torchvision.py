@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 from collections import OrderedDict
@@ -121,6 +122,25 @@ def test_unknown_model() -> None:
         find_model("resnet5o")
     with pytest.raises(ModelError, match="'hub:resnet50' names no model; write torchvision:NAME"):
         find_model("hub:resnet50")
+
+
+def test_a_path_in_the_place_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("notes.md").write_text("no model")
+    Path("half").mkdir()
+    Path("half/manifest.json").write_text("{}")
+    Path("net.cutset").mkdir()
+    Path("net.cutset/manifest.json").write_text("{}")
+    for spec, words in {
+        "notes.md": "notes.md is a file that no model can be read from; a model is named by ",
+        "./half": "half is a bundle, split already: see cutset verify, run, bench or serve half",
+        "net.cutset": "net.cutset is a bundle, split already",
+        str(tmp_path): "is a folder that no model can be read from",
+        "best.pt": "best.pt would be a file of weights, which says no architecture; name the model",
+        "gone/net": "gone/net: no such file; a model is named by torchvision:NAME",
+    }.items():
+        with pytest.raises(ModelError, match=re.escape(words)):
+            find_model(spec)
 
 
 def test_unknown_weights() -> None:

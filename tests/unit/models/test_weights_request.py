@@ -48,3 +48,10 @@ def test_file_with_another_suffix(tmp_path: Path) -> None:
 def test_near_names() -> None:
     assert near_names("Resnet5O", ["resnet50", "vgg16"]) == "; did you mean resnet50?"
     assert near_names("zzz", ["resnet50", "vgg16"]) == ""
+
+
+def test_names_that_go_on_come_before_names_that_look_alike() -> None:
+    known = ["davit_tiny", "vit_tiny_patch16_384", "vit_tiny_patch16_224", "gcvit_tiny"]
+    assert near_names("vit_tiny", known) == (
+        "; did you mean vit_tiny_patch16_224, vit_tiny_patch16_384, gcvit_tiny, davit_tiny?"
+    )
