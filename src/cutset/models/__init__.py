@@ -92,13 +92,8 @@ def find_model(
         from cutset.models.from_onnx import find_in_onnx_file
 
         return find_in_onnx_file(spec, request)
-    if Path(spec).suffix == ".py":
-        raise ModelError(
-            f"{spec} names a file but nothing in it; write {spec}:FACTORY, where FACTORY is a "
-            "function or class of the file"
-        )
     library, colon, name = spec.partition(":")
-    if not colon and _is_path(Path(spec)):
+    if not colon and _is_path(spec):
         raise ModelError(_why_no_model(Path(spec)))
     if library == "timm" and colon:
         from cutset.models.from_timm import find_in_timm
@@ -117,15 +112,21 @@ def find_model(
     raise ModelError(f"{spec!r} names no model; write {_FORMS}{added}")
 
 
-def _is_path(path: Path) -> bool:
+def _is_path(spec: str) -> bool:
     """Whether a bare name can only be meant as a path: no registered model's name has a suffix."""
-    if len(path.parts) > 1 or path.suffix in WEIGHT_SUFFIXES:
+    path = Path(spec)
+    if path.name != spec or path.suffix in (".py", *WEIGHT_SUFFIXES):
         return True
     return bool(path.suffix) and path.exists()
 
 
 def _why_no_model(path: Path) -> str:
     """What is said of a path that is no model."""
+    if path.suffix == ".py":
+        return (
+            f"{path} names a file but nothing in it; write {path}:FACTORY, where FACTORY is a "
+            "function or class of the file"
+        )
     if path.suffix in WEIGHT_SUFFIXES:
         return (
             f"{path} would be a file of weights, which says no architecture; name the model that "
