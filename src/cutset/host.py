@@ -8,6 +8,7 @@ is in counts, outer ones too. See the manual pages cgroups(7) and proc_pid_mount
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import sys
@@ -38,15 +39,24 @@ def usable_cores(root: Path = _ROOT) -> float:
     Args:
         root: where ``proc/self`` and what it names are looked for.
     """
-    usable: float = len(core_numbers()) or num_cores()
+    return min(len(core_numbers()) or num_cores(), quota_cores(root))
+
+
+def quota_cores(root: Path = _ROOT) -> float:
+    """The same as control groups alone limit it: infinity where none does.
+
+    Args:
+        root: as for `usable_cores`.
+    """
+    least = math.inf
     for group, is_second in _groups("cpu", root):
         if is_second:
             quota, _, period = _text(group / "cpu.max").partition(" ")
         else:
             quota, period = _text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us")
         if quota.isdecimal() and period.isdecimal() and int(quota) and int(period):
-            usable = min(usable, int(quota) / int(period))  # no limit is "max", or -1
-    return usable
+            least = min(least, int(quota) / int(period))  # no limit is "max", or -1
+    return least
 
 
 def num_usable_cores() -> int:

@@ -21,6 +21,7 @@ from cutset.differences import max_abs_difference, tolerance_of
 from cutset.dtypes import Arrays
 from cutset.errors import EngineError
 from cutset.graph.cuts import CutPoints
+from cutset.measure.stream_seconds import Spent, stream_seconds, timed
 from cutset.printable import first_line
 
 logger = logging.getLogger(__name__)
@@ -140,8 +141,9 @@ def profile_costs(
 
     A backend that plans across operations (ONNX Runtime keeps tensors in a blocked layout between
     convolutions) pays at every piece's ends what it would not pay inside a stage. So the pieces'
-    times are scaled to add up to the whole model's. The profile names the model by its class, and
-    the device by its host.
+    times are scaled to add up to the whole model's. Under a quota of processor time they are what a
+    stream takes (`stream_seconds`). The profile names the model by its class, and the device by its
+    host.
 
     Args:
         captured: the captured model.
@@ -176,7 +178,7 @@ def profile_costs(
             try:
                 runners = [backend(start, stop) for start, stop in pairwise(positions)]
                 runners.append(backend(0, positions[-1]))
-                seconds = _measure(name, runners, inputs, num_runs, max_seconds, progress)
+                samples = _measure(name, runners, inputs, num_runs, max_seconds, progress)
             except Exception as error:
                 # What runtimes raise has no common class but this.
                 reason = first_line(error)
@@ -188,7 +190,7 @@ def profile_costs(
                     "%s is not measured, since it cannot run every piece: %s", name, reason
                 )
                 continue
-            *pieces, all_ = (_timing(samples) for samples in seconds.T)
+            *pieces, all_ = _timings(samples, num_threads)
             whole[name] = all_
             timings[name] = _scaled(pieces, all_.median_s)
     return Profile(
@@ -237,8 +239,8 @@ def time_stages(
             for backend, (start, stop) in zip(backends, pairwise(positions), strict=True)
         ]
         # The last runner is for what follows the pieces in a profile: nothing here.
-        seconds = _measure("", [*runners, lambda _: ()], inputs, num_runs, max_seconds, None)
-    return tuple(_timing(samples) for samples in seconds.T[:-1])
+        samples = _measure("", [*runners, lambda _: ()], inputs, num_runs, max_seconds, None)
+    return _timings(samples, num_threads)[:-1]
 
 
 def _pieces(
@@ -267,11 +269,11 @@ def _measure(
     max_seconds: float,
     progress: Callable[[str, int, int], None] | None,
 ) -> np.ndarray:
-    """Seconds by run and piece."""
+    """What every piece took in every run, shape (runs, pieces, 2), as `stream_seconds` takes it."""
     wanted = max(num_runs, MIN_RUNS)
     for _ in range(NUM_WARMUP_RUNS):
         _run_once(runners, inputs)
-    rows: list[list[float]] = []
+    rows: list[list[Spent]] = []
     started = time.perf_counter()
     while len(rows) < wanted:
         rows.append(_run_once(runners, inputs))
@@ -282,18 +284,16 @@ def _measure(
     return np.array(rows)
 
 
-def _run_once(runners: Sequence[Computation], inputs: Arrays) -> list[float]:
-    """Seconds of every piece in turn, then of the last runner, which is the whole model."""
+def _run_once(runners: Sequence[Computation], inputs: Arrays) -> list[Spent]:
+    """What every piece takes in turn, then the last runner, which is the whole model."""
     *pieces, whole = runners
-    seconds = []
+    spent = []
     arrays = inputs
     for runner in pieces:
-        begin = time.perf_counter()
-        arrays = runner(arrays)
-        seconds.append(time.perf_counter() - begin)
-    begin = time.perf_counter()
-    whole(inputs)
-    return [*seconds, time.perf_counter() - begin]
+        arrays, took = timed(functools.partial(runner, arrays))
+        spent.append(took)
+    _, took = timed(functools.partial(whole, inputs))
+    return [*spent, took]
 
 
 def _scaled(pieces: Sequence[Timing], whole_s: float) -> tuple[Timing, ...]:
@@ -302,6 +302,11 @@ def _scaled(pieces: Sequence[Timing], whole_s: float) -> tuple[Timing, ...]:
     return tuple(timing.scaled(factor) for timing in pieces)
 
 
-def _timing(samples: np.ndarray) -> Timing:
-    p10, median, p90 = np.percentile(samples, (10, 50, 90))
-    return Timing(median_s=float(median), p10_s=float(p10), p90_s=float(p90), num_runs=len(samples))
+def _timings(samples: np.ndarray, num_threads: int) -> tuple[Timing, ...]:
+    """Of each piece, from what `_measure` returns."""
+    seconds = stream_seconds(samples, num_threads)
+    p10, median, p90 = np.percentile(seconds, (10, 50, 90), axis=0).tolist()
+    return tuple(
+        Timing(median_s=b, p10_s=a, p90_s=c, num_runs=len(seconds))
+        for a, b, c in zip(p10, median, p90, strict=True)
+    )
