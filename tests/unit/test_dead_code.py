@@ -47,7 +47,7 @@ CALLED_BY_NAME = {
 
 def unused(*folders: Path) -> set[str]:
     """What nothing in some folders uses, as ``name (kind, file)``."""
-    search = Vulture(ignore_decorators=["@*.callback*", "@atexit.register"])
+    search = Vulture(ignore_decorators=["@*.callback*", "@app.command*", "@atexit.register"])
     search.scavenge([str(folder) for folder in folders])
     for folder in folders:
         for page in folder.rglob("*.html"):

@@ -70,6 +70,7 @@ for command in (
     machine.probe,
 ):
     app.command()(command)
+app.add_typer(bundle_commands.app, name="bundle")
 app.add_typer(hosts.app, name="hosts")
 
 
@@ -84,7 +85,8 @@ def _options(
     debug: Annotated[bool, typer.Option(help="show the traceback of an error")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log to stderr")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="print and leave")
+        bool,
+        typer.Option("--version", "-V", callback=_version, is_eager=True, help="print and leave"),
     ] = False,
 ) -> None:
     # `main` looks at --debug itself: an error must be shown whatever state the parser is in.

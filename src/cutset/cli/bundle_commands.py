@@ -15,6 +15,7 @@ from cutset.cli.screen import (
     print_json,
     show_progress,
     stdout,
+    tell,
     usage_error,
     write_text,
 )
@@ -22,6 +23,28 @@ from cutset.errors import ModelError
 from cutset.printable import printable_json
 
 _MIN_BENCH_S = 0.1
+
+app = typer.Typer(no_args_is_help=True, help="Change what a bundle says of itself.")
+
+
+@app.command("set")
+def set_description(
+    bundle: options.Bundle,
+    preprocess: options.Preprocess = None,
+    labels: options.Labels = None,
+) -> None:
+    """Tell a bundle how images become its rows and what its classes are called."""
+    from cutset.bundles.write.description import describe_bundle
+    from cutset.models.images_and_labels import read_labels, read_preprocessing
+
+    if preprocess is None and labels is None:
+        usage_error("say what to set: --preprocess SOURCE, --labels SOURCE or both")
+    describe_bundle(
+        bundle,
+        preprocessing=None if preprocess is None else read_preprocessing(preprocess),
+        labels=None if labels is None else read_labels(labels),
+    )
+    tell(f"wrote {bundle / 'manifest.json'}")
 
 
 def verify(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +21,13 @@ from cutset.cli.screen import (
     usage_error,
     write_text,
 )
-from cutset.cli.shared import cost_graph_plans, plan_request, planned_costs, prepared_model
+from cutset.cli.shared import (
+    cost_graph_plans,
+    described_images,
+    plan_request,
+    planned_costs,
+    prepared_model,
+)
 from cutset.errors import CutsetError
 from cutset.progress import Progress
 
@@ -226,6 +233,8 @@ def split(
     divide: options.Divide = None,
     max_tensors: options.MaxTensors = 1,
     part: options.Part = None,
+    preprocess: options.Preprocess = None,
+    labels: options.Labels = None,
     force: Annotated[bool, typer.Option(help="replace a bundle that is there")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -241,9 +250,11 @@ def split(
     request = plan_request(context)
     settings = chosen_engine(engine or "ray", address, None, cluster) if times else None
     check_target(output.absolute(), replace=force)
+    description = described_images(context)
     costs = planned_costs(context, request)
     with show_progress() as progress:
         prepared = prepared_model(context, progress, any_weights=False)
+        prepared = dataclasses.replace(prepared, found=description(prepared.found))
         standing = planning_teller(progress, objective)
         result = plan_model(prepared, request, **costs, progress=progress, standing=standing)
         bundle = split_model(

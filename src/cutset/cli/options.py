@@ -87,6 +87,20 @@ Part: TypeAlias = Annotated[
     str | None,
     typer.Option(metavar="PATH", help="only this module of the model"),
 ]
+Preprocess: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE",
+        help="how images become rows: FILE.toml, torchvision:WEIGHTS or timm:NAME",
+    ),
+]
+Labels: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE",
+        help="names of the classes: FILE.txt, FILE.json, torchvision:WEIGHTS or timm:NAME",
+    ),
+]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 BatchSize: TypeAlias = Annotated[
     int | None, typer.Option(min=1, help="rows of a micro-batch; 1 by default")

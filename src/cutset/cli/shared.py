@@ -6,6 +6,8 @@ of each value to each function.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -16,6 +18,7 @@ from cutset.cli.screen import planning_teller, show_progress, usage_error
 from cutset.progress import Progress
 
 if TYPE_CHECKING:
+    from cutset.models import FoundModel
     from cutset.planning import Objective, Plan, PlanRequest
     from cutset.workflow import PreparedModel
 
@@ -43,6 +46,24 @@ def prepared_model(
         part=given["part"],
         micro_batch_only=given["micro_batch_only"],
         progress=progress,
+    )
+
+
+def described_images(context: typer.Context) -> Callable[[FoundModel], FoundModel]:
+    """What tells a model of --preprocess and --labels, which are read at once.
+
+    Raises:
+        ModelError: one of them cannot be read.
+    """
+    from cutset.models.images_and_labels import described, read_labels, read_preprocessing
+
+    preprocess, labels = context.params["preprocess"], context.params["labels"]
+    if labels is not None and context.params.get("part") is not None:
+        usage_error("--labels name what a whole model answers, and --part leaves some of it out")
+    return functools.partial(
+        described,
+        preprocessing=None if preprocess is None else read_preprocessing(preprocess),
+        labels=None if labels is None else read_labels(labels),
     )
 
 

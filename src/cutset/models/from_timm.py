@@ -8,7 +8,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from torch import nn
 
 from cutset.data.images import INTERPOLATIONS, Preprocessing
 from cutset.errors import ModelError
@@ -62,7 +61,7 @@ def find_in_timm(name: str, request: WeightsRequest | None) -> FoundModel:
             raise ModelError(f"timm:{architecture} has no weights; {HOW_TO_GIVE_WEIGHTS}")
         model = _download(full_name)
         words = f"timm {model.pretrained_cfg['architecture']}.{model.pretrained_cfg['tag']}"
-        return _found(name, model, words, labels=_labels(model))
+        return _found(name, model, words, labels=_labels(model.pretrained_cfg))
     model = _build(full_name)
     if isinstance(request, RandomWeights):
         found = _found(name, model, f"random, seed {request.seed}", labels=None)
@@ -72,7 +71,7 @@ def find_in_timm(name: str, request: WeightsRequest | None) -> FoundModel:
         f"{load_weights_file(model, request)}; preprocessing and labels are assumed to be those "
         f"of timm {model.pretrained_cfg.get('architecture')}.{model.pretrained_cfg.get('tag')}"
     )
-    return _found(name, model, words, labels=_labels(model))
+    return _found(name, model, words, labels=_labels(model.pretrained_cfg))
 
 
 def _build(full_name: str, *, pretrained: bool = False) -> Any:
@@ -137,16 +136,39 @@ def _found(name: str, model: Any, words: str, *, labels: tuple[str, ...] | None)
         name=f"timm:{name}",
         weights=words,
         example_inputs=random_rows((2, *size)),
-        preprocessing=_preprocessing(model),
+        preprocessing=_preprocessing(model.pretrained_cfg),
         labels=labels,
     )
 
 
-def _preprocessing(model: nn.Module) -> Preprocessing | None:
+def images_and_labels_of(name: str) -> tuple[Preprocessing | None, tuple[str, ...] | None]:
+    """How images become rows for weights, and the names of their classes; None what they lack.
+
+    Args:
+        name: of a model, with or without the tag of its weights.
+
+    Raises:
+        ModelError: timm is not installed, or has no such model or weights.
+    """
+    try:
+        import timm
+        from timm.models import get_pretrained_cfg
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"timm:{name} needs timm, which is not installed; pip install 'cutset[timm]'"
+        ) from error
+    config = get_pretrained_cfg(name)
+    if config is None:
+        known = timm.list_pretrained() if "." in name else timm.list_models()
+        raise ModelError(f"timm has no weights of the name {name!r}{near_names(name, known)}")
+    return _preprocessing(config.to_dict()), _labels(config.to_dict())
+
+
+def _preprocessing(weights: dict[str, Any]) -> Preprocessing | None:
     """How timm's own evaluation transform makes a row; None where it has another form."""
     from timm.data import resolve_data_config
 
-    config = resolve_data_config({}, model=model)
+    config = resolve_data_config({}, pretrained_cfg=weights)
     channels, height, width = config["input_size"]
     interpolation, mode = config["interpolation"], config["crop_mode"]
     if channels != 3 or interpolation not in INTERPOLATIONS:
@@ -168,11 +190,11 @@ def _preprocessing(model: nn.Module) -> Preprocessing | None:
     )
 
 
-def _labels(model: nn.Module) -> tuple[str, ...] | None:
+def _labels(weights: dict[str, Any]) -> tuple[str, ...] | None:
     """Names of ImageNet's classes where the number of classes tells which of its sets it is."""
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
-    subset = infer_imagenet_subset(model)
+    subset = infer_imagenet_subset(weights)
     if subset is None:
         return None
     info = ImageNetInfo(subset)

@@ -85,6 +85,35 @@ def find_in_torchvision(name: str, request: WeightsRequest | None) -> FoundModel
     return _from_file(name, entries, request)
 
 
+def images_and_labels_of(name: str) -> tuple[Preprocessing | None, tuple[str, ...] | None]:
+    """How images become rows for weights, and the names of their classes; None what they lack.
+
+    Args:
+        name: of weights, as ``ResNet50_Weights.IMAGENET1K_V2``, or of a model for its default ones.
+
+    Raises:
+        ModelError: torchvision has neither.
+    """
+    try:
+        entry: Any = (
+            zoo.get_weight(name) if "." in name else zoo.get_model_weights(name.lower()).DEFAULT
+        )
+    except (ValueError, AttributeError, KeyError) as error:
+        near = near_names(name, zoo.list_models())
+        raise ModelError(
+            f"torchvision has no weights or model {name!r}{near}; write a model's name or, as "
+            "example, ResNet50_Weights.IMAGENET1K_V2"
+        ) from error
+    transforms = entry.transforms()
+    labels = entry.meta.get("categories") if _gives_one_answer(transforms) else None
+    return _preprocessing(transforms), tuple(labels) if labels else None
+
+
+def _gives_one_answer(transforms: nn.Module) -> bool:
+    """Whether a model of these transforms gives one label to a row."""
+    return isinstance(transforms, _presets.ImageClassification | _presets.VideoClassification)
+
+
 def _named_entry(name: str, entries: Any, wanted: str) -> Any:
     wanted = wanted.removeprefix(f"{entries.__name__}.")
     if wanted not in entries.__members__:
@@ -236,16 +265,14 @@ def _found(
     name: str, model: nn.Module, entry: Any, words: str, *, labels: bool = True
 ) -> FoundModel:
     transforms = entry.transforms()
-    one_answer_a_row = isinstance(
-        transforms, _presets.ImageClassification | _presets.VideoClassification
-    )
+    named = labels and _gives_one_answer(transforms)
     return FoundModel(
         model=model,
         name=f"torchvision:{name}",
         weights=words,
         example_inputs=_example_inputs(name, model, entry, transforms),
         preprocessing=_preprocessing(transforms),
-        labels=tuple(entry.meta["categories"]) if labels and one_answer_a_row else None,
+        labels=tuple(entry.meta["categories"]) if named else None,
     )
 
 

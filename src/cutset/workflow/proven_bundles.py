@@ -13,7 +13,8 @@ from cutset.bundles.open import Bundle, open_bundle, read_manifest
 from cutset.bundles.proof.results import VerificationReport, raise_if_failed
 from cutset.bundles.proof.verify import verify_bundle
 from cutset.bundles.reference import reference_rows
-from cutset.bundles.write.export import export_bundle, replace_plan
+from cutset.bundles.write.description import replace_plan
+from cutset.bundles.write.export import export_bundle
 from cutset.capture.independence import check_micro_batch
 from cutset.cluster.devices import Cluster
 from cutset.errors import BundleError

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import platform
-import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -19,7 +18,6 @@ from typing import Any
 
 import msgspec
 
-from cutset.bundles.consistency import num_classes_of
 from cutset.bundles.manifest import (
     BUNDLE_FORMAT,
     FileEntry,
@@ -29,7 +27,6 @@ from cutset.bundles.manifest import (
     encode_manifest,
     sha256_of,
 )
-from cutset.bundles.open import Bundle
 from cutset.bundles.reference import (
     REFERENCE_NAME,
     Reference,
@@ -37,12 +34,13 @@ from cutset.bundles.reference import (
     reference_rows,
 )
 from cutset.bundles.strict_json import MANIFEST_NAME
+from cutset.bundles.write.description import check_images, check_labels
 from cutset.capture.arguments import ExampleInputs
 from cutset.capture.captured import Captured, PieceFiles, with_rows
 from cutset.costs.cost_model import live_bytes
 from cutset.data.images import Preprocessing
 from cutset.dtypes import Arrays
-from cutset.errors import BundleError, ModelError
+from cutset.errors import BundleError
 from cutset.graph.ir import Graph, boundary_specs
 from cutset.planning.plan import Plan, StagePlan
 from cutset.processes import encodable
@@ -104,7 +102,8 @@ def export_bundle(  # noqa: PLR0913  # the words of a manifest, each with a defa
     Raises:
         BundleError: the folder exists, or cannot be written (disk full, no permission).
         CaptureError: the model or a stage cannot be exported.
-        ModelError: the labels are not as many as the classes.
+        ModelError: the labels are not as many as the classes, or images become other rows than
+            the model takes.
     """
     target = Path(directory).absolute()
     progress = progress or no_progress
@@ -117,7 +116,10 @@ def export_bundle(  # noqa: PLR0913  # the words of a manifest, each with a defa
         captured = capture_model(model, example_inputs)
     if captured.module is not model:
         raise ValueError("captured is of another model: give the object that was captured")
-    _check_labels(labels, _outputs(captured)[0])
+    if preprocessing is not None and part is None:
+        check_images(preprocessing, captured.graph.inputs)
+    if labels is not None:
+        check_labels(labels, _outputs(captured)[0])
     if not captured.no_programs:
         _check_operations(captured.graph)
     settings = captured.settings
@@ -142,15 +144,6 @@ def export_bundle(  # noqa: PLR0913  # the words of a manifest, each with a defa
             check(folder)
         _move_into_place(folder, target)
     return target
-
-
-def _check_labels(labels: Sequence[str] | None, output: TensorSpec) -> None:
-    num_classes = num_classes_of(output)
-    if labels is not None and len(labels) != num_classes:
-        raise ModelError(
-            f"{len(labels)} labels for the output {output}: expected one for each entry of its "
-            "last dimension"
-        )
 
 
 class _BundleWriter:
@@ -292,25 +285,6 @@ def _check_operations(graph: Graph) -> None:
                 "random, custom or unknown, and whoever loads the bundle would have to trust it. "
                 "Replace it in the model's forward"
             )
-
-
-def replace_plan(bundle: Bundle, plan: Plan) -> None:
-    """Writes a bundle's manifest anew, with a plan that says more of the same stages.
-
-    Raises:
-        BundleError: it cannot be written; the old one is still there.
-    """
-    target = bundle.directory / MANIFEST_NAME
-    manifest = msgspec.structs.replace(bundle.manifest, plan=plan)
-    # Beside the bundle: a file within that is not listed would spoil it, were this interrupted.
-    fresh = bundle.directory.parent / f".{bundle.directory.name}-{secrets.token_hex(4)}.json"
-    try:
-        _write(fresh, encode_manifest(manifest))
-        fresh.replace(target)
-    except OSError as error:
-        raise BundleError(f"{target} cannot be written: {error.strerror}") from error
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def check_target(target: Path, *, replace: bool) -> None:

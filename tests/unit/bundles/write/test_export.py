@@ -13,7 +13,8 @@ from torch import nn
 from checked_here import check_here
 from cutset.bundles.open import open_bundle
 from cutset.bundles.reading.torch.loading import load_program
-from cutset.bundles.write.export import export_bundle, replace_plan
+from cutset.bundles.write.description import replace_plan
+from cutset.bundles.write.export import export_bundle
 from cutset.capture.arguments import ExampleInputs
 from cutset.capture.onnx import onnx_file
 from cutset.capture.torch_export import capture_model
