@@ -39,7 +39,11 @@ magnitude are that; where it takes another, up to `_ANOTHER_WAY` times the toler
 
 _ROUNDING = 1000.0
 """Rounding in every layer of a model is taken to do at most so many times what rounding of its
-inputs does."""
+inputs does, where that is little."""
+
+_ROUNDING_OF_ALL = 10.0
+"""A model may make differences of over `_SAME_WAY` of its input's last bits alone (random weights
+without normalisation do). Rounding in its layers is then taken to do at most so many times that."""
 
 Pairs: TypeAlias = tuple[tuple[int, int], ...]
 """Which row of one result is to equal which row of another."""
@@ -254,6 +258,10 @@ class _Numbers:
         if any(excess):
             has_parted = self._find_parting(num_rows) is not None
             limits = [_limit(array, has_parted=has_parted) for array in alone]
+            if not has_parted and any(by > limit for by, limit in zip(excess, limits, strict=True)):
+                first = self._rows(self._several)
+                effect = _effect_of_last_bits(self._captured, first, self._usual)
+                limits = [max(limit, _ROUNDING_OF_ALL * effect) for limit in limits]
             if any(by > limit for by, limit in zip(excess, limits, strict=True)):
                 what = f"a row differs by {max(excess):.2g} of the largest number between "
                 raise self._refused(num_rows, f"{what}{in_words(self._several)} and {rows}")
@@ -322,7 +330,8 @@ def _with_other_neighbours(rows: Arrays, stays: int) -> Arrays:
 def _limit_elsewhere(captured: Captured, rows: Arrays, usual: Arrays) -> float:
     """The largest difference between places among the rows that may still be rounding."""
     if any(map(_is_floating, rows)):
-        return min(_SAME_WAY, _ROUNDING * _effect_of_last_bits(captured, rows, usual))
+        effect = _effect_of_last_bits(captured, rows, usual)
+        return max(min(_SAME_WAY, _ROUNDING * effect), _ROUNDING_OF_ALL * effect)
     # Whole numbers, of which tokens are made, have no last bits.
     return max(_limit(array, has_parted=True) for array in usual)
 

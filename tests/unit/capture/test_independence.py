@@ -169,6 +169,27 @@ def test_tokens_have_no_last_bits_and_rounding_by_place_passes() -> None:
         _check(OfTokens(1e-3), tokens)
 
 
+def _logistic(x: Tensor) -> Tensor:
+    """A map that doubles a difference with every step: 40 of them make everything of last bits."""
+    x = torch.sigmoid(x)
+    for _ in range(40):
+        x = 4 * x * (1 - x)
+    return x
+
+
+def test_a_model_that_magnifies_last_bits_to_everything_is_not_blamed_for_its_rounding() -> None:
+    def of_places(x: Tensor) -> Tensor:
+        # What the two loops of one kernel may do to rows in different places.
+        return _logistic(x * (1 + 2e-6 * torch.arange(x.shape[0])[:, None]))
+
+    torch.manual_seed(1)
+    example = torch.randn(2, 6)
+    model = Applied(of_places).eval()
+    off_by = (model(example).flip(0) - model(example.flip(0))).abs().max()
+    assert off_by > 0.05
+    _check(model, example)
+
+
 def test_taking_a_number_of_each_row_by_its_index_passes() -> None:
     _check(Applied(lambda x: x[torch.arange(x.shape[0]), x.argmax(1)]), torch.randn(2, 6))
 
