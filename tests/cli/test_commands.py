@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.table import Table
 from safetensors.torch import load_file, save_file
 
+from cutset.cli.screen import stdout
 from cutset.planning import watch
 from cutset.planning.deadline import Deadline, OutOfTime
 
@@ -367,3 +369,17 @@ def test_bench_json(cutset: Cutset, small_bundle: Path, tmp_path: Path) -> None:
     assert set(document["latency_s"]) == {"p50", "p95", "p99"}
     assert all({"busy", "waiting", "sending", "backend"} <= set(s) for s in document["stages"])
     assert json.loads(trace.read_text())["traceEvents"]
+
+
+def test_in_a_pipe_nothing_is_folded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = ".".join(["encoder_block"] * 30)
+    table = Table("cut after", "because")
+    table.add_row(name, "it lies within a unit " * 20)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    stdout().print(table)
+    assert f"{name} " in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "80")
+    stdout().print(table)
+    assert max(map(len, capsys.readouterr().out.splitlines())) == 80

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from cutset.planning.watch import Standing
 
+_PIPE_COLUMNS = 100_000
+
 NOTE = "%(topmost)s: %(message)s"
 """How a log record looks where nobody asked for logs."""
 
@@ -36,7 +38,9 @@ def stdout() -> Console:
     """The console for answers."""
     from cutset.report.text import PlainConsole
 
-    return PlainConsole(highlight=False, emoji=False)
+    # In a pipe nothing is folded, so that `grep` finds every name; COLUMNS asks for a width there.
+    folds = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return PlainConsole(highlight=False, emoji=False, width=None if folds else _PIPE_COLUMNS)
 
 
 @contextlib.contextmanager

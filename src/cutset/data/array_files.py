@@ -107,7 +107,10 @@ def _check_array(path: Path, spec: TensorSpec, array: np.ndarray, num_rows: int 
     actual = f"{array.dtype.name}{list(array.shape)}"
     rows = _rows_of(spec, array.shape)
     if rows is None or dtype_name(array.dtype) != spec.dtype:
-        raise ModelError(f"input {path}: {spec.name} is expected to be {spec}, found {actual}")
+        raise ModelError(
+            f"input {path}: {spec.name} is expected to be {spec}, found {actual}"
+            f"{_how_to_convert(spec, array)}"
+        )
     if rows == 0:
         raise ModelError(f"input {path}: {spec.name} has no rows, found {actual}")
     if rows > 0 and num_rows is not None and rows != num_rows:
@@ -115,6 +118,36 @@ def _check_array(path: Path, spec: TensorSpec, array: np.ndarray, num_rows: int 
             f"input {path}: {spec.name} has {rows} rows, the inputs before it have {num_rows}"
         )
     return rows if rows > 0 else num_rows or 1
+
+
+def _how_to_convert(spec: TensorSpec, array: np.ndarray) -> str:
+    """What a person would type to make an array the spec's, or ``""`` where that is not plain."""
+    from cutset.dtypes import FLOATING, dtype_name
+
+    typed = "array"
+    if _rows_of(spec, array.shape) is None:
+        ways = {"array[None]": (1, *array.shape)}
+        if array.ndim == 4:
+            rows, height, width, channels = array.shape
+            ways["array.transpose(0, 3, 1, 2)"] = (rows, channels, height, width)
+        if array.ndim == 3:
+            height, width, channels = array.shape
+            ways["array.transpose(2, 0, 1)[None]"] = (1, channels, height, width)
+        fitting = [way for way, shape in ways.items() if _rows_of(spec, shape) is not None]
+        if not fitting:
+            return ""
+        typed = fitting[0]
+    if array.dtype.name == spec.dtype:
+        return f"; {typed} makes it that"
+    is_whole = array.dtype.kind in "iu"
+    if is_whole and spec.dtype in FLOATING:
+        return (
+            "; pixels as whole numbers must be scaled and normalised as the model was trained, "
+            f"then {typed}.astype({spec.dtype!r}) makes it that"
+        )
+    if is_whole or (array.dtype.kind != "c" and dtype_name(array.dtype) in FLOATING):
+        return f"; {typed}.astype({spec.dtype!r}) makes it that"
+    return ""
 
 
 def _rows_of(spec: TensorSpec, shape: tuple[int, ...]) -> int | None:

@@ -7,8 +7,9 @@ operation: each is a correctly rounded float32 operation on one element, so the 
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -19,6 +20,8 @@ from cutset.errors import ModelError
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Suffixes, in lower case, of the files that are taken from a folder."""
@@ -100,21 +103,35 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(
-                file
-                for file in path.rglob("*")
-                if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            inside = [file for file in files if _has_image_suffix(file)]
+            others = _listed(
+                [f for f in files if not _has_image_suffix(f) and not f.name.startswith(".")]
             )
             if not inside:
                 raise ModelError(
-                    f"folder {path} holds no image; looked for {', '.join(IMAGE_SUFFIXES)}"
+                    f"folder {path} holds no image{f', only {others}' if others else ''}; looked "
+                    f"for {', '.join(IMAGE_SUFFIXES)}"
                 )
+            if others:
+                logger.warning("folder %s: skipped %s, no image is read from them", path, others)
             found.extend(inside)
         elif path.exists():
             found.append(path)
         else:
             raise ModelError(f"input {path} does not exist")
     return found
+
+
+def _has_image_suffix(file: Path) -> bool:
+    return file.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _listed(files: Sequence[Path]) -> str:
+    """Names of files in words, a few of them, or ``""``."""
+    names = [file.name for file in files[:3]]
+    more = f" and {len(files) - len(names)} more" if len(files) > len(names) else ""
+    return ", ".join(names) + more
 
 
 def read_image(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import ml_dtypes
@@ -25,6 +26,39 @@ SCALE = TensorSpec(name="scale", shape=(1,), dtype="float32")
 def _npy(path: Path, array: np.ndarray) -> Path:
     np.save(path, array)
     return path
+
+
+@pytest.mark.parametrize(
+    ("array", "advice"),
+    [
+        (np.zeros((2, 3, 4)), "; array.astype('float32') makes it that"),
+        (np.zeros((3, 4), np.float32), "; array[None] makes it that"),
+        (np.zeros((3, 4)), "; array[None].astype('float32') makes it that"),
+        (
+            np.zeros((2, 3, 4), np.uint8),
+            (
+                "; pixels as whole numbers must be scaled and normalised as the model was trained, "
+                "then array.astype('float32') makes it that"
+            ),
+        ),
+        (np.zeros((2, 3, 4), complex), ""),
+        (np.zeros((2, 4, 3), np.float32), ""),
+    ],
+)
+def test_how_an_array_of_another_shape_or_dtype_is_made_one(
+    tmp_path: Path, array: np.ndarray, advice: str
+) -> None:
+    with pytest.raises(ModelError) as raised:
+        read_arrays(_npy(tmp_path / "x.npy", array), [IMAGE])
+    assert str(raised.value).partition("]")[2].partition("]")[2] == advice
+
+
+def test_images_with_their_channels_last(tmp_path: Path) -> None:
+    spec = TensorSpec(name="x", dtype="float32", shape=("batch", 3, 8, 9))
+    for shape, way in (((2, 8, 9, 3), "(0, 3, 1, 2)"), ((8, 9, 3), "(2, 0, 1)[None]")):
+        path = _npy(tmp_path / "x.npy", np.zeros(shape, np.float32))
+        with pytest.raises(ModelError, match=re.escape(f"; array.transpose{way} makes it that")):
+            read_arrays(path, [spec])
 
 
 def test_npy(tmp_path: Path) -> None:
@@ -55,7 +89,7 @@ def test_npy_of_another_byte_and_memory_order(tmp_path: Path) -> None:
 def test_wrong_shape_or_dtype(tmp_path: Path, array: np.ndarray, actual: str) -> None:
     path = _npy(tmp_path / "x.npy", array)
     with pytest.raises(
-        ModelError, match=rf"x is expected to be float32\[batch, 3, 4\], found {actual}$"
+        ModelError, match=rf"x is expected to be float32\[batch, 3, 4\], found {actual}(;|$)"
     ):
         read_arrays(path, (IMAGE,))
 

@@ -225,6 +225,19 @@ def test_find_images(tmp_path: Path) -> None:
     ]
 
 
+def test_what_is_no_image_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.jpg", "b.heic", "c.avif", "notes.txt", "more.txt", ".hidden"):
+        (tmp_path / name).write_bytes(b"")
+    assert find_images([tmp_path]) == [tmp_path / "a.jpg"]
+    skipped = "skipped b.heic, c.avif, more.txt and 1 more, no image is read from them"
+    assert caplog.messages == [f"folder {tmp_path}: {skipped}"]
+    (tmp_path / "a.jpg").unlink()
+    (tmp_path / "notes.txt").unlink()
+    words = r"holds no image, only b\.heic, c\.avif, more\.txt; looked for \.bmp"
+    with pytest.raises(ModelError, match=words):
+        find_images([tmp_path])
+
+
 def test_find_images_without_any(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"holds no image; looked for \.bmp"):
         find_images([tmp_path])

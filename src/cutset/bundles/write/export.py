@@ -307,8 +307,12 @@ def check_target(target: Path, *, replace: bool) -> None:
     is_empty = target.is_dir() and not any(target.iterdir())
     if is_empty or (is_bundle and replace):
         return
-    what = "a bundle is there already" if is_bundle else "it exists and is no bundle"
-    raise BundleError(f"{target}: {what}; choose another folder", path=str(target))
+    what = (
+        "a bundle is there already; replace it (--force, replace=True) or"
+        if is_bundle
+        else "it exists and is no bundle;"
+    )
+    raise BundleError(f"{target}: {what} choose another folder", path=str(target))
 
 
 @contextlib.contextmanager
