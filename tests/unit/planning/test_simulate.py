@@ -1,6 +1,6 @@
 import pytest
 
-from cutset.planning import simulate
+from cutset.planning.simulate import simulate
 
 
 def rows(timeline):
