@@ -17,12 +17,10 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import zmq
 from zmq.utils import z85
-from zmq.utils.monitor import recv_monitor_message
 
 from cutset.engines.protocol import Address
 from cutset.errors import LinkTimeout
@@ -30,6 +28,7 @@ from cutset.links.doorkeeper import doorkeeper
 from cutset.links.meeting import Meeting
 from cutset.links.neighbour import NeighbourSocket
 from cutset.links.parcels import LinkContract
+from cutset.links.socket_events import next_event
 
 PART_BYTES = 256 << 10
 """Tensors cross in messages of so many bytes at most. The receiver decrypts one while the sender
@@ -46,7 +45,7 @@ _BACKLOG = 64
 _TICK_S = 0.1
 _HELLO = b"CuTs hello"
 _LISTENERS_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-_REFUSALS = {
+_REFUSALS: dict[int, str] = {
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "the handshake was broken off",
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "who answers speaks otherwise",
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: "who answers does not let this process in",
@@ -153,7 +152,7 @@ class _End:
             self._meeting.publish(
                 self._public_key.decode(), self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
             )
-            while self._event(monitor)["event"] != zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            while self._event(monitor)[0] != zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 pass  # strangers leave
             _shut_door(listener)
         # Which connection is the neighbour's, only a message of its own tells.
@@ -180,10 +179,12 @@ class _End:
         self._socket.setsockopt(zmq.IPV6, "[" in neighbour.endpoint)
         self._socket.connect(neighbour.endpoint)
         descriptor = -1
-        while (event := self._event(monitor))["event"] != zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            if event["event"] in _REFUSALS:
-                raise ConnectionError(f"at {neighbour.endpoint} {_REFUSALS[event['event']]}")
-            descriptor = int(event["value"])
+        event, value = self._event(monitor)
+        while event != zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            if event in _REFUSALS:
+                raise ConnectionError(f"at {neighbour.endpoint} {_REFUSALS[event]}")
+            descriptor = value
+            event, value = self._event(monitor)
         self._await(self._socket, zmq.POLLOUT)
         self._socket.send(_HELLO)
         return NeighbourSocket(self._socket, monitor, descriptor, self._link)
@@ -231,9 +232,9 @@ class _End:
             if not self._left_s():
                 raise TimeoutError("nobody came with the right key")
 
-    def _event(self, monitor: zmq.Socket[bytes]) -> Mapping[str, Any]:
+    def _event(self, monitor: zmq.Socket[bytes]) -> tuple[int, int]:
         self._await(monitor)
-        return recv_monitor_message(monitor)
+        return next_event(monitor)
 
     def _bind(self, listener: socket.socket) -> None:
         theirs = listener.dup()  # ours shuts the door, in the end

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from cutset.errors import LinkTimeout
 from cutset.links.parcels import LinkClosedError, LinkContract
+from cutset.links.socket_events import next_event
 
 ResultT = TypeVar("ResultT")
 
@@ -141,11 +141,8 @@ class NeighbourSocket:
 
     def _hears_of_end(self) -> bool:
         while not self._gone and self._monitor.poll(0):
-            message = recv_monitor_message(self._monitor)
             # Strangers come and go too.
-            self._gone = (
-                message["event"] == zmq.EVENT_DISCONNECTED and message["value"] == self._descriptor
-            )
+            self._gone = next_event(self._monitor) == (zmq.EVENT_DISCONNECTED, self._descriptor)
         return self._gone
 
     def close(self) -> None:
