@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import psutil
 import pytest
@@ -342,25 +341,3 @@ def test_hosts_are_checked(bed: State, tmp_path: Path) -> None:
     assert "start its ssh server" in done.stderr
     assert "Mbit/s" in done.stdout
     assert_nothing_of_ours(bed)
-
-
-@pytest.mark.soak
-def test_cutset_is_installed_once_and_then_left_alone(bed: State, tmp_path: Path) -> None:
-    """An environment that has all that Cutset needs, and not Cutset."""
-    environment = tmp_path / "an env"
-    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-    packages = next(environment.glob("lib/python3*/site-packages"))
-    (packages / "others.pth").write_text(f"{Path(msgspec.__file__).parents[1]}\n")
-    text = Path(_changed(bed, tmp_path, python=f"{environment}/bin/python")).read_text()
-    only = re.sub(r"\[\[device\]\]\nname = \"(server|pi-2)\"\n.*?\n\n", "", text, flags=re.DOTALL)
-    only = re.sub(r"(?s)\[\[link.between\]\].*|caller = .*?\n", "", only)
-    file = tmp_path / "only.toml"
-    file.write_text(only)
-    install = ("cutset", "hosts", "install", "--cluster", str(file))
-    assert _on_server(bed, *install).stdout == "pi-1: installed\n"
-    made = packages / f"cutset-{__version__}.dist-info" / "RECORD"
-    before = made.stat().st_mtime_ns
-    assert _on_server(bed, *install).stdout == "pi-1: has this version already\n"
-    assert made.stat().st_mtime_ns == before
-    checked = _on_server(bed, "cutset", "hosts", "check", "--cluster", str(file), "--json")
-    assert json.loads(checked.stdout)["hosts"][0]["ok"]

@@ -19,11 +19,14 @@ from types import ModuleType
 import msgspec
 import pytest
 
+from beds.wheels_of_installed import write_wheels
+from cutset.engines.ssh.wheel import write_own_wheel
 from docs.blocks import Block, blocks_of, commands_of
 from testbed import state as stored
 from testbed.cgroups import find_cgroups
 from testbed.nodes import command_on, environment_on
 from testbed.ssh import SSHD
+from testbed.state import node_folder
 
 ROOT = Path(__file__).parents[2]
 _HERE = "the machine"
@@ -35,15 +38,26 @@ exec cp "$HOMES/$from/$file" "$2"
 """
 
 
+_SLOW_LINK = """
+[[link.between]]
+devices = ["pi-1", "pi-2"]
+bandwidth = "20 Mbit/s"
+"""
+
+
 class Hosts:
     """The nodes of a testbed as the reader of the page sees them: hosts with files and a shell.
 
     Args:
         name: of the testbed.
         folder: for the home folders.
+
+    Attributes:
+        limited: whether what is typed has the limits of the node where it is typed.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
+        self.limited = True
         self._name = name
         self._folder = folder
         self._exports: dict[str, list[str]] = {}
@@ -108,7 +122,8 @@ class Hosts:
             return ["/bin/bash", "-c", script]
         state = stored.load(self._name)
         shell = ["/bin/bash", "-c", f"set -e\n{script}"]
-        return command_on(state, find_cgroups(), state.layout.node(host), shell)
+        node = state.layout.node(host)
+        return command_on(state, find_cgroups(), node, shell, limited=self.limited)
 
     def _environment(self, host: str) -> dict[str, str]:
         if host == _HERE:
@@ -199,11 +214,47 @@ def test_the_tutorial_by_ssh_from_an_ssh_server_to_a_lost_host(
     assert _type_page("ssh.md", hosts, name, tmp_path, assets) == 6
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_five_commands_from_an_ssh_server_to_labels_on_boards_of_256_mib(
+    name: str, hosts: Hosts, tmp_path: Path, assets: ModuleType
+) -> None:
+    """The page's own commands; the machine where they are typed has no limit, its device has."""
+    if not SSHD.exists():
+        pytest.skip(f"there is no {SSHD}")
+    own = write_own_wheel(tmp_path)
+    wheels = write_wheels(own, tmp_path / "wheels")  # in the place of an internet
+    small = f'memory_bytes = "256 MiB"\nenv = {{ PIP_NO_INDEX = "1", PIP_FIND_LINKS = "{wheels}" }}'
+    blocks = blocks_of(ROOT / "docs" / "ssh.md")
+    files = {block.title: block.text for block in blocks if block.title}
+    bed = files["three.toml"].replace("[[device]]\n", f"[[device]]\n{small}\n")
+    (tmp_path / "three.toml").write_text(bed + _SLOW_LINK)
+    hosts.type_on(_HERE, f"python -m testbed up {tmp_path}/three.toml --ssh --name {name}")
+    _put_assets(hosts, assets)
+    python = 'python = "~/cutset/bin/python"\n'
+    text = files["pis.toml"].replace(python, f"{python}{small}\n")
+    server = re.compile(r'name = "server".*\n')
+    own_board = f'address = "10.77.0.1"\n{python}{small}\nbackends = ["onnxruntime"]\n'
+    text, count = server.subn(f'name = "server"\n{own_board}', text)
+    assert count == 1
+    (hosts.home("server") / "pis.toml").write_text(text + _SLOW_LINK)
+    hosts.limited = False
+    (typed,) = (block for block in blocks if "hosts install" in block.text and block.hosts)
+    assert len(commands_of(typed)) <= 5
+    _type_block(hosts, typed, name, tmp_path)
+    state = stored.load(name)
+    for node in state.layout.nodes:
+        folder = node_folder(state.layout, node) / "home" / "cutset"
+        assert not list(folder.glob("lib/python3*/site-packages/torch"))
+    again = hosts.type_on("server", "cutset hosts install --cluster pis.toml")
+    assert again.count("has this version already") == 3
+
+
 def _give_all_but_cutset(name: str) -> None:
     """Gives every node an environment with what Cutset needs: a testbed has no internet."""
     state = stored.load(name)
     for node in state.layout.nodes[1:]:
-        environment = stored.node_folder(state.layout, node) / "home" / "cutset"
+        environment = node_folder(state.layout, node) / "home" / "cutset"
         subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
         packages = next(environment.glob("lib/python3*/site-packages"))
         (packages / "others.pth").write_text(f"{Path(msgspec.__file__).parents[1]}\n")

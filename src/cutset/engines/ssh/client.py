@@ -182,14 +182,16 @@ def remote_command(device: Device) -> str:
     names = " ".join(name for name, _ in device.env)
     lines = [f"exec env {variables} {python} -c {shlex.quote(code)} {names}"]
     if device.folder is not None:
-        folder = remote_path(device.folder)
-        lines = [
-            f"mkdir -p -- {folder} && cd -- {folder} || exit {FOLDER_STATUS}",
-            ': "${CUTSET_CACHE_DIR:=$PWD/cache}"',
-            "export CUTSET_CACHE_DIR",
-            *lines,
-        ]
-    return as_script("\n".join(lines))
+        lines = [': "${CUTSET_CACHE_DIR:=$PWD/cache}"', "export CUTSET_CACHE_DIR", *lines]
+    return as_script(in_folder(device) + "\n".join(lines))
+
+
+def in_folder(device: Device) -> str:
+    """The line of a script that goes to the device's working folder, if it has one."""
+    if device.folder is None:
+        return ""
+    folder = remote_path(device.folder)
+    return f"mkdir -p -- {folder} && cd -- {folder} || exit {FOLDER_STATUS}\n"
 
 
 def as_script(text: str) -> str:
