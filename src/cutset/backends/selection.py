@@ -129,6 +129,20 @@ def missing_here(name: str) -> str:
     return get_backend(name).missing()
 
 
+def never_computes(name: str, entry: StageEntry) -> str:
+    """Why a backend cannot compute a stage wherever it is installed, for want of a form it reads.
+
+    ``""`` where it can, and for one that is not known here.
+    """
+    base = name.partition(":")[0]
+    kind = _BUILT_IN.get(base) or _added()[0].get(base) or Backend
+    if issubclass(kind, ModelBackend) and entry.model is None:
+        return f"the stage has no ONNX form ({entry.model_missing})"
+    if issubclass(kind, ProgramBackend) and entry.program is None:
+        return "the stage has no torch program"
+    return ""
+
+
 def _lacks(name: str) -> str:
     try:
         return missing_here(name)

@@ -28,15 +28,25 @@ def check(cluster: ClusterFile, as_json: options.Json = False) -> None:
     import msgspec
 
     from cutset.cluster.cluster_file import load_cluster
-    from cutset.engines.ssh.check import check_hosts
+    from cutset.engines.ssh.check import check_hosts, pairs_without_keys
     from cutset.report.host_table import print_hosts
 
+    loaded = load_cluster(cluster)
+    without_keys = pairs_without_keys(loaded)
     with show_progress() as progress:
-        states = check_hosts(load_cluster(cluster), progress=progress)
+        states = check_hosts(loaded, progress=progress)
     if as_json:
-        print_json({"hosts": [{**msgspec.to_builtins(s), "ok": s.ok} for s in states]})
+        hosts = [{**msgspec.to_builtins(s), "ok": s.ok} for s in states]
+        print_json({"hosts": hosts, "without_keys": without_keys})
     else:
         print_hosts(stdout(), states)
+    if without_keys:
+        pairs = ", ".join(f"{a} - {b}" for a, b in without_keys)
+        tell(
+            f'warning: security = "none" leaves {pairs} without keys: whoever is on these wires can'
+            " read and change rows",
+            err=True,
+        )
     _leave((s.name, s.trouble) for s in states)
     if not all(state.ok for state in states):
         raise typer.Exit(EngineError.exit_code)

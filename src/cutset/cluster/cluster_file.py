@@ -19,6 +19,7 @@ It is TOML::
     python = "~/cutset/bin/python"  # for ssh: what runs Cutset there
     folder = "~/cutset-work"     # optional, for ssh: where it works and keeps shards
     env = { NAME = "value" }     # optional, for ssh: variables of its environment
+    backends = ["onnxruntime"]   # optional; what computes stages there, `cutset hosts check` tells
     port = "100 Mbit/s"          # optional; its connection, which all that it sends shares, and
                                  # all that it receives; port_out and port_in where these differ
     duplex = "half"              # optional; both directions share it
@@ -284,6 +285,7 @@ def _devices_of(tables: Sequence[DeviceTable], place: Source) -> tuple[Device, .
             python=None if table.python is None else str(table.python),
             folder=None if table.folder is None else str(table.folder),
             env=tuple(table.env),
+            backends=None if table.backends is None else tuple(table.backends),
             overhead_s=float(table.overhead),
             port=table.checked_port(f"device[{index}]", place),
         )

@@ -10,6 +10,7 @@ from cutset.cluster.devices import Link
 from cutset.cluster.file_source import Source
 from cutset.cluster.wires import Port
 from cutset.cluster.written_values import (
+    Backends,
     Bandwidth,
     ByteCost,
     DevicePath,
@@ -68,6 +69,7 @@ class DeviceTable(Ported, frozen=True, kw_only=True):
     python: ProgramName | None = None
     folder: DevicePath | None = None
     env: Variables = Variables()
+    backends: Backends | None = None
     overhead: Duration = Duration(0.0)
 
 

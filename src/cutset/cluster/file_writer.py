@@ -49,6 +49,8 @@ def _device_lines(device: Device) -> list[str]:
     if device.env:
         pairs = ", ".join(f"{name} = {_quote(text)}" for name, text in device.env)
         lines.append(f"env = {{ {pairs} }}")
+    if device.backends is not None:
+        lines.append(f"backends = [{', '.join(map(_quote, device.backends))}]")
     if device.overhead_s:
         lines.append(f'overhead = "{float(device.overhead_s)!r} s"')
     return [*lines, *_port_lines(device.port)]

@@ -27,6 +27,7 @@ from cutset.quantities import (
 _MAX_SPEED = 1e9
 _MIN_BANDWIDTH_BYTES_PER_S = 1e-3
 _MAX_THREADS = 65_536
+_BACKEND = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}(:[A-Za-z0-9._-]{1,64})?")
 
 
 class Text(str):
@@ -244,6 +245,22 @@ class Names(tuple[str, ...]):
                 f"expected names of devices, got {kind_of(value)}"
             )
         return cls(str(Text._read(each)) for each in value)
+
+
+class Backends(tuple[str, ...]):
+    """The full names of backends, at least one."""
+
+    __slots__ = ()
+
+    @classmethod
+    def _read(cls, value: object) -> Backends:
+        names = value if isinstance(value, list) else []
+        for name in names:
+            if not isinstance(name, str) or not _BACKEND.fullmatch(name):
+                raise ValueError(f"{shown(str(name))} is no backend's name")
+        if not names:
+            raise ValueError('expected names of backends, such as ["onnxruntime"]')
+        return cls(dict.fromkeys(names))
 
 
 class Pair(tuple[str, str]):

@@ -13,6 +13,7 @@ where a cut may be. A stage is a run of pieces from one boundary to another, and
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
@@ -131,14 +132,47 @@ class CostModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return self.base_bytes + self.weight_bytes(start, stop) + self.micro_batch * row_bytes
 
     def seconds_on(self, device: Device) -> tuple[PieceSeconds, ...]:
-        """Seconds of every piece on a device, one entry for each backend.
+        """Seconds of every piece on a device, one entry for each backend that it has.
 
         Its own measurements where there are any (by its name, or by the file that
         `Device.profile` names), else the reference's divided by its speed.
 
         Raises:
-            PlanError: the device names a profile that is not part of this cost model.
+            PlanError: the device names a profile that is not part of this cost model, or has no
+                backend that was measured.
         """
+        every = self._measured_for(device)
+        names = device.backends
+        usable = tuple(s for s in every if names is None or s.backend in ("", *names))
+        if not usable:
+            measured = ", ".join(sorted({s.backend for s in every}))
+            raise PlanError(
+                f"device {device.name!r} computes with {', '.join(names or ())}, but costs were"
+                f" measured with {measured} only; install one of these there and name it among its"
+                " backends, or profile the model with one that it has"
+            )
+        return usable
+
+    def require_a_device_each(self, devices: Sequence[Device]) -> None:
+        """Checks that each piece can be computed on one of the devices.
+
+        Raises:
+            PlanError: one cannot; says with which backends it can, if with any.
+        """
+        entries = [entry for device in devices for entry in self.seconds_on(device)]
+        for piece in range(self.num_pieces):
+            if any(_is_possible(entry.seconds[piece]) for entry in entries):
+                continue
+            able = sorted({s.backend for s in self.seconds if _is_possible(s.seconds[piece])})
+            raise PlanError(
+                f"the piece up to {self.names[piece + 1]} runs with"
+                f" {', '.join(able) or 'no backend that was measured'}, and the devices compute"
+                f" with {', '.join(sorted({entry.backend for entry in entries}))}; install"
+                f" {able[0].partition('-')[0] if able else 'another backend'} on one of them, and"
+                " name it among its backends in the cluster file"
+            )
+
+    def _measured_for(self, device: Device) -> tuple[PieceSeconds, ...]:
         own = [s for s in self.seconds if s.device == device.name]
         if not own and device.profile is not None:
             own = [s for s in self.seconds if s.device == device.profile]
@@ -161,6 +195,10 @@ class CostModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if not scaled:
             raise PlanError(f"there are no costs for device {device.name!r}")
         return scaled
+
+
+def _is_possible(seconds: float | None) -> bool:
+    return seconds is not None and seconds < math.inf
 
 
 def with_more_rows(costs: CostModel, factor: int) -> CostModel:

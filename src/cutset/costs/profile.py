@@ -72,6 +72,11 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     software: dict[str, str]
     whole: dict[str, Timing] = {}
 
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The names of all that computed a piece, in alphabetical order."""
+        return tuple(sorted({name for piece in self.pieces for name in piece.timings}))
+
 
 def profile_to_json(profile: Profile) -> str:
     """The profile as an indented JSON document, which `load_profile` reads."""

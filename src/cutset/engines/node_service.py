@@ -1,7 +1,7 @@
 """What a node does for an engine besides computing: it keeps shards and runs measuring programs.
 
 The same for every engine; how calls arrive is the engine's own matter. Everything crosses as
-numbers, text and bytes, and no call imports torch or a backend.
+numbers, text and bytes, and no call imports torch.
 """
 
 from __future__ import annotations
@@ -76,6 +76,13 @@ class NodeService:
         """Free memory in bytes, and how many threads may compute at once."""
         self._touch()
         return {"memory_bytes": free_memory_bytes(), "num_cores": num_usable_cores()}
+
+    def backends(self) -> list[str]:
+        """Full names of what computes stages here."""
+        from cutset.backends.selection import usable_backends  # much, for what is seldom asked
+
+        self._touch()
+        return [backend.full_name for backend in usable_backends()]
 
     # --- files
 

@@ -8,10 +8,11 @@ new placement is the best that these shards allow, with the same rules for links
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import msgspec
 
+from cutset.backends.selection import never_computes
 from cutset.bundles.manifest import Manifest
 from cutset.cluster.devices import Cluster, Device, Link
 from cutset.costs.cost_model import REFERENCE, CostModel, PieceSeconds
@@ -131,6 +132,30 @@ def place_stages(manifest: Manifest, cluster: Cluster, lost: Collection[str]) ->
     return tuple(placed)
 
 
+def require_backends(manifest: Manifest, stage: int, device: str, names: Sequence[str]) -> None:
+    """Checks that one of a device's backends can compute a stage.
+
+    Args:
+        manifest: of the bundle.
+        stage: index of the stage.
+        device: name of the device.
+        names: full names of what computes there.
+
+    Raises:
+        EngineError: none can; says why, and what to do.
+    """
+    entry = manifest.stages[stage]
+    reasons = dict.fromkeys(never_computes(name, entry) for name in names)
+    if "" in reasons:
+        return
+    need = "onnxruntime" if entry.program is None else "torch"
+    raise EngineError(
+        f"stage {stage} cannot run on {device}: {'; '.join(reasons) or 'no backend is there'}."
+        f" {device} computes with {', '.join(names) or 'nothing'}: install {need} there, or say in"
+        " the cluster file which backends each device has (backends = [...]) and split again"
+    )
+
+
 def _without_overheads(cluster: Cluster) -> Cluster:
     """The cluster for pieces that bring their overheads along."""
     devices = tuple(msgspec.structs.replace(d, overhead_s=0.0) for d in cluster.devices)
@@ -149,6 +174,8 @@ def _stages_as_pieces(manifest: Manifest, cluster: Cluster) -> CostModel:
     reference_s = tuple(
         (s.compute_s + s.overhead_s) * speeds.get(s.device, 1.0) for s in plan.stages
     )
+    # Where devices say what computes there, a stage that it cannot read has no time there.
+    backends = {name for device in cluster.devices for name in device.backends or ()} or {""}
     return CostModel(
         micro_batch=plan.micro_batch,
         positions=(*(stage.start for stage in plan.stages), plan.stages[-1].stop),
@@ -162,6 +189,16 @@ def _stages_as_pieces(manifest: Manifest, cluster: Cluster) -> CostModel:
         own_weight_bytes=tuple(stage.memory_bytes for stage in plan.stages),
         shared_weights=(),
         peak_bytes_per_row=tuple(0 for _ in plan.stages),
-        seconds=(PieceSeconds(device=REFERENCE, backend="", seconds=reference_s),),
+        seconds=tuple(
+            PieceSeconds(
+                device=REFERENCE,
+                backend=backend,
+                seconds=tuple(
+                    None if never_computes(backend, entry) else seconds
+                    for entry, seconds in zip(manifest.stages, reference_s, strict=True)
+                ),
+            )
+            for backend in sorted(backends)
+        ),
         window=0,
     )

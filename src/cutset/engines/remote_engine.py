@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Generic
 
 from cutset.bundles.manifest import manifest_file
 from cutset.cluster.devices import Cluster
-from cutset.engines.placement import cluster_of_plan, place_stages
+from cutset.engines.placement import cluster_of_plan, place_stages, require_backends
 from cutset.engines.protocol import Event, Exited, WorkerHandle
 from cutset.engines.remote_host import HostAwayError
 from cutset.engines.remote_worker import HostT, RemoteWorker
@@ -67,6 +67,10 @@ class RemoteEngine(abc.ABC, Generic[HostT]):
         self._deliveries: dict[str, threading.Lock] = {}
         self._closed = threading.Event()
         self._placement = place_stages(bundle.manifest, self._cluster, ())
+        declared = {device.name: device.backends for device in self._cluster.devices}
+        for stage, device in enumerate(self._placement):
+            if (names := declared.get(device)) is not None:
+                require_backends(bundle.manifest, stage, device, names)
         self._manifest_entry = manifest_file(self._folder)
 
     @abc.abstractmethod
@@ -183,7 +187,11 @@ class RemoteEngine(abc.ABC, Generic[HostT]):
         Raises:
             HostAwayError: the node does not answer.
             BundleError: the node cannot keep them.
+            EngineError: nothing there can compute the stage.
         """
+        if self._bundle.manifest.stages[stage].model is None:
+            names = host.ask("backends")
+            require_backends(self._bundle.manifest, stage, host.device, names)
         with self._lock:
             delivery = self._deliveries.setdefault(host.device, threading.Lock())
         files = {entry.path: entry for entry in self._bundle.manifest.files}

@@ -116,6 +116,7 @@ def _probe(request: ProbeRequest, measured: MeasuringHosts, progress: Progress) 
             memory_bytes=facts[name]["memory_bytes"],
             profile=_file_name(name),
             threads=request.num_threads,
+            backends=profiles[name].backends,
             overhead_s=overheads[name].stage_s,
         )
         for name, host in hosts.items()

@@ -86,8 +86,8 @@ def _without_keys(cluster: Cluster, devices: list[str]) -> list[str]:
     """A note for each link of a plan that the cluster leaves without keys."""
     ring = [cluster.caller or "the caller", *devices, cluster.caller or "the caller"]
     return [
-        f"rows from {ring[link]} to {ring[link + 1]} are not encrypted and who sends them is not"
-        ' proven, as security = "none" in the cluster wants it'
+        f"run with this cluster file, rows from {ring[link]} to {ring[link + 1]} are not encrypted"
+        ' and who sends them is not proven, as its security = "none" wants it'
         for link in cluster.unsecured_links(devices)
     ]
 

@@ -152,7 +152,7 @@ def _task(graph: Graph, cuts: CutPoints, costs: CostModel, request: PlanRequest)
     """The task, after a check that there are as many pieces and devices as stages.
 
     Raises:
-        PlanError: there are fewer, or a cut is refused or unknown.
+        PlanError: there are fewer, a cut is refused or unknown, or a piece runs on no device.
     """
     deadline = within(request.time_limit_s)
     request = request.resolved()
@@ -170,6 +170,7 @@ def _task(graph: Graph, cuts: CutPoints, costs: CostModel, request: PlanRequest)
             f"{num_stages} stages need {num_stages} devices, the cluster has {num_devices}; ask "
             f"for at most {num_devices} stages"
         )
+    costs.require_a_device_each(request.devices_and_links.devices)
     return _Task(
         graph=graph,
         cuts=cuts,

@@ -10,7 +10,6 @@ import msgspec
 from cutset.backends.allocator import keep_freed_memory
 from cutset.backends.selection import (
     AUTO,
-    backend_names,
     check_backend_name,
     get_backend,
     missing_here,
@@ -207,11 +206,17 @@ def cost_model(
 def worker_base_bytes(cluster: Cluster, profiles: Profile | Mapping[str, Profile] | None) -> int:
     """What a worker needs before it holds a shard; measured only where memory is a limit.
 
-    With the backend that needs the most, of those that are installed here and were measured.
+    With the backend that needs the most, of those that are installed here, were measured, and are
+    on a device whose memory is a limit.
     """
-    if all(device.memory_bytes is None for device in cluster.devices):
+    limited = [device for device in cluster.devices if device.memory_bytes is not None]
+    if not limited:
         return 0
+    here = usable_backends()
+    if all(device.backends is not None for device in limited):
+        theirs = {name for device in limited for name in device.backends or ()}
+        here = tuple(b for b in here if b.full_name in theirs) or here
     found = [profiles] if isinstance(profiles, Profile) else [*(profiles or {}).values()]
-    names = {name for profile in found for piece in profile.pieces for name in piece.timings}
-    usable = [name for name in names.intersection(backend_names()) if not missing_here(name)]
-    return max(map(measure_worker_base, usable or [usable_backends()[0].full_name]))
+    names = {name for profile in found for name in profile.backends}
+    usable = [backend.full_name for backend in here if backend.full_name in names]
+    return max(map(measure_worker_base, usable or [here[0].full_name]))

@@ -460,3 +460,16 @@ def test_a_security_that_is_none_of_ours_is_an_error(wrong):
     text = _WITHOUT_KEYS.replace('security = "none"', f"security = {wrong}")
     with pytest.raises(PlanError, match=r"link.between\[0\].security: expected 'curve' or 'none'"):
         cluster_from_toml(text)
+
+
+def test_the_backends_of_a_device_are_read_and_written() -> None:
+    text = '[[device]]\nname = "a"\nbackends = ["torch", "onnxruntime:XNNPACK", "torch"]\n'
+    cluster = cluster_from_toml(text + '[[device]]\nname = "b"\n')
+    assert [d.backends for d in cluster.devices] == [("torch", "onnxruntime:XNNPACK"), None]
+    assert cluster_from_toml(cluster_to_toml(cluster)) == cluster
+
+
+@pytest.mark.parametrize("value", ["[]", '"torch"', '["a b"]', "[1]", '[""]', '["\\u001b[31m"]'])
+def test_what_names_no_backend_is_refused(value: str) -> None:
+    with pytest.raises(PlanError, match=r"device\[0\].backends: .*backend"):
+        cluster_from_toml(f'[[device]]\nname = "a"\nbackends = {value}\n')

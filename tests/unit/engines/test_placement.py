@@ -8,7 +8,12 @@ from torch import nn
 from cutset.bundles.manifest import Manifest
 from cutset.bundles.open import open_bundle
 from cutset.cluster.devices import Cluster, Device, Link
-from cutset.engines.placement import cluster_of_plan, place_stages, with_speeds
+from cutset.engines.placement import (
+    cluster_of_plan,
+    place_stages,
+    require_backends,
+    with_speeds,
+)
 from cutset.errors import EngineError
 from distributed.bundles import write_bundle
 
@@ -131,3 +136,40 @@ def test_profiles_beside_speeds_are_on_one_scale(manifest: Manifest) -> None:
 def test_a_cluster_without_profiles_stays_as_it_is(manifest: Manifest) -> None:
     cluster = _cluster()
     assert with_speeds(cluster, manifest.plan) is cluster
+
+
+def _without_onnx(manifest: Manifest, stage: int) -> Manifest:
+    """The manifest as it is where ONNX cannot express a stage."""
+    stages = list(manifest.stages)
+    stages[stage] = msgspec.structs.replace(stages[stage], model=None, model_missing="no op")
+    return msgspec.structs.replace(manifest, stages=tuple(stages))
+
+
+def test_a_stage_moves_only_to_where_something_can_compute_it(manifest: Manifest) -> None:
+    backends = {"a": ("onnxruntime",), "b": ("torch",), "c": ("onnxruntime",), "d": ("torch",)}
+    devices = tuple(Device(name=name, backends=each) for name, each in backends.items())
+    cluster = Cluster(devices=devices, link=Link(bandwidth_bytes_per_s=1e9))
+    changed = _without_onnx(manifest, 1)
+    assert place_stages(changed, cluster, ("b",))[1] == "d"
+    with pytest.raises(EngineError, match=r"without b, d the stages find no place on a, c: .*"):
+        place_stages(changed, cluster, ("b", "d"))
+
+
+def test_a_device_that_lacks_what_its_stage_needs_is_told(manifest: Manifest) -> None:
+    changed = _without_onnx(manifest, 1)
+    require_backends(changed, 0, "pi", ["onnxruntime"])
+    require_backends(changed, 1, "pi", ["onnxruntime", "torch"])
+    require_backends(changed, 1, "pi", ["of-another-package"])
+    with pytest.raises(EngineError) as caught:
+        require_backends(changed, 1, "pi", ["onnxruntime", "openvino"])
+    assert str(caught.value) == (
+        "stage 1 cannot run on pi: the stage has no ONNX form (no op). pi computes with"
+        " onnxruntime, openvino: install torch there, or say in the cluster file which backends"
+        " each device has (backends = [...]) and split again"
+    )
+    with pytest.raises(EngineError, match=r"no backend is there\. pi computes with nothing"):
+        require_backends(manifest, 0, "pi", [])
+    stages = tuple(msgspec.structs.replace(each, program=None) for each in manifest.stages)
+    of_onnx = msgspec.structs.replace(manifest, stages=stages)
+    with pytest.raises(EngineError, match=r"no torch program\. .* install onnxruntime there"):
+        require_backends(of_onnx, 0, "pi", ["torch-compiled"])

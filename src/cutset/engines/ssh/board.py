@@ -59,12 +59,6 @@ class Board(NodeService):
             wire.measure,
         )
 
-    def backends(self) -> list[str]:
-        """Names of what computes stages here."""
-        from cutset.backends.selection import usable_backends  # what nobody else asks for
-
-        return [backend.name for backend in usable_backends()]
-
     def serve(self) -> None:
         """Greets the caller and does what it says; returns when it is gone."""
         threading.Thread(target=self._guard, name="cutset-guard", daemon=True).start()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import secrets
 import threading
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from cutset.cluster.devices import Cluster
+from cutset.cluster.devices import Cluster, Device
 from cutset.engines.remote_host import HostAwayError
 from cutset.engines.ssh.client import Target, targets_of
 from cutset.engines.ssh.connection import SshHost, TroubleError, settle_addresses
@@ -121,20 +122,47 @@ def _state_of(target: Target, found: SshHost | Trouble) -> HostState:
     except (HostAwayError, BundleError) as error:
         trouble = Trouble(kind="other", text=str(error), mend="")
         return HostState(name=device.name, address=device.address, trouble=trouble)
-    none = Trouble(
-        kind="cutset",
-        text="no backend there can compute a stage",
-        mend="`cutset hosts install --cluster FILE`, or install onnxruntime or torch there",
-    )
     return HostState(
         name=device.name,
         address=device.address,
-        trouble=None if backends else none,
+        trouble=_trouble_with(device, backends),
         python=found.about["python"],
         cutset=found.about["cutset"],
         num_cores=facts["num_cores"],
         memory_bytes=facts["memory_bytes"],
         backends=backends,
+    )
+
+
+def _trouble_with(device: Device, backends: Collection[str]) -> Trouble | None:
+    if not backends:
+        return Trouble(
+            kind="cutset",
+            text="no backend there can compute a stage",
+            mend="`cutset hosts install --cluster FILE`, or install onnxruntime or torch there",
+        )
+    lacking = [name for name in device.backends or () if name not in backends]
+    if lacking:
+        return Trouble(
+            kind="backend",
+            text=f"it has {', '.join(backends)}, and not {', '.join(lacking)} of the cluster file",
+            mend="install that there, or take it out of the device's backends",
+        )
+    return None
+
+
+def pairs_without_keys(cluster: Cluster) -> tuple[tuple[str, str], ...]:
+    """The machines between which rows are neither encrypted nor their senders proven.
+
+    The caller's machine is among them by its name, or as ``"the caller"``.
+    """
+    names: list[str | None] = [device.name for device in cluster.devices]
+    if cluster.caller not in names:
+        names.insert(0, cluster.caller)
+    return tuple(
+        (a or "the caller", b or "the caller")
+        for a, b in itertools.combinations(names, 2)
+        if not (cluster.secured_between(a, b) and cluster.secured_between(b, a))
     )
 
 

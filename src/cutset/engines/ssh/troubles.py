@@ -19,7 +19,7 @@ class Trouble(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         kind: ``"name"``, ``"away"``, ``"key"``, ``"login"``, ``"folder"``, ``"python"``,
-            ``"cutset"``, ``"version"`` or ``"other"``.
+            ``"cutset"``, ``"version"``, ``"backend"`` or ``"other"``.
         text: what is wrong.
         mend: what to do about it.
     """
