@@ -86,7 +86,7 @@ bench-planner: $(STAMP)  ## the planner beside published values
 	$(BIN)/python benchmarks/planner.py
 
 soak: $(STAMP)  ## the long form of the fault tests; CUTSET_SOAK_S=3600 for an hour of everything at once
-	$(BIN)/python -m pytest tests/distributed tests/unit/backends tests/beds -m soak
+	$(BIN)/python -m pytest tests/distributed tests/unit/backends tests/beds -m "soak or emulated"
 
 mutations: $(STAMP)  ## 5,000 mutants of stage programs in processes of their own; none may die
 	$(BIN)/python tests/mutations.py --count 5000

@@ -7,6 +7,7 @@ A development tool; it needs root on Linux, the package iproute2, and for the ra
     python -m testbed status
     python -m testbed exec pi-1 cutset run model.cutset photographs/ --engine ray --address auto
     python -m testbed fault cut pi-1 pi-2    # and mend, freeze, thaw, kill-worker, kill-raylet ...
+    python -m testbed board build/board      # a folder that is an aarch64 board, run by qemu
     python -m testbed down                   # leaves nothing
 
 A device becomes a network namespace with one interface. The interfaces meet on a bridge that lies

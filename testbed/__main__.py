@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -15,6 +16,7 @@ from cutset.errors import CutsetError
 from testbed import faults
 from testbed.build import down, require_machine, up
 from testbed.cgroups import find_cgroups
+from testbed.emulated import make_board
 from testbed.errors import TestbedError
 from testbed.nodes import command_on, environment_on
 from testbed.state import cluster_file, load, names, ssh_config
@@ -101,6 +103,12 @@ def _down(options: argparse.Namespace) -> int:
     return 0
 
 
+def _board(options: argparse.Namespace) -> int:
+    python = make_board(options.root, lambda text: print(text, file=sys.stderr))
+    print(f'python = "{python}"')
+    return 0
+
+
 def _list(options: argparse.Namespace) -> int:
     del options
     for name in names():
@@ -163,6 +171,8 @@ def _parser() -> argparse.ArgumentParser:
         help="a shell where there is none",
     )
     command("down", _down, "remove everything")
+    sub = command("board", _board, "make a folder an aarch64 board that qemu runs (Debian)")
+    sub.add_argument("root", type=Path, metavar="ROOT")
     command("list", _list, "names of the testbeds on this machine")
     sub = command("fault", _fault, "break something")
     sub.add_argument(
