@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test coverage check fast format bench bench-planner bench-serve bench-cluster bench-links coverage-models \
+.PHONY: demo test coverage check fast format bench bench-planner bench-serve bench-boards bench-cluster bench-links coverage-models \
   matrix mutations soak soak-serve docs pictures dist wheel-smoke test-core smoke-oldest lock changelog release clean help
 
 help:  ## list the commands
@@ -102,6 +102,9 @@ bench-serve: $(STAMP)  ## the server's throughput and its behaviour under overlo
 
 bench-links: $(STAMP)  ## what a hop between hosts costs, with and without keys; root; writes docs/links.md
 	$(BIN)/python benchmarks/links.py $(if $(GLOO),--gloo $(GLOO))
+
+bench-boards: $(STAMP)  ## what a board needs: sizes, memory, start; internet; writes docs/boards.md
+	$(BIN)/python benchmarks/boards.py
 
 bench-cluster: $(STAMP)  ## six models on a testbed, predicted and measured; root; writes docs/cluster.md
 	$(BIN)/python benchmarks/cluster.py
