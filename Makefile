@@ -6,7 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test coverage check fast format bench bench-planner bench-serve bench-boards bench-cluster bench-links coverage-models \
+.PHONY: demo test coverage check fast format bench bench-planner bench-serve bench-boards bench-cluster bench-links \
+  coverage-models \
   matrix mutations soak soak-serve docs pictures dist wheel-smoke test-core smoke-oldest lock changelog release clean help
 
 help:  ## list the commands
