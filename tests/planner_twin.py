@@ -47,6 +47,7 @@ def _cost(problem, edges, order):
             + problem.cut_bytes[edges[k]] * problem.link_s_per_byte[a, b]
         )
     moves.append(float(problem.sink_s[order[-1]]))
+    codecs = 0.0
     busy = [[work[k], problem.overhead_s[order[k]]] for k in range(size)]
     if problem.serial:
         for k in range(size):
@@ -58,17 +59,19 @@ def _cost(problem, edges, order):
                 busy[k].append(costs.first_s[c])
             else:
                 taken = problem.cut_bytes[edges[k]] * costs.receive_s_per_byte[order[k - 1], c]
-                busy[k] += [taken, costs.not_first_s[c]]
+                busy[k] += [taken, costs.not_first_s[c], costs.decode_s[c, edges[k]]]
+                codecs += costs.decode_s[c, edges[k]]
             if k == size - 1:
                 busy[k].append(costs.last_s[c])
             else:
                 taken = problem.cut_bytes[edges[k + 1]] * costs.send_s_per_byte[c, order[k + 1]]
-                busy[k] += [taken, costs.not_last_s[c]]
+                busy[k] += [taken, costs.not_last_s[c], costs.encode_s[c, edges[k + 1]]]
+                codecs += costs.encode_s[c, edges[k + 1]]
     loads = [math.fsum(parts) for parts in busy]
     period = max(_shared(problem, edges, order) + (loads if problem.serial else loads + moves))
     stages = tuple((edges[k], edges[k + 1], order[k]) for k in range(size))
     ties = sum(problem.tie_cost[e] for e in edges[1:-1])
-    return stages, period, math.fsum(work + moves), ties
+    return stages, period, math.fsum([*work, *moves, codecs]), ties
 
 
 def _shared(problem, edges, order):

@@ -7,11 +7,12 @@ nothing of the planner is used but the values that say what a cluster and a mode
 import itertools
 import math
 
+import msgspec
 import numpy as np
 
 from cutset.cluster.devices import CallerMachine, Cluster, Device, Link, LinkOverride
 from cutset.cluster.wires import Medium, Port
-from cutset.costs.cost_model import CostModel, PieceSeconds
+from cutset.costs.cost_model import CodecCosts, CostModel, PieceSeconds
 
 
 def draw_costs(rng, num):
@@ -33,6 +34,23 @@ def draw_costs(rng, num):
             for name in ("a", "b")
         ),
         window=0,
+    )
+
+
+def draw_codecs(rng, num):
+    """One codec or two, each for some of the inner boundaries."""
+    return tuple(
+        CodecCosts(
+            name=name,
+            cut_bytes=(
+                None,
+                *(int(rng.integers(0, 9)) if rng.random() < 0.8 else None for _ in range(num - 1)),
+                None,
+            ),
+            encode_s=tuple(float(s) for s in rng.integers(0, 3, num + 1)),
+            decode_s=tuple(float(s) for s in rng.integers(0, 3, num + 1)),
+        )
+        for name in ("fp16", "int8")[: int(rng.integers(1, 3))]
     )
 
 
@@ -143,12 +161,18 @@ class WiresTwin:
         seconds = latency_s + num_bytes * max(slow)
         return seconds, num_bytes * costs.send_s_per_byte, num_bytes * costs.receive_s_per_byte
 
-    def cost(self, edges, names):
+    def cost(self, edges, names, codecs):
         """Period and latency of a plan, infinite where memory or a backend allows none."""
         costs, home = self.costs, self.cluster.caller
         sizes = [costs.cut_bytes_per_row[e] * costs.micro_batch for e in edges]
         busy = {}
         compute, lost = [], {}
+        coding_s = [0.0] * len(names)
+        for k, codec in enumerate(codecs, start=1):
+            if codec is not None:
+                sizes[k] = codec.cut_bytes[edges[k]]
+                coding_s[k - 1] += codec.encode_s[edges[k]] * self.slowness(names[k - 1])
+                coding_s[k] += codec.decode_s[edges[k]] * self.slowness(names[k])
         for k, name in enumerate(names):
             device = self.devices[name]
             limit = device.memory_bytes
@@ -183,12 +207,27 @@ class WiresTwin:
             if names[-1] != home:
                 dearest = max(self.pair(a, home)[1].receive_s_per_byte for a in others)
                 lost[home] += sizes[-1] * dearest
-        loads = [c + lost[name] for c, name in zip(compute, names, strict=True)]
+        loads = [
+            c + lost[name] + coding
+            for c, name, coding in zip(compute, names, coding_s, strict=True)
+        ]
         if self.serial:
             loads = [moves[k] + load + moves[k + 1] for k, load in enumerate(loads)]
         else:
             loads += moves
-        return max([*loads, *busy.values()]), sum(compute) + sum(moves)
+        return max([*loads, *busy.values()]), sum(compute) + sum(moves) + sum(coding_s)
+
+    def slowness(self, name):
+        """A codec takes as long as pieces do."""
+        return 1 / self.devices[name].speed
+
+    def codecs_of(self, edges):
+        """Every choice of codecs for the inner edges."""
+        choices = [
+            [None, *(c for c in self.costs.codecs if c.cut_bytes[e] is not None)]
+            for e in edges[1:-1]
+        ]
+        return itertools.product(*choices)
 
     def every_plan(self, *, fixed_order=False, num_stages=None):
         """Yields (edges, names, period, latency) of every plan that is possible."""
@@ -199,9 +238,11 @@ class WiresTwin:
                 continue
             for inner in itertools.combinations(range(1, num), size - 1):
                 for order in choose(names, size):
-                    period, latency = self.cost((0, *inner, num), order)
-                    if math.isfinite(period):
-                        yield (0, *inner, num), order, period, latency
+                    edges = (0, *inner, num)
+                    for codecs in self.codecs_of(edges):
+                        period, latency = self.cost(edges, order, codecs)
+                        if math.isfinite(period):
+                            yield edges, order, period, latency
 
 
 def lost_of(cluster, device):
@@ -212,6 +253,9 @@ def draw(seed):
     """A model, a cluster, and how it is to be planned."""
     rng = np.random.default_rng(seed)
     costs = draw_costs(rng, int(rng.integers(1, 6)))
+    if seed % 2:
+        apart = np.random.default_rng((seed, 1))
+        costs = msgspec.structs.replace(costs, codecs=draw_codecs(apart, costs.num_pieces))
     cluster = draw_cluster(rng)
     choice = {"serial": bool(rng.random() < 0.25), "fixed_order": bool(rng.random() < 0.25)}
     most = min(len(cluster.devices), costs.num_pieces)

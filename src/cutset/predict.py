@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,8 @@ import msgspec
 import numpy as np
 
 from cutset.bundles.manifest import Manifest, PartEntry
-from cutset.data.array_files import ARRAY_SUFFIXES, RankedLabels, are_scores, read_arrays, top_k
-from cutset.data.images import find_images, read_image
-from cutset.errors import ModelError
+from cutset.data.array_files import RankedLabels, are_scores, top_k
+from cutset.data.file_rows import FileRows
 from cutset.runtime.rows import Answer
 from cutset.runtime.session import Session
 from cutset.tensors import dim_factor
@@ -80,13 +79,13 @@ def predict_files(
             and the bundle does not say how they become rows.
         EngineError: the pipeline failed.
     """
-    reader = _Reader(session, paths)
     manifest = session.bundle.manifest
+    reader = FileRows(manifest.graph.inputs, manifest.preprocessing, paths)
     tops: list[RankedLabels] = []
     kept: list[dict[str, np.ndarray]] = []
     num_rows = 0
     started = time.perf_counter()
-    for answer in session.stream(reader.batches()):
+    for answer in session.stream(reader.batches(session.micro_batch)):
         outputs = _by_name(answer, manifest.output_names)
         scores = next(iter(outputs.values()))
         if are_scores(scores):
@@ -124,54 +123,3 @@ def _joined(answers: Sequence[dict[str, np.ndarray]], manifest: Manifest) -> dic
         else answers[0][name]
         for name, spec in specs
     }
-
-
-class _Reader:
-    """Reads files a micro-batch at a time, and notes what could not be read."""
-
-    def __init__(self, session: Session, paths: Sequence[Path]) -> None:
-        self._inputs = session.bundle.manifest.graph.inputs
-        self._preprocessing = session.bundle.manifest.preprocessing
-        self._micro_batch = session.micro_batch
-        self._paths = paths
-        self.names: list[str] = []
-        self.failed: list[tuple[str, str]] = []
-
-    def batches(self) -> Iterator[tuple[np.ndarray, ...]]:
-        """Tuples of the model's inputs."""
-        images: list[Path] = []
-        for path in self._paths:
-            if path.suffix in ARRAY_SUFFIXES:
-                yield from self._image_batches(images)
-                images = []
-                yield self._arrays(path)
-            else:
-                images.extend(find_images([path]))
-        yield from self._image_batches(images)
-
-    def _arrays(self, path: Path) -> tuple[np.ndarray, ...]:
-        arrays = tuple(read_arrays(path, self._inputs).values())
-        self.names.extend(f"{path}[{row}]" for row in range(arrays[0].shape[0]))
-        return arrays
-
-    def _image_batches(self, paths: Sequence[Path]) -> Iterator[tuple[np.ndarray, ...]]:
-        preprocessing = self._preprocessing
-        if paths and (preprocessing is None or len(self._inputs) != 1):
-            raise ModelError(
-                f"{paths[0]}: the bundle does not say how an image becomes a row; give a .npy "
-                "or .safetensors file, or split the model again with weights that know"
-            )
-        rows: list[np.ndarray] = []
-        for path in paths:
-            assert preprocessing is not None
-            try:
-                rows.append(read_image(path, preprocessing))
-            except ModelError as error:
-                self.failed.append((str(path), str(error)))
-                continue
-            self.names.append(str(path))
-            if len(rows) == self._micro_batch:
-                yield (np.stack(rows),)
-                rows = []
-        if rows:
-            yield (np.stack(rows),)

@@ -383,3 +383,43 @@ def test_in_a_pipe_nothing_is_folded(
     monkeypatch.setenv("COLUMNS", "80")
     stdout().print(table)
     assert max(map(len, capsys.readouterr().out.splitlines())) == 80
+
+
+SLOW_CLUSTER = """
+[link]
+bandwidth = "0.1 Mbit/s"
+latency = "0 ms"
+
+[[device]]
+name = "a"
+
+[[device]]
+name = "b"
+"""
+
+
+def test_split_with_a_codec_says_what_it_does(
+    cutset: Cutset, small_model: str, tmp_path: Path
+) -> None:
+    (tmp_path / "c.toml").write_text(SLOW_CLUSTER)
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32))
+    asked = (small_model, "--cluster", tmp_path / "c.toml", "--stages", 2, "--cost", "flops")
+    bundle = tmp_path / "b.cutset"
+    outcome = cutset(
+        *("split", *asked, "--allow", "fp16", "--calibration", tmp_path / "rows.npy"),
+        *("-o", bundle, "--batch-size", 64),
+    )
+    assert outcome.code == 0, outcome.err
+    said = " ".join(outcome.out.split())
+    assert "stage 0 writes 4 KiB as 2.06 KiB fp16 in 0 µs, read in 0 µs" in said
+    assert "codecs: the top label is the exact model's on 5 of 5 rows given for it" in said
+    assert "at least 54.9% with 95% confidence" in said
+    outcome = cutset("verify", bundle)
+    assert outcome.code == 0, outcome.err
+    said = " ".join(outcome.out.split())
+    assert "which is the whole model with fp16 after stage 0" in said
+    assert "codecs, when it was split: the top label" in said
+    plan = cutset("plan", *asked, "--allow", "int8", "--batch-size", 64, "--json").document
+    assert [stage["codec"] for stage in plan["stages"]] == ["int8", "none"]
+    assert [message["num_bytes"] for message in plan["messages"]] == [1408]
+    assert plan["stages"][0]["sent_bytes_per_sample"] == 22

@@ -153,3 +153,29 @@ def test_the_nodes_of_a_probe_are_sent_what_was_asked_for(
     (request,) = asked
     assert request.batch_size == num_rows
     assert request.options == ("--max-tensors", "1", *sent)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--calibration", "x.npy"), "--calibration is for codecs that --allow names"),
+        (("--min-agreement", 0.9), "--min-agreement is for codecs that --allow names"),
+        (("--max-error", 0.0), "--max-error is for codecs that --allow names"),
+        (("--allow", "zip"), "--allow 'zip' is no codec; there are fp16, int8"),
+    ],
+)
+def test_options_of_codecs_without_one(
+    cutset: Cutset, small_model: str, tmp_path: Path, options: tuple[object, ...], words: str
+) -> None:
+    asked = ("split", small_model, "--stages", 2, "--cost", "flops", "-o", tmp_path / "b.cutset")
+    outcome = cutset(*asked, *options)
+    assert outcome.code == 2
+    assert words in " ".join(outcome.err.replace("│", " ").split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cost_graph_has_no_tensors_for_codecs(cutset: Cutset, tmp_path: Path) -> None:
+    asked = ("plan", "--cost-graph", tmp_path / "g.json", "--stages", 2, "--allow", "fp16")
+    outcome = cutset(*asked)
+    assert outcome.code == 2
+    assert "--allow is not for a --cost-graph: it knows bytes" in outcome.err

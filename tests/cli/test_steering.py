@@ -172,7 +172,13 @@ def test_what_the_parser_says(cutset: Cutset) -> None:
 
 def test_measurements_and_checks(capsys: pytest.CaptureFixture[str]) -> None:
     console = stdout()
-    stage = {"backend": EVIL, "busy": 0.5, "waiting": 0.3, "sending": 0.1}
+    stage = {
+        "backend": EVIL,
+        "busy": 0.5,
+        "waiting": 0.3,
+        "sending": 0.1,
+        "sent_bytes_per_row": 8.0,
+    }
     names = ("predicted_period_s", "slowest_stage_alone_s", "whole_model_period_s")
     latency = {"latency_s": dict.fromkeys(("p50", "p95", "p99"), 1.0)}
     seconds = dict.fromkeys(("period_s", "rows_per_s", *names), 1.0)

@@ -26,11 +26,14 @@ def test_the_report_has_the_keys_that_scripts_rely_on(bundle: Path) -> None:
     ]
     assert list(document["latency_s"]) == ["p50", "p95", "p99"]
     assert [list(stage) for stage in document["stages"]] == [
-        ["busy", "waiting", "sending", "backend"]
+        [*("busy", "waiting", "sending", "backend"), "received_bytes_per_row", "sent_bytes_per_row"]
     ] * 2
     assert report.rows_per_s == pytest.approx(4 / report.period_s)
     assert report.predicted_period_s == 0.001
     assert all(0 < stage.busy <= 1 for stage in report.stages)
+    assert report.stages[0].received_bytes_per_row == 3 * 16 * 16 * 4
+    assert report.stages[0].sent_bytes_per_row == report.stages[1].received_bytes_per_row
+    assert report.stages[1].sent_bytes_per_row == 40
     assert report.slowest_stage_alone_s > 0
     assert trace is not None
     events = msgspec.to_builtins(trace)["traceEvents"]

@@ -90,6 +90,11 @@ def problems(
             draw(_row(element, num_classes)) if draw(st.booleans()) else [0.0] * num_classes
         )
 
+    def by_boundary():
+        if draw(st.booleans()):
+            return np.zeros((num_classes, num + 1))
+        return np.array(draw(_row(_row(costs, num + 1), num_classes)))
+
     byte_costs = None
     if draw(st.booleans()):
         byte_costs = ByteCosts(
@@ -99,6 +104,8 @@ def problems(
             last_s=maybe(costs),
             not_first_s=maybe(costs),
             not_last_s=maybe(costs),
+            encode_s=by_boundary(),
+            decode_s=by_boundary(),
         )
     return ChainProblem(
         num_pieces=num,
@@ -182,7 +189,7 @@ def test_ties_and_periods_do_not_depend_on_how_they_are_searched(problem):
     with mock.patch.object(solve, "MAX_TIE_SIZE", 0), mock.patch.object(threshold, "FEW_STATES", 0):
         stages = solve_period(problem).stages
     assert problem.period_s(stages) == pytest.approx(expected, rel=1e-9)
-    if not problem.is_coupled or problem.has_uniform_links:
+    if not problem.is_coupled or problem.has_uniform_moves:
         assert problem.ties(stages) == twin.best_ties(problem, expected)
 
 

@@ -3,6 +3,7 @@
 `wires_twin` adds up the messages of every plan from first principles.
 """
 
+import itertools
 import math
 
 import pytest
@@ -39,7 +40,12 @@ def devices_of(built, stages):
 def check_cost(built, twin, stages):
     """A solution is possible, and costs what the twin says for the devices that it stands for."""
     names = devices_of(built, stages)
-    period, latency = twin.cost((0, *(stage.stop for stage in stages)), names)
+    edges = [0, *(stage.stop for stage in stages)]
+    by_name = {codec.name: codec for codec in twin.costs.codecs}
+    codecs = [by_name.get(built.codecs[edge]) for edge in edges[1:-1]]
+    boundaries = [built.boundaries[edge] for edge in edges]
+    assert all(a < b for a, b in itertools.pairwise(boundaries))
+    period, latency = twin.cost(boundaries, names, codecs)
     assert built.problem.period_s(stages) == close(period)
     assert built.problem.latency_s(stages) == close(latency)
     return period, latency
@@ -97,10 +103,10 @@ def check(seed):
 
 def check_simulation(seed, built, stages):
     """What happens when messages share wires takes as long as the formula says."""
-    costs, cluster, choice, _ = draw(seed)
+    _, cluster, choice, _ = draw(seed)
     problem = built.problem
     edges = [0, *(stage.stop for stage in stages)]
-    sizes = [costs.cut_bytes_per_row[e] * costs.micro_batch for e in edges]
+    sizes = [problem.cut_bytes[e] for e in edges]
     messages = planned_messages(cluster, devices_of(built, stages), sizes)
     moves = list(problem.transfers_s(stages))
     shared = [{} for _ in moves]
@@ -116,11 +122,16 @@ def check_simulation(seed, built, stages):
         loads += moves
     period_s = problem.period_s(stages)
     assert max([*problem.loads_s(stages), *loads]) == close(period_s)
+    costs = problem.byte_costs
+    coding = [0.0] * len(stages)
+    for k, stage in enumerate(stages if costs is not None else ()):
+        into, out = costs.decode_s[stage.device_class], costs.encode_s[stage.device_class]
+        coding[k] = float(into[stage.start] + out[stage.stop])
     number, servers = 40, 2 * len(stages) + 1
     timeline = simulate(
-        [problem.compute_s(stage) for stage in stages],
+        [problem.compute_s(stage) + own for stage, own in zip(stages, coding, strict=True)],
         moves,
-        overhead_s=problem.lost_s(stages),
+        overhead_s=[max(0.0, a - b) for a, b in zip(problem.lost_s(stages), coding, strict=True)],
         num_microbatches=number,
         window=servers,
         serial=choice["serial"],
@@ -134,7 +145,8 @@ def check_simulation(seed, built, stages):
 
 def check_many(first, number):
     """Checks that many problems, and prints what was among them."""
-    seen = dict.fromkeys(["ports", "one medium", "media", "caller's port", "possible"], 0)
+    kinds = ["ports", "one medium", "media", "caller's port", "possible", "codecs"]
+    seen = dict.fromkeys(kinds, 0)
     for seed in range(first, first + number):
         try:
             built, stages = check(seed)
@@ -145,6 +157,8 @@ def check_many(first, number):
             raise
         shared = built.problem.shared
         seen["possible"] += stages is not None
+        used = {built.codecs[stage.stop] for stage in stages or ()}
+        seen["codecs"] += len(used) > 1
         if shared is not None:
             seen["ports"] += bool(shared.ports)
             seen["one medium"] += len(shared.media) == 1

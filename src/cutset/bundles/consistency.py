@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from cutset.bundles.coded_boundaries import check_codecs
 from cutset.bundles.sizes import check_sizes
 from cutset.bundles.strict_json import MANIFEST_NAME, contradiction
 from cutset.errors import UnsafeBundle
@@ -44,6 +45,7 @@ def check_manifest(manifest: Manifest) -> None:
     _check_graph(manifest.graph)
     _check_stages(manifest)
     _check_chain(manifest)
+    check_codecs(manifest)
     check_sizes(manifest)
     if manifest.part is not None and not 0 < manifest.part.work_share <= 1:
         raise contradiction(

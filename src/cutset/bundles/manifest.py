@@ -17,7 +17,8 @@ marked [M] with `ManifestError`, [U] with `UnsafeBundle`, [C] with `ChecksumMism
 **Version.** ``format`` is ``"cutset-bundle/N"``. It is read before anything else. A reader of
 version N refuses a greater one [V] and reads all before it. Every change of this specification gets
 a new N. Format 2 adds the keys ``part``, ``micro_batch_only`` and ``torch_settings``; in a document
-of format 1 they are unknown keys [M].
+of format 1 they are unknown keys [M]. Format 3 adds ``output_codecs`` of stages and ``agreement``:
+a document without them is of format 2, one of format 2 with them an error [M].
 
 **Keys.** The document is one JSON object with exactly the keys of `Manifest`; objects within it
 have exactly the keys of their types. An unknown, missing or wrongly typed key is an error [M] that
@@ -94,6 +95,17 @@ metadata have its strides in elements, as JSON by key under ``strides``. Chained
 its tensors as they lie, must reproduce all of them bit for bit with torch, and within the tolerance
 of their dtype with ONNX Runtime [R].
 
+**Codecs.** Where ``output_codecs`` of a stage is there, it names for each of its outputs how that
+travels to the next stage: the codec of `cutset.codecs.known_codecs` that ``codec`` of the stage in
+``plan`` names, or ``"none"`` where that does not take its dtype [M]; where it takes none of them,
+the key is missing [M]. The last stage has no codec [M]. The next stage computes with what arrives,
+so the reference of such a bundle is the whole model with the same codecs at the same places: its
+boundary tensors are those before they are written, its outputs those that come of it [R]. A key
+``exact output/NAME`` is that output of the model without codecs. ``agreement`` says how far the two
+were apart on the rows that ``split`` was given: of ``num_rows`` rows ``num_same`` had the same top
+label (null where the first output has no classes), and no output differed by more than
+``max_abs_error``; ``num_same`` is at most ``num_rows`` [M].
+
 **Words.** ``output_names`` has as many entries as ``outputs``; ``labels`` are in the order of the
 first output's last dimension, whose length is their number [M].
 """
@@ -102,11 +114,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
+from cutset.bundles.agreement import AgreementEntry
+from cutset.bundles.coded_boundaries import CODED_FORMAT
 from cutset.bundles.consistency import check_manifest
 from cutset.bundles.strict_json import MANIFEST_NAME, contradiction, repeated_key
 from cutset.data.images import Preprocessing
@@ -117,7 +132,7 @@ from cutset.ranges import Count, PositiveCount, Rows, Threads
 from cutset.tensors import TensorSpec
 
 BUNDLE_FORMAT = "cutset-bundle/2"
-READABLE_FORMATS = ("cutset-bundle/1", BUNDLE_FORMAT)
+READABLE_FORMATS = ("cutset-bundle/1", BUNDLE_FORMAT, CODED_FORMAT)
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_MANIFEST_VALUES = 1 << 20
 
@@ -146,7 +161,9 @@ class PartEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     work_share: float
 
 
-class StageEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class StageEntry(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """One stage of the bundle.
 
     Attributes:
@@ -164,6 +181,8 @@ class StageEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         weight_bytes: bytes of what `parameters` names.
         peak_activation_bytes: most bytes of activations alive at once, for one row.
         flops: multiply-adds for one row.
+        output_codecs: of each output, the codec with which it travels to the next stage; empty
+            where all travel as they are.
     """
 
     index: Count
@@ -178,6 +197,7 @@ class StageEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     weight_bytes: Count
     peak_activation_bytes: Count
     flops: Count
+    output_codecs: tuple[str, ...] = ()
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -207,6 +227,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         micro_batch_only: the only number of rows that a micro-batch may have, or None for any.
         torch_settings: process-wide settings of torch at capture, or None where they are unknown or
             torch had no part in it.
+        agreement: with the exact model, where stages have codecs.
     """
 
     format: str
@@ -231,6 +252,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     part: PartEntry | None = None
     micro_batch_only: Rows | None = None
     torch_settings: dict[str, str] | None = None
+    agreement: AgreementEntry | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether tensors travel between its stages otherwise than they are."""
+        return any(stage.output_codecs for stage in self.stages)
 
     @property
     def has_programs(self) -> bool:
@@ -262,6 +289,11 @@ class _Version(msgspec.Struct, frozen=True):
     part: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     micro_batch_only: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     torch_settings: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+def format_of(stages: Sequence[StageEntry]) -> str:
+    """The version of a bundle of these stages: one without codecs keeps what older readers know."""
+    return CODED_FORMAT if any(stage.output_codecs for stage in stages) else BUNDLE_FORMAT
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -301,14 +333,14 @@ def decode_manifest(data: bytes) -> Manifest:
     match = _FORMAT.fullmatch(version)
     if match is not None and version not in READABLE_FORMATS:
         raise UnsupportedVersion(
-            f"{MANIFEST_NAME}: format {version[:60]!r}, this Cutset reads {BUNDLE_FORMAT!r}; "
+            f"{MANIFEST_NAME}: format {version[:60]!r}, this Cutset reads {CODED_FORMAT!r}; "
             f"update Cutset, or split the model again with this version",
             path=MANIFEST_NAME,
-            expected=BUNDLE_FORMAT,
+            expected=CODED_FORMAT,
             actual=version,
         )
     if match is None:
-        raise contradiction("$.format", f"is {version[:60]!r}, expected {BUNDLE_FORMAT!r}")
+        raise contradiction("$.format", f"is {version[:60]!r}, expected {CODED_FORMAT!r}")
     if version == READABLE_FORMATS[0]:
         for key in ("part", "micro_batch_only", "torch_settings"):
             if getattr(head, key) is not msgspec.UNSET:

@@ -21,6 +21,8 @@ from cutset.dtypes import dtype_name, strided_copy
 from cutset.tensors import TensorSpec
 
 REFERENCE_NAME = "reference.safetensors"
+EXACT_OUTPUT = "exact output/"
+"""Before the name of an output of the model without codecs, where stages have some."""
 MAX_MORE_BYTES = 256 << 20
 """Most bytes of tensors with as many rows as a micro-batch has; fewer rows are taken instead."""
 

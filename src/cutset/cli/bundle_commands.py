@@ -76,6 +76,8 @@ def verify(
         print_json(report.as_json())
     else:
         print_checks(stdout(), checks, report.not_run)
+        if report.agreement is not None:
+            stdout().print(f"codecs, when it was split: {report.agreement}")
         print_part(stdout(), report.part)
     raise_if_failed(report)
 

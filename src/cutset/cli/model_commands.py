@@ -22,6 +22,7 @@ from cutset.cli.screen import (
     write_text,
 )
 from cutset.cli.shared import (
+    answer_limits,
     cost_graph_plans,
     described_images,
     plan_request,
@@ -142,6 +143,7 @@ def plan(
     divide: options.Divide = None,
     max_tensors: options.MaxTensors = 1,
     part: options.Part = None,
+    allow: options.Allow = None,
     as_json: options.Json = False,
 ) -> None:
     """Find the best stages for equal devices or for a cluster, with the bound that judges them."""
@@ -235,6 +237,10 @@ def split(
     part: options.Part = None,
     preprocess: options.Preprocess = None,
     labels: options.Labels = None,
+    allow: options.Allow = None,
+    calibration: options.Calibration = None,
+    min_agreement: options.MinAgreement = None,
+    max_error: options.MaxError = None,
     force: Annotated[bool, typer.Option(help="replace a bundle that is there")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -242,12 +248,12 @@ def split(
     from cutset.bundles.write.export import check_target
     from cutset.report.documents import plan_document
     from cutset.report.text import print_checks, print_part, print_plan
-    from cutset.workflow import plan_model, split_model
+    from cutset.workflow import plan_within, split_model
 
     times = address is not None or engine is not None
     if times and cluster is None:
         usage_error(f"--{'engine' if engine else 'address'} is for a plan with --cluster")
-    request = plan_request(context)
+    request, limits = plan_request(context), answer_limits(context)
     settings = chosen_engine(engine or "ray", address, None, cluster) if times else None
     check_target(output.absolute(), replace=force)
     description = described_images(context)
@@ -256,18 +262,35 @@ def split(
         prepared = prepared_model(context, progress, any_weights=False)
         prepared = dataclasses.replace(prepared, found=description(prepared.found))
         standing = planning_teller(progress, objective)
-        result = plan_model(prepared, request, **costs, progress=progress, standing=standing)
+        result, agreement = plan_within(
+            prepared, request, limits, **costs, progress=progress, standing=standing
+        )
         bundle = split_model(
-            prepared, result, output, num_threads=threads or 1, replace=force, progress=progress
+            prepared,
+            result,
+            output,
+            num_threads=threads or 1,
+            agreement=agreement,
+            replace=force,
+            progress=progress,
         )
         if settings is not None:
             result = _time_on_cluster(bundle, settings, threads or 1, progress)
     if as_json:
-        print_json(plan_document(result, part=prepared.part_entry, bundle=str(bundle.directory)))
+        print_json(
+            plan_document(
+                result,
+                part=prepared.part_entry,
+                bundle=str(bundle.directory),
+                agreement=agreement,
+            )
+        )
     else:
         checks = bundle.verification.checks
         print_plan(stdout(), result)
         print_checks(stdout(), [(check.name, check.ok, check.detail) for check in checks])
+        if agreement is not None:
+            stdout().print(f"codecs: {agreement}")
         tell(f"wrote {bundle.directory}")
         print_part(stdout(), prepared.part_entry)
 

@@ -155,6 +155,35 @@ MinThroughput: TypeAlias = Annotated[
     float | None,
     typer.Option(metavar="ROWS/S", parser=rows_per_s, help="least rows per second; 20 or '20/s'"),
 ]
+Allow: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="fp16|int8",
+        help="codecs that may be used between stages, where that pays (repeatable); they change"
+        " answers a little",
+    ),
+]
+Calibration: TypeAlias = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="PATH",
+        help="with --allow: images, a folder of them, .npy or .safetensors (repeatable), on which"
+        " answers with and without codecs are compared",
+    ),
+]
+MinAgreement: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="with --allow: least share of rows that keep their top label; 0.97 for a model with"
+        " labels",
+    ),
+]
+MaxError: TypeAlias = Annotated[
+    float | None,
+    typer.Option(min=0.0, help="with --allow: most that a number of an output may differ"),
+]
 Engine: TypeAlias = Annotated[
     str | None,
     typer.Option(

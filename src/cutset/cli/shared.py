@@ -7,7 +7,7 @@ of each value to each function.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -20,7 +20,7 @@ from cutset.progress import Progress
 if TYPE_CHECKING:
     from cutset.models import FoundModel
     from cutset.planning import Objective, Plan, PlanRequest
-    from cutset.workflow import PreparedModel
+    from cutset.workflow import AnswerLimits, PreparedModel
 
 
 def prepared_model(
@@ -99,6 +99,31 @@ def plan_request(context: typer.Context) -> PlanRequest:
         max_latency_s=given["max_latency"],
         min_rows_per_s=given["min_throughput"],
         time_limit_s=given["time_limit"],
+        allow=_allowed(given["allow"] or ()),
+    )
+
+
+def _allowed(names: Sequence[str]) -> tuple[str, ...]:
+    from cutset.codecs.known_codecs import CODECS
+
+    for name in names:
+        if name not in CODECS:
+            usage_error(f"--allow {name!r} is no codec; there are {', '.join(CODECS)}")
+    return tuple(dict.fromkeys(names))
+
+
+def answer_limits(context: typer.Context) -> AnswerLimits:
+    """How far the codecs that `split` may use may change answers."""
+    from cutset.workflow import AnswerLimits
+
+    given = context.params
+    for name in ("calibration", "min_agreement", "max_error"):
+        if not given["allow"] and options.is_given(context, name):
+            usage_error(f"{options.written(name)} is for codecs that --allow names")
+    return AnswerLimits(
+        calibration=tuple(given["calibration"] or ()),
+        min_agreement=given["min_agreement"],
+        max_error=given["max_error"],
     )
 
 
@@ -151,6 +176,7 @@ def planned_costs(context: typer.Context, request: PlanRequest) -> dict[str, Any
 
 
 _NOT_FOR_COST_GRAPHS = {
+    "allow": "it knows bytes, and no tensors that could be written otherwise",
     "cut": "its stages are sets of nodes, not parts of one order: hold nodes together by 'group'",
     "granularity": "it has no units: its nodes are what is placed",
     "cost": "it holds its own seconds",

@@ -60,6 +60,23 @@ class PieceSeconds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     seconds: tuple[float | None, ...]
 
 
+class CodecCosts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a codec makes of what crosses each boundary, for one micro-batch.
+
+    Attributes:
+        name: of the codec.
+        cut_bytes: that travel, by boundary; None where it is not to be used: at both ends of the
+            model, and where it takes none of the tensors.
+        encode_s: seconds to write them on the device that others are scaled from.
+        decode_s: seconds to read them there.
+    """
+
+    name: str
+    cut_bytes: tuple[int | None, ...]
+    encode_s: tuple[float, ...]
+    decode_s: tuple[float, ...]
+
+
 class CostModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A model as plain numbers: n pieces between n + 1 boundaries.
 
@@ -77,6 +94,7 @@ class CostModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         base_bytes: what a worker needs before it holds any shard.
         window: micro-batches that the session will let be in flight; None for its own number,
             `default_window`; 0 where what they hold is counted as weights.
+        codecs: that the plan may use; none where tensors travel as they are.
     """
 
     micro_batch: int
@@ -91,6 +109,7 @@ class CostModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     seconds: tuple[PieceSeconds, ...]
     base_bytes: int = 0
     window: int | None = None
+    codecs: tuple[CodecCosts, ...] = ()
 
     @property
     def num_pieces(self) -> int:
@@ -130,6 +149,20 @@ class CostModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         row_bytes += window * self.cut_bytes_per_row[start]
         row_bytes += max(window - 1, 0) * self.cut_bytes_per_row[stop]
         return self.base_bytes + self.weight_bytes(start, stop) + self.micro_batch * row_bytes
+
+    def codec_slowness(self, device: Device) -> float:
+        """How many times as long as on the reference a codec takes: as long as the pieces do."""
+        here, reference = (
+            min(
+                (sum(each.seconds) for each in entries if None not in each.seconds),  # type: ignore[arg-type]
+                default=0.0,
+            )
+            for entries in (
+                self.seconds_on(device),
+                [each for each in self.seconds if each.device == REFERENCE],
+            )
+        )
+        return here / reference if here and reference else 1 / device.speed
 
     def seconds_on(self, device: Device) -> tuple[PieceSeconds, ...]:
         """Seconds of every piece on a device, one entry for each backend that it has.
@@ -209,7 +242,18 @@ def with_more_rows(costs: CostModel, factor: int) -> CostModel:
         )
         for entry in costs.seconds
     )
-    return msgspec.structs.replace(costs, micro_batch=costs.micro_batch * factor, seconds=entries)
+    codecs = tuple(
+        CodecCosts(
+            name=codec.name,
+            cut_bytes=tuple(None if b is None else b * factor for b in codec.cut_bytes),
+            encode_s=tuple(s * factor for s in codec.encode_s),
+            decode_s=tuple(s * factor for s in codec.decode_s),
+        )
+        for codec in costs.codecs
+    )
+    return msgspec.structs.replace(
+        costs, micro_batch=costs.micro_batch * factor, seconds=entries, codecs=codecs
+    )
 
 
 def costs_from_flops(

@@ -183,7 +183,7 @@ def _stages_as_pieces(manifest: Manifest, cluster: Cluster) -> CostModel:
         kinds=("", *("block" for _ in plan.stages[:-1]), ""),
         cut_bytes_per_row=(
             sum(spec.bytes_per_sample for spec in manifest.graph.inputs),
-            *(stage.output_bytes_per_sample for stage in plan.stages),
+            *(stage.travelling_bytes for stage in plan.stages),
         ),
         flops_per_row=tuple(stage.flops for stage in plan.stages),
         own_weight_bytes=tuple(stage.memory_bytes for stage in plan.stages),

@@ -212,6 +212,8 @@ class Receiver:
             max_bytes=self._link.max_bytes,
             num_slots=0,
         )
+        if header.kind == DATA:
+            self._link.check_payloads(header)
         num_bytes = sum(layout.num_bytes for layout in header.layouts)
         inline_bytes = num_bytes if num_bytes <= _INLINE_BYTES else 0
         if message.size != header_bytes + inline_bytes:
@@ -233,7 +235,8 @@ class Receiver:
                 self._fill(piece)
             arrays.append(from_bytes(piece, layout))
             offset += padded(layout.num_bytes)
-        parcel.tensors = tuple(arrays)
+        parcel.tensors = self._link.decoded(tuple(arrays), header.num_rows)
+        parcel.wire_bytes = sum(layout.num_bytes for layout in header.layouts)
         if self._reuse:
             parcel.release = lambda: self._free.append(memory)
 

@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from cutset.codecs.coding import Codec, CodecError, decode, encode, payload_bytes
+from cutset.codecs.known_codecs import CODECS
 from cutset.links.arena import padded
-from cutset.links.wire import Layout, header_bytes, is_dense, layout_of
+from cutset.links.wire import Header, Layout, WireError, header_bytes, is_dense, layout_of
 from cutset.tensors import TensorSpec
 
 
@@ -22,6 +24,8 @@ class LinkContract:
         name: ``"caller -> stage 0"``.
         specs: the tensors of one micro-batch, in order.
         max_rows: rows of the largest micro-batch.
+        codecs: names of the codecs of `specs`; empty where all travel as they are. A tensor with
+            one travels as its payload, an array of bytes of a known length.
         receiver_listens: between hosts the receiver listens and the sender connects; else the
             other way round. The caller connects, so that it needs no port that others reach.
     """
@@ -30,12 +34,19 @@ class LinkContract:
     name: str
     specs: tuple[TensorSpec, ...]
     max_rows: int
+    codecs: tuple[str, ...] = ()
     receiver_listens: bool = True
 
     @property
+    def coded(self) -> tuple[tuple[TensorSpec, Codec | None], ...]:
+        """Each tensor and what writes it; None where it travels as it is."""
+        names = self.codecs or ("",) * len(self.specs)
+        return tuple((s, CODECS.get(name)) for s, name in zip(self.specs, names, strict=True))
+
+    @property
     def max_rank(self) -> int:
-        """Most dimensions of one of its tensors."""
-        return max((len(spec.shape) for spec in self.specs), default=0)
+        """Most dimensions of one of the arrays that travel."""
+        return max((len(s.shape) if c is None else 1 for s, c in self.coded), default=0)
 
     @property
     def header_bytes(self) -> int:
@@ -44,13 +55,77 @@ class LinkContract:
 
     @property
     def max_bytes(self) -> int:
-        """Bytes of the largest micro-batch's tensors."""
-        return sum(spec.num_bytes(self.max_rows) for spec in self.specs)
+        """Bytes that travel of the largest micro-batch's tensors."""
+        return sum(self._sizes)
 
     @property
     def slot_bytes(self) -> int:
-        """Bytes that its tensors need when each begins at a multiple of 64."""
-        return sum(padded(spec.num_bytes(self.max_rows)) for spec in self.specs)
+        """Bytes that they need when each begins at a multiple of 64."""
+        return sum(map(padded, self._sizes))
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        rows = self.max_rows
+        return tuple(
+            spec.num_bytes(rows) if codec is None else payload_bytes(codec, spec, rows)
+            for spec, codec in self.coded
+        )
+
+    def check_payloads(self, header: Header) -> None:
+        """Checks, before memory is taken, that payloads are as long as their tensors make them.
+
+        Raises:
+            WireError: one is not.
+        """
+        if not self.codecs:
+            return
+        if len(header.layouts) != len(self.specs):
+            raise WireError(
+                f"{len(header.layouts)} tensors announced in the place of {len(self.specs)}"
+            )
+        for layout, (spec, codec) in zip(header.layouts, self.coded, strict=True):
+            if codec is None:
+                continue
+            expected = payload_bytes(codec, spec, header.num_rows)
+            if (layout.dtype, layout.shape) != ("uint8", (expected,)):
+                raise WireError(
+                    f"{layout} announced in the place of {spec.name!r}, which codec {codec.name}"
+                    f" writes in {expected} bytes"
+                )
+
+    def decoded(self, arrays: tuple[np.ndarray, ...], num_rows: int) -> tuple[np.ndarray, ...]:
+        """The tensors of what arrived; those with a codec in memory of their own.
+
+        Args:
+            arrays: with layouts that `check_payloads` passed.
+            num_rows: rows of the micro-batch.
+
+        Raises:
+            WireError: a payload holds what no codec writes.
+        """
+        if not self.codecs:
+            return arrays
+        try:
+            return tuple(
+                array if codec is None else decode(codec, array, spec, num_rows)
+                for array, (spec, codec) in zip(arrays, self.coded, strict=True)
+            )
+        except CodecError as error:
+            raise WireError(str(error)) from error
+
+    def encoded(self, arrays: list[np.ndarray], num_rows: int) -> list[np.ndarray]:
+        """The arrays that travel for dense tensors.
+
+        Raises:
+            CodecError: a tensor is another than promised, or holds numbers that its codec refuses.
+            ValueError: there are more or fewer than promised.
+        """
+        if not self.codecs:
+            return arrays
+        return [
+            array if codec is None else encode(codec, array, spec, num_rows)
+            for array, (spec, codec) in zip(arrays, self.coded, strict=True)
+        ]
 
 
 @dataclasses.dataclass(slots=True)
@@ -65,6 +140,7 @@ class Parcel:
             them any more.
         arrived_s: monotonic time at which its header came.
         received_s: monotonic time at which its last tensor was complete.
+        wire_bytes: bytes of what travels in its tensors' place; known once it has travelled.
     """
 
     sequence: int
@@ -73,11 +149,7 @@ class Parcel:
     release: Callable[[], None] = lambda: None
     arrived_s: float = 0.0
     received_s: float = 0.0
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of its tensors."""
-        return sum(array.nbytes for array in self.tensors)
+    wire_bytes: int = 0
 
 
 class LinkClosedError(Exception):
@@ -89,7 +161,7 @@ class UnsendableError(Exception):
 
 
 def sendable(parcel: Parcel, link: LinkContract) -> tuple[list[np.ndarray], tuple[Layout, ...]]:
-    """A parcel's tensors as they are sent: dense.
+    """A parcel's tensors as they are sent: dense, and written by their codecs.
 
     Args:
         parcel: what to send.
@@ -98,8 +170,11 @@ def sendable(parcel: Parcel, link: LinkContract) -> tuple[list[np.ndarray], tupl
     Raises:
         UnsendableError: a tensor cannot be sent, or they are more than the link carries.
     """
+    num_rows = parcel.num_rows
+    if not 1 <= num_rows <= link.max_rows:
+        raise UnsendableError(f"{num_rows} rows; link {link.name} carries at most {link.max_rows}")
     try:
-        arrays = [dense(array) for array in parcel.tensors]
+        arrays = link.encoded([dense(array) for array in parcel.tensors], num_rows)
         layouts = tuple(layout_of(array) for array in arrays)
     except Exception as error:
         # Whatever keeps an array from being read, want of memory included, is not the link's fault.
@@ -108,11 +183,12 @@ def sendable(parcel: Parcel, link: LinkContract) -> tuple[list[np.ndarray], tupl
     ranks = [len(layout.shape) for layout in layouts]
     if len(layouts) > len(link.specs) or max(ranks, default=0) > link.max_rank:
         raise UnsendableError(f"{', '.join(map(str, layouts))} do not fit link {link.name}")
-    if num_bytes > link.slot_bytes or not 1 <= parcel.num_rows <= link.max_rows:
+    if num_bytes > link.slot_bytes:
         raise UnsendableError(
-            f"{num_bytes} bytes of {parcel.num_rows} rows; link {link.name} carries at most"
+            f"{num_bytes} bytes of {num_rows} rows; link {link.name} carries at most"
             f" {link.slot_bytes} bytes of {link.max_rows} rows"
         )
+    parcel.wire_bytes = sum(layout.num_bytes for layout in layouts)
     return arrays, layouts
 
 

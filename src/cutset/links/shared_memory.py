@@ -235,12 +235,18 @@ class HostReceiver:
             view = view[num_read:]
 
     def _pick_up(self, header: Header, parcel: Parcel) -> None:
+        self._link.check_payloads(header)
         arrays = self._arena.get(header.slot, header.layouts)
+        parcel.wire_bytes = sum(layout.num_bytes for layout in header.layouts)
+        tensors = self._link.decoded(arrays, header.num_rows)
         if self._reuse:
-            parcel.tensors = arrays
+            parcel.tensors = tensors
             parcel.release = lambda: self._arena.release(self._epoch, header.slot)
             return
-        parcel.tensors = tuple(own_copy(array) for array in arrays)
+        parcel.tensors = tuple(
+            own_copy(tensor) if tensor is array else tensor
+            for tensor, array in zip(tensors, arrays, strict=True)
+        )
         self._arena.release(self._epoch, header.slot)
 
 

@@ -24,12 +24,16 @@ class StageShare(msgspec.Struct, frozen=True, kw_only=True):
         sending: share spent sending; between hosts on a thread of its own, so it overlaps with the
             others.
         backend: the backend that ran the stage.
+        received_bytes_per_row: bytes that its tensors took on their way to it, codecs applied.
+        sent_bytes_per_row: the same of what it sent.
     """
 
     busy: float
     waiting: float
     sending: float
     backend: str
+    received_bytes_per_row: float
+    sent_bytes_per_row: float
 
 
 class BenchReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from cutset.cluster.devices import Cluster
+from cutset.codecs.known_codecs import NONE
 from cutset.costs.cost_model import CostModel
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
@@ -57,7 +60,7 @@ def assemble_plan(
         problem.link_row_s(*pair).any() for pair in problem.pairs
     )
     edges = [0, *(stage.stop for stage in placed)]
-    sizes = [costs.cut_bytes_per_row[built.boundaries[k]] * costs.micro_batch for k in edges]
+    sizes = [int(problem.cut_bytes[k]) for k in edges]
     return Plan(
         format=PLAN_FORMAT,
         objective=request.objective,
@@ -137,9 +140,29 @@ def _stages(
                 flops=sum(costs.flops_per_row[first:last]),
                 cut_kind=costs.kinds[last],
                 overhead_s=lost_s[index],
+                **_codec_of(built, placed, index, costs.micro_batch),
             )
         )
     return tuple(stages)
+
+
+def _codec_of(
+    built: BuiltProblem, placed: tuple[Placed, ...], index: int, micro_batch: int
+) -> dict[str, Any]:
+    """What a stage's plan says of codecs, before it and after it."""
+    stage, byte_costs = placed[index], built.problem.byte_costs
+    found: dict[str, Any] = {}
+    if byte_costs is not None and index:
+        found["decode_s"] = float(byte_costs.decode_s[stage.device_class, stage.start])
+    if built.codecs[stage.stop] != NONE:
+        sent = int(built.problem.cut_bytes[stage.stop])
+        found |= {
+            "codec": built.codecs[stage.stop],
+            "sent_bytes_per_sample": -(-sent // micro_batch),
+        }
+        if byte_costs is not None:
+            found["encode_s"] = float(byte_costs.encode_s[stage.device_class, stage.stop])
+    return found
 
 
 def _name_of_start(graph: Graph, cuts: CutPoints, start: int) -> str:

@@ -42,7 +42,7 @@ def expect_on_cluster(
     stages = plan.stages
     row_bytes = [
         input_bytes_per_sample,
-        *(stage.output_bytes_per_sample for stage in stages),
+        *(stage.travelling_bytes for stage in stages),
     ]
     lost_s = dict.fromkeys([stage.device for stage in stages], 0.0)
     message_s = []
@@ -55,7 +55,7 @@ def expect_on_cluster(
         message_s.append(sum(ends.values()) * num_bytes * plan.micro_batch)
     moves_s = [stages[0].receive_s, *(stage.send_s for stage in stages)]
     busy_s = [
-        seconds + cluster.overhead_on(devices[stage.device]) + lost_s[stage.device]
+        seconds + stage.coding_s + cluster.overhead_on(devices[stage.device]) + lost_s[stage.device]
         for stage, seconds in zip(stages, stages_s, strict=True)
     ]
     if plan.serial:

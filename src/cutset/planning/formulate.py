@@ -13,14 +13,17 @@ from cutset.cluster.devices import Cluster, Device
 from cutset.cluster.wires import Wires
 from cutset.costs.cost_model import CostModel, PieceSeconds
 from cutset.errors import PlanError
+from cutset.planning.codec_choices import (
+    choices_of,
+    codec_seconds_of,
+    tie_costs,
+    without_empty,
+)
 from cutset.planning.deadline import NEVER, Deadline
 from cutset.planning.problem import ByteCosts, ChainProblem
 from cutset.planning.shared_wires import media_tables, outer_media_s, shared_wires
 from cutset.planning.totals import Floats, Ints
 from cutset.planning.variant import Variant
-
-KIND_PREFERENCE = ("block", "pool", "activation", "", "head")
-"""Kinds of cuts, the preferred first; "" is an operation inside a unit."""
 
 _CELLS_AT_ONCE = 1 << 20
 """Stages whose memory is worked out at a time."""
@@ -33,13 +36,16 @@ class BuiltProblem:
     Attributes:
         problem: the numbers.
         classes: the devices of each class, in the cluster's order.
-        boundaries: index in the cost model of each of the problem's boundaries, shape (n + 1,).
+        boundaries: index in the cost model of each of the problem's boundaries, shape (n + 1,). One
+            comes once for each codec that a cut there may have, with nothing between.
+        codecs: of each of them, its codec.
         memory: what any stage needs.
     """
 
     problem: ChainProblem
     classes: tuple[tuple[Device, ...], ...]
     boundaries: tuple[int, ...]
+    codecs: tuple[str, ...]
     memory: MemoryTable
 
 
@@ -56,6 +62,7 @@ class MemoryTable:
         self._own: Ints = own[edges]
         peaks = np.asarray(costs.peak_bytes_per_row, dtype=np.int64) * costs.micro_batch
         row = np.maximum.reduceat(peaks, edges[:-1])
+        row[np.diff(edges) == 0] = 0
         self._peaks: list[Ints] = [row]
         while 2 ** len(self._peaks) <= num:
             half = 2 ** (len(self._peaks) - 1)
@@ -161,8 +168,10 @@ def build_problem(
     seconds = [_checked(costs.seconds_on(device)) for device in devices]
     wires = Wires(cluster)
     tables, media = _link_tables(cluster, wires), media_tables(cluster, wires)
+    choices = choices_of(costs, boundaries)
+    boundaries = tuple(choice.boundary for choice in choices)
     edges = np.asarray(boundaries, dtype=np.int64)
-    crossing = np.asarray(costs.cut_bytes_per_row, dtype=np.float64) * costs.micro_batch
+    crossing = np.asarray([choice.num_bytes for choice in choices], dtype=np.float64)
     source = [cluster.caller_transfer_s(d, crossing[0], back=False) for d in devices]
     sink = [cluster.caller_transfer_s(d, crossing[-1], back=True) for d in devices]
     overhead = [cluster.overhead_on(d) for d in devices]
@@ -198,6 +207,7 @@ def build_problem(
         last_s=outer[1, firsts],
         not_first_s=outer[2, firsts],
         not_last_s=outer[3, firsts],
+        **codec_seconds_of(costs, [devices[first] for first in firsts], choices),
     )
     counts = tuple(len(group) for group in members)
     most = num_stages or min(len(devices), len(boundaries) - 1)
@@ -205,14 +215,14 @@ def build_problem(
         num_pieces=len(boundaries) - 1,
         counts=counts,
         variants=_variants(devices, seconds, members, edges, memory, most),
-        cut_bytes=crossing[edges],
+        cut_bytes=crossing,
         link_latency_s=merged[0],
         link_s_per_byte=merged[1],
         source_s=np.asarray(source, dtype=np.float64)[firsts],
         sink_s=np.asarray(sink, dtype=np.float64)[firsts],
         overhead_s=np.asarray(overhead, dtype=np.float64)[firsts],
-        byte_costs=byte_costs if any(table.any() for table in (*merged[2:], outer)) else None,
-        tie_cost=_tie_costs(costs, edges),
+        byte_costs=byte_costs if byte_costs.any() else None,
+        tie_cost=tie_costs(costs, choices),
         serial=serial,
         fixed_order=fixed_order and len(members) > 1,
         num_stages=num_stages,
@@ -222,12 +232,16 @@ def build_problem(
             wires,
             members,
             [(_between_classes(a, members), _between_classes(b, members)) for a, b in media],
-            crossing[edges],
+            crossing,
         ),
     )
     classes = tuple(tuple(devices[index] for index in group) for group in members)
     return BuiltProblem(
-        problem=problem, classes=classes, boundaries=tuple(boundaries), memory=memory
+        problem=problem,
+        classes=classes,
+        boundaries=boundaries,
+        codecs=tuple(choice.codec for choice in choices),
+        memory=memory,
     )
 
 
@@ -324,11 +338,11 @@ def _variants(
     most: int,
 ) -> tuple[Variant, ...]:
     variants = []
-    room_of: dict[int | None, Ints | None] = {None: None}
+    room_of: dict[int | None, Ints | None] = {None: without_empty(edges, None, most)}
     for k, group in enumerate(members):
         limit = devices[group[0]].memory_bytes
         if limit is not None and limit not in room_of:
-            room_of[limit] = memory.most_stages(limit, most)
+            room_of[limit] = without_empty(edges, memory.most_stages(limit, most), most)
         for entry in seconds[group[0]]:
             own = [math.inf if s is None else s for s in entry.seconds]
             merged = [math.fsum(own[a:b]) for a, b in itertools.pairwise(edges.tolist())]
@@ -342,19 +356,3 @@ def _variants(
                 )
             )
     return tuple(variants)
-
-
-def _tie_costs(costs: CostModel, edges: Ints) -> Floats:
-    """Fewer bytes first, then kinds, then fewer stages, in one number for each cut.
-
-    Exact while all bytes of a plan are below 2^29, and up to 1,000 stages.
-    """
-    ranks = {kind: rank for rank, kind in enumerate(KIND_PREFERENCE)}
-    return np.asarray(
-        [
-            costs.cut_bytes_per_row[k] * costs.micro_batch * 2.0**24
-            + ranks.get(costs.kinds[k], len(ranks)) * 2.0**10
-            + 1.0
-            for k in edges
-        ]
-    )

@@ -152,10 +152,16 @@ def _task(graph: Graph, cuts: CutPoints, costs: CostModel, request: PlanRequest)
     """The task, after a check that there are as many pieces and devices as stages.
 
     Raises:
-        PlanError: there are fewer, a cut is refused or unknown, or a piece runs on no device.
+        PlanError: there are fewer, a cut is refused or unknown, a piece runs on no device, or the
+            costs lack a codec.
     """
     deadline = within(request.time_limit_s)
     request = request.resolved()
+    missing = set(request.allow) - {codec.name for codec in costs.codecs}
+    if missing:
+        raise PlanError(f"the costs say nothing of codec {min(missing)!r}, which is allowed")
+    allowed = tuple(codec for codec in costs.codecs if codec.name in request.allow)
+    costs = msgspec.structs.replace(costs, codecs=allowed)
     boundaries: tuple[int, ...] = tuple(range(costs.num_pieces + 1))
     if request.cut_names:
         boundaries = _boundaries_of(cuts, costs, request.cut_names)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from cutset.codecs.known_codecs import NONE
 from cutset.errors import PlanError
 from cutset.notebooks import drawn
 from cutset.planning.plan_messages import PlannedMessage, WireUse, wire_loads
@@ -41,6 +42,11 @@ class StagePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         cut_kind: kind of the cut that ends it, ``""`` for the last stage.
         overhead_s: predicted seconds that it cannot compute, for each micro-batch, because of its
             messages, their bytes, and a caller on its device; of no part of the latency.
+        codec: with which its outputs travel to the next stage; those that it does not take travel
+            as they are. ``"none"`` where all do.
+        sent_bytes_per_sample: bytes that travel of `output_bytes_per_sample`; None for all.
+        encode_s: predicted seconds of `overhead_s` that writing its outputs takes.
+        decode_s: predicted seconds of `overhead_s` that reading its inputs takes.
     """
 
     index: Count
@@ -61,11 +67,26 @@ class StagePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     flops: Count = 0
     cut_kind: str = ""
     overhead_s: Seconds = 0.0
+    codec: str = NONE
+    sent_bytes_per_sample: Count | None = None
+    encode_s: Seconds = 0.0
+    decode_s: Seconds = 0.0
 
     @property
     def busy_s(self) -> float:
         """Predicted seconds for which each micro-batch occupies it, transfers aside."""
         return self.compute_s + self.overhead_s
+
+    @property
+    def coding_s(self) -> float:
+        """Predicted seconds of `overhead_s` for codecs, at both of its ends."""
+        return self.encode_s + self.decode_s
+
+    @property
+    def travelling_bytes(self) -> int:
+        """Bytes that travel of its outputs for one row."""
+        sent = self.sent_bytes_per_sample
+        return self.output_bytes_per_sample if sent is None else sent
 
 
 class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -49,6 +49,9 @@ class ByteCosts:
         not_first_s: from any other stage than the first: what the caller on its device loses by
             sending the inputs to another one, shape (C,).
         not_last_s: from any other stage than the last, shape (C,).
+        encode_s: from a sender of each class, by writing what crosses each boundary, shape
+            (C, n + 1).
+        decode_s: from a receiver of each class, by reading it, shape (C, n + 1).
     """
 
     send_s_per_byte: Floats
@@ -57,6 +60,12 @@ class ByteCosts:
     last_s: Floats
     not_first_s: Floats
     not_last_s: Floats
+    encode_s: Floats
+    decode_s: Floats
+
+    def any(self) -> bool:
+        """Whether anything costs something."""
+        return any(getattr(self, field.name).any() for field in dataclasses.fields(self))
 
     def of(self, index: Ints) -> ByteCosts:
         """The same for classes in another order, or for some of them only."""
@@ -234,7 +243,7 @@ class ChainProblem:
             target: class that receives.
         """
         if cost == "latency":
-            return self.link_row_s(source, target)
+            return self.link_row_s(source, target) + self._codec_row_s(source, target)
         if cost == "ties":
             return self.tie_cost
         return self._medium(cost).row_s(source, target, self.cut_bytes)
@@ -289,6 +298,7 @@ class ChainProblem:
         if self.byte_costs is not None:
             per_byte = self.byte_costs.send_s_per_byte[source, target]
             row = row + self.cut_bytes * per_byte + self.byte_costs.not_last_s[source]
+            row = row + self.byte_costs.encode_s[source]
         return row
 
     def receiver_row_s(self, source: int, target: int) -> Floats:
@@ -297,6 +307,7 @@ class ChainProblem:
         if self.byte_costs is not None:
             per_byte = self.byte_costs.receive_s_per_byte[source, target]
             row = row + self.cut_bytes * per_byte + self.byte_costs.not_first_s[target]
+            row = row + self.byte_costs.decode_s[target]
         return row
 
     def first_load_s(self, device_class: int) -> float:
@@ -360,19 +371,29 @@ class ChainProblem:
         return max(loads)
 
     def latency_s(self, stages: tuple[Placed, ...]) -> float:
-        """Seconds for one micro-batch alone: all compute and all transfers."""
-        return math.fsum(self.compute_s(stage) for stage in stages) + math.fsum(
-            self.transfers_s(stages)
+        """Seconds for one micro-batch alone: all compute, all codecs and all transfers."""
+        codecs_s = (
+            float(self._codec_row_s(a.device_class, b.device_class)[a.stop])
+            for a, b in itertools.pairwise(stages)
         )
+        compute_s = math.fsum(self.compute_s(stage) for stage in stages)
+        return compute_s + math.fsum((*self.transfers_s(stages), *codecs_s))
+
+    def _codec_row_s(self, source: int, target: int) -> Floats:
+        """Seconds to write and read what crosses each boundary, shape (n + 1,)."""
+        if self.byte_costs is None:
+            return np.zeros(self.num_pieces + 1)
+        row: Floats = self.byte_costs.encode_s[source] + self.byte_costs.decode_s[target]
+        return row
 
     def ties(self, stages: tuple[Placed, ...]) -> float:
         """What decides among plans of equal objective; smaller is better."""
         return float(sum(self.tie_cost[stage.stop] for stage in stages[:-1]))
 
     @functools.cached_property
-    def has_uniform_links(self) -> bool:
-        """Whether every link that a plan could use costs the same, bytes at its ends included."""
-        tables = [self.link_latency_s, self.link_s_per_byte]
+    def has_uniform_moves(self) -> bool:
+        """Whether what receiving and sending take from a stage is the same for any neighbour."""
+        tables = [self.link_latency_s, self.link_s_per_byte] if self.serial else []
         if self.byte_costs is not None:
             tables += [self.byte_costs.send_s_per_byte, self.byte_costs.receive_s_per_byte]
         return all(len({float(table[pair]) for pair in self.pairs}) <= 1 for table in tables)

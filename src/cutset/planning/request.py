@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, get_args
 import msgspec
 
 from cutset.cluster.devices import Cluster, equal_cluster
+from cutset.codecs.known_codecs import CODECS
 from cutset.errors import PlanError
 from cutset.planning.deadline import TIME_LIMIT_S
 
@@ -32,6 +33,8 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         min_rows_per_s: the least rows per second in steady state, or None.
         time_limit_s: seconds after which searches end and the best plan so far is taken, with the
             gap that is known; None for no limit.
+        allow: names of codecs that the plan may use between stages where they pay; without any,
+            all tensors travel as they are.
     """
 
     num_stages: int | None = None
@@ -43,14 +46,15 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_latency_s: float | None = None
     min_rows_per_s: float | None = None
     time_limit_s: float | None = TIME_LIMIT_S
+    allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the choice, the ranges, and that cuts and stages do not contradict each other.
 
         Raises:
-            ValueError: an unknown objective, a limit that is not above 0 and finite, or a number of
-                stages below 1.
-            TypeError: one text stands for the names of cuts.
+            ValueError: an unknown objective or codec, a limit that is not above 0 and finite, or a
+                number of stages below 1.
+            TypeError: one text stands for the names of cuts or codecs.
             PlanError: there are not as many cuts as the number of stages needs.
         """
         if self.objective not in get_args(Objective):
@@ -61,9 +65,13 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 raise ValueError(
                     f"{name} must be above 0 and finite, or None for no limit, got {value}"
                 )
-        names: object = self.cut_names
-        if isinstance(names, str):
-            raise TypeError(f"cut_names is a tuple of names, got the text {names!r}")
+        for field in ("cut_names", "allow"):
+            names = getattr(self, field)
+            if isinstance(names, str):
+                raise TypeError(f"{field} is a tuple of names, got the text {names!r}")
+        for name in self.allow:
+            if name not in CODECS:
+                raise ValueError(f"codec {name!r} is unknown; there are {', '.join(CODECS)}")
         if self.num_stages is not None and self.num_stages < 1:
             raise ValueError(f"num_stages must be at least 1, got {self.num_stages}")
         if self.cut_names and self.num_stages not in (None, self._num_given):

@@ -71,9 +71,9 @@ def simulate_plan(
         at = 0 if message.after is None else message.after + 1
         shared_s[at] = {use.wire: use.busy_s for use in message.uses[1:]}
     return simulate(
-        [stage.compute_s for stage in plan.stages],
+        [stage.compute_s + stage.coding_s for stage in plan.stages],
         [plan.stages[0].receive_s, *(stage.send_s for stage in plan.stages)],
-        overhead_s=[stage.overhead_s for stage in plan.stages],
+        overhead_s=[max(0.0, stage.overhead_s - stage.coding_s) for stage in plan.stages],
         num_microbatches=num_microbatches,
         window=window,
         serial=plan.serial,

@@ -22,6 +22,8 @@ class Boundary:
         goes_to: ``"stage 1"`` or ``"the caller"``.
         contract: every tensor with its shape and dtype.
         bytes_per_row: of all of them.
+        sent_bytes_per_row: of these, those that travel.
+        codec: with which they travel.
         torch_difference: from the reference, in words; ``""`` where it was not looked at.
         onnx_difference: the same with onnxruntime.
         is_ok: whether every difference is within its tolerance; None where none was looked at.
@@ -32,6 +34,8 @@ class Boundary:
     goes_to: str
     contract: tuple[str, ...]
     bytes_per_row: int
+    sent_bytes_per_row: int
+    codec: str
     torch_difference: str
     onnx_difference: str
     is_ok: bool | None
@@ -52,6 +56,8 @@ def boundaries(sources: ReportSources) -> tuple[Boundary, ...]:
                 goes_to="the caller" if is_last else f"stage {stage.index + 1}",
                 contract=_contract(plan, stage.index, sources.cuts, sources.contracts),
                 bytes_per_row=stage.output_bytes_per_sample,
+                sent_bytes_per_row=stage.travelling_bytes,
+                codec=stage.codec,
                 torch_difference=_difference([n for n in here if n.backend == "torch"]),
                 onnx_difference=_difference([n for n in here if n.backend == "onnxruntime"]),
                 is_ok=all(_is_ok(each) for each in here) if here else None,

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from cutset.bundles.agreement import AgreementEntry
 from cutset.bundles.manifest import PartEntry
 from cutset.graph.cuts import CutPoint, CutPoints
 from cutset.graph.ir import Graph
@@ -62,6 +63,7 @@ def plan_document(
     *,
     part: PartEntry | None = None,
     bundle: str | None = None,
+    agreement: AgreementEntry | None = None,
     gain_inside_units: float | None = None,
 ) -> Document:
     """``cutset plan --json`` and ``cutset split --json``: the whole plan.
@@ -70,6 +72,7 @@ def plan_document(
         plan: the plan.
         part: what was planned of the model, where it is not the whole.
         bundle: the folder that `split` wrote, or None.
+        agreement: how far codecs of the bundle change answers, where it has some.
         gain_inside_units: what cuts inside units would gain, as a fraction, if it was asked for.
     """
     document: Document = msgspec.to_builtins(plan)
@@ -77,9 +80,17 @@ def plan_document(
     document["part"] = msgspec.to_builtins(part)
     if bundle is not None:
         document["bundle"] = bundle
+        document["agreement"] = agreement_document(agreement)
     if gain_inside_units is not None:
         document["gain_inside_units"] = gain_inside_units
     return document
+
+
+def agreement_document(agreement: AgreementEntry | None) -> Document | None:
+    """An agreement with the exact model, and the least share of rows that it proves."""
+    if agreement is None:
+        return None
+    return {**msgspec.to_builtins(agreement), "least_share": agreement.least_share}
 
 
 def front_document(plans: Sequence[Plan], *, part: PartEntry | None = None) -> Document:

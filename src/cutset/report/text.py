@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cutset.bundles.manifest import PartEntry
+from cutset.codecs.known_codecs import NONE
 from cutset.costs.profile import Profile, Timing
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
@@ -134,7 +136,7 @@ def print_plan(console: Console, plan: Plan) -> None:
             *([format_seconds(stage.overhead_s)] if with_overhead else []),
             f"[{_stage_style(stage.index)}]{bar(stage.busy_s / slowest, 12)}[/]",
             format_bytes(stage.weight_bytes),
-            format_bytes(stage.output_bytes_per_sample * plan.micro_batch),
+            format_bytes(stage.travelling_bytes * plan.micro_batch),
         )
     console.print(table)
     rows = "row" if plan.micro_batch == 1 else f"{plan.micro_batch} rows"
@@ -142,8 +144,8 @@ def print_plan(console: Console, plan: Plan) -> None:
         f"predicted: {format_seconds(plan.period_s)} per {rows} in steady state "
         f"({plan.rows_per_s:.4g} rows/s), {format_seconds(plan.latency_s)} for one alone"
     )
-    for message in plan.messages if any(m.seconds for m in plan.messages) else ():
-        console.print(_message(message))
+    for line in (*_codecs(plan), *_messages(plan)):
+        console.print(line)
     console.print(f"limited by: {escape(plan.bottleneck)}")
     if plan.expected is not None:
         period = f"{format_seconds(plan.expected.period_s)} per {rows}"
@@ -168,6 +170,27 @@ def print_plan(console: Console, plan: Plan) -> None:
         console.print(_more_tensors(plan, plan.more_tensors))
     for note in plan.notes:
         console.print(f"note: {escape(note)}")
+
+
+def _codecs(plan: Plan) -> Iterator[str]:
+    """Each codec of a plan: its bytes, and what it takes at both ends, in a line."""
+    for stage, after in pairwise(plan.stages):
+        whole, sent = (
+            format_bytes(row_bytes * plan.micro_batch)
+            for row_bytes in (stage.output_bytes_per_sample, stage.travelling_bytes)
+        )
+        if stage.codec != NONE:
+            yield (
+                f"stage {stage.index} writes {whole} as {sent} {escape(stage.codec)} in"
+                f" {format_seconds(stage.encode_s)}, read in {format_seconds(after.decode_s)} (in"
+                " the overheads)"
+            )
+
+
+def _messages(plan: Plan) -> Iterator[str]:
+    """Each message of a plan, in a line; none where none takes time."""
+    if any(message.seconds for message in plan.messages):
+        yield from map(_message, plan.messages)
 
 
 def _message(message: PlannedMessage) -> str:
@@ -284,7 +307,7 @@ def print_bench(console: Console, document: Mapping[str, Any]) -> None:
         f"{format_seconds(latency['p95'])}, 99% under {format_seconds(latency['p99'])}"
     )
     table = Table(box=None, pad_edge=False)
-    for name in ("stage", "backend", "busy", "", "waiting", "sending"):
+    for name in ("stage", "backend", "busy", "", "waiting", "sending", "sends a row"):
         table.add_column(name, no_wrap=True)
     for index, stage in enumerate(document["stages"]):
         table.add_row(
@@ -294,6 +317,7 @@ def print_bench(console: Console, document: Mapping[str, Any]) -> None:
             f"{stage['busy']:.0%}",
             f"{stage['waiting']:.0%}",
             f"{stage['sending']:.0%}",
+            format_bytes(stage["sent_bytes_per_row"]),
         )
     console.print(table)
 

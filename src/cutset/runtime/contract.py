@@ -74,12 +74,14 @@ def links_of(manifest: Manifest, micro_batch: int) -> tuple[LinkContract, ...]:
             )
     names = [CALLER, *(f"stage {stage.index}" for stage in stages), CALLER]
     specs = [*(stage.inputs for stage in stages), stages[-1].outputs]
+    codecs = [(), *(stage.output_codecs for stage in stages)]
     return tuple(
         LinkContract(
             index=index,
             name=f"{names[index]} -> {names[index + 1]}",
             specs=specs[index],
             max_rows=micro_batch,
+            codecs=codecs[index],
             receiver_listens=index < len(stages),
         )
         for index in range(len(specs))

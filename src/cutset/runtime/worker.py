@@ -229,7 +229,7 @@ class StageWorker:
 
     def _take(self, epoch: int, parcel: Parcel, *, inline: bool) -> None:
         self._receiving_s += parcel.received_s - parcel.arrived_s
-        self._received_bytes += parcel.num_bytes
+        self._received_bytes += parcel.wire_bytes
         self._note(parcel.sequence, "receive", parcel.arrived_s, parcel.received_s)
         if inline:
             self._compute(epoch, parcel)
@@ -238,7 +238,7 @@ class StageWorker:
 
     def _sent(self, parcel: Parcel, started_s: float, stopped_s: float) -> None:
         self._sending_s += stopped_s - started_s
-        self._sent_bytes += parcel.num_bytes
+        self._sent_bytes += parcel.wire_bytes
         self._note(parcel.sequence, "send", started_s, stopped_s)
 
     def _lose(self, event: LinkLost) -> None:

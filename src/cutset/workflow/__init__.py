@@ -11,6 +11,7 @@ from cutset.bundles.proof.results import raise_if_failed
 from cutset.costs.device_profiles import load_profiles
 from cutset.planning.request import PlanRequest
 from cutset.progress import Progress
+from cutset.workflow.allowed_codecs import AnswerLimits, plan_within
 from cutset.workflow.best_plans import (
     Costs,
     plan_front,
@@ -33,6 +34,7 @@ from cutset.workflow.proven_bundles import (
 )
 
 __all__ = [
+    "AnswerLimits",
     "Costs",
     "MeasuredCosts",
     "PlanRequest",
@@ -46,6 +48,7 @@ __all__ = [
     "plan_model",
     "plan_stages",
     "plan_with_gain",
+    "plan_within",
     "prepare_found",
     "prepare_model",
     "profile_model",

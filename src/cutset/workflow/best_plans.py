@@ -126,6 +126,7 @@ def plan_front(
         profiles=profiles,
         batch_size=batch_size,
         base_bytes=worker_base_bytes(request.devices_and_links, profiles),
+        allow=request.allow,
     )
     with _watched(standing):
         return pareto_plans(prepared.captured.graph, prepared.cuts, found, request)
@@ -283,6 +284,7 @@ def plan_stages(
         profiles=profile,
         batch_size=batch_size,
         base_bytes=worker_base_bytes(wanted.devices_and_links, profile),
+        allow=wanted.allow,
     )
     try:
         plan = make_plan(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -21,6 +21,7 @@ from cutset.costs.cost_model import CostModel, Granularity, costs_from_flops, co
 from cutset.costs.profile import Profile, with_backend
 from cutset.errors import EngineError, PlanError
 from cutset.graph.cuts import CutPoints
+from cutset.measure.codec_speed import with_codecs
 from cutset.measure.idle_memory import measure_worker_base
 from cutset.measure.profiling import PieceBackend, piece_backends, profile_costs
 from cutset.progress import Progress, no_progress
@@ -165,6 +166,7 @@ def cost_model(
     base_bytes: int = 0,
     granularity: Granularity = "unit",
     finer: CutPoints | None = None,
+    allow: Sequence[str] = (),
 ) -> CostModel:
     """Costs from profiles, or from multiply-adds alone where there are none.
 
@@ -176,19 +178,21 @@ def cost_model(
         base_bytes: what a worker needs before it holds a shard.
         granularity: ``"unit"``, or ``"op"`` to allow cuts between any two operations.
         finer: positions with more cut points than the model's, to see what these would give.
+        allow: names of codecs, which are measured here where there are profiles.
 
     Raises:
         PlanError: a profile is of another model, or of micro-batches of another size.
     """
     graph, cuts = prepared.captured.graph, prepared.cuts
     if profiles is None:
-        return costs_from_flops(
+        found = costs_from_flops(
             graph,
             finer or cuts,
             micro_batch=rows_of_micro_batch(prepared, batch_size),
             base_bytes=base_bytes,
             granularity=granularity,
         )
+        return with_codecs(found, graph, allow, measured=False)
     for profile in [profiles] if isinstance(profiles, Profile) else profiles.values():
         rows_of_micro_batch(prepared, profile.micro_batch)
         if batch_size not in (None, profile.micro_batch):
@@ -198,9 +202,10 @@ def cost_model(
                 f"{batch_size} that were asked for; leave the size out (--batch-size), or profile "
                 "it again with that size"
             )
-    return costs_from_profile(
+    found = costs_from_profile(
         graph, cuts, profiles, base_bytes=base_bytes, granularity=granularity, finer=finer
     )
+    return with_codecs(found, graph, allow, measured=True)
 
 
 def worker_base_bytes(cluster: Cluster, profiles: Profile | Mapping[str, Profile] | None) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cutset.backends.selection import AUTO
+from cutset.bundles.agreement import AgreementEntry
 from cutset.bundles.open import Bundle, open_bundle, read_manifest
 from cutset.bundles.proof.results import VerificationReport, raise_if_failed
 from cutset.bundles.proof.verify import verify_bundle
@@ -17,9 +18,11 @@ from cutset.bundles.write.description import replace_plan
 from cutset.bundles.write.export import export_bundle
 from cutset.capture.independence import check_micro_batch
 from cutset.cluster.devices import Cluster
+from cutset.codecs.coding import CodecError
 from cutset.errors import BundleError
 from cutset.planning import Plan, expect_on_cluster
 from cutset.progress import Progress, no_progress
+from cutset.workflow.allowed_codecs import AnswerLimits, agreement_of
 from cutset.workflow.measured_costs import rows_of_micro_batch
 from cutset.workflow.prepare import PreparedModel, prepare_model
 
@@ -55,6 +58,7 @@ def split_model(
     directory: str | Path,
     *,
     num_threads: int = 1,
+    agreement: AgreementEntry | None = None,
     replace: bool = False,
     progress: Progress | None = None,
 ) -> ProvenBundle:
@@ -68,12 +72,15 @@ def split_model(
         plan: its stages.
         directory: the bundle's folder.
         num_threads: threads with which the reference tensors are computed.
+        agreement: where the plan has codecs, how far they change answers, as `plan_within` gives
+            it; looked at on the reference's rows if None.
         replace: whether a bundle that is there already may be replaced.
         progress: told of every step.
 
     Raises:
         CaptureError: a row's result is another among as many as the plan's micro-batches have.
-        BundleError: the folder exists or cannot be written.
+        BundleError: the folder exists or cannot be written, or a codec of the plan refuses a number
+            of the reference.
         VerificationError: the pieces do not equal the whole.
     """
     progress = progress or no_progress
@@ -92,6 +99,13 @@ def split_model(
         reports.append(report)
         raise_if_failed(report)
 
+    try:
+        agreement = agreement or agreement_of(prepared, plan, AnswerLimits())
+    except CodecError as error:
+        raise BundleError(
+            f"{directory}: the plan's codecs do not fit the model: {error}"
+        ) from error
+
     path = export_bundle(
         prepared.module,
         plan,
@@ -107,6 +121,7 @@ def split_model(
         divide=prepared.divide,
         max_tensors=prepared.cuts.max_tensors,
         num_threads=num_threads,
+        agreement=agreement,
         replace=replace,
         check=check,
         progress=progress,

@@ -265,11 +265,11 @@ def test_too_large() -> None:
         decode_manifest(b" " * (MAX_MANIFEST_BYTES + 1))
 
 
-@pytest.mark.parametrize("version", ["cutset-bundle/3", "cutset-bundle/10", "cutset-bundle/999"])
+@pytest.mark.parametrize("version", ["cutset-bundle/4", "cutset-bundle/10", "cutset-bundle/999"])
 def test_newer_version(version: str) -> None:
     with pytest.raises(UnsupportedVersion) as caught:
         decode_manifest(json.dumps({"format": version}).encode())
-    assert (caught.value.expected, caught.value.actual) == ("cutset-bundle/2", version)
+    assert (caught.value.expected, caught.value.actual) == ("cutset-bundle/3", version)
     assert caught.value.exit_code == 4
 
 

@@ -235,11 +235,11 @@ class TestFiles:
 
 class TestVersion:
     def test_newer_version_is_named_before_anything_else(self, bundle: Path) -> None:
-        (bundle / "manifest.json").write_text('{"format": "cutset-bundle/3", "new": []}')
+        (bundle / "manifest.json").write_text('{"format": "cutset-bundle/4", "new": []}')
         with pytest.raises(UnsupportedVersion) as caught:
             open_bundle(bundle)
-        assert caught.value.expected == "cutset-bundle/2"
-        assert caught.value.actual == "cutset-bundle/3"
+        assert caught.value.expected == "cutset-bundle/3"
+        assert caught.value.actual == "cutset-bundle/4"
 
     def test_other_format(self, bundle: Path) -> None:
         (bundle / "manifest.json").write_text('{"format": "cutset-plan/1"}')

@@ -74,7 +74,15 @@ def test_a_measurement_without_prediction_divides_by_nothing() -> None:
             "predicted_period_s": 0.0,
             "slowest_stage_alone_s": 0.008,
             "whole_model_period_s": 0.015,
-            "stages": [{"busy": 0.9, "waiting": 0.1, "sending": 0.01, "backend": "torch"}],
+            "stages": [
+                {
+                    "busy": 0.9,
+                    "waiting": 0.1,
+                    "sending": 0.01,
+                    "backend": "torch",
+                    "sent_bytes_per_row": 2048.0,
+                }
+            ],
         },
     )
     assert "1.25 times that" in out.getvalue()

@@ -308,6 +308,8 @@ class _Checking:
         self._max_abs_error = max((d.max_abs_error for d in self._comparisons), default=0.0)
         faults = [self._sentence(d) for d in self._comparisons if d.is_too_large][:1]
         details = [self._equality()]
+        if self._bundle.manifest.is_coded:
+            details.append(running_checks.codec_effect(self._bundle.manifest, self._reference))
         if "onnxruntime" in self._backends and self._maker == "torch":
             onnx_faults, detail = self._onnx()
             faults += onnx_faults

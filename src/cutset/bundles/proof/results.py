@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from cutset.bundles.agreement import AgreementEntry
 from cutset.bundles.manifest import PartEntry
 from cutset.errors import BundleError, VerificationError
 from cutset.notebooks import drawn
@@ -88,6 +89,10 @@ class VerificationDocument(msgspec.Struct, frozen=True, kw_only=True):
         bit_exact: as in `VerificationReport`.
         boundaries: what every backend gave at every boundary.
         not_run: as in `VerificationReport`.
+        agreement: of a bundle with codecs, with the exact model, as it was seen when it was made;
+            None for others.
+        least_share: of rows like those that it was seen on, so many keep their top label, with 95%
+            confidence; None where that is not known.
     """
 
     ok: bool
@@ -97,6 +102,8 @@ class VerificationDocument(msgspec.Struct, frozen=True, kw_only=True):
     bit_exact: bool
     boundaries: tuple[BoundaryNumbers, ...] = ()
     not_run: tuple[str, ...] = ()
+    agreement: AgreementEntry | None = None
+    least_share: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +120,7 @@ class VerificationReport:
         error: what made `integrity` fail, for those who want to raise it, or None.
         part: what the bundle holds of the user's model; None where it is the whole.
         not_run: what was not looked at, and why, in sentences; nothing of it is claimed.
+        agreement: of a bundle with codecs, with the exact model, as it was seen when it was made.
     """
 
     checks: tuple[CheckResult, ...]
@@ -123,6 +131,7 @@ class VerificationReport:
     error: BundleError | None = None
     part: PartEntry | None = None
     not_run: tuple[str, ...] = ()
+    agreement: AgreementEntry | None = None
 
     @property
     def ok(self) -> bool:
@@ -163,6 +172,8 @@ class VerificationReport:
                 for each in self.comparisons
             ),
             not_run=self.not_run,
+            agreement=self.agreement,
+            least_share=None if self.agreement is None else self.agreement.least_share,
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
+from msgspec.structs import replace
 
+from cutset.bundles.coded_boundaries import as_received, codecs_in_words
 from cutset.bundles.manifest import Manifest, StageEntry
 from cutset.bundles.open import Bundle
 from cutset.bundles.proof.onnx_checks import OnnxStage
 from cutset.bundles.proof.results import Difference
 from cutset.bundles.reference import (
+    EXACT_OUTPUT,
     Reference,
     as_sent,
     describe,
@@ -35,7 +38,24 @@ def expected_tensors(manifest: Manifest) -> tuple[TensorSpec, ...]:
     for stage in manifest.stages:
         specs |= {spec.name: spec for spec in (*stage.inputs, *stage.outputs)}
     specs |= {spec.name: spec for spec in manifest.outputs}
+    if manifest.is_coded:
+        exact = (replace(spec, name=EXACT_OUTPUT + spec.name) for spec in manifest.outputs)
+        specs |= {spec.name: spec for spec in exact}
     return tuple(specs.values())
+
+
+def _arriving(
+    manifest: Manifest, reference: Mapping[str, np.ndarray], num_rows: int
+) -> tuple[Mapping[str, np.ndarray], ...]:
+    """By stage: the reference's tensors as the stage gets them, those it makes as they are made.
+
+    Raises:
+        CodecError: a codec refuses a number of the reference.
+    """
+    states = [reference]
+    for stage in manifest.stages[:-1]:
+        states.append(as_received(stage.outputs, stage.output_codecs, states[-1], num_rows))
+    return tuple(states)
 
 
 def contract_faults(
@@ -109,6 +129,27 @@ def _run_faults(
             return
 
 
+def codec_effect(manifest: Manifest, reference: Mapping[str, np.ndarray]) -> str:
+    """What the codecs of a bundle do to the reference's answers, in words.
+
+    Args:
+        manifest: of a bundle with codecs.
+        reference: for one number of rows.
+    """
+    names = [spec.name for spec in manifest.outputs]
+    pairs = [(reference[name], reference[EXACT_OUTPUT + name]) for name in names]
+    error = max(max_abs_difference(coded, exact) for coded, exact in pairs)
+    words = (
+        f"which is the whole model with {codecs_in_words(manifest)}: the exact model's outputs are"
+        f" at most {error:.3g} away"
+    )
+    coded, exact = pairs[0]
+    if coded.ndim != 2 or not coded.size:
+        return words
+    num_same = int((coded.argmax(-1) == exact.argmax(-1)).sum())
+    return f"{words}, {num_same} of {len(coded)} rows keep its top label"
+
+
 def chain_differences(
     bundle: Bundle,
     programs: Mapping[int, StageFunction],
@@ -134,11 +175,13 @@ def chain_differences(
     """
     found: list[Difference] = []
     given: dict[str, np.ndarray] = {}
+    arriving = _arriving(bundle.manifest, reference, num_rows)
     for index, program in programs.items():
-        stage = bundle.manifest.stages[index]
-        outputs = program(tuple(given.get(s.name, reference[s.name]) for s in stage.inputs))
+        stage, expected = bundle.manifest.stages[index], arriving[index]
+        outputs = program(tuple(given.get(s.name, expected[s.name]) for s in stage.inputs))
         given = {s.name: as_sent(t) for s, t in zip(stage.outputs, outputs, strict=True)}
-        found += _differences(stage, given, reference, backend=backend, num_rows=num_rows)
+        found += _differences(stage, given, expected, backend=backend, num_rows=num_rows)
+        given = as_received(stage.outputs, stage.output_codecs, given, num_rows)
     return tuple(found)
 
 
@@ -193,11 +236,13 @@ def onnx_differences(
     """
     found: list[Difference] = []
     failures: list[str] = []
+    num_rows = next(iter(reference.values())).shape[0]
+    arriving = _arriving(bundle.manifest, reference, num_rows)
     for index in indices:
-        stage = bundle.manifest.stages[index]
+        stage, expected = bundle.manifest.stages[index], arriving[index]
         if stage.model is None:
             continue
-        inputs = tuple(reference[spec.name] for spec in stage.inputs)
+        inputs = tuple(expected[spec.name] for spec in stage.inputs)
         try:
             outputs = OnnxStage(bundle, index)(inputs)
         except CutsetError:
@@ -206,8 +251,7 @@ def onnx_differences(
             failures.append(f"stage {index} fails in onnxruntime: {first_line(error)}")
             continue
         given = {s.name: t for s, t in zip(stage.outputs, outputs, strict=True)}
-        num_rows = inputs[0].shape[0] if inputs and inputs[0].ndim else 0
-        found += _differences(stage, given, reference, backend="onnxruntime", num_rows=num_rows)
+        found += _differences(stage, given, expected, backend="onnxruntime", num_rows=num_rows)
     return tuple(found), relative_difference(found, reference), tuple(failures)
 
 

@@ -34,6 +34,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from cutset.bundles.allowance import allowance_of
 from cutset.bundles.open import Bundle, read_manifest
 from cutset.bundles.proof.checks import row_counts, unopened
@@ -103,7 +105,8 @@ def verify_bundle(
         num_threads=manifest.num_threads,
         progress=progress,
     )
-    report = dataclasses.replace(report, part=manifest.part)
+    agreement = None if manifest.agreement is msgspec.UNSET else manifest.agreement
+    report = dataclasses.replace(report, part=manifest.part, agreement=agreement)
     if (model is None and captured is None) or report.error is not None:
         return report
     progress("comparing with the whole model")

@@ -18,16 +18,19 @@ from typing import Any
 
 import msgspec
 
+from cutset.bundles.agreement import AgreementEntry
+from cutset.bundles.coded_model import CodedModel, planned_codecs
 from cutset.bundles.manifest import (
-    BUNDLE_FORMAT,
     FileEntry,
     Manifest,
     PartEntry,
     StageEntry,
     encode_manifest,
+    format_of,
     sha256_of,
 )
 from cutset.bundles.reference import (
+    EXACT_OUTPUT,
     REFERENCE_NAME,
     Reference,
     encode_reference,
@@ -67,6 +70,7 @@ def export_bundle(  # noqa: PLR0913  # the words of a manifest, each with a defa
     divide: Collection[str] = (),
     max_tensors: int = 1,
     num_threads: int = 1,
+    agreement: AgreementEntry | None = None,
     replace: bool = False,
     check: Callable[[Path], None] | None = None,
     progress: Progress | None = None,
@@ -91,6 +95,7 @@ def export_bundle(  # noqa: PLR0913  # the words of a manifest, each with a defa
         divide: likewise.
         max_tensors: likewise.
         num_threads: threads with which the reference tensors are computed.
+        agreement: where the plan has codecs, how far they were seen to change answers.
         replace: whether a bundle that is there already may be replaced.
         check: called with the finished folder before it gets its name; if it raises, nothing is
             left behind and a bundle that was there stays.
@@ -138,6 +143,7 @@ def export_bundle(  # noqa: PLR0913  # the words of a manifest, each with a defa
             preprocessing=preprocessing,
             torch_settings=settings,
             labels=tuple(labels) if labels is not None else None,
+            agreement=agreement or msgspec.UNSET,
         )
         _write(folder / MANIFEST_NAME, encode_manifest(manifest))
         if check is not None:
@@ -188,7 +194,7 @@ class _BundleWriter:
         """What the bundle holds; what people say of the model is still missing."""
         graph = self._captured.graph
         return Manifest(
-            format=BUNDLE_FORMAT,
+            format=format_of(stages),
             created_by={
                 "cutset": __version__,
                 **self._captured.made_with,
@@ -220,15 +226,22 @@ class _BundleWriter:
         captured, stop = self._captured, len(self._captured.graph.operations)
         names = [spec.name for spec in self._boundaries]
         run = captured.piece_run(0, stop, self._boundaries) if names else None
+        is_coded = any(planned_codecs(captured.graph, stage) for stage in self._plan.stages)
+        coded = CodedModel(captured, self._plan) if is_coded else None
         for num_rows in self._row_counts:
             rows = "row" if num_rows == 1 else "rows"
             self._progress(f"running the whole model with {num_rows} {rows} for the reference")
             inputs = self._inputs(num_rows)
             given = {s.name: a for s, a in zip(captured.graph.inputs, inputs, strict=True)}
             group = dict(given) if num_rows == self._row_counts[0] else {}
-            made = run(inputs) if run is not None else {}
-            group |= {name: made[name] for name in names}
             results = captured.run_whole(inputs)
+            if coded is None:
+                made = run(inputs) if run is not None else {}
+            else:
+                pairs = zip(captured.graph.outputs, results, strict=True)
+                group |= {EXACT_OUTPUT + name: array for name, array in pairs}
+                made, results = coded.run(inputs, num_rows)
+            group |= {name: made[name] for name in names}
             for name, array in zip(captured.graph.outputs, results, strict=True):
                 if name not in given:
                     group[name] = array
@@ -265,6 +278,7 @@ def _entry(graph: Graph, stage: StagePlan, files: PieceFiles) -> StageEntry:
         weight_bytes=sum(sizes[name] for name in files.weight_names),
         peak_activation_bytes=max(live_bytes(graph)[stage.start : stage.stop]),
         flops=sum(operation.flops for operation in operations),
+        output_codecs=planned_codecs(graph, stage),
     )
 
 

@@ -188,6 +188,11 @@ class _Task:
                 "a cost graph takes no cuts: its stages are sets of nodes, not parts of one order; "
                 "hold nodes together by 'group'"
             )
+        if request.allow:
+            raise PlanError(
+                "a cost graph takes no codecs: it knows bytes, and no tensors that could be written"
+                " otherwise"
+            )
         self.costs = graph if isinstance(graph, CostGraph) else load_cost_graph(graph)
         self.request = request.resolved()
         self.cluster = request.devices_and_links

@@ -56,7 +56,7 @@ class _Search:
         self.lattice = Lattice(problem)
         self.size = problem.num_pieces + 1
         classes = range(problem.num_classes)
-        needs_pairs = problem.is_coupled and not problem.has_uniform_links and not self.by_load
+        needs_pairs = problem.is_coupled and not problem.has_uniform_moves and not self.by_load
         self.in_pairs = needs_pairs and math.isfinite(limit_s)
         before = (_SOURCE, *classes) if self.in_pairs else (_SOURCE,)
         self.lasts = [(d, e) for e in classes for d in before if problem.can_follow(d, e)]

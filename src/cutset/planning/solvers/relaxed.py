@@ -262,7 +262,7 @@ def merge_classes(problem: ChainProblem, groups: list[list[int]], *, as_best: bo
         return merged
 
     def each(row: np.ndarray) -> np.ndarray:
-        return np.array([pick(row[group]) for group in groups])
+        return np.array([pick(row[group], axis=0) for group in groups])
 
     own_bytes = problem.byte_costs
     return dataclasses.replace(

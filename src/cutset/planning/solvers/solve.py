@@ -260,7 +260,7 @@ def _break_ties(
 def _cheapest_ties(problem: ChainProblem, period_s: float) -> tuple[Placed, ...] | None:
     if is_chain(problem) or num_states(problem) * problem.num_pieces <= MAX_TIE_SIZE:
         return cheapest_within(problem, period_s, "ties")
-    if problem.is_coupled and not problem.has_uniform_links:
+    if problem.is_coupled and not problem.has_uniform_moves:
         return None
     found = [ThresholdSearch(s).find_cheapest(period_s, MAX_TIE_VISITS) for s in problem.steps]
     return least_of(problem, found, "ties")

@@ -140,7 +140,7 @@ def _oracle_alone(problem: ChainProblem) -> Oracle:
         if problem.is_coupled:
             return lambda limit_s: cheapest_fixed(problem, limit_s, cost="load")
         return lambda limit_s: feasible_fixed(problem, limit_s)
-    if not problem.is_coupled or problem.has_uniform_links:
+    if not problem.is_coupled or problem.has_uniform_moves:
         try:
             return ThresholdSearch(problem).find
         except OverBudget as reason:

@@ -59,6 +59,7 @@ def test_as_json_has_the_keys_that_scripts_rely_on(good_bundle: Path) -> None:
     document = json.loads(json.dumps(check_here(good_bundle, backends=["torch"]).as_json()))
     assert list(document) == [
         *("ok", "part", "checks", "max_abs_error", "bit_exact", "boundaries", "not_run"),
+        *("agreement", "least_share"),
     ]
     assert [check["name"] for check in document["checks"]] == [
         *("contracts", "completeness", "units", "numerics", "integrity")

@@ -1,0 +1,1 @@
+"""How tensors are written on a link: one file a codec, behind `known_codecs`."""
