@@ -13,6 +13,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
+import six_small
 from cutset.cluster.cluster_file import load_cluster
 from cutset.planning.plan import plan_to_json
 from cutset.workflow import PlanRequest, plan_stages, prepare_model, split_model
@@ -22,7 +23,7 @@ from .conftest import Cutset
 
 CHROMIUM = shutil.which("chromium")
 ARTIFACTS = Path(__file__).parents[2] / "build" / "test-artifacts" / "report"
-MODELS = Path(__file__).with_name("six_small.py")
+MODELS = six_small.__file__
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 NUM_SHOWN = 10  # micro-batches in the timeline
 

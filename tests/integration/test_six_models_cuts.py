@@ -1,4 +1,4 @@
-"""Where the six models may be cut: the lists in full, and the guide's two failures."""
+"""Where the six models may be cut: the lists in full, the halves, and the guide's two failures."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torchvision.models import get_model, get_model_weights
 
 from cutset.capture.torch_export import capture_graph
+from cutset.workflow import plan_stages
 from six_models import SIX, prepared
 
 MOBILENET_V2 = [
@@ -169,6 +170,25 @@ def test_flops_and_parameters_are_the_published_ones(name: str) -> None:
     meta = get_model_weights(name).DEFAULT.meta
     assert round(graph.flops / 1e9, 3) == meta["_ops"]
     assert graph.num_parameters == meta["num_params"]
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("alexnet", 1.16),
+        ("vgg16", 1.05),
+        ("resnet18", 1.11),
+        ("resnet50", 1.09),
+        ("mobilenet_v2", 1.03),
+        ("inception_v3", 1.06),
+    ],
+)
+def test_the_slowest_of_two_stages_is_near_half(name: str, most: float) -> None:
+    plan = plan_stages(prepared(name), num_stages=2)
+    flops = [stage.flops for stage in plan.stages]
+    assert sum(flops) == prepared(name).captured.graph.flops
+    assert max(flops) <= most * sum(flops) / 2
+    assert plan.is_proven
 
 
 def test_the_guides_resnet50_failure_is_refused_with_its_reason() -> None:
