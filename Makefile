@@ -44,17 +44,19 @@ lock: $(STAMP)  ## pins what pyproject.toml asks for; UPGRADE=--upgrade takes th
 demo: $(STAMP)  ## split a trained MobileNetV2, verify it, run photographs through two processes
 	@$(BIN)/python examples/demo.py
 
-# Each file keeps to one process, and each folder that starts workers to itself: at the end of a test of
-# tests/distributed its process has no child. A testbed, and what measures shares of a core, have the
-# machine to themselves. (Two of these runs at a time took longer than one after the other.)
+# Each file keeps to one process; tests/conftest.py says which are begun first. What starts workers and
+# testbeds waits for them a good part of its time, so three take their turns on two cores. Servers have
+# processes of their own: at the end of a test of tests/distributed its process has no child. What
+# measures shares of a core has the machine to itself.
 RUN := $(BIN)/python -m pytest
-IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
-SHARES := tests/distributed/test_overhead.py
+BY_FILE := --dist loadfile --no-loadscope-reorder
+SHARES := $(wildcard tests/distributed/test_overhead.py tests/beds/test_profile.py)
+WORKERS := $(wildcard tests/distributed tests/beds)
 test: $(STAMP)  ## the whole test suite
-	$(RUN) $(IN_TWO) --ignore tests/distributed --ignore tests/serve --ignore tests/beds
-	$(RUN) $(IN_TWO) $(wildcard tests/distributed) --ignore $(SHARES)
-	$(RUN) $(IN_TWO) $(wildcard tests/serve)
-	$(RUN) $(wildcard $(SHARES) tests/beds)
+	$(RUN) -n 2 $(BY_FILE) $(addprefix --ignore ,$(WORKERS) tests/serve)
+	$(RUN) -n 3 $(BY_FILE) $(WORKERS) $(addprefix --ignore ,$(SHARES))
+	$(RUN) -n 2 $(BY_FILE) $(wildcard tests/serve)
+	$(RUN) $(SHARES)
 
 fast: $(STAMP)  ## unit and property tests only
 	$(BIN)/python -m pytest tests/unit tests/property

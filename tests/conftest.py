@@ -19,6 +19,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 LONGEST_FIRST = (
     "serve/test_soak.py",
+    "beds/test_ray.py",
+    "distributed/test_processes.py",
+    "beds/test_ray_probe.py",
+    "beds/test_ssh.py",
+    "distributed/test_torch_settings.py",
     "integration/test_six_models_run.py",
     "docs/test_blocks_run.py",
     "cli/test_report_pages.py",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import json
 import mmap
 import random
@@ -416,6 +417,8 @@ def _bits(tensor: Tensor) -> Tensor:
 def run_batch(source: Path, seeds: range) -> None:
     """Tries mutants of one program, a line before and after each: a death has a name."""
     torch.set_num_threads(1)
+    gc.freeze()
+    gc.set_threshold(10_000)  # what was imported is no garbage, and a mutant leaves little
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_BYTES, ADDRESS_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with zipfile.ZipFile(source) as archive:

@@ -1,6 +1,13 @@
-"""Cluster files that the tests of this folder build."""
+"""Cluster files that the tests of this folder build, and how those with Ray are built."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from cutset.cluster.cluster_file import cluster_from_toml
+from testbed.build import down, up
+from testbed.state import State
 
 THREE = """
 [[device]]
@@ -27,3 +34,12 @@ from = "server"
 to = "pi-2"
 bandwidth = "inf"
 """
+
+
+@contextlib.contextmanager
+def built_with_ray(cluster: str, name: str) -> Iterator[State]:
+    """A testbed with Ray, whose head asks for a token."""
+    try:
+        yield up(cluster_from_toml(cluster), name=name, token=True)
+    finally:
+        down(name)
