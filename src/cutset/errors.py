@@ -108,9 +108,17 @@ class CaptureError(ModelError):
 
 
 class PlanError(CutsetError):
-    """No plan can be made from what was asked for."""
+    """No plan can be made from what was asked for.
+
+    Attributes:
+        is_proven: whether it is known that there is none, rather than that none was found.
+    """
 
     exit_code = 3
+
+    def __init__(self, *args: object, is_proven: bool = False) -> None:
+        super().__init__(*args)
+        self.is_proven = is_proven
 
 
 class InfeasiblePlan(PlanError):
@@ -125,7 +133,7 @@ class InfeasiblePlan(PlanError):
     def __init__(
         self, message: str, *, needed_bytes: int, available_bytes: int, device: str
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, is_proven=True)
         self.needed_bytes = needed_bytes
         self.available_bytes = available_bytes
         self.device = device

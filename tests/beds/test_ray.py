@@ -127,7 +127,7 @@ def test_nodes_time_their_stages_and_the_bundle_says_it(
     assert done.returncode == 0, done.stderr
     expected = open_bundle(copy).manifest.plan.expected
     assert expected is not None
-    assert expected.where == "cluster"
+    assert expected.where == "nodes"
     assert len(expected.compute_s) == 3
     assert min(expected.compute_s) > 0
     assert expected.period_s >= max(expected.compute_s)

@@ -92,7 +92,7 @@ def probe(
         model=model,
         engine=where,
         options=tuple(word for pair in chosen for word in pair),
-        batch_size=batch_size or micro_batch_only or 1,
+        batch_size=batch_size or micro_batch_only,
         num_threads=threads,
         num_runs=runs,
         secured=not without_keys,

@@ -103,7 +103,8 @@ Labels: TypeAlias = Annotated[
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 BatchSize: TypeAlias = Annotated[
-    int | None, typer.Option(min=1, help="rows of a micro-batch; 1 by default")
+    int | None,
+    typer.Option(min=1, help="rows of a micro-batch; as many as measured to pay by default"),
 ]
 MicroBatchOnly: TypeAlias = Annotated[
     int | None,

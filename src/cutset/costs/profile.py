@@ -10,6 +10,7 @@ import msgspec
 
 from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoints
+from cutset.ranges import Rows
 
 PROFILE_FORMAT = "cutset-profile/1"
 INPUT_NAME = "input"
@@ -49,6 +50,20 @@ class PieceProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     timings: dict[str, Timing]
 
 
+class SizedTimings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the pieces cost with another number of rows in a micro-batch.
+
+    Attributes:
+        micro_batch: rows in each run.
+        timings: of each piece, as `PieceProfile.timings`; of some of the backends at least.
+        whole: as `Profile.whole`.
+    """
+
+    micro_batch: Rows
+    timings: tuple[dict[str, Timing], ...]
+    whole: dict[str, Timing] = {}
+
+
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Measured costs of one model on one device, as `cutset profile` writes them.
 
@@ -61,6 +76,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         pieces: in execution order; one more than there are candidate cut points.
         software: versions of what computed, e.g. ``{"torch": "2.14.1"}``.
         whole: measured seconds of the whole model for one micro-batch, by backend name.
+        sizes: the same for other numbers of rows than `micro_batch`, none of them twice.
     """
 
     format: str
@@ -71,11 +87,80 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     pieces: tuple[PieceProfile, ...]
     software: dict[str, str]
     whole: dict[str, Timing] = {}
+    sizes: tuple[SizedTimings, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks what belongs together: a profile may come from a file.
+
+        Raises:
+            ValueError: a number of rows is there twice, or has not as many pieces.
+        """
+        numbers = [self.micro_batch, *(each.micro_batch for each in self.sizes)]
+        if len(set(numbers)) < len(numbers):
+            raise ValueError(f"a number of rows is there twice: {numbers}")
+        for each in self.sizes:
+            if len(each.timings) != len(self.pieces):
+                raise ValueError(
+                    f"with {each.micro_batch} rows there are {len(each.timings)} pieces, with "
+                    f"{self.micro_batch} there are {len(self.pieces)}"
+                )
 
     @property
     def backends(self) -> tuple[str, ...]:
         """The names of all that computed a piece, in alphabetical order."""
         return tuple(sorted({name for piece in self.pieces for name in piece.timings}))
+
+    @property
+    def micro_batches(self) -> tuple[int, ...]:
+        """The numbers of rows that it has costs for, rising."""
+        return tuple(sorted((self.micro_batch, *(each.micro_batch for each in self.sizes))))
+
+    def at(self, micro_batch: int) -> Profile:
+        """The profile with one number of rows alone.
+
+        Raises:
+            PlanError: it has no costs for that number.
+        """
+        if micro_batch == self.micro_batch:
+            return msgspec.structs.replace(self, sizes=())
+        for each in self.sizes:
+            if each.micro_batch == micro_batch:
+                pieces = zip(self.pieces, each.timings, strict=True)
+                return msgspec.structs.replace(
+                    self,
+                    micro_batch=micro_batch,
+                    pieces=tuple(msgspec.structs.replace(p, timings=t) for p, t in pieces),
+                    whole=each.whole,
+                    sizes=(),
+                )
+        raise PlanError(
+            f"the profile of {self.device!r} was made with micro-batches of "
+            f"{in_words(self.micro_batches)}, not the {micro_batch} that were asked for; leave the "
+            "size out (--batch-size), or profile it again with that size"
+        )
+
+
+def of_sizes(profiles: Sequence[Profile]) -> Profile:
+    """One profile out of several of one number of rows each: what `Profile.at` takes apart."""
+    first, *others = profiles
+    return msgspec.structs.replace(
+        first,
+        sizes=tuple(
+            SizedTimings(
+                micro_batch=each.micro_batch,
+                timings=tuple(piece.timings for piece in each.pieces),
+                whole=each.whole,
+            )
+            for each in others
+        ),
+    )
+
+
+def in_words(sizes: Sequence[int]) -> str:
+    """Numbers of rows as a text has them: ``1, 2 or 4 rows``."""
+    *most, last = map(str, sizes)
+    words = f"{', '.join(most)} or {last}" if most else last
+    return f"{words} {'row' if words == '1' else 'rows'}"
 
 
 def profile_to_json(profile: Profile) -> str:
@@ -114,9 +199,20 @@ def profile_from_json(data: str | bytes, *, source: str = "profile") -> Profile:
 def with_backend(profile: Profile, backend: str) -> Profile:
     """The profile as if nothing but one backend had been measured.
 
+    Numbers of rows that it was not measured with go.
+
     Raises:
-        PlanError: a piece has no time with it.
+        PlanError: a piece has no time with it at `Profile.micro_batch`.
     """
+    sizes = tuple(
+        msgspec.structs.replace(
+            each,
+            timings=tuple({backend: timings[backend]} for timings in each.timings),
+            whole={backend: each.whole[backend]} if backend in each.whole else {},
+        )
+        for each in profile.sizes
+        if all(backend in timings for timings in each.timings)
+    )
     pieces = []
     for piece in profile.pieces:
         timing = piece.timings.get(backend)
@@ -126,7 +222,7 @@ def with_backend(profile: Profile, backend: str) -> Profile:
                 f" piece that ends with {piece.last!r}; it has {', '.join(piece.timings) or 'none'}"
             )
         pieces.append(msgspec.structs.replace(piece, timings={backend: timing}))
-    return msgspec.structs.replace(profile, pieces=tuple(pieces))
+    return msgspec.structs.replace(profile, pieces=tuple(pieces), sizes=sizes)
 
 
 def with_stages(
@@ -137,7 +233,7 @@ def with_stages(
     Only the timings of a stage's backend are changed, and only those of the stage's pieces.
 
     Args:
-        profile: what was measured piece by piece.
+        profile: what was measured piece by piece, with one number of rows.
         lasts: name of the piece that ends each stage, in order; the stages cover all pieces.
         backends: of each stage.
         seconds: of each stage, above 0.

@@ -9,11 +9,12 @@ import msgspec
 
 from cutset.backends.allocator import keep_freed_memory
 from cutset.capture.captured import Captured
-from cutset.costs.profile import Profile, with_backend, with_stages
+from cutset.costs.profile import Profile, of_sizes, with_backend, with_stages
 from cutset.errors import EngineError, PlanError
 from cutset.host import num_usable_cores
 from cutset.measure.messages import measure_hop
-from cutset.measure.profiling import PieceBackend, time_stages
+from cutset.measure.piece_times import PieceBackend
+from cutset.measure.profiling import time_stages
 from cutset.planning.plan import Expected, Plan
 from cutset.printable import first_line
 from cutset.progress import Progress, no_progress
@@ -58,7 +59,7 @@ def plan_here(
         EngineError: the first backend cannot run a stage of a plan. Where another cannot, it is
             planned for the first alone, with a warning.
     """
-    measured: dict[tuple[tuple[str, str], ...], Plan] = {}
+    measured: dict[tuple[int, tuple[tuple[str, str], ...]], Plan] = {}
     for number in range(1, _MOST_PLANS + 1):
         try:
             plan = make(profile)
@@ -67,7 +68,7 @@ def plan_here(
                 raise
             break  # what was promised, a latency for instance, cannot be kept as wholes
         stages = tuple((stage.last, stage.backend) for stage in plan.stages)
-        if stages in measured:
+        if (plan.micro_batch, stages) in measured:
             break
         progress(f"measuring the stages of plan {number} as wholes")
         try:
@@ -79,15 +80,22 @@ def plan_here(
             logger.warning("planned for %s alone: %s", reference, error)
             profile = with_backend(profile, reference)
             continue
-        measured[stages] = plan
+        measured[plan.micro_batch, stages] = plan
         assert plan.expected is not None
         lasts, names = zip(*stages, strict=True)
-        profile = with_stages(profile, lasts, names, plan.expected.compute_s)
+        sizes = {rows: profile.at(rows) for rows in profile.micro_batches}
+        sizes[plan.micro_batch] = with_stages(
+            sizes[plan.micro_batch], lasts, names, plan.expected.compute_s
+        )
+        profile = of_sizes(list(sizes.values()))
     return min(measured.values(), key=_objective_s)
 
 
 def _objective_s(plan: Plan) -> float:
-    return plan.expected_latency_s if plan.objective == "latency" else plan.expected_period_s
+    """Seconds to compare: of one micro-batch alone, or of a row in steady state."""
+    if plan.objective == "latency":
+        return plan.expected_latency_s
+    return plan.expected_period_s / plan.micro_batch
 
 
 def expect_here(
@@ -110,7 +118,7 @@ def expect_here(
         plan: made with a profile of this machine.
         backends: what the profile measured, as `piece_backends` gives them.
         num_threads: threads of each stage.
-        num_runs: measured runs of each stage, if time allows.
+        num_runs: rows that each stage is measured with, if time allows; at least 5 runs are made.
 
     Raises:
         PlanError: a stage's backend is none of `backends`.
@@ -130,7 +138,7 @@ def expect_here(
             [backends[stage.backend] for stage in plan.stages],
             micro_batch=plan.micro_batch,
             num_threads=num_threads,
-            num_runs=num_runs,
+            num_runs=num_runs // plan.micro_batch,
         )
     except Exception as error:
         # What runtimes raise has no common class but this.

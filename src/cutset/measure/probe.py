@@ -57,7 +57,7 @@ class ProbeRequest:
         address: of the Ray cluster, where no engine is named.
         engine: whose hosts are measured, or None.
         options: further options of ``cutset profile`` (``("--keep", "Block")``).
-        batch_size: rows of a micro-batch.
+        batch_size: rows of a micro-batch; None for as many numbers of rows as pay.
         num_threads: threads that compute on each node.
         num_runs: measured runs on each node.
         secured: whether links have keys while they are measured, and in the cluster.
@@ -67,7 +67,7 @@ class ProbeRequest:
     address: str = "auto"
     engine: EngineSettings | None = None
     options: tuple[str, ...] = ()
-    batch_size: int = 1
+    batch_size: int | None = None
     num_threads: int = 1
     num_runs: int = 20
     secured: bool = True
@@ -146,7 +146,7 @@ def _profile(request: ProbeRequest, host: RemoteHost, device: str) -> Profile:
     model = _sent(request.model, host)
     arguments = [
         *("profile", model, "--json", "--device", device),
-        *("--batch-size", str(request.batch_size)),
+        *(("--batch-size", str(request.batch_size)) if request.batch_size is not None else ()),
         *("--threads", str(request.num_threads)),
         *("--runs", str(request.num_runs)),
         *request.options,
@@ -157,7 +157,7 @@ def _profile(request: ProbeRequest, host: RemoteHost, device: str) -> Profile:
 
 
 def _overhead(request: ProbeRequest, host: RemoteHost) -> Overhead:
-    num_bytes = request.batch_size * TYPICAL_ROW_BYTES
+    num_bytes = (request.batch_size or 1) * TYPICAL_ROW_BYTES
     arguments = ["--bytes", str(num_bytes), "--threads", str(request.num_threads)]
     host.ask("start_program", "overhead", arguments, request.num_threads)
     return msgspec.json.decode(host.program_result(_OVERHEAD_LIMIT_S), type=Overhead)

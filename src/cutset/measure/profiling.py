@@ -5,33 +5,37 @@ from __future__ import annotations
 import functools
 import logging
 import platform
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import pairwise
-from typing import TypeAlias
 
-import numpy as np
-
-from cutset.backends.base import Backend, Computation
+from cutset.backends.base import Backend
 from cutset.backends.selection import get_backend, usable_backends
 from cutset.bundles.proof.results import BACKENDS as VERIFIED
 from cutset.capture.captured import Captured
-from cutset.costs.profile import OUTPUT_NAME, PROFILE_FORMAT, PieceProfile, Profile, Timing
+from cutset.costs.profile import (
+    OUTPUT_NAME,
+    PROFILE_FORMAT,
+    PieceProfile,
+    Profile,
+    Timing,
+    of_sizes,
+)
 from cutset.differences import max_abs_difference, tolerance_of
 from cutset.dtypes import Arrays
 from cutset.errors import EngineError
 from cutset.graph.cuts import CutPoints
-from cutset.measure.stream_seconds import Spent, stream_seconds, timed
+from cutset.measure.piece_times import (
+    MIN_RUNS,
+    PieceBackend,
+    PieceTimes,
+    run_again_and_again,
+    timings_of,
+)
 from cutset.printable import first_line
 
 logger = logging.getLogger(__name__)
 
-NUM_WARMUP_RUNS = 2
-MIN_RUNS = 5
 _EXAMPLE_ROWS = 2
-
-PieceBackend: TypeAlias = Callable[[int, int], Computation]
-"""Loads the operations from one index up to another."""
 
 
 def piece_backends(
@@ -123,11 +127,12 @@ def _that_agree(
     return kept
 
 
-def profile_costs(
+def profile_costs(  # noqa: PLR0913  # what one may say of a measurement; each has a default
     captured: Captured,
     cuts: CutPoints,
     *,
     micro_batch: int = 1,
+    more_sizes: Sequence[int] = (),
     num_threads: int = 1,
     num_runs: int = 20,
     max_seconds: float = 10.0,
@@ -149,6 +154,10 @@ def profile_costs(
         captured: the captured model.
         cuts: its judged positions; the candidates divide it into pieces.
         micro_batch: rows in each run, at least 1.
+        more_sizes: further numbers of rows, rising, all above `micro_batch`. A backend that is not
+            far behind another is measured with the next one until it computes fewer rows a second
+            than before, the memory is not there, or all of them together would take more than three
+            times as long as `micro_batch` alone; with fewer runs, as each is longer.
         num_threads: threads that compute, at least 1.
         num_runs: measured runs for each backend, if time allows; at least 5 are made.
         max_seconds: after this long no further run is begun, for each backend.
@@ -170,42 +179,48 @@ def profile_costs(
     if not backends:
         raise ValueError("no backends: name those that can run the pieces of this model")
     positions = [0, *(point.position for point in cuts.points), len(captured.graph.operations)]
-    inputs = captured.rows(micro_batch)
-    timings: dict[str, tuple[Timing, ...]] = {}
-    whole: dict[str, Timing] = {}
+    times = PieceTimes(
+        captured=captured,
+        positions=positions,
+        micro_batch=micro_batch,
+        more_sizes=more_sizes,
+        num_threads=num_threads,
+        num_runs=num_runs,
+        max_seconds=max_seconds,
+        progress=progress,
+    )
     with captured.computing(num_threads):
         for name, backend in backends.items():
-            try:
-                runners = [backend(start, stop) for start, stop in pairwise(positions)]
-                runners.append(backend(0, positions[-1]))
-                samples = _measure(name, runners, inputs, num_runs, max_seconds, progress)
-            except Exception as error:
-                # What runtimes raise has no common class but this.
-                reason = first_line(error)
-                if not timings:
-                    raise EngineError(
-                        f"{name} cannot run every piece of the model: {reason}"
-                    ) from error
-                logger.warning(
-                    "%s is not measured, since it cannot run every piece: %s", name, reason
-                )
-                continue
-            *pieces, all_ = _timings(samples, num_threads)
-            whole[name] = all_
-            timings[name] = _scaled(pieces, all_.median_s)
-    return Profile(
-        format=PROFILE_FORMAT,
-        model=captured.graph.model_class,
-        device=platform.node(),
-        micro_batch=micro_batch,
-        num_threads=num_threads,
-        pieces=_pieces(captured, cuts, positions, timings),
-        whole=whole,
-        software={
-            "python": platform.python_version(),
-            **{name: get_backend(name).version() for name in timings},
-        },
-    )
+            _try_backend(times, name, backend)
+    profiles = [
+        Profile(
+            format=PROFILE_FORMAT,
+            model=captured.graph.model_class,
+            device=platform.node(),
+            micro_batch=rows,
+            num_threads=num_threads,
+            pieces=_pieces(captured, cuts, positions, timings),
+            whole={name: each[-1] for name, each in timings.items()},
+            software={
+                "python": platform.python_version(),
+                **{name: get_backend(name).version() for name in times.found[micro_batch]},
+            },
+        )
+        for rows, timings in sorted(times.found.items())
+    ]
+    return of_sizes(profiles)
+
+
+def _try_backend(times: PieceTimes, name: str, backend: PieceBackend) -> None:
+    """Measures with a backend; the first one has to be able to."""
+    try:
+        times.measure(name, backend)
+    except Exception as error:
+        # What runtimes raise has no common class but this.
+        reason = first_line(error)
+        if not times.found:
+            raise EngineError(f"{name} cannot run every piece of the model: {reason}") from error
+        logger.warning("%s is not measured, since it cannot run every piece: %s", name, reason)
 
 
 def time_stages(
@@ -239,8 +254,13 @@ def time_stages(
             for backend, (start, stop) in zip(backends, pairwise(positions), strict=True)
         ]
         # The last runner is for what follows the pieces in a profile: nothing here.
-        samples = _measure("", [*runners, lambda _: ()], inputs, num_runs, max_seconds, None)
-    return _timings(samples, num_threads)[:-1]
+        samples = run_again_and_again(
+            [*runners, lambda _: ()],
+            inputs,
+            num_runs=max(num_runs, MIN_RUNS),
+            max_seconds=max_seconds,
+        )
+    return timings_of(samples, num_threads)[:-1]
 
 
 def _pieces(
@@ -258,55 +278,4 @@ def _pieces(
             timings={name: timing[index] for name, timing in timings.items()},
         )
         for index, (last, (start, stop)) in enumerate(zip(names, pairwise(positions), strict=True))
-    )
-
-
-def _measure(
-    name: str,
-    runners: Sequence[Computation],
-    inputs: Arrays,
-    num_runs: int,
-    max_seconds: float,
-    progress: Callable[[str, int, int], None] | None,
-) -> np.ndarray:
-    """What every piece took in every run, shape (runs, pieces, 2), as `stream_seconds` takes it."""
-    wanted = max(num_runs, MIN_RUNS)
-    for _ in range(NUM_WARMUP_RUNS):
-        _run_once(runners, inputs)
-    rows: list[list[Spent]] = []
-    started = time.perf_counter()
-    while len(rows) < wanted:
-        rows.append(_run_once(runners, inputs))
-        if progress is not None:
-            progress(name, len(rows), wanted)
-        if len(rows) >= MIN_RUNS and time.perf_counter() - started > max_seconds:
-            break
-    return np.array(rows)
-
-
-def _run_once(runners: Sequence[Computation], inputs: Arrays) -> list[Spent]:
-    """What every piece takes in turn, then the last runner, which is the whole model."""
-    *pieces, whole = runners
-    spent = []
-    arrays = inputs
-    for runner in pieces:
-        arrays, took = timed(functools.partial(runner, arrays))
-        spent.append(took)
-    _, took = timed(functools.partial(whole, inputs))
-    return [*spent, took]
-
-
-def _scaled(pieces: Sequence[Timing], whole_s: float) -> tuple[Timing, ...]:
-    """The pieces' times, scaled so that their medians add up to the whole model's."""
-    factor = whole_s / sum(timing.median_s for timing in pieces)
-    return tuple(timing.scaled(factor) for timing in pieces)
-
-
-def _timings(samples: np.ndarray, num_threads: int) -> tuple[Timing, ...]:
-    """Of each piece, from what `_measure` returns."""
-    seconds = stream_seconds(samples, num_threads)
-    p10, median, p90 = np.percentile(seconds, (10, 50, 90), axis=0).tolist()
-    return tuple(
-        Timing(median_s=b, p10_s=a, p90_s=c, num_runs=len(seconds))
-        for a, b, c in zip(p10, median, p90, strict=True)
     )

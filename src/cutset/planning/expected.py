@@ -64,7 +64,7 @@ def expect_on_cluster(
         loads_s = [*busy_s, *moves_s]
     loads_s += [use.busy_s for use in plan.shared_wires]
     expected = Expected(
-        where="cluster",
+        where="nodes",
         compute_s=tuple(stages_s),
         message_s=tuple(message_s),
         period_s=max(loads_s),

@@ -20,6 +20,7 @@ from cutset.planning.assemble import assemble_plan
 from cutset.planning.deadline import Deadline, OverBudget, within
 from cutset.planning.formulate import BuiltProblem, build_problem
 from cutset.planning.memory import explain_infeasible
+from cutset.planning.micro_batches import best_of_sizes
 from cutset.planning.plan import Alternative, Plan
 from cutset.planning.problem import Placed
 from cutset.planning.request import PlanRequest
@@ -81,7 +82,7 @@ class _Task:
 def make_plan(
     graph: Graph,
     cuts: CutPoints,
-    costs: CostModel,
+    costs: CostModel | Sequence[CostModel],
     request: PlanRequest,
     *,
     with_alternatives: bool = True,
@@ -91,8 +92,9 @@ def make_plan(
     Args:
         graph: the captured model.
         cuts: its positions, judged.
-        costs: what its pieces cost, from the same graph and cuts.
-        request: what is wanted.
+        costs: what its pieces cost, from the same graph and cuts. Of several, which differ in their
+            micro-batches, each is planned with, and the best plan taken (`best_of_sizes`).
+        request: what is wanted; its time limit is that of all together.
         with_alternatives: also plan for one stage ("do not split") and for one stage more and
             fewer.
 
@@ -101,10 +103,34 @@ def make_plan(
             that no plan keeps, or nothing was found (within the time limit).
         InfeasiblePlan: no placement fits the devices' memory.
     """
-    task = _task(graph, cuts, costs, request)
-    built, solution, notes = _solve_by_rules(task)
-    alternatives = _alternatives(task, solution, built) if with_alternatives else ()
-    return _assemble(task, built, solution, notes, alternatives)
+    models = [costs] if isinstance(costs, CostModel) else sorted(costs, key=_rows)
+    deadline = within(request.time_limit_s)
+    solved: dict[int, tuple[_Task, BuiltProblem, Solution]] = {}
+    tried: dict[int, Plan | PlanError] = {}
+    for index, each in enumerate(models):
+        task = _task(graph, cuts, each, request, deadline.sooner(1 / (len(models) - index)))
+        tried[each.micro_batch], found = _try(task)
+        if found is not None:
+            solved[each.micro_batch] = found
+    plan = best_of_sizes(tried)
+    if not with_alternatives:
+        return plan
+    task, built, solution = solved[plan.micro_batch]
+    task = dataclasses.replace(task, deadline=deadline)
+    return msgspec.structs.replace(plan, alternatives=_alternatives(task, solution, built))
+
+
+def _rows(costs: CostModel) -> int:
+    return costs.micro_batch
+
+
+def _try(task: _Task) -> tuple[Plan | PlanError, tuple[_Task, BuiltProblem, Solution] | None]:
+    """The best plan for a task, and what it was made from; or why there is none."""
+    try:
+        built, solution, notes = _solve_by_rules(task)
+    except PlanError as error:
+        return error, None
+    return _assemble(task, built, solution, notes, ()), (task, built, solution)
 
 
 def pareto_plans(
@@ -120,7 +146,8 @@ def pareto_plans(
     Raises:
         PlanError: also where there are too many devices to search exhaustively.
     """
-    task = _task(graph, cuts, costs, msgspec.structs.replace(request, objective="throughput"))
+    request = msgspec.structs.replace(request, objective="throughput")
+    task = _task(graph, cuts, costs, request, within(request.time_limit_s))
     built, _, notes = _solve_by_rules(task)
     try:
         if not is_exact(built.problem):
@@ -148,14 +175,15 @@ def pareto_plans(
     return tuple(plans)
 
 
-def _task(graph: Graph, cuts: CutPoints, costs: CostModel, request: PlanRequest) -> _Task:
+def _task(
+    graph: Graph, cuts: CutPoints, costs: CostModel, request: PlanRequest, deadline: Deadline
+) -> _Task:
     """The task, after a check that there are as many pieces and devices as stages.
 
     Raises:
         PlanError: there are fewer, a cut is refused or unknown, a piece runs on no device, or the
             costs lack a codec.
     """
-    deadline = within(request.time_limit_s)
     request = request.resolved()
     missing = set(request.allow) - {codec.name for codec in costs.codecs}
     if missing:
@@ -274,7 +302,8 @@ def _solve(task: _Task, built: BuiltProblem) -> Solution:
     except Infeasible as caught:
         reason = caught
     if reason.best_s is not None:
-        raise PlanError(_limit_words(task, str(reason), reason.best_s, reason))
+        words = _limit_words(task, str(reason), reason.best_s, reason)
+        raise PlanError(words, is_proven=reason.is_proven)
     if not reason.is_proven and task.deadline.is_past:
         raise PlanError(
             f"{_time_is_over(task)} and no plan was found; that does not say that there is none:"

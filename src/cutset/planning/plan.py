@@ -139,6 +139,31 @@ class Alternative(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError("last and period_s are given together or not at all")
 
 
+class SizeTried(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the best plan with one number of rows in a micro-batch gives.
+
+    Attributes:
+        micro_batch: the number of rows.
+        rows_per_s: predicted rows per second of the best plan with it, None where there is none.
+        latency_s: predicted seconds for one micro-batch of that plan alone, or None.
+        reason: why there is no such plan, or ``""``.
+    """
+
+    micro_batch: Rows
+    rows_per_s: NotNegative | None = None
+    latency_s: Seconds | None = None
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        """Checks what belongs together: a plan may come from a file.
+
+        Raises:
+            ValueError: there are rows a second without a latency, or the other way round.
+        """
+        if (self.rows_per_s is None) != (self.latency_s is None):
+            raise ValueError("rows_per_s and latency_s are given together or not at all")
+
+
 class MoreTensors(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What it would give to let more tensors across a cut.
 
@@ -169,7 +194,9 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     it, and where the chosen stages were measured as wholes on their nodes, that replaces the sums.
 
     Attributes:
-        where: ``"this machine"`` or ``"cluster"``.
+        where: ``"this machine"``; ``"nodes"`` where every stage was timed as a whole on its node;
+            ``"cluster"`` in bundles of older versions, which tell sums and timed stages apart only
+            by `compute_s`.
         compute_s: of each stage, for one micro-batch.
         message_s: processor seconds of each message, both ends together: from the caller to the
             first stage, between neighbours, from the last stage to the caller.
@@ -216,6 +243,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         expected: what this plan takes with more than the planner's sums, where that is known.
         messages: between machines, in the order of the pipeline; empty in plans that older
             versions made.
+        sizes: the numbers of rows that `micro_batch` was chosen from, rising; empty where there was
+            no choice.
     """
 
     format: str
@@ -240,6 +269,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     more_tensors: MoreTensors | None = None
     expected: Expected | None = None
     messages: tuple[PlannedMessage, ...] = ()
+    sizes: tuple[SizeTried, ...] = ()
 
     @property
     def wires(self) -> tuple[WireUse, ...]:

@@ -16,7 +16,7 @@ from cutset.codecs.known_codecs import NONE
 from cutset.costs.profile import Profile, Timing
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
-from cutset.planning.plan import Alternative, MoreTensors, Plan
+from cutset.planning.plan import Alternative, Expected, MoreTensors, Plan, SizeTried
 from cutset.planning.plan_messages import PlannedMessage
 from cutset.printable import printable
 
@@ -144,23 +144,13 @@ def print_plan(console: Console, plan: Plan) -> None:
         f"predicted: {format_seconds(plan.period_s)} per {rows} in steady state "
         f"({plan.rows_per_s:.4g} rows/s), {format_seconds(plan.latency_s)} for one alone"
     )
+    if plan.sizes:
+        console.print(f"micro-batch of {rows}, of {', '.join(map(_size, plan.sizes))}")
     for line in (*_codecs(plan), *_messages(plan)):
         console.print(line)
     console.print(f"limited by: {escape(plan.bottleneck)}")
     if plan.expected is not None:
-        period = f"{format_seconds(plan.expected.period_s)} per {rows}"
-        if plan.expected.where == "cluster":
-            planned_s = tuple(stage.compute_s for stage in plan.stages)
-            timed = "" if plan.expected.compute_s == planned_s else "stages timed on their nodes, "
-            console.print(
-                f"on the cluster: {period}, {format_seconds(plan.expected.latency_s)} for one"
-                f" alone, {timed}what bytes take included"
-            )
-        else:
-            console.print(
-                f"as processes of this machine: {period}, "
-                f"its stages measured as wholes, messages and the caller's part included"
-            )
+        console.print(_expected(plan.expected, rows))
     console.print(f"bound: {format_seconds(plan.bound_s)} ({escape(plan.bound_by)}); {plan.claim}")
     for alternative in plan.alternatives:
         console.print(_alternative(alternative))
@@ -191,6 +181,26 @@ def _messages(plan: Plan) -> Iterator[str]:
     """Each message of a plan, in a line; none where none takes time."""
     if any(message.seconds for message in plan.messages):
         yield from map(_message, plan.messages)
+
+
+def _expected(expected: Expected, rows: str) -> str:
+    """What a plan takes with more than the planner's sums, in a line."""
+    period = f"{format_seconds(expected.period_s)} per {rows}"
+    alone = f"{format_seconds(expected.latency_s)} for one alone"
+    if expected.where == "nodes":
+        timed = "stages timed on their nodes"
+        return f"on the cluster: {period}, {alone}, {timed}, what bytes take included"
+    if expected.where == "cluster":
+        return f"on the cluster: {period}, {alone}, what bytes take included"
+    measured = "its stages measured as wholes, messages and the caller's part included"
+    return f"as processes of this machine: {period}, {measured}"
+
+
+def _size(tried: SizeTried) -> str:
+    """What a number of rows would give, in a word: ``4 (31.2 rows/s)``."""
+    if tried.rows_per_s is None:
+        return f"{tried.micro_batch} (none: {escape(tried.reason)})"
+    return f"{tried.micro_batch} ({tried.rows_per_s:.4g} rows/s)"
 
 
 def _message(message: PlannedMessage) -> str:
@@ -232,12 +242,13 @@ def _alternative(alternative: Alternative) -> str:
 def print_front(console: Console, plans: Sequence[Plan]) -> None:
     """Prints every plan that no other beats in both period and latency."""
     table = Table(box=None, pad_edge=False)
-    for name in ("period", "latency", "rows/s"):
+    for name in ("rows", "period", "latency", "rows/s"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("stages end after (on)", overflow="fold")
     for plan in plans:
         stages = ", ".join(f"{stage.last} ({stage.device})" for stage in plan.stages)
         table.add_row(
+            str(plan.micro_batch),
             format_seconds(plan.period_s),
             format_seconds(plan.latency_s),
             f"{plan.rows_per_s:.4g}",
@@ -271,6 +282,11 @@ def print_profile(console: Console, profile: Profile) -> None:
         total += [format_seconds(timing.median_s), _spread(timing)]
     table.add_row("[bold]whole model[/]", "", *total)
     console.print(table)
+    for size in profile.sizes:
+        paces = ", ".join(
+            f"{format_seconds(timing.median_s)} with {name}" for name, timing in size.whole.items()
+        )
+        console.print(f"whole model, {size.micro_batch} rows: {escape(paces)}")
 
 
 def _spread(timing: Timing) -> str:

@@ -24,12 +24,15 @@ from cutset.planning import (
     pareto_plans,
     try_more_tensors,
 )
+from cutset.planning.deadline import within
+from cutset.planning.micro_batches import front_of_sizes
 from cutset.planning.watch import Standing, watching
 from cutset.progress import Progress, no_progress
 from cutset.workflow.measured_costs import (
     MeasuredCosts,
     cost_model,
     measure_costs,
+    planned_sizes,
     worker_base_bytes,
 )
 from cutset.workflow.prepare import PreparedModel
@@ -66,8 +69,8 @@ def plan_model(
         costs: what a piece costs. Where profiles by name lack the reference that a device without
             one is scaled from, that is measured now.
         backend: plan for this one alone; for the fastest of each stage where ``"auto"``.
-        batch_size: rows of a micro-batch; where None the profile's, or without one 1 or the only
-            number that the model was captured for.
+        batch_size: rows of a micro-batch; where None the best of those that there are costs for
+            (`planned_sizes`), and with multiply-adds 1 or the only number that there is.
         num_threads: threads of each stage; where None the profile's, or 1.
         progress: told of every step.
         standing: told every few seconds how planning stands (`cutset.planning.watch`).
@@ -121,15 +124,28 @@ def plan_front(
     progress = progress or no_progress
     profiles, _ = _resolve(prepared, request, costs, backend, batch_size, num_threads, progress)
     _announce(request, progress)
-    found = cost_model(
-        prepared,
-        profiles=profiles,
-        batch_size=batch_size,
-        base_bytes=worker_base_bytes(request.devices_and_links, profiles),
-        allow=request.allow,
-    )
+    base_bytes = worker_base_bytes(request.devices_and_links, profiles)
+    sizes = planned_sizes(prepared, profiles, batch_size)
+    deadline = within(request.time_limit_s)
+    fronts: list[tuple[Plan, ...]] = []
+    reason: PlanError | None = None
     with _watched(standing):
-        return pareto_plans(prepared.captured.graph, prepared.cuts, found, request)
+        for index, rows in enumerate(sizes):
+            found = cost_model(
+                prepared,
+                profiles=profiles,
+                batch_size=rows,
+                base_bytes=base_bytes,
+                allow=request.allow,
+            )
+            wanted = request.within(deadline.left_s / (len(sizes) - index))
+            try:
+                fronts.append(pareto_plans(prepared.captured.graph, prepared.cuts, found, wanted))
+            except PlanError as error:
+                reason = reason or error
+    if not fronts and reason is not None:
+        raise reason
+    return front_of_sizes(fronts)
 
 
 def plan_with_gain(
@@ -162,7 +178,11 @@ def plan_with_gain(
     with _watched(standing):
         coarse, finer = (
             plan_stages(
-                prepared, request, profile=profiles, batch_size=batch_size, granularity=granularity
+                prepared,
+                request,
+                profile=profiles,
+                batch_size=plan.micro_batch,
+                granularity=granularity,
             )
             for granularity in _GRANULARITIES
         )
@@ -265,8 +285,7 @@ def plan_stages(
         request: what is wanted.
         num_stages: short for a request that says only this.
         profile: measured costs; multiply-adds alone where None.
-        batch_size: rows of a micro-batch; where None the profile's, or without one 1 or the only
-            number that the model was captured for.
+        batch_size: as `plan_model` takes it.
         granularity: ``"op"`` allows cuts between any two operations, to see what respecting units
             costs; such a plan is not for splitting.
 
@@ -278,36 +297,36 @@ def plan_stages(
     if request is not None and num_stages is not None:
         raise TypeError("give a request or num_stages; a request says the number itself")
     wanted = request or PlanRequest(num_stages=num_stages)
+    sizes = planned_sizes(prepared, profile, batch_size)
     costs_at = functools.partial(
         cost_model,
         prepared,
         profiles=profile,
-        batch_size=batch_size,
         base_bytes=worker_base_bytes(wanted.devices_and_links, profile),
         allow=wanted.allow,
     )
+    graph, cuts = prepared.captured.graph, prepared.cuts
     try:
         plan = make_plan(
-            prepared.captured.graph,
-            prepared.cuts,
-            costs_at(granularity=granularity),
+            graph,
+            cuts,
+            [costs_at(batch_size=rows, granularity=granularity) for rows in sizes],
             wanted,
         )
     except PlanError as error:
+        costs_at = functools.partial(costs_at, batch_size=sizes[0])
         more = _more_tensors(prepared, wanted, None, costs_at) if granularity == "unit" else None
         if more is not None:
             error.args = (f"{error}; {_advice(more)}",)
         raise
     if granularity == "unit":
+        costs_at = functools.partial(costs_at, batch_size=plan.micro_batch)
         more = _more_tensors(prepared, wanted, plan, costs_at)
-        advice = more_rows_advice(
-            prepared.captured.graph,
-            prepared.cuts,
-            costs_at(),
-            wanted,
-            plan=plan,
-        )
-        notes = (*plan.notes, advice) if advice else plan.notes
+        notes = plan.notes
+        if len(sizes) == 1 and (
+            advice := more_rows_advice(graph, cuts, costs_at(), wanted, plan=plan)
+        ):
+            notes = (*notes, advice)
         plan = msgspec.structs.replace(plan, more_tensors=more, notes=notes)
     if profile is not None:
         return plan

@@ -18,14 +18,18 @@ from cutset.backends.selection import (
 )
 from cutset.cluster.devices import Cluster
 from cutset.costs.cost_model import CostModel, Granularity, costs_from_flops, costs_from_profile
-from cutset.costs.profile import Profile, with_backend
+from cutset.costs.profile import Profile, in_words, with_backend
 from cutset.errors import EngineError, PlanError
 from cutset.graph.cuts import CutPoints
 from cutset.measure.codec_speed import with_codecs
 from cutset.measure.idle_memory import measure_worker_base
-from cutset.measure.profiling import PieceBackend, piece_backends, profile_costs
+from cutset.measure.piece_times import PieceBackend
+from cutset.measure.profiling import piece_backends, profile_costs
 from cutset.progress import Progress, no_progress
 from cutset.workflow.prepare import PreparedModel
+
+MORE_SIZES = (2, 4, 8, 16)
+"""Rows of a micro-batch that are tried besides one, where nobody says how many there are to be."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +83,8 @@ def measure_costs(
         prepared: the model.
         backend: the only one to measure; all that are installed for ``"auto"``.
         compiled: also those that take long to load a stage: ``"torch-compiled"`` takes a minute.
-        batch_size: rows of a micro-batch, 1 where None, or the only number of rows there is.
+        batch_size: rows of a micro-batch; where None the only number that there is, or 1 and, while
+            they pay, `MORE_SIZES` too.
         num_threads: as `profile_costs` takes them, like the next one.
         num_runs: likewise.
         device: this device's name; the host's name if empty.
@@ -106,6 +111,7 @@ def measure_costs(
         prepared.captured,
         prepared.cuts,
         micro_batch=rows,
+        more_sizes=() if batch_size or prepared.captured.micro_batch_only else MORE_SIZES,
         num_threads=num_threads,
         num_runs=num_runs,
         backends=backends,
@@ -158,6 +164,42 @@ def rows_of_micro_batch(prepared: PreparedModel, batch_size: int | None) -> int:
     return batch_size
 
 
+def planned_sizes(
+    prepared: PreparedModel,
+    profiles: Profile | Mapping[str, Profile] | None,
+    batch_size: int | None,
+) -> tuple[int, ...]:
+    """The numbers of rows in a micro-batch that a plan is chosen among, rising.
+
+    Args:
+        prepared: the model.
+        profiles: one for all devices, or by the name that a cluster gives them.
+        batch_size: the one that is asked for, if any.
+
+    Raises:
+        PlanError: there are no costs with the number that is asked for, or that the model was
+            captured for, or the profiles have none in common.
+    """
+    if profiles is None:
+        return (rows_of_micro_batch(prepared, batch_size),)
+    each = [profiles] if isinstance(profiles, Profile) else list(profiles.values())
+    wanted = prepared.captured.micro_batch_only if batch_size is None else batch_size
+    if wanted is not None:
+        for profile in each:
+            if wanted not in profile.micro_batches and batch_size is None:
+                rows_of_micro_batch(prepared, profile.micro_batch)
+            profile.at(rows_of_micro_batch(prepared, wanted))
+        return (wanted,)
+    common = set.intersection(*(set(profile.micro_batches) for profile in each))
+    if not common:
+        found = "; ".join(f"{p.device!r} with {in_words(p.micro_batches)}" for p in each)
+        raise PlanError(
+            f"the profiles have no micro-batch in common: {found}; profile again, with one "
+            "--batch-size for all or with none"
+        )
+    return tuple(sorted(common))
+
+
 def cost_model(
     prepared: PreparedModel,
     *,
@@ -173,37 +215,33 @@ def cost_model(
     Args:
         prepared: the model.
         profiles: one for all devices, or by the name that a cluster gives them.
-        batch_size: rows of a micro-batch; where None the profiles', or without them 1 or the only
-            number that the model was captured for.
+        batch_size: rows of a micro-batch; where None the least of `planned_sizes`.
         base_bytes: what a worker needs before it holds a shard.
         granularity: ``"unit"``, or ``"op"`` to allow cuts between any two operations.
         finer: positions with more cut points than the model's, to see what these would give.
         allow: names of codecs, which are measured here where there are profiles.
 
     Raises:
-        PlanError: a profile is of another model, or of micro-batches of another size.
+        PlanError: a profile is of another model, or `planned_sizes` finds none.
     """
     graph, cuts = prepared.captured.graph, prepared.cuts
+    rows = planned_sizes(prepared, profiles, batch_size)[0]
     if profiles is None:
         found = costs_from_flops(
             graph,
             finer or cuts,
-            micro_batch=rows_of_micro_batch(prepared, batch_size),
+            micro_batch=rows,
             base_bytes=base_bytes,
             granularity=granularity,
         )
         return with_codecs(found, graph, allow, measured=False)
-    for profile in [profiles] if isinstance(profiles, Profile) else profiles.values():
-        rows_of_micro_batch(prepared, profile.micro_batch)
-        if batch_size not in (None, profile.micro_batch):
-            raise PlanError(
-                f"the profile of {profile.device!r} was made with micro-batches of "
-                f"{profile.micro_batch} {'row' if profile.micro_batch == 1 else 'rows'}, not the "
-                f"{batch_size} that were asked for; leave the size out (--batch-size), or profile "
-                "it again with that size"
-            )
+    of_one_size = (
+        profiles.at(rows)
+        if isinstance(profiles, Profile)
+        else {name: profile.at(rows) for name, profile in profiles.items()}
+    )
     found = costs_from_profile(
-        graph, cuts, profiles, base_bytes=base_bytes, granularity=granularity, finer=finer
+        graph, cuts, of_one_size, base_bytes=base_bytes, granularity=granularity, finer=finer
     )
     return with_codecs(found, graph, allow, measured=True)
 

@@ -19,7 +19,8 @@ from cutset.graph.cuts import CutPoints, find_cut_points
 from cutset.measure import local_plans
 from cutset.measure.local_plans import expect_here, plan_here
 from cutset.measure.messages import measure_hop
-from cutset.measure.profiling import PieceBackend, piece_backends, profile_costs
+from cutset.measure.piece_times import PieceBackend
+from cutset.measure.profiling import piece_backends, profile_costs
 from cutset.planning import PlanRequest
 from cutset.planning.make import make_plan
 from cutset.planning.plan import Expected, Plan, plan_from_json, plan_to_json
