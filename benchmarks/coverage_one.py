@@ -247,7 +247,7 @@ def _measured_plans(prepared: PreparedModel) -> dict[int, Plan]:
     counts = _counts(prepared)
     if not counts:
         return {}
-    measured = measure_costs(prepared, num_runs=NUM_RUNS)
+    measured = measure_costs(prepared, batch_size=1, num_runs=NUM_RUNS)
     return {n: plan_model(prepared, PlanRequest(num_stages=n), costs=measured) for n in counts}
 
 

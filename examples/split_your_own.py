@@ -58,8 +58,8 @@ def main() -> int:
     with cutset.open_session(bundle, backend="torch") as session:
         pieces = torch.as_tensor(session.run(rows))
     with torch.inference_mode():
-        # Row by row, as the plan's micro-batches are: their size changes last bits, as in torch.
-        whole = torch.cat([prepared.found.model(row) for row in rows.split(plan.micro_batch)])
+        # In micro-batches as the plan has them: their size changes last bits, as in torch.
+        whole = torch.cat([prepared.found.model(part) for part in rows.split(plan.micro_batch)])
     equal = torch.equal(pieces, whole)
     print("equal to the whole model:", "every bit" if equal else "NO")
     return 0 if equal else 1

@@ -12,6 +12,6 @@ A development tool; it needs root on Linux, the package iproute2, and for the ra
 
 A device becomes a network namespace with one interface. The interfaces meet on a bridge that lies
 in a namespace of its own, so nothing of the testbed is in the machine's own network, and nothing
-in the testbed can reach it. Every directed pair of nodes has a token bucket, every node a control
-group with its share of the processor and its memory.
+in the testbed can reach it. Every directed pair of nodes has a token bucket, or shares that of a
+port or a medium; every node has a control group with its share of the processor and its memory.
 """

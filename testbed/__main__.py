@@ -83,6 +83,9 @@ def _show(name: str) -> int:
         print(describe(status_of(state, cgroups, node)))
     for rate in state.layout.rates:
         print(f"{rate.source} -> {rate.target}: {rate.bytes_per_s * 8e-6:g} Mbit/s")
+    for wire in state.layout.shared:
+        on = f" of {', '.join(wire.nodes)}" if wire.kind == "medium" else ""
+        print(f"{wire.name}{on}: {wire.bytes_per_s * 8e-6:g} Mbit/s")
     return 0
 
 

@@ -7,11 +7,13 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import msgspec
 
 from cutset.cluster.devices import Cluster, Device
 from cutset.cluster.ssh_address import read_ssh_address
+from cutset.cluster.wires import Wires
 from testbed.errors import TestbedError
 
 RAY_BYTES = 512 * 2**20
@@ -60,13 +62,32 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     bytes_per_s: float
 
 
+class SharedWire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One token bucket for several pairs of nodes.
+
+    Attributes:
+        name: as plans call it: ``"medium air"``, ``"port out of pi-1"``.
+        kind: ``"out"`` and ``"in"`` are a node's port, one way; ``"half"`` is one for both ways;
+            a ``"medium"`` is passed by all that its nodes send each other.
+        nodes: names of those on it; one, but for a medium.
+        bytes_per_s: payload in a second. Of a medium that relays half of what it carries, as every
+            frame is on it twice.
+    """
+
+    name: str
+    kind: Literal["out", "in", "half", "medium"]
+    nodes: tuple[str, ...]
+    bytes_per_s: float
+
+
 class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A testbed as names and numbers.
 
     Attributes:
         name: told apart from other testbeds by it; part of all that is made.
         nodes: in the order of the cluster file; the caller's first.
-        rates: of the directed pairs that have a limit.
+        rates: of the directed pairs that have a limit of their own.
+        shared: what several pairs share.
         notices: what the cluster file asks for and the testbed cannot give.
     """
 
@@ -74,6 +95,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     nodes: tuple[Node, ...]
     rates: tuple[Rate, ...]
     notices: tuple[str, ...]
+    shared: tuple[SharedWire, ...] = ()
 
     @property
     def prefix(self) -> str:
@@ -157,6 +179,7 @@ def layout_of(
         name=name,
         nodes=tuple(nodes),
         rates=_rates(cluster),
+        shared=_shared(cluster),
         notices=tuple(_notices(cluster, nodes, len(machine_cpus))),
     )
 
@@ -210,16 +233,55 @@ def _places(cores: Sequence[float], machine_cpus: Sequence[int]) -> list[tuple[i
 
 
 def _rates(cluster: Cluster) -> tuple[Rate, ...]:
+    """Of the pairs that a wire of their own limits; what they share with others limits the rest."""
+    wires = Wires(cluster)
     names = [device.name for device in cluster.devices]
-    links = (
-        (source, target, cluster.link_between(source, target))
-        for source, target in itertools.permutations(names, 2)
-    )
+    ways = ((pair, wires.between(*pair)) for pair in itertools.permutations(names, 2))
     return tuple(
-        Rate(source=source, target=target, bytes_per_s=link.bandwidth_bytes_per_s)
-        for source, target, link in links
-        if not math.isinf(link.bandwidth_bytes_per_s)
+        Rate(source=source, target=target, bytes_per_s=way.uses[0].bytes_per_s)
+        for (source, target), way in ways
+        if not way.limit and not math.isinf(way.uses[0].bytes_per_s)
     )
+
+
+def _shared(cluster: Cluster) -> tuple[SharedWire, ...]:
+    """The buckets of ports and media.
+
+    Raises:
+        TestbedError: a node is on a medium and has a port in half duplex, or is on two media.
+    """
+    wires, found = Wires(cluster), []
+    for device in cluster.devices:
+        port, (out, into) = device.port, wires.port_names(device.name)
+        each: list[tuple[str, Literal["out", "in", "half"], float]] = [
+            (out, "out", port.out_bytes_per_s),
+            (into, "in", port.in_bytes_per_s),
+        ]
+        if port.half_duplex:
+            each = [(out, "half", min(port.out_bytes_per_s, port.in_bytes_per_s))]
+        found += [
+            SharedWire(name=name, kind=kind, nodes=(device.name,), bytes_per_s=rate)
+            for name, kind, rate in each
+            if not math.isinf(rate)
+        ]
+        if len(on := [m.name for m in cluster.media if device.name in m.devices]) > (
+            not port.half_duplex
+        ):
+            raise TestbedError(
+                f"device {device.name}: a node passes one bucket besides its port's in full duplex;"
+                f" it is on {', '.join(on)}{' with a port in half duplex' * port.half_duplex}"
+            )
+    built = {device.name for device in cluster.devices}
+    for medium in cluster.media:
+        found.append(
+            SharedWire(
+                name=f"medium {medium.name}",
+                kind="medium",
+                nodes=tuple(name for name in medium.devices if name in built),
+                bytes_per_s=medium.bandwidth_bytes_per_s / medium.hops,
+            )
+        )
+    return tuple(found)
 
 
 def _notices(cluster: Cluster, nodes: list[Node], machine_cores: int) -> Iterator[str]:
@@ -238,7 +300,8 @@ def _notices(cluster: Cluster, nodes: list[Node], machine_cores: int) -> Iterato
     if total > machine_cores:
         yield (
             f"the nodes' shares add up to {total:g} cores and the machine has {machine_cores}:"
-            " busy nodes will take from one another"
+            " none is kept to processors of its own, and busy nodes take from one another, so that"
+            " nothing that is timed there is what the shares say"
         )
     for device in cluster.devices:
         if device.profile is not None:

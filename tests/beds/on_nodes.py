@@ -11,15 +11,16 @@ from testbed.nodes import command_on, environment_on
 from testbed.state import State
 
 RECEIVER = """
-import socket, sys
-server = socket.create_server((sys.argv[1], 7000))
-print("up", flush=True)
-while True:
-    connection, _ = server.accept()
+import socket, sys, threading
+def serve(connection):
     with connection:
         while data := connection.recv(1 << 20):
             if data.endswith(b"."):
                 connection.sendall(b".")
+server = socket.create_server((sys.argv[1], 7000))
+print("up", flush=True)
+while True:
+    threading.Thread(target=serve, args=server.accept()[:1], daemon=True).start()
 """
 """Answers ``.`` to every message that ends so."""
 
@@ -39,13 +40,16 @@ with socket.create_connection((address, 7000), timeout=limit_s) as connection:
 """Prints the seconds until a message of so many bytes was answered."""
 
 
-def start_on(state: State, node: str, program: str, *arguments: str) -> subprocess.Popen[str]:
-    """Starts a Python program on a node; its output is read by the caller."""
+def start_on(
+    state: State, node: str, program: str, *arguments: str, stdin: bool = False
+) -> subprocess.Popen[str]:
+    """Starts a Python program on a node; the caller reads its output, and may write its input."""
     where = state.layout.node(node)
     command = [sys.executable, "-c", program, *arguments]
     return subprocess.Popen(
         command_on(state, find_cgroups(), where, command),
         env=environment_on(state, where),
+        stdin=subprocess.PIPE if stdin else None,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

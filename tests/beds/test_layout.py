@@ -128,8 +128,9 @@ def test_what_cannot_be_given_is_said() -> None:
             " cluster file asks for b -> a (1 ms)"
         ),
         (
-            "the nodes' shares add up to 2.5 cores and the machine has 2: busy nodes will take from"
-            " one another"
+            "the nodes' shares add up to 2.5 cores and the machine has 2: none is kept to"
+            " processors of its own, and busy nodes take from one another, so that nothing that is"
+            " timed there is what the shares say"
         ),
         (
             "b has a profile of its own, which says nothing of this machine; it gets the share that"

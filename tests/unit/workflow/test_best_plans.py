@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import nn
 
 from cutset.cluster.devices import Cluster, Device, Link
-from cutset.costs.profile import PieceProfile, Profile, Timing
+from cutset.costs.profile import PieceProfile, Profile, SizedTimings, Timing
 from cutset.errors import EngineError, PlanError
 from cutset.planning import PlanRequest
 from cutset.workflow import (
@@ -145,3 +146,77 @@ def test_what_has_no_use_is_refused(
 def test_a_request_says_the_number_itself(prepared: PreparedModel) -> None:
     with pytest.raises(TypeError, match="give a request or num_stages"):
         plan_stages(prepared, TWO, num_stages=3)
+
+
+def with_sizes(profile: Profile, **rows_to_seconds: float) -> Profile:
+    """The profile with other numbers of rows too, each piece as many times as long."""
+    sizes = tuple(
+        SizedTimings(
+            micro_batch=int(rows[1:]),
+            timings=tuple(
+                {name: timing.scaled(factor) for name, timing in piece.timings.items()}
+                for piece in profile.pieces
+            ),
+        )
+        for rows, factor in rows_to_seconds.items()
+    )
+    return msgspec.structs.replace(profile, sizes=sizes)
+
+
+def test_the_number_of_rows_that_gives_the_most_is_chosen(prepared: PreparedModel) -> None:
+    costs = with_sizes(profile_of(prepared, 1.0, 1.0, 4.0), n2=1.5, n4=4.0)
+    plan = plan_model(prepared, TWO, costs=costs)
+    assert (plan.micro_batch, plan.period_s, plan.latency_s) == (2, 6.0, 9.0)
+    assert [(each.micro_batch, each.rows_per_s, each.latency_s) for each in plan.sizes] == [
+        (1, 0.25, 6.0),
+        (2, pytest.approx(1 / 3), 9.0),
+        (4, 0.25, 24.0),
+    ]
+    assert plan.claim == "proven the best with one device a stage and 1, 2 or 4 rows a micro-batch"
+    in_time = msgspec.structs.replace(TWO, max_latency_s=7.0)
+    plan = plan_model(prepared, in_time, costs=costs)
+    assert plan.micro_batch == 1
+    assert plan.sizes[1].reason == (
+        "no plan takes at most 7 s for one micro-batch: the least is 9 s"
+    )
+    least = msgspec.structs.replace(TWO, objective="latency")
+    assert plan_model(prepared, least, costs=costs).micro_batch == 1
+    fast = msgspec.structs.replace(least, min_rows_per_s=0.3)
+    assert plan_model(prepared, fast, costs=costs).micro_batch == 2
+    too_fast = msgspec.structs.replace(TWO, min_rows_per_s=0.5)
+    with pytest.raises(PlanError, match=r"with 1 row a micro-batch: no plan gives .* with 2 rows:"):
+        plan_model(prepared, too_fast, costs=costs)
+
+
+def test_the_number_of_rows_that_is_given_is_kept(prepared: PreparedModel) -> None:
+    costs = with_sizes(profile_of(prepared, 1.0, 1.0, 4.0), n2=1.5, n4=4.0)
+    plan = plan_model(prepared, TWO, costs=costs, batch_size=4)
+    assert (plan.micro_batch, plan.period_s, plan.sizes) == (4, 16.0, ())
+    with pytest.raises(PlanError, match="of 1, 2 or 4 rows, not the 3 that were asked for"):
+        plan_model(prepared, TWO, costs=costs, batch_size=3)
+
+
+def test_devices_choose_among_the_numbers_of_rows_that_all_have(prepared: PreparedModel) -> None:
+    one = profile_of(prepared, 1.0, 1.0, 4.0)
+    devices = (Device(name="a", profile="a.json"), Device(name="b", profile="b.json"))
+    request = PlanRequest(cluster=Cluster(devices=devices), num_stages=2)
+    costs = {"a.json": with_sizes(one, n2=1.5, n4=1.6), "b.json": with_sizes(one, n2=1.5)}
+    plan = plan_model(prepared, request, costs=costs)
+    assert [each.micro_batch for each in plan.sizes] == [1, 2]
+    assert plan.micro_batch == 2
+    apart = {"a.json": one, "b.json": costs["b.json"].at(2)}
+    with pytest.raises(PlanError, match=r"no micro-batch in common: .* 1 row; .* 2 rows; profile"):
+        plan_model(prepared, request, costs=apart)
+
+
+def test_a_front_has_the_plans_of_every_number_of_rows_that_none_beats(
+    prepared: PreparedModel,
+) -> None:
+    costs = with_sizes(profile_of(prepared, 1.0, 1.0, 4.0), n2=1.5, n4=4.0)
+    front = plan_front(prepared, TWO, costs=costs)
+    assert [(plan.micro_batch, plan.period_s, plan.latency_s) for plan in front] == [
+        (2, 6.0, 9.0),
+        (1, 4.0, 6.0),
+    ]
+    with pytest.raises(PlanError, match="there is no cut point after 'nowhere'"):
+        plan_front(prepared, PlanRequest(cut_names=("nowhere",)), costs=costs)
