@@ -16,6 +16,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 
 from cutset.cli.screen import stdout
+from cutset.costs.profile import load_profile
 from cutset.planning import watch
 from cutset.planning.deadline import Deadline, OutOfTime
 
@@ -106,7 +107,13 @@ def test_a_profile_is_planned_with(cutset: Cutset, small_model: str, tmp_path: P
     measured = json.loads(profile.read_text())
     assert [piece["last"] for piece in measured["pieces"]] == ["1", "2", "3", "4", "output"]
     assert set(measured["whole"]) == {"torch", "onnxruntime", "openvino"}
-    outcome = cutset("plan", small_model, "--stages", 2, "--profile", profile, "--json")
+    planned = ("plan", small_model, "--stages", 2, "--profile", profile)
+    chosen = cutset(*planned, "--json").document
+    paces = {each["micro_batch"]: each["rows_per_s"] for each in chosen["sizes"]}
+    assert list(paces) == list(load_profile(profile).micro_batches)
+    assert paces[chosen["micro_batch"]] == max(paces.values())
+    assert f"({max(paces.values()):.4g} rows/s)" in cutset(*planned).out
+    outcome = cutset(*planned, "--batch-size", 1, "--json")
     first, second = outcome.document["stages"]
     cut = 1 + [piece["last"] for piece in measured["pieces"]].index(first["last"])
     for stage, pieces in (

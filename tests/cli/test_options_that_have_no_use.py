@@ -17,7 +17,7 @@ from .conftest import Cutset
 def profile(cutset: Cutset, small_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seconds of one row with one thread."""
     path = tmp_path_factory.mktemp("profiles") / "p.json"
-    outcome = cutset("profile", small_model, "--runs", 5, "-o", path)
+    outcome = cutset("profile", small_model, "--batch-size", 1, "--runs", 5, "-o", path)
     assert outcome.code == 0, outcome.err
     return path
 
@@ -126,7 +126,7 @@ def test_what_has_no_use_is_wrong_usage(
 @pytest.mark.parametrize(
     ("options", "num_rows", "sent"),
     [
-        ((), 1, ()),
+        ((), None, ()),
         (("--micro-batch-only", 3), 3, ("--micro-batch-only", "3")),
         (("--batch-size", 3, "--micro-batch-only", 3), 3, ("--micro-batch-only", "3")),
         (("--part", "body", "--batch-size", 2), 2, ("--part", "body")),
@@ -138,7 +138,7 @@ def test_the_nodes_of_a_probe_are_sent_what_was_asked_for(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     options: tuple[object, ...],
-    num_rows: int,
+    num_rows: int | None,
     sent: tuple[str, ...],
 ) -> None:
     asked: list[ProbeRequest] = []
