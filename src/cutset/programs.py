@@ -12,6 +12,7 @@ PROGRAMS: Mapping[str, str] = {
     "board": "cutset.engines.ssh.board",
     "bystander": "cutset.measure.bystander_work",
     "command": "cutset.cli",
+    "flows": "cutset.measure.flows",
     "idle-worker": "cutset.measure.idle_worker",
     "link-speed": "cutset.measure.link_speed",
     "overhead": "cutset.measure.overhead",

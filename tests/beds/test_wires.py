@@ -6,16 +6,23 @@ to break them.
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
 
 from cutset.cluster.cluster_file import cluster_from_toml
+from cutset.measure.flows import FlowProcesses
+from cutset.measure.shared_wires import FoundWires, find_shared_wires, tried_pairs
 from cutset.planning.plan_messages import planned_messages, wire_loads
 from testbed.build import down, up
+from testbed.cgroups import find_cgroups
 from testbed.errors import TestbedError
 from testbed.layout import SharedWire
+from testbed.nodes import command_on, environment_on
 from testbed.state import State
 
 from .on_nodes import end, start_on, start_receiver
@@ -102,6 +109,76 @@ def test_all_messages_of_a_plan_take_as_long_as_its_busiest_wire_says(name: str,
     finally:
         down(name)
     end(receivers)
+
+
+class _Talk:
+    """With a program on a node."""
+
+    def __init__(self, state: State, node: str, *arguments: str) -> None:
+        address = state.layout.node(node).address
+        command = [sys.executable, "-m", "cutset.measure.flows", "--listen-host", address]
+        where = state.layout.node(node)
+        self.process = subprocess.Popen(
+            command_on(state, find_cgroups(), where, [*command, *arguments]),
+            env=environment_on(state, where),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+        )
+
+    def hear(self) -> list[str]:
+        assert self.process.stdout is not None
+        ready = select.select([self.process.stdout], [], [], 0.05)[0]
+        return os.read(ready[0].fileno(), 1 << 20).decode().splitlines() if ready else []
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line.encode() + b"\n")
+
+
+def found_on(state: State) -> FoundWires:
+    """What a probe finds that the nodes share."""
+    pairs = tried_pairs(NAMES)
+    talks = {}
+    for name in NAMES:
+        sends, receives = (
+            [str(k) for k, pair in enumerate(pairs) if pair[end_] == name] for end_ in (0, 1)
+        )
+        talks[name] = _Talk(state, name, "--sends", *sends, "--receives", *receives)
+    try:
+        flows = FlowProcesses(pairs, talks, limit_s=60)
+        found = find_shared_wires(NAMES, lambda chosen: flows.flood(chosen, 2.5e6))
+        flows.end()
+        assert [talk.process.wait(timeout=20) for talk in talks.values()] == [0, 0, 0]
+    finally:
+        for talk in talks.values():
+            talk.process.kill()
+            talk.process.communicate()
+    return found
+
+
+@pytest.mark.parametrize(
+    "kind", ["relayed", *(pytest.param(kind, marks=pytest.mark.soak) for kind in ("port", "half"))]
+)
+def test_what_is_shared_is_found_by_sending_at_once(name: str, kind: str) -> None:
+    cluster = cluster_from_toml(CLUSTERS[kind][0])
+    state = up(cluster, name=name, ray=False)
+    try:
+        found = found_on(state)
+    finally:
+        down(name)
+    if kind == "relayed":
+        assert found.medium is not None
+        assert found.medium.devices == NAMES
+        assert found.medium.bandwidth_bytes_per_s == pytest.approx(1.25e6, rel=0.2)
+        assert found.ports == {}
+        return
+    assert found.medium is None
+    assert list(found.ports) == list(NAMES)
+    for port in found.ports.values():
+        assert port.half_duplex == (kind == "half")
+        assert port.out_bytes_per_s == pytest.approx(2.5e6, rel=0.2)
+        assert port.in_bytes_per_s == pytest.approx(2.5e6, rel=0.2)
 
 
 def test_ports_and_media_become_buckets() -> None:

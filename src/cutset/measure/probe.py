@@ -2,7 +2,8 @@
 
 What is measured is what will happen: the profile runs on the node itself; links, and what messages
 take from computing, are measured over the channel that the runtime uses. One thing is measured at a
-time, so that nodes that share something do not disturb each other.
+time, so that nodes that share something do not disturb each other; then links at once, to see what
+they share.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ import msgspec
 
 from cutset.bundles.manifest import FileEntry, sha256_of
 from cutset.cluster.devices import Cluster, Device, LinkOverride
+from cutset.cluster.wires import Medium, Port, Wires
 from cutset.costs.profile import Profile, profile_from_json
 from cutset.engines.ray.engine import RayCluster
 from cutset.engines.registry import EngineSettings
 from cutset.engines.remote_host import HostAwayError, MeasuringHosts, RemoteHost
 from cutset.errors import EngineError
+from cutset.measure.flows import FlowProcesses
 from cutset.measure.link_speed import exchange, links_of
 from cutset.measure.overhead import TYPICAL_ROW_BYTES, Overhead
+from cutset.measure.shared_wires import FoundWires, find_shared_wires, tried_pairs
 from cutset.progress import Progress, no_progress
 
 _LOG = logging.getLogger(__name__)
@@ -106,12 +110,21 @@ def _probe(request: ProbeRequest, measured: MeasuringHosts, progress: Progress) 
     for source, target in itertools.combinations(hosts, 2):
         progress(f"measuring the link between {source} and {target}")
         links += _links(request, hosts, source, target)
+    progress("measuring what links share")
+    shared = _shared_wires(request, hosts, links)
     times = {name: _whole_s(profile) for name, profile in profiles.items()}
     fastest_s = min(times.values())
-    known = {} if measured.cluster is None else {d.name: d for d in measured.cluster.devices}
+    file = measured.cluster
+    known = {} if file is None else {d.name: d for d in file.devices}
+    told = {
+        name: known.get(name) or Device(name=name, address=host.address)
+        for name, host in hosts.items()
+    }
+    media = file.media if file is not None and shared.medium is None else ()
     devices = tuple(
         msgspec.structs.replace(
-            known.get(name) or Device(name=name, address=host.address),
+            told[name],
+            port=shared.ports.get(name, told[name].port),
             speed=fastest_s / times[name],
             memory_bytes=facts[name]["memory_bytes"],
             profile=_file_name(name),
@@ -119,16 +132,17 @@ def _probe(request: ProbeRequest, measured: MeasuringHosts, progress: Progress) 
             backends=profiles[name].backends,
             overhead_s=overheads[name].stage_s,
         )
-        for name, host in hosts.items()
+        for name in hosts
     )
     caller = next((n for n, host in hosts.items() if host.address == caller_address), None)
     cluster = Cluster(
         devices=devices,
-        overrides=tuple(links),
+        overrides=tuple(_over(link, shared.medium, file) for link in links),
+        media=media if shared.medium is None else (shared.medium,),
         caller=caller,
         caller_overhead_s=overheads[caller].caller_s if caller is not None else 0.0,
-        engine=None if measured.cluster is None else measured.cluster.engine,
-        ssh_config=None if measured.cluster is None else measured.cluster.ssh_config,
+        engine=None if file is None else file.engine,
+        ssh_config=None if file is None else file.ssh_config,
     )
     return Probe(cluster=cluster, profiles={_file_name(name): p for name, p in profiles.items()})
 
@@ -219,8 +233,38 @@ def _links(
     )
 
 
+def _over(link: LinkOverride, found: Medium | None, file: Cluster | None) -> LinkOverride:
+    """The link, over the medium that was found, or else over that of the cluster file."""
+    if found is not None:
+        return msgspec.structs.replace(link, medium=found.name)
+    told = [] if file is None else Wires(file).common_media(link.source, link.target)
+    return msgspec.structs.replace(link, medium=told[0]) if told else link
+
+
+def _shared_wires(
+    request: ProbeRequest, hosts: Mapping[str, RemoteHost], links: Sequence[LinkOverride]
+) -> FoundWires:
+    """What the links between hosts share."""
+    pairs = tried_pairs(list(hosts))
+    if not pairs:
+        return FoundWires()
+    for name, host in hosts.items():
+        arguments = ["--listen-host", host.address]
+        for option, end in (("--sends", 0), ("--receives", 1)):
+            arguments += [option, *(str(k) for k, pair in enumerate(pairs) if pair[end] == name)]
+        host.ask("start_program", "flows", arguments + ["--unsecured"] * (not request.secured), 1)
+    talks = {name: _Talk(host) for name, host in hosts.items()}
+    flows = FlowProcesses(pairs, talks, limit_s=_LINK_LIMIT_S)
+    rates = {(each.source, each.target): each.link.bandwidth_bytes_per_s for each in links}
+    found = find_shared_wires(
+        list(hosts), lambda chosen: flows.flood(chosen, min(rates[pair] for pair in chosen))
+    )
+    flows.end()
+    return found
+
+
 def describe_probe(probe: Probe) -> Sequence[str]:
-    """Lines for people: devices, then links."""
+    """Lines for people: devices, then links, then what these share."""
     lines = [
         f"{device.name}: {_whole_s(probe.profiles[device.profile or '']) * 1e3:.1f} ms for the"
         f" whole model, {(device.memory_bytes or 0) >> 20:,} MiB free,"
@@ -232,5 +276,17 @@ def describe_probe(probe: Probe) -> Sequence[str]:
         f"{each.source} -> {each.target}:"
         f" {each.link.bandwidth_bytes_per_s * 8e-6:.1f} Mbit/s, {each.link.latency_s * 1e3:.2f} ms"
         for each in probe.cluster.overrides
+    ]
+    for device in probe.cluster.devices:
+        port, rates = device.port, (device.port.out_bytes_per_s, device.port.in_bytes_per_s)
+        if port != Port():
+            out, into = (f"{rate * 8e-6:.1f} Mbit/s" for rate in rates)
+            lines.append(
+                f"port of {device.name}: {out} out, {into} in{', half duplex' * port.half_duplex}"
+            )
+    lines += [
+        f"medium {medium.name} of {', '.join(medium.devices)}:"
+        f" {medium.bandwidth_bytes_per_s * 8e-6:.1f} Mbit/s for all that they send"
+        for medium in probe.cluster.media
     ]
     return lines
