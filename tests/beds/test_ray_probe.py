@@ -14,6 +14,7 @@ import pytest
 from beds.clusters import built_with_ray
 from beds.streams import END_S
 from cutset.cluster.cluster_file import load_cluster
+from cutset.cluster.wires import Port
 from cutset.costs.profile import load_profile
 from testbed.cgroups import find_cgroups
 from testbed.nodes import command_on, environment_on
@@ -85,3 +86,6 @@ def test_a_cluster_is_measured(pair: State, tmp_path: Path) -> None:
     # The bucket is what it is however busy the machine is; below it anything may be.
     slow = cluster.link_between("server", "pi").bandwidth_bytes_per_s
     assert slow < 1.2 * 20e6 / 8
+    # Each direction has a bucket of its own, so that the two share nothing.
+    assert cluster.media == ()
+    assert {device.port for device in cluster.devices} == {Port()}
