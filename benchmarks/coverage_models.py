@@ -55,8 +55,9 @@ INTRODUCTION = """# Which models can be split
 Written by `make coverage-models`; do not edit by hand. {versions}, random weights.
 
 Each model is captured once; its positions are judged with one tensor across a cut; it is planned
-with measured costs, as `cutset split` does, one row a micro-batch, for 2 and for 4 stages (or as many as its cut points
-allow), split into the latter and verified. How even stages are is said of their measured seconds.
+with measured costs of one row, as `cutset split` does, for 2 and for 4 stages (or as many as its
+cut points allow), split into the latter and verified. How even stages are is said of their measured
+seconds.
 The stages are then loaded as workers load them and compared with the whole model on 1, 2 and 5
 rows: *exact* means that torch's stages equal it bit for bit, *within tolerance* that onnxruntime's
 do; *no ONNX* names the reason for which a stage has no ONNX model, and *off* says that it has one

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import pytest
 
 from cutset.cluster.cluster_file import cluster_from_toml
+from cutset.measure.find_wires import FoundWires, find_shared_wires, tried_pairs
 from cutset.measure.flows import FlowProcesses
-from cutset.measure.shared_wires import FoundWires, find_shared_wires, tried_pairs
 from cutset.planning.plan_messages import planned_messages, wire_loads
 from testbed.build import down, up
 from testbed.cgroups import find_cgroups

@@ -24,10 +24,10 @@ from cutset.engines.ray.engine import RayCluster
 from cutset.engines.registry import EngineSettings
 from cutset.engines.remote_host import HostAwayError, MeasuringHosts, RemoteHost
 from cutset.errors import EngineError
+from cutset.measure.find_wires import FoundWires, find_shared_wires, tried_pairs
 from cutset.measure.flows import FlowProcesses
 from cutset.measure.link_speed import exchange, links_of
 from cutset.measure.overhead import TYPICAL_ROW_BYTES, Overhead
-from cutset.measure.shared_wires import FoundWires, find_shared_wires, tried_pairs
 from cutset.progress import Progress, no_progress
 
 _LOG = logging.getLogger(__name__)

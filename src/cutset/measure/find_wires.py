@@ -25,8 +25,8 @@ BUSY = 0.4
 MEDIUM = "shared"
 """Name of a medium that was found."""
 
-Pair: TypeAlias = tuple[str, str]
-Together: TypeAlias = Callable[[Sequence[Pair]], tuple[dict[Pair, float], float]]
+HostPair: TypeAlias = tuple[str, str]
+Together: TypeAlias = Callable[[Sequence[HostPair]], tuple[dict[HostPair, float], float]]
 """Bytes per second of each of some links at once, and how busy the busiest processor was."""
 
 
@@ -43,7 +43,7 @@ class FoundWires:
     ports: dict[str, Port] = dataclasses.field(default_factory=dict)
 
 
-def tried_pairs(names: Sequence[str]) -> tuple[Pair, ...]:
+def tried_pairs(names: Sequence[str]) -> tuple[HostPair, ...]:
     """The links that are needed: from each device to the next one and the one after, in a ring."""
     count = len(names)
     steps = {0: (), 1: (), 2: (1,)}.get(count, (1, 2))
@@ -83,9 +83,9 @@ class _Links:
 
     def __init__(self, together: Together) -> None:
         self._together = together
-        self._alone: dict[Pair, float] = {}  # 0 where a processor is the limit
+        self._alone: dict[HostPair, float] = {}  # 0 where a processor is the limit
 
-    def _at_once(self, pairs: Sequence[Pair]) -> tuple[float, float] | None:
+    def _at_once(self, pairs: Sequence[HostPair]) -> tuple[float, float] | None:
         """How much they carry at once, in parts of what each does alone and in bytes a second.
 
         None where a processor, not a wire, is the limit.
@@ -100,12 +100,12 @@ class _Links:
         parts = sum(rates[pair] / self._alone[pair] for pair in pairs)
         return (parts, sum(rates.values())) if busy <= BUSY else None
 
-    def shared(self, pairs: Sequence[Pair]) -> float | None:
+    def shared(self, pairs: Sequence[HostPair]) -> float | None:
         """Bytes per second of all of them at once, if they were seen to share a wire."""
         seen = self._at_once(pairs)
         return seen[1] if seen is not None and seen[0] <= ONE_WIRE else None
 
-    def are_apart(self, pairs: Sequence[Pair]) -> bool:
+    def are_apart(self, pairs: Sequence[HostPair]) -> bool:
         """Whether they were seen to share nothing."""
         seen = self._at_once(pairs)
         return seen is not None and seen[0] >= APART * len(pairs)

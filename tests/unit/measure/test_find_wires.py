@@ -9,7 +9,7 @@ import pytest
 from cutset.cluster.cluster_file import cluster_from_toml
 from cutset.cluster.devices import Cluster
 from cutset.cluster.wires import Medium, Port, Wires
-from cutset.measure.shared_wires import FoundWires, Pair, find_shared_wires, tried_pairs
+from cutset.measure.find_wires import FoundWires, HostPair, find_shared_wires, tried_pairs
 
 
 class _MadeUp:
@@ -18,13 +18,13 @@ class _MadeUp:
     def __init__(self, cluster: Cluster, busy: float = 0.1) -> None:
         self._wires = Wires(cluster)
         self._busy = busy
-        self.asked: list[Sequence[Pair]] = []
+        self.asked: list[Sequence[HostPair]] = []
 
-    def together(self, pairs: Sequence[Pair]) -> tuple[dict[Pair, float], float]:
+    def together(self, pairs: Sequence[HostPair]) -> tuple[dict[HostPair, float], float]:
         """Rates rise together until a wire is full; who passes it keeps what it has."""
         self.asked.append(pairs)
         uses = {pair: self._wires.between(*pair).uses for pair in pairs}
-        rates: dict[Pair, float] = dict.fromkeys(pairs, 0.0)
+        rates: dict[HostPair, float] = dict.fromkeys(pairs, 0.0)
         open_ = set(pairs)
         while open_:
             room = {}
