@@ -83,6 +83,9 @@ def test_a_cluster_is_measured(pair: State, tmp_path: Path) -> None:
         assert load_profile(tmp_path / device.profile).device == device.name
         assert device.memory_bytes is not None
         assert 0 < device.memory_bytes <= (limited[device.name] or 2**60)
+        assert device.worker_bytes is not None
+        assert 30e6 < device.worker_bytes < 2e9
+        assert device.backends == load_profile(tmp_path / device.profile).backends
     # The bucket is what it is however busy the machine is; below it anything may be.
     slow = cluster.link_between("server", "pi").bandwidth_bytes_per_s
     assert slow < 1.2 * 20e6 / 8

@@ -12,6 +12,7 @@ It is TOML::
     speed = 0.5                  # relative to the profiled device ...
     profile = "pi-1.json"        # ... or its own measured costs (then speed is not used)
     memory_bytes = "1 GiB"       # optional; without it memory is no limit
+    worker_bytes = "90 MiB"      # optional; what a worker holds there before it has a stage
     threads = 4                  # optional
     overhead = "0.8 ms"          # optional; what messages take from a stage's computing
     address = "10.0.0.11"        # optional; where an engine finds it; for ssh "pi@10.0.0.11:22"
@@ -286,6 +287,7 @@ def _devices_of(tables: Sequence[DeviceTable], place: Source) -> tuple[Device, .
             folder=None if table.folder is None else str(table.folder),
             env=tuple(table.env),
             backends=None if table.backends is None else tuple(table.backends),
+            worker_bytes=None if table.worker_bytes is None else int(table.worker_bytes),
             overhead_s=float(table.overhead),
             port=table.checked_port(f"device[{index}]", place),
         )

@@ -88,6 +88,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         folder: where an engine's processes work there, and keep shards; None for the home folder.
         env: variables of their environment, names and values.
         backends: what computes stages there, by full names; None where nobody said.
+        worker_bytes: memory of a worker there before it has a stage; None where nobody measured.
         overhead_s: seconds that a stage there cannot compute, for each micro-batch, because its
             messages are received and sent; 0 where cores that do not compute do that.
         port: its connection, which all shares that it sends and receives.
@@ -104,6 +105,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     folder: str | None = None
     env: tuple[tuple[str, str], ...] = ()
     backends: tuple[str, ...] | None = None
+    worker_bytes: int | None = None
     overhead_s: float = 0.0
     port: Port = Port()
 

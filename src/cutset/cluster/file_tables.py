@@ -70,6 +70,7 @@ class DeviceTable(Ported, frozen=True, kw_only=True):
     folder: DevicePath | None = None
     env: Variables = Variables()
     backends: Backends | None = None
+    worker_bytes: Memory | None = None
     overhead: Duration = Duration(0.0)
 
 

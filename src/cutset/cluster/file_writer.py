@@ -40,7 +40,7 @@ def cluster_to_toml(cluster: Cluster) -> str:
 
 def _device_lines(device: Device) -> list[str]:
     lines = ["[[device]]", f"name = {_quote(device.name)}", f"speed = {float(device.speed)!r}"]
-    for key in ("memory_bytes", "threads"):
+    for key in ("memory_bytes", "worker_bytes", "threads"):
         number = getattr(device, key)
         lines += [] if number is None else [f"{key} = {number}"]
     for key in ("profile", "address", "listen", "python", "folder"):

@@ -33,6 +33,7 @@ from cutset.progress import Progress, no_progress
 _LOG = logging.getLogger(__name__)
 
 _PROFILE_LIMIT_S = 1800.0
+_IDLE_LIMIT_S = 300.0
 _OVERHEAD_LIMIT_S = 600.0
 _LINK_LIMIT_S = 180.0
 _FILE_SUFFIXES = (".pt2", ".onnx", ".py")
@@ -100,12 +101,15 @@ def _probe(request: ProbeRequest, measured: MeasuringHosts, progress: Progress) 
     facts: dict[str, dict[str, int]] = {}
     profiles: dict[str, Profile] = {}
     overheads: dict[str, Overhead] = {}
+    workers: dict[str, int] = {}
     for name, host in hosts.items():
         progress(f"profiling on {name}")
         facts[name] = host.ask("facts")
         profiles[name] = _profile(request, host, name)
         progress(f"measuring what messages cost on {name}")
         overheads[name] = _overhead(request, host)
+        progress(f"measuring what a worker holds on {name}")
+        workers[name] = max(_worker_bytes(host, each) for each in profiles[name].backends)
     links: list[LinkOverride] = []
     for source, target in itertools.combinations(hosts, 2):
         progress(f"measuring the link between {source} and {target}")
@@ -130,6 +134,7 @@ def _probe(request: ProbeRequest, measured: MeasuringHosts, progress: Progress) 
             profile=_file_name(name),
             threads=request.num_threads,
             backends=profiles[name].backends,
+            worker_bytes=workers[name],
             overhead_s=overheads[name].stage_s,
         )
         for name in hosts
@@ -175,6 +180,12 @@ def _overhead(request: ProbeRequest, host: RemoteHost) -> Overhead:
     arguments = ["--bytes", str(num_bytes), "--threads", str(request.num_threads)]
     host.ask("start_program", "overhead", arguments, request.num_threads)
     return msgspec.json.decode(host.program_result(_OVERHEAD_LIMIT_S), type=Overhead)
+
+
+def _worker_bytes(host: RemoteHost, backend: str) -> int:
+    """What an idle worker holds; see `cutset.measure.idle_memory`."""
+    host.ask("start_program", "idle-worker", [backend], 1)
+    return int(host.program_result(_IDLE_LIMIT_S))
 
 
 def _sent(model: str, host: RemoteHost) -> str:
@@ -267,7 +278,8 @@ def describe_probe(probe: Probe) -> Sequence[str]:
     """Lines for people: devices, then links, then what these share."""
     lines = [
         f"{device.name}: {_whole_s(probe.profiles[device.profile or '']) * 1e3:.1f} ms for the"
-        f" whole model, {(device.memory_bytes or 0) >> 20:,} MiB free,"
+        f" whole model, {(device.memory_bytes or 0) >> 20:,} MiB free, of which an idle worker"
+        f" takes {(device.worker_bytes or 0) >> 20:,},"
         f" {device.threads} threads, {device.overhead_s * 1e3:.2f} ms lost to messages,"
         f" at {device.address or 'this machine'}"
         for device in probe.cluster.devices

@@ -462,10 +462,12 @@ def test_a_security_that_is_none_of_ours_is_an_error(wrong):
         cluster_from_toml(text)
 
 
-def test_the_backends_of_a_device_are_read_and_written() -> None:
-    text = '[[device]]\nname = "a"\nbackends = ["torch", "onnxruntime:XNNPACK", "torch"]\n'
+def test_the_backends_and_workers_of_a_device_are_read_and_written() -> None:
+    text = '[[device]]\nname = "a"\nworker_bytes = "90 MiB"\n'
+    text += 'backends = ["torch", "onnxruntime:XNNPACK", "torch"]\n'
     cluster = cluster_from_toml(text + '[[device]]\nname = "b"\n')
     assert [d.backends for d in cluster.devices] == [("torch", "onnxruntime:XNNPACK"), None]
+    assert [d.worker_bytes for d in cluster.devices] == [94_371_840, None]
     assert cluster_from_toml(cluster_to_toml(cluster)) == cluster
 
 
