@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -76,3 +78,49 @@ def test_a_device_that_was_given_up_gets_its_stages_again_when_it_answers(
     assert lost not in placed[0]
     assert placed[1] == planned
     engine.close()
+
+
+class _OnnxOnly(_Host):
+    """A device without torch, which notes what is sent to it."""
+
+    sent: list[int] = []  # noqa: RUF012  # one for all of a test
+
+    def ask(self, method: str, *arguments: object, **options: object) -> object:
+        assert method == "backends"
+        return ["onnxruntime"]
+
+    def deliver(self, folder: Path, manifest: object, files: object, stage: int) -> str:
+        self.sent.append(stage)
+        return str(folder)
+
+
+def test_a_stage_without_an_onnx_form_is_not_sent_to_where_torch_is_missing(
+    good_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh_engine, "SshHost", _OnnxOnly)
+    monkeypatch.setattr(_OnnxOnly, "sent", [])
+    bundle = open_bundle(good_bundle)
+    stages = list(bundle.manifest.stages)
+    stages[1] = msgspec.structs.replace(stages[1], model=None, model_missing="no op")
+    manifest = msgspec.structs.replace(bundle.manifest, stages=tuple(stages))
+    bundle = dataclasses.replace(bundle, manifest=manifest)
+    names = tuple(stage.device for stage in manifest.plan.stages)
+    engine = SshHosts(cluster=_cluster(*names)).engine_for(bundle, num_threads=1)
+    try:
+        hosts = [engine._hosts[stage] for stage in range(3)]
+        engine.deliver(hosts[0], 0)
+        with pytest.raises(
+            EngineError, match=f"stage 1 cannot run on {names[1]}: the stage has no"
+        ):
+            engine.deliver(hosts[1], 1)
+        assert _OnnxOnly.sent == [0]
+    finally:
+        engine.close()
+    # A file that says so spares even the login.
+    monkeypatch.setattr(ssh_engine, "SshHost", None)
+    told = tuple(
+        msgspec.structs.replace(device, backends=("onnxruntime",))
+        for device in _cluster(*names).devices
+    )
+    with pytest.raises(EngineError, match=r"no ONNX form \(no op\)"):
+        SshHosts(cluster=Cluster(devices=told)).engine_for(bundle, num_threads=1)
