@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import msgspec
 import pytest
 
 from beds.streams import END_S, THREE_NODES
+from beds.wheels_of_installed import write_wheels
 from cutset.cluster.cluster_file import cluster_from_toml
 from cutset.engines.ssh.wheel import write_own_wheel
 from testbed.build import down, require_machine, up
@@ -109,3 +111,25 @@ def test_a_folder_that_lacks_a_wheel_is_told(bed: State, wheel: Path, tmp_path: 
         assert f"{name}: Cutset cannot be installed there (ERROR: No matching" in done.stderr
     assert "--wheels FOLDER, with wheels for its processor and Python" in done.stderr
     assert not [path for path in environment.glob(".cutset-*") if path.is_dir()]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_wheels_that_were_sent_make_one_environment_out_of_nothing_for_all(
+    bed: State, wheel: Path, tmp_path: Path
+) -> None:
+    """Everything by real pip, which finds no index, on three nodes with one folder."""
+    wheels = write_wheels(wheel, tmp_path / "wheels")
+    log = tmp_path / "pip.log"
+    more = f'env = {{ PIP_LOG = "{log}" }}\nbackends = ["onnxruntime"]'
+    cluster = _cluster(bed, tmp_path / "shared.toml", f"{tmp_path}/made/bin/python", more)
+    said = _type(bed, "install", *cluster, "--wheels", str(wheels)).stdout.splitlines()
+    assert said == ["server: installed", "pi-1: installed", "pi-2: installed"]
+    done = [line for line in log.read_text().splitlines() if "Successfully installed" in line]
+    assert len(done) == 2  # Cutset, then all that it needs
+    assert "cutset-" in done[0]
+    assert "onnxruntime-" in done[1]
+    hosts = json.loads(_type(bed, "check", *cluster, "--json").stdout)["hosts"]
+    assert [(host["ok"], host["backends"]) for host in hosts] == [(True, ["onnxruntime"])] * 3
+    again = _type(bed, "install", *cluster, "--wheels", str(wheels))
+    assert again.stdout.count("has this version already") == 3
