@@ -56,7 +56,8 @@ def _cost(problem, edges, order):
     if costs is not None:
         for k, c in enumerate(order):
             if k == 0:
-                busy[k].append(costs.first_s[c])
+                busy[k] += [costs.first_s[c], costs.decode_s[c, 0]]
+                codecs += costs.decode_s[c, 0]
             else:
                 taken = problem.cut_bytes[edges[k]] * costs.receive_s_per_byte[order[k - 1], c]
                 busy[k] += [taken, costs.not_first_s[c], costs.decode_s[c, edges[k]]]

@@ -12,7 +12,7 @@ import numpy as np
 
 from cutset.cluster.devices import CallerMachine, Cluster, Device, Link, LinkOverride
 from cutset.cluster.wires import Medium, Port
-from cutset.costs.cost_model import CodecCosts, CostModel, PieceSeconds
+from cutset.costs.cost_model import CodecCosts, CostModel, PieceSeconds, PixelCosts
 
 
 def draw_costs(rng, num):
@@ -168,6 +168,9 @@ class WiresTwin:
         busy = {}
         compute, lost = [], {}
         coding_s = [0.0] * len(names)
+        if costs.pixels is not None:
+            sizes[0] = costs.pixels.num_bytes
+            coding_s[0] = costs.pixels.read_s * self.slowness(names[0])
         for k, codec in enumerate(codecs, start=1):
             if codec is not None:
                 sizes[k] = codec.cut_bytes[edges[k]]
@@ -256,6 +259,10 @@ def draw(seed):
     if seed % 2:
         apart = np.random.default_rng((seed, 1))
         costs = msgspec.structs.replace(costs, codecs=draw_codecs(apart, costs.num_pieces))
+        if apart.random() < 0.5:
+            num_bytes, read_s = int(apart.integers(0, 9)), float(apart.integers(3))
+            pixels = PixelCosts(num_bytes=num_bytes, read_s=read_s)
+            costs = msgspec.structs.replace(costs, pixels=pixels)
     cluster = draw_cluster(rng)
     choice = {"serial": bool(rng.random() < 0.25), "fixed_order": bool(rng.random() < 0.25)}
     most = min(len(cluster.devices), costs.num_pieces)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from cutset.data.array_files import top_k as top_k
     from cutset.data.images import find_images as find_images
     from cutset.data.images import read_image as read_image
+    from cutset.data.images import read_pixels as read_pixels
     from cutset.doctor import examine_machine as examine_machine
     from cutset.engines.ray.engine import RayCluster as RayCluster
     from cutset.engines.ssh.ssh_engine import SshHosts as SshHosts
@@ -163,6 +164,7 @@ _HOMES = {
     "profile_to_json": "costs.profile",
     "raise_if_failed": "bundles.proof.results",
     "read_image": "data.images",
+    "read_pixels": "data.images",
     "read_sources": "report.read_sources",
     "serve_bundle": "serve.command",
     "split_model": "workflow",

@@ -80,7 +80,9 @@ def predict_files(
         EngineError: the pipeline failed.
     """
     manifest = session.bundle.manifest
-    reader = FileRows(manifest.graph.inputs, manifest.preprocessing, paths)
+    reader = FileRows(
+        manifest.graph.inputs, manifest.preprocessing, paths, as_pixels=manifest.takes_pixels
+    )
     tops: list[RankedLabels] = []
     kept: list[dict[str, np.ndarray]] = []
     num_rows = 0

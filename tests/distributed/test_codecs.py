@@ -21,8 +21,10 @@ from cutset.bundles.strict_json import MANIFEST_NAME
 from cutset.bundles.write.export import export_bundle
 from cutset.capture.captured_model import CapturedModel
 from cutset.capture.torch_export import capture_model
+from cutset.data.images import Preprocessing
+from cutset.data.pixels import normalised
 from cutset.engines.local import LocalEngine
-from cutset.errors import ManifestError, StageFailed
+from cutset.errors import ContractViolation, EngineError, ManifestError, StageFailed
 from cutset.planning.plan import Plan
 from cutset.runtime.session import open_session
 from hostile import copy_of
@@ -206,3 +208,75 @@ def test_tensors_that_boundaries_pass_on_are_written_at_each(tmp_path: Path) -> 
     with open_session(folder, backend="torch") as session:
         answers = list(session.run_named(rows).values())
     assert all(np.array_equal(a, b) for a, b in zip(answers, expected, strict=True))
+
+
+IMAGES = Preprocessing(
+    resize=16, crop=(16, 16), interpolation="bilinear", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)
+)
+
+
+def image_bundle(captured: CapturedModel, folder: Path, input_codec: str) -> Path:
+    plan = msgspec.structs.replace(hand_plan(captured, (3,), 4), input_codec=input_codec)
+    return export_bundle(captured.module, plan, folder, captured=captured, preprocessing=IMAGES)
+
+
+@pytest.fixture(scope="module")
+def pixel_bundle(captured: CapturedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "pixels.cutset"
+    return image_bundle(captured, folder, "uint8-image")
+
+
+@pytest.mark.parametrize("shares_memory", [True, False], ids=["shared", "network"])
+def test_pixels_become_the_callers_own_rows_bit_for_bit(
+    captured: CapturedModel, pixel_bundle: Path, shares_memory: bool
+) -> None:
+    folder = pixel_bundle
+    assert read_manifest(folder).format == "cutset-bundle/3"
+    pixels = np.random.default_rng(1).integers(0, 256, (6, 16, 16, 3), np.uint8)
+    rows = normalised(pixels, IMAGES)
+    parts = [captured.run_whole((part,))[0] for part in (rows[:4], rows[4:])]
+    expected = np.concatenate(parts)
+    engine = LocalEngine(("a", "b"), num_threads=1, shares_memory=shares_memory)
+    with open_session(folder, backend="torch", engine=engine) as session:
+        assert np.array_equal(session.run(pixels), expected)
+        assert session.stats().stages[0].stats.received_bytes == pixels.nbytes
+        assert torch.equal(session.run(torch.from_numpy(pixels)), torch.from_numpy(expected))
+        # Rows still come as they are, and odd ones are refused.
+        assert np.array_equal(session.run(rows), expected)
+        assert session.stats().stages[0].stats.received_bytes == 2 * pixels.nbytes + rows.nbytes
+        with pytest.raises(ContractViolation, match="convert it to float32"):
+            session.run(pixels.transpose(0, 3, 1, 2))
+        with pytest.raises(EngineError, match="there are no images"):
+            session.run(pixels[:0])
+
+
+def test_a_plan_that_wants_rows_gets_rows_of_pixels(
+    captured: CapturedModel, tmp_path: Path
+) -> None:
+    folder = image_bundle(captured, tmp_path / "images.cutset", "none")
+    assert read_manifest(folder).format == "cutset-bundle/2"
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    with open_session(folder, backend="torch") as session:
+        expected = captured.run_whole((normalised(pixels, IMAGES),))[0]
+        assert np.array_equal(session.run(pixels), expected)
+        assert session.stats().stages[0].stats.received_bytes == 4 * pixels.nbytes
+
+
+@pytest.mark.parametrize(
+    ("change", "json_path"),
+    [
+        (lambda d: d["plan"].update(input_codec="jpeg"), "$.plan.input_codec"),
+        (lambda d: d.update(preprocessing=None), "$.plan.input_codec"),
+        (lambda d: d["preprocessing"].update(crop=[8, 8]), "$.plan.input_codec"),
+        (lambda d: d["plan"].update(input_codec="none"), "$.format"),
+        (lambda d: d.update(format="cutset-bundle/2"), "$.format"),
+    ],
+)
+def test_what_a_manifest_may_not_say_of_pixels(
+    pixel_bundle: Path, change: Callable[[dict[str, Any]], object], json_path: str
+) -> None:
+    document = json.loads((pixel_bundle / MANIFEST_NAME).read_text())
+    change(document)
+    with pytest.raises(ManifestError) as caught:
+        decode_manifest(json.dumps(document).encode())
+    assert caught.value.path == json_path

@@ -10,7 +10,8 @@ import numpy as np
 
 from cutset.bundles.strict_json import contradiction
 from cutset.codecs.coding import round_trip
-from cutset.codecs.known_codecs import CODECS, NONE, codec_names
+from cutset.codecs.known_codecs import CODECS, NONE, PIXELS, codec_names
+from cutset.data.pixels import takes_images
 from cutset.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -39,8 +40,17 @@ def check_codecs(manifest: Manifest) -> None:
                 f"$.stages[{index}].output_codecs",
                 f"are not those that {plan.codec!r}, the plan's, gives these outputs",
             )
-    if manifest.is_coded != (manifest.format == CODED_FORMAT):
-        raise contradiction("$.format", f"is {CODED_FORMAT!r} exactly where stages have codecs")
+    input_codec, images = manifest.plan.input_codec, manifest.preprocessing
+    if input_codec not in (NONE, PIXELS):
+        raise contradiction(
+            "$.plan.input_codec", f"is {input_codec[:60]!r}, expected {NONE!r} or {PIXELS!r}"
+        )
+    if input_codec == PIXELS and (
+        images is None or not takes_images(images, manifest.graph.inputs)
+    ):
+        raise contradiction("$.plan.input_codec", f"is {PIXELS!r}, but no image becomes the input")
+    if manifest.plan.has_codecs != (manifest.format == CODED_FORMAT):
+        raise contradiction("$.format", f"is {CODED_FORMAT!r} exactly where there are codecs")
     agreement = manifest.agreement
     if manifest.is_coded == (agreement is msgspec.UNSET):
         raise contradiction("$.agreement", "is there exactly where stages have codecs")

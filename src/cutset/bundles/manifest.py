@@ -106,6 +106,11 @@ were apart on the rows that ``split`` was given: of ``num_rows`` rows ``num_same
 label (null where the first output has no classes), and no output differed by more than
 ``max_abs_error``; ``num_same`` is at most ``num_rows`` [M].
 
+**Pixels.** Where ``input_codec`` of ``plan`` is ``"uint8-image"`` and not ``"none"``, rows that
+come from images travel to the first stage as uint8 [rows, height, width, 3], resized and cropped,
+and become its input there as ``preprocessing`` says, which must be of that input [M]. Such a bundle
+is of format 3 too.
+
 **Words.** ``output_names`` has as many entries as ``outputs``; ``labels`` are in the order of the
 first output's last dimension, whose length is their number [M].
 """
@@ -114,7 +119,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -124,6 +128,7 @@ from cutset.bundles.agreement import AgreementEntry
 from cutset.bundles.coded_boundaries import CODED_FORMAT
 from cutset.bundles.consistency import check_manifest
 from cutset.bundles.strict_json import MANIFEST_NAME, contradiction, repeated_key
+from cutset.codecs.known_codecs import PIXELS
 from cutset.data.images import Preprocessing
 from cutset.errors import ManifestError, UnsupportedVersion
 from cutset.graph.ir import Graph
@@ -260,6 +265,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return any(stage.output_codecs for stage in self.stages)
 
     @property
+    def takes_pixels(self) -> bool:
+        """Whether images travel to the first stage as pixels, where rows come from images."""
+        return self.plan.input_codec == PIXELS
+
+    @property
     def has_programs(self) -> bool:
         """Whether the stages have torch programs, and torch made the reference."""
         return all(stage.program is not None for stage in self.stages)
@@ -291,9 +301,9 @@ class _Version(msgspec.Struct, frozen=True):
     torch_settings: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
-def format_of(stages: Sequence[StageEntry]) -> str:
-    """The version of a bundle of these stages: one without codecs keeps what older readers know."""
-    return CODED_FORMAT if any(stage.output_codecs for stage in stages) else BUNDLE_FORMAT
+def format_of(plan: Plan) -> str:
+    """The version of a bundle of a plan: one without codecs keeps what older readers know."""
+    return CODED_FORMAT if plan.has_codecs else BUNDLE_FORMAT
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

@@ -14,6 +14,9 @@ from cutset.tensors import TensorSpec
 NONE = "none"
 """The name under which tensors travel as they are."""
 
+PIXELS = "uint8-image"
+"""The name under which a model's inputs travel as pixels; `cutset.data.images` reads them."""
+
 CODECS: dict[str, Codec] = {codec.name: codec for codec in (Fp16(), Int8())}
 """By name."""
 

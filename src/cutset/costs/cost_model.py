@@ -77,6 +77,18 @@ class CodecCosts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     decode_s: tuple[float, ...]
 
 
+class PixelCosts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The model's inputs as pixels, for one micro-batch.
+
+    Attributes:
+        num_bytes: that travel.
+        read_s: seconds to scale and normalise them on the device that others are scaled from.
+    """
+
+    num_bytes: int
+    read_s: float
+
+
 class CostModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A model as plain numbers: n pieces between n + 1 boundaries.
 
@@ -95,6 +107,7 @@ class CostModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         window: micro-batches that the session will let be in flight; None for its own number,
             `default_window`; 0 where what they hold is counted as weights.
         codecs: that the plan may use; none where tensors travel as they are.
+        pixels: that the model's inputs may travel as; None where they come as they are.
     """
 
     micro_batch: int
@@ -110,6 +123,7 @@ class CostModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     base_bytes: int = 0
     window: int | None = None
     codecs: tuple[CodecCosts, ...] = ()
+    pixels: PixelCosts | None = None
 
     @property
     def num_pieces(self) -> int:
@@ -251,8 +265,15 @@ def with_more_rows(costs: CostModel, factor: int) -> CostModel:
         )
         for codec in costs.codecs
     )
+    pixels = costs.pixels and PixelCosts(
+        num_bytes=costs.pixels.num_bytes * factor, read_s=costs.pixels.read_s * factor
+    )
     return msgspec.structs.replace(
-        costs, micro_batch=costs.micro_batch * factor, seconds=entries, codecs=codecs
+        costs,
+        micro_batch=costs.micro_batch * factor,
+        seconds=entries,
+        codecs=codecs,
+        pixels=pixels,
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cutset.data.array_files import ARRAY_SUFFIXES, read_arrays
-from cutset.data.images import Preprocessing, find_images, read_image
+from cutset.data.images import Preprocessing, find_images, read_image, read_pixels
 from cutset.errors import ModelError
 from cutset.tensors import TensorSpec
 
@@ -20,6 +20,7 @@ class FileRows:
         inputs: of the model.
         preprocessing: how an image becomes a row, or None where that is not known.
         paths: images, folders of images, ``.npy`` or ``.safetensors`` files.
+        as_pixels: images as `read_pixels` gives them, instead of as rows.
 
     Attributes:
         names: what each row came from: a file, or ``file[3]`` for row 3 of a file of arrays.
@@ -31,10 +32,13 @@ class FileRows:
         inputs: Sequence[TensorSpec],
         preprocessing: Preprocessing | None,
         paths: Sequence[Path],
+        *,
+        as_pixels: bool = False,
     ) -> None:
         self._inputs = inputs
         self._preprocessing = preprocessing
         self._paths = paths
+        self._read = read_pixels if as_pixels else read_image
         self.names: list[str] = []
         self.failed: list[tuple[str, str]] = []
 
@@ -73,7 +77,7 @@ class FileRows:
         for path in paths:
             assert preprocessing is not None
             try:
-                rows.append(read_image(path, preprocessing))
+                rows.append(self._read(path, preprocessing))
             except ModelError as error:
                 self.failed.append((str(path), str(error)))
                 continue

@@ -137,7 +137,7 @@ def _listed(files: Sequence[Path]) -> str:
 def read_image(
     source: Path | BinaryIO, preprocessing: Preprocessing, *, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
-    """Reads an image as one row of a model's input.
+    """Reads an image as one row of a model's input: `read_pixels`, then `normalised`.
 
     The numbers are those of torchvision's own preset for classification and of timm's evaluation
     transform, bit for bit. A photo
@@ -152,6 +152,29 @@ def read_image(
 
     Returns:
         float32 [3, height, width] of the crop.
+
+    Raises:
+        ModelError: as for `read_pixels`.
+    """
+    from cutset.data.pixels import normalised
+
+    pixels = read_pixels(source, preprocessing, max_pixels=max_pixels)
+    row: np.ndarray = normalised(pixels[None], preprocessing)[0]
+    return row
+
+
+def read_pixels(
+    source: Path | BinaryIO, preprocessing: Preprocessing, *, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Reads an image upright, resized and cropped, before its numbers are scaled.
+
+    Args:
+        source: as for `read_image`.
+        preprocessing: likewise.
+        max_pixels: likewise.
+
+    Returns:
+        uint8 [height, width, 3] of the crop.
 
     Raises:
         ModelError: the file is missing, is no image of a known format, is damaged, has more
@@ -173,7 +196,7 @@ def read_image(
     except Exception as error:  # damaged files make Pillow's readers raise nearly anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ModelError(f"image {name} cannot be read: {reason}") from error
-    return _to_row(upright, name, preprocessing, max_pixels)
+    return _cropped(upright, name, preprocessing, max_pixels)
 
 
 def _as_rgb(image: Image, name: str) -> Image:
@@ -197,8 +220,8 @@ def _as_rgb(image: Image, name: str) -> Image:
     return upright.convert("RGB")
 
 
-def _to_row(image: Image, name: str, preprocessing: Preprocessing, max_pixels: int) -> np.ndarray:
-    """Resizes, crops and normalises, in the steps and roundings of torchvision's functions."""
+def _cropped(image: Image, name: str, preprocessing: Preprocessing, max_pixels: int) -> np.ndarray:
+    """Resizes and crops, in the steps and roundings of torchvision's functions."""
     import numpy as np
     from PIL.Image import Resampling
 
@@ -211,13 +234,7 @@ def _to_row(image: Image, name: str, preprocessing: Preprocessing, max_pixels: i
     # Where the image is smaller than the crop, `crop` fills with black on both sides.
     left, right = _crop_edges(width, crop_width)
     top, bottom = _crop_edges(height, crop_height)
-    pixels = np.asarray(image.crop((left, top, right, bottom)))
-    row: np.ndarray = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
-    row /= np.float32(255)
-    with np.errstate(over="ignore"):  # a number that is too large is infinite, as in torch
-        row -= np.array(preprocessing.mean, np.float32).reshape(3, 1, 1)
-        row /= np.array(preprocessing.std, np.float32).reshape(3, 1, 1)
-    return row
+    return np.asarray(image.crop((left, top, right, bottom)))
 
 
 def _resized(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, int]:

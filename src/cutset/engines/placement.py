@@ -182,7 +182,8 @@ def _stages_as_pieces(manifest: Manifest, cluster: Cluster) -> CostModel:
         names=(INPUT_NAME, *(stage.last for stage in plan.stages[:-1]), OUTPUT_NAME),
         kinds=("", *("block" for _ in plan.stages[:-1]), ""),
         cut_bytes_per_row=(
-            sum(spec.bytes_per_sample for spec in manifest.graph.inputs),
+            plan.input_bytes_per_sample
+            or sum(spec.bytes_per_sample for spec in manifest.graph.inputs),
             *(stage.travelling_bytes for stage in plan.stages),
         ),
         flops_per_row=tuple(stage.flops for stage in plan.stages),

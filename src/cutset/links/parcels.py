@@ -9,6 +9,8 @@ import numpy as np
 
 from cutset.codecs.coding import Codec, CodecError, decode, encode, payload_bytes
 from cutset.codecs.known_codecs import CODECS
+from cutset.data.images import Preprocessing
+from cutset.data.pixels import are_pixels, normalised
 from cutset.links.arena import padded
 from cutset.links.wire import Header, Layout, WireError, header_bytes, is_dense, layout_of
 from cutset.tensors import TensorSpec
@@ -26,6 +28,8 @@ class LinkContract:
         max_rows: rows of the largest micro-batch.
         codecs: names of the codecs of `specs`; empty where all travel as they are. A tensor with
             one travels as its payload, an array of bytes of a known length.
+        images: how the pixels of images become the one tensor; None where they may not travel in
+            its place.
         receiver_listens: between hosts the receiver listens and the sender connects; else the
             other way round. The caller connects, so that it needs no port that others reach.
     """
@@ -35,6 +39,7 @@ class LinkContract:
     specs: tuple[TensorSpec, ...]
     max_rows: int
     codecs: tuple[str, ...] = ()
+    images: Preprocessing | None = None
     receiver_listens: bool = True
 
     @property
@@ -94,7 +99,7 @@ class LinkContract:
                 )
 
     def decoded(self, arrays: tuple[np.ndarray, ...], num_rows: int) -> tuple[np.ndarray, ...]:
-        """The tensors of what arrived; those with a codec in memory of their own.
+        """The tensors of what arrived; images and those with a codec in memory of their own.
 
         Args:
             arrays: with layouts that `check_payloads` passed.
@@ -103,6 +108,8 @@ class LinkContract:
         Raises:
             WireError: a payload holds what no codec writes.
         """
+        if self.images is not None and are_pixels(arrays, num_rows, self.images):
+            return (normalised(arrays[0], self.images),)
         if not self.codecs:
             return arrays
         try:

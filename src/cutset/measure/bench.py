@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from cutset.backends.selection import random_inputs
 from cutset.bundles.open import Bundle, open_bundle
 from cutset.data.arrays import Array
@@ -65,6 +67,9 @@ def bench_bundle(
     manifest = opened.manifest
     rows = manifest.plan.micro_batch if micro_batch is None else micro_batch
     inputs = random_inputs(manifest.stages[0], rows)
+    if manifest.takes_pixels and manifest.preprocessing is not None:
+        shape = (rows, *manifest.preprocessing.crop, 3)
+        inputs = (np.random.default_rng(0).integers(0, 256, shape, np.uint8),)
     settings = find_engine(engine)() if isinstance(engine, str) else engine
     with open_session(
         opened,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -12,7 +13,9 @@ import numpy as np
 
 from cutset.codecs.coding import decode, encode, payload_bytes
 from cutset.codecs.known_codecs import CODECS, NONE, codec_names
-from cutset.costs.cost_model import CodecCosts, CostModel
+from cutset.costs.cost_model import CodecCosts, CostModel, PixelCosts
+from cutset.data.images import Preprocessing
+from cutset.data.pixels import normalised
 from cutset.dtypes import NUMPY_DTYPES
 from cutset.graph.ir import Graph, boundary_specs
 from cutset.tensors import TensorSpec
@@ -44,6 +47,37 @@ def codec_seconds(name: str, spec: TensorSpec, num_rows: int) -> tuple[float, fl
         written_s.append(between_s - started_s)
         read_s.append(time.perf_counter() - between_s)
     return statistics.median(written_s), statistics.median(read_s)
+
+
+@functools.lru_cache(maxsize=64)
+def _pixel_seconds(preprocessing: Preprocessing, num_rows: int) -> float:
+    """Seconds to make rows of the pixels of images: the median of a few runs."""
+    shape = (num_rows, *preprocessing.crop, 3)
+    pixels = np.random.default_rng(_SEED).integers(0, 256, shape, np.uint8)
+    taken_s = []
+    for _ in range(_NUM_RUNS):
+        started_s = time.perf_counter()
+        normalised(pixels, preprocessing)
+        taken_s.append(time.perf_counter() - started_s)
+    return statistics.median(taken_s)
+
+
+def with_pixels(costs: CostModel, preprocessing: Preprocessing, *, measured: bool) -> CostModel:
+    """The costs where the model's inputs travel as the pixels of images.
+
+    Args:
+        costs: of a model that takes images.
+        preprocessing: how they become rows.
+        measured: as for `with_codecs`.
+    """
+    rows = costs.micro_batch
+    return msgspec.structs.replace(
+        costs,
+        pixels=PixelCosts(
+            num_bytes=rows * math.prod(preprocessing.crop) * 3,
+            read_s=_pixel_seconds(preprocessing, rows) if measured else 0.0,
+        ),
+    )
 
 
 def with_codecs(

@@ -82,6 +82,8 @@ def assemble_plan(
         unused_devices=tuple(d.name for g in built.classes for d in g if d.name not in used),
         notes=(*notes, *_without_keys(cluster, [stage.device for stage in stages])),
         messages=planned_messages(cluster, [stage.device for stage in stages], sizes),
+        input_codec=built.codecs[0],
+        input_bytes_per_sample=-(-sizes[0] // costs.micro_batch),
     )
 
 
@@ -152,7 +154,7 @@ def _codec_of(
     """What a stage's plan says of codecs, before it and after it."""
     stage, byte_costs = placed[index], built.problem.byte_costs
     found: dict[str, Any] = {}
-    if byte_costs is not None and index:
+    if byte_costs is not None:
         found["decode_s"] = float(byte_costs.decode_s[stage.device_class, stage.start])
     if built.codecs[stage.stop] != NONE:
         sent = int(built.problem.cut_bytes[stage.stop])

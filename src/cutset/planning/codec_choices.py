@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cutset.cluster.devices import Device
-from cutset.codecs.known_codecs import NONE
+from cutset.codecs.known_codecs import NONE, PIXELS
 from cutset.costs.cost_model import CostModel
 from cutset.planning.totals import Floats, Ints
 
@@ -37,7 +37,7 @@ class CodecChoice(NamedTuple):
 
 
 def choices_of(costs: CostModel, boundaries: Sequence[int]) -> list[CodecChoice]:
-    """Each boundary, once as tensors are and once for each codec."""
+    """Each boundary, once as tensors are and once for each codec; the inputs as pixels, if any."""
     found = []
     for k in boundaries:
         found.append(CodecChoice(k, NONE, costs.cut_bytes_per_row[k] * costs.micro_batch, 0))
@@ -45,6 +45,8 @@ def choices_of(costs: CostModel, boundaries: Sequence[int]) -> list[CodecChoice]
             num_bytes = codec.cut_bytes[k]
             if num_bytes is not None:
                 found.append(CodecChoice(k, codec.name, num_bytes, rank))
+    if costs.pixels is not None:
+        found[0] = CodecChoice(0, PIXELS, costs.pixels.num_bytes, 0)
     return found
 
 
@@ -52,9 +54,8 @@ def codec_seconds_of(
     costs: CostModel, devices: Sequence[Device], choices: Sequence[CodecChoice]
 ) -> dict[str, Floats]:
     """What codecs take from computing, by class and boundary, as `ByteCosts` wants it."""
-    slowness = np.asarray(
-        [costs.codec_slowness(device) if costs.codecs else 1.0 for device in devices]
-    )
+    is_used = bool(costs.codecs or costs.pixels)
+    slowness = np.asarray([costs.codec_slowness(d) if is_used else 1.0 for d in devices])
     encode_s, decode_s = (
         np.asarray(
             [
@@ -64,6 +65,8 @@ def codec_seconds_of(
         )
         for field in ("encode_s", "decode_s")
     )
+    if costs.pixels is not None:
+        decode_s[0] = costs.pixels.read_s
     return {
         "encode_s": slowness[:, None] * encode_s,
         "decode_s": slowness[:, None] * decode_s,

@@ -40,8 +40,9 @@ def expect_on_cluster(
     planned_s = [stage.compute_s for stage in plan.stages]
     stages_s = list(compute_s)
     stages = plan.stages
+    sent = plan.input_bytes_per_sample
     row_bytes = [
-        input_bytes_per_sample,
+        input_bytes_per_sample if sent is None else sent,
         *(stage.travelling_bytes for stage in stages),
     ]
     lost_s = dict.fromkeys([stage.device for stage in stages], 0.0)

@@ -34,14 +34,14 @@ def best_of_sizes(tried: Mapping[int, Plan | PlanError]) -> Plan:
         _raise(tried)
     best = plans[0]
     for plan in plans[1:]:
-        if _score(plan) < _score(best) * (1 - _ROUNDING):
+        if score_of(plan) < score_of(best) * (1 - _ROUNDING):
             best = plan
     if len(tried) == 1:
         return best
     is_settled = all(
         each.is_proven
         if isinstance(each, PlanError)
-        else _score(each, each.bound_s) >= _score(best) * (1 - _ROUNDING)
+        else score_of(each, each.bound_s) >= score_of(best) * (1 - _ROUNDING)
         for each in tried.values()
         if each is not best
     )
@@ -70,7 +70,7 @@ def front_of_sizes(fronts: Sequence[Sequence[Plan]]) -> tuple[Plan, ...]:
     return tuple(kept)
 
 
-def _score(plan: Plan, seconds: float | None = None) -> float:
+def score_of(plan: Plan, seconds: float | None = None) -> float:
     """Seconds to compare with those of another number of rows; of the plan's objective if None."""
     if plan.objective == "latency":
         return plan.latency_s if seconds is None else seconds

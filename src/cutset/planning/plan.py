@@ -245,6 +245,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             versions made.
         sizes: the numbers of rows that `micro_batch` was chosen from, rising; empty where there was
             no choice.
+        input_codec: ``"uint8-image"`` where images are to travel to the first stage as pixels,
+            which it scales and normalises; else ``"none"``.
+        input_bytes_per_sample: bytes that travel of the model's inputs for one row; None in plans
+            that older versions made.
     """
 
     format: str
@@ -270,6 +274,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     expected: Expected | None = None
     messages: tuple[PlannedMessage, ...] = ()
     sizes: tuple[SizeTried, ...] = ()
+    input_codec: str = NONE
+    input_bytes_per_sample: Count | None = None
 
     @property
     def wires(self) -> tuple[WireUse, ...]:
@@ -301,6 +307,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             parts += [(each.send_s, f"link after stage {each.index}") for each in self.stages]
         longest_s = max(seconds for seconds, _ in parts)
         return next(words for seconds, words in parts if seconds >= longest_s * (1 - 1e-9))
+
+    @property
+    def has_codecs(self) -> bool:
+        """Whether something travels otherwise than it is."""
+        return self.input_codec != NONE or any(stage.codec != NONE for stage in self.stages)
 
     @property
     def rows_per_s(self) -> float:

@@ -51,7 +51,8 @@ class ByteCosts:
         not_last_s: from any other stage than the last, shape (C,).
         encode_s: from a sender of each class, by writing what crosses each boundary, shape
             (C, n + 1).
-        decode_s: from a receiver of each class, by reading it, shape (C, n + 1).
+        decode_s: from a receiver of each class, by reading it, shape (C, n + 1); at 0 from a first
+            stage, by the model's inputs.
     """
 
     send_s_per_byte: Floats
@@ -251,7 +252,7 @@ class ChainProblem:
     def outer_rows(self, cost: str) -> tuple[Floats, Floats]:
         """What inputs and outputs add to a cost, by class: shape (C,) each."""
         if cost == "latency":
-            return self.source_s, self.sink_s
+            return self.source_s + self._input_codec_s, self.sink_s
         if cost == "ties":
             return (np.zeros(self.num_classes),) * 2
         medium = self._medium(cost)
@@ -314,7 +315,7 @@ class ChainProblem:
         """Seconds for which the model's inputs keep a first stage from computing."""
         own_s = float(self.source_s[device_class]) if self.serial else 0.0
         bytes_s = 0.0 if self.byte_costs is None else float(self.byte_costs.first_s[device_class])
-        return own_s + bytes_s
+        return own_s + bytes_s + float(self._input_codec_s[device_class])
 
     def last_load_s(self, device_class: int) -> float:
         """Seconds for which the model's outputs keep a last stage from computing."""
@@ -377,7 +378,14 @@ class ChainProblem:
             for a, b in itertools.pairwise(stages)
         )
         compute_s = math.fsum(self.compute_s(stage) for stage in stages)
-        return compute_s + math.fsum((*self.transfers_s(stages), *codecs_s))
+        first_s = float(self._input_codec_s[stages[0].device_class])
+        return compute_s + math.fsum((*self.transfers_s(stages), first_s, *codecs_s))
+
+    @property
+    def _input_codec_s(self) -> Floats:
+        """Seconds to read the model's inputs on each class, shape (C,)."""
+        costs = self.byte_costs
+        return np.zeros(self.num_classes) if costs is None else costs.decode_s[:, 0]
 
     def _codec_row_s(self, source: int, target: int) -> Floats:
         """Seconds to write and read what crosses each boundary, shape (n + 1,)."""

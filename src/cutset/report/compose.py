@@ -126,7 +126,7 @@ def _gain(sources: ReportSources, part_costs: PartCosts | None) -> float | None:
     plan = sources.plan
     if sources.gain_inside_units is not None or part_costs is None or part_costs.cluster is None:
         return sources.gain_inside_units
-    if len(plan.stages) == 1:
+    if len(plan.stages) == 1 or plan.has_codecs:  # which the finer plan would not have
         return None
     try:
         finer = make_plan(

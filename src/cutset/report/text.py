@@ -164,6 +164,12 @@ def print_plan(console: Console, plan: Plan) -> None:
 
 def _codecs(plan: Plan) -> Iterator[str]:
     """Each codec of a plan: its bytes, and what it takes at both ends, in a line."""
+    if plan.input_codec != NONE:
+        num_bytes = (plan.input_bytes_per_sample or 0) * plan.micro_batch
+        yield (
+            f"images travel as {format_bytes(num_bytes)} {escape(plan.input_codec)}; stage 0 makes"
+            f" rows of them in {format_seconds(plan.stages[0].decode_s)} (in the overheads)"
+        )
     for stage, after in pairwise(plan.stages):
         whole, sent = (
             format_bytes(row_bytes * plan.micro_batch)

@@ -82,6 +82,7 @@ def links_of(manifest: Manifest, micro_batch: int) -> tuple[LinkContract, ...]:
             specs=specs[index],
             max_rows=micro_batch,
             codecs=codecs[index],
+            images=manifest.preprocessing if index == 0 and manifest.takes_pixels else None,
             receiver_listens=index < len(stages),
         )
         for index in range(len(specs))

@@ -7,7 +7,10 @@ from typing import TypeAlias
 
 from cutset.bundles.manifest import Manifest
 from cutset.data.arrays import Array, to_array
+from cutset.data.images import Preprocessing
+from cutset.data.pixels import are_pixels, normalised, takes_images
 from cutset.data.torch_border import tensor_over
+from cutset.errors import EngineError
 from cutset.runtime.contract import boundary_into, check_multiple, check_tensors, count_rows
 from cutset.runtime.ledger import Outputs
 from cutset.tensors import TensorSpec, dim_factor
@@ -47,10 +50,27 @@ def cut_inputs(
         to_array(array, boundary=boundary, expected=expected)
         for array, expected in zip(inputs, promised, strict=False)
     )
+    images = manifest.preprocessing
+    if images is not None and are_pixels(arrays, None, images) and takes_images(images, specs):
+        return _cut_pixels(manifest, images, arrays, micro_batch)
     num_rows = count_rows(arrays, specs)
     check_tensors(arrays, specs, num_rows, boundary)
     check_multiple(num_rows, manifest.micro_batch_only)
     return cut_rows(arrays, specs, num_rows, micro_batch)
+
+
+def _cut_pixels(
+    manifest: Manifest, images: Preprocessing, arrays: Outputs, micro_batch: int
+) -> list[tuple[int, Outputs]]:
+    """As `cut_inputs`, of pixels: they travel as such where the plan wants it."""
+    num_rows = len(arrays[0])
+    if not num_rows:
+        raise EngineError("there are no images; give at least one")
+    check_multiple(num_rows, manifest.micro_batch_only)
+    if not manifest.takes_pixels:
+        arrays = (normalised(arrays[0], images),)
+    # Pixels are cut by rows as the input is: both have them first.
+    return cut_rows(arrays, manifest.stages[0].inputs, num_rows, micro_batch)
 
 
 def cut_rows(

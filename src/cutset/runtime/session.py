@@ -109,9 +109,10 @@ class Session:
 
         Args:
             inputs: one array for each input of the model, batch first, any number of rows from 1
-                up; a multiple of the only number that the bundle was captured for, where there is
-                one. They must not be changed until the future is done: what is lost with a worker
-                is sent again from them.
+                up; where the bundle says how images become rows, also their pixels as `read_pixels`
+                gives them, uint8 [rows, height, width, 3]; a multiple of the only number that the
+                bundle was captured for, where there is one. They must not be changed until the
+                future is done: what is lost with a worker is sent again from them.
 
         Returns:
             A future of the outputs, as `run` returns them. Input that does not fit the model fails

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from cutset.backends.selection import AUTO, check_backend_name
+from cutset.codecs.known_codecs import PIXELS
 from cutset.costs.cost_model import REFERENCE, CostModel, Granularity
 from cutset.costs.profile import Profile, with_backend
 from cutset.errors import PlanError
@@ -25,6 +26,7 @@ from cutset.planning import (
     try_more_tensors,
 )
 from cutset.planning.deadline import within
+from cutset.planning.input_forms import best_form
 from cutset.planning.micro_batches import front_of_sizes
 from cutset.planning.watch import Standing, watching
 from cutset.progress import Progress, no_progress
@@ -33,6 +35,7 @@ from cutset.workflow.measured_costs import (
     cost_model,
     measure_costs,
     planned_sizes,
+    takes_images_of,
     worker_base_bytes,
 )
 from cutset.workflow.prepare import PreparedModel
@@ -129,16 +132,18 @@ def plan_front(
     deadline = within(request.time_limit_s)
     fronts: list[tuple[Plan, ...]] = []
     reason: PlanError | None = None
+    forms = [(as_pixels, n) for as_pixels in _input_forms(prepared, request) for n in sizes]
     with _watched(standing):
-        for index, rows in enumerate(sizes):
+        for index, (as_pixels, rows) in enumerate(forms):
             found = cost_model(
                 prepared,
                 profiles=profiles,
                 batch_size=rows,
                 base_bytes=base_bytes,
                 allow=request.allow,
+                as_pixels=as_pixels,
             )
-            wanted = request.within(deadline.left_s / (len(sizes) - index))
+            wanted = request.within(deadline.left_s / (len(forms) - index))
             try:
                 fronts.append(pareto_plans(prepared.captured.graph, prepared.cuts, found, wanted))
             except PlanError as error:
@@ -306,19 +311,23 @@ def plan_stages(
         allow=wanted.allow,
     )
     graph, cuts = prepared.captured.graph, prepared.cuts
+
+    def plan_of(as_pixels: bool) -> Callable[[PlanRequest], Plan]:
+        costs = [
+            costs_at(batch_size=rows, granularity=granularity, as_pixels=as_pixels)
+            for rows in sizes
+        ]
+        return lambda limited: make_plan(graph, cuts, costs, limited)
+
     try:
-        plan = make_plan(
-            graph,
-            cuts,
-            [costs_at(batch_size=rows, granularity=granularity) for rows in sizes],
-            wanted,
-        )
+        plan = best_form([plan_of(form) for form in _input_forms(prepared, wanted)], wanted)
     except PlanError as error:
         costs_at = functools.partial(costs_at, batch_size=sizes[0])
         more = _more_tensors(prepared, wanted, None, costs_at) if granularity == "unit" else None
         if more is not None:
             error.args = (f"{error}; {_advice(more)}",)
         raise
+    costs_at = functools.partial(costs_at, as_pixels=plan.input_codec == PIXELS)
     if granularity == "unit":
         costs_at = functools.partial(costs_at, batch_size=plan.micro_batch)
         more = _more_tensors(prepared, wanted, plan, costs_at)
@@ -332,6 +341,12 @@ def plan_stages(
         return plan
     note = "times stand for work: 1e9 multiply-adds a second at speed 1; nothing was measured"
     return msgspec.structs.replace(plan, notes=(*plan.notes, note))
+
+
+def _input_forms(prepared: PreparedModel, request: PlanRequest) -> tuple[bool, ...]:
+    """Whether inputs may travel as pixels, and as they are; the caller's way to them must cost."""
+    has_way = request.devices_and_links.caller is not None
+    return (True, False) if has_way and takes_images_of(prepared) else (False,)
 
 
 def _more_tensors(

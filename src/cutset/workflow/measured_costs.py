@@ -19,9 +19,10 @@ from cutset.backends.selection import (
 from cutset.cluster.devices import Cluster
 from cutset.costs.cost_model import CostModel, Granularity, costs_from_flops, costs_from_profile
 from cutset.costs.profile import Profile, in_words, with_backend
+from cutset.data.pixels import takes_images
 from cutset.errors import EngineError, PlanError
 from cutset.graph.cuts import CutPoints
-from cutset.measure.codec_speed import with_codecs
+from cutset.measure.codec_speed import with_codecs, with_pixels
 from cutset.measure.idle_memory import measure_worker_base
 from cutset.measure.piece_times import PieceBackend
 from cutset.measure.profiling import piece_backends, profile_costs
@@ -209,6 +210,7 @@ def cost_model(
     granularity: Granularity = "unit",
     finer: CutPoints | None = None,
     allow: Sequence[str] = (),
+    as_pixels: bool = False,
 ) -> CostModel:
     """Costs from profiles, or from multiply-adds alone where there are none.
 
@@ -220,6 +222,7 @@ def cost_model(
         granularity: ``"unit"``, or ``"op"`` to allow cuts between any two operations.
         finer: positions with more cut points than the model's, to see what these would give.
         allow: names of codecs, which are measured here where there are profiles.
+        as_pixels: the model takes images (`takes_images_of`), which travel to it as pixels.
 
     Raises:
         PlanError: a profile is of another model, or `planned_sizes` finds none.
@@ -234,7 +237,7 @@ def cost_model(
             base_bytes=base_bytes,
             granularity=granularity,
         )
-        return with_codecs(found, graph, allow, measured=False)
+        return _with_what_travels(found, prepared, allow, as_pixels=as_pixels, measured=False)
     of_one_size = (
         profiles.at(rows)
         if isinstance(profiles, Profile)
@@ -243,7 +246,31 @@ def cost_model(
     found = costs_from_profile(
         graph, cuts, of_one_size, base_bytes=base_bytes, granularity=granularity, finer=finer
     )
-    return with_codecs(found, graph, allow, measured=True)
+    return _with_what_travels(found, prepared, allow, as_pixels=as_pixels, measured=True)
+
+
+def _with_what_travels(
+    costs: CostModel,
+    prepared: PreparedModel,
+    allow: Sequence[str],
+    *,
+    as_pixels: bool,
+    measured: bool,
+) -> CostModel:
+    """The costs with codecs, and with pixels as inputs."""
+    costs = with_codecs(costs, prepared.captured.graph, allow, measured=measured)
+    preprocessing = prepared.found.preprocessing
+    if not as_pixels or preprocessing is None:
+        return costs
+    return with_pixels(costs, preprocessing, measured=measured)
+
+
+def takes_images_of(prepared: PreparedModel) -> bool:
+    """Whether rows of a model may be images, and how they become rows is known."""
+    preprocessing = prepared.found.preprocessing
+    if preprocessing is None or prepared.part is not None:
+        return False
+    return takes_images(preprocessing, prepared.captured.graph.inputs)
 
 
 def worker_base_bytes(cluster: Cluster, profiles: Profile | Mapping[str, Profile] | None) -> int:

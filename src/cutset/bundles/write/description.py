@@ -13,6 +13,7 @@ from cutset.bundles.manifest import Manifest, encode_manifest
 from cutset.bundles.open import Bundle, read_manifest
 from cutset.bundles.strict_json import MANIFEST_NAME
 from cutset.data.images import Preprocessing
+from cutset.data.pixels import takes_images
 from cutset.errors import BundleError, ModelError
 from cutset.planning.plan import Plan
 from cutset.tensors import TensorSpec
@@ -64,7 +65,7 @@ def check_images(preprocessing: Preprocessing, inputs: Sequence[TensorSpec]) -> 
         ModelError: the model has several inputs, or its input has other lengths or another dtype.
     """
     height, width = preprocessing.crop
-    if len(inputs) != 1 or (*inputs[0].shape[1:], inputs[0].dtype) != (3, height, width, "float32"):
+    if not takes_images(preprocessing, inputs):
         raise ModelError(
             f"images would become rows of float32[3, {height}, {width}], but the model takes "
             f"{', '.join(map(str, inputs))}"

@@ -194,7 +194,7 @@ class _BundleWriter:
         """What the bundle holds; what people say of the model is still missing."""
         graph = self._captured.graph
         return Manifest(
-            format=format_of(stages),
+            format=format_of(self._plan),
             created_by={
                 "cutset": __version__,
                 **self._captured.made_with,
