@@ -45,7 +45,8 @@ _SCRIPT = """
 set -e
 mkdir -p -- {environment}
 exec 9>>{environment}/.cutset-lock
-python3 -c 'import fcntl, signal; signal.alarm({limit_s}); fcntl.flock(9, fcntl.LOCK_EX)'
+any=python3; [ ! -x {python} ] || any={python}
+"$any" -c 'import fcntl, signal; signal.alarm({limit_s}); fcntl.flock(9, fcntl.LOCK_EX)'
 [ "$(cat {environment}/.cutset-made 2>/dev/null)" != {made} ] || exit 0
 folder=$(mktemp -d {environment}/.cutset-XXXXXX)
 trap 'rm -rf -- "$folder"' EXIT

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cutset.cluster.cluster_file import cluster_from_toml
+from cutset.cluster.devices import Device
 from cutset.engines.ssh import install as module
+from cutset.engines.ssh.client import Target
 from cutset.engines.ssh.install import install_on_hosts
+from cutset.engines.ssh.wheel import write_own_wheel
 from cutset.errors import EngineError
 
 KILLED = "pip was killed, as happens where memory does not suffice"
@@ -78,3 +85,43 @@ def test_what_is_no_wheel_is_refused_before_anyone_is_asked(
     }
     with pytest.raises(EngineError, match=said):
         install_on_hosts(cluster, **paths)  # type: ignore[arg-type]
+
+
+_TOOLS = ("sh", "mkdir", "cat", "mktemp", "tar", "rm", "env")
+
+
+def test_an_environment_that_is_there_needs_no_other_python(tmp_path: Path) -> None:
+    """On a device where no `python3` is found, from a folder whose name has a space."""
+    (tmp_path / "tools").mkdir()
+    for tool in _TOOLS:
+        (tmp_path / "tools" / tool).symlink_to(shutil.which(tool) or "")
+    environment = tmp_path / "an env"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    packages = next(environment.glob("lib/python3*/site-packages"))
+    (packages / "others.pth").write_text(f"{Path(msgspec.__file__).parents[1]}\n")
+    sent = module._packed(tmp_path, [write_own_wheel(tmp_path)])
+    script = module._Script(sent=sent, made="mark", options="--no-index")
+    device = Device(
+        name="here",
+        python=str(environment / "bin" / "python"),
+        env=(("PATH", str(tmp_path / "tools")), ("PIP_LOG", str(tmp_path / "log"))),
+    )
+    target = Target(device=device, address=None)
+    assert module._run(target, script) is None
+    assert module._run(target, script) is None  # as for another device with the same folder
+    assert (tmp_path / "log").read_text().count("Successfully installed cutset-") == 1
+    assert (packages / "cutset" / "version.py").exists()
+    assert {path.name for path in environment.glob(".*")} == {".cutset-lock", ".cutset-made"}
+
+
+def test_a_device_without_any_python_is_told(tmp_path: Path) -> None:
+    (tmp_path / "tools").mkdir()
+    for tool in _TOOLS:
+        (tmp_path / "tools" / tool).symlink_to(shutil.which(tool) or "")
+    script = module._Script(sent=Path("/dev/null"), made="mark", options="")
+    path = ("PATH", str(tmp_path / "tools"))
+    device = Device(name="here", python=str(tmp_path / "new/bin/python"), env=(path,))
+    trouble = module._run(Target(device=device, address=None), script)
+    assert trouble is not None
+    assert "python3: not found" in trouble.text
+    assert trouble.mend == "install Python on it (Debian: sudo apt install python3-venv)"
