@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import collections
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +13,18 @@ import numpy as np
 from cutset.data.array_files import ARRAY_SUFFIXES, read_arrays
 from cutset.data.images import Preprocessing, find_images, read_image, read_pixels
 from cutset.errors import ModelError
+from cutset.host import num_usable_cores
 from cutset.tensors import TensorSpec
+
+_MOST_THREADS = 8
+_AHEAD = 2
 
 
 class FileRows:
     """Reads files some rows at a time, and notes what could not be read.
+
+    Images are read by threads of their own, a few ahead of who takes them: decoding is most of
+    what a caller does, and lets go of the interpreter meanwhile.
 
     Args:
         inputs: of the model.
@@ -68,16 +78,19 @@ class FileRows:
         self, paths: Sequence[Path], num_images: int
     ) -> Iterator[tuple[np.ndarray, ...]]:
         preprocessing = self._preprocessing
-        if paths and (preprocessing is None or len(self._inputs) != 1):
+        if not paths:
+            return
+        if preprocessing is None or len(self._inputs) != 1:
             raise ModelError(
-                f"{paths[0]}: the bundle does not say how an image becomes a row; give a .npy "
-                "or .safetensors file, or split the model again with weights that know"
+                f"{paths[0]}: it is not known how an image becomes a row; give a .npy or "
+                ".safetensors file, or say it with --preprocess to `cutset split`, or of a bundle "
+                "to `cutset bundle set`"
             )
         rows: list[np.ndarray] = []
-        for path in paths:
-            assert preprocessing is not None
+        read = functools.partial(self._read, preprocessing=preprocessing)
+        for path, image in _read_ahead(paths, read):
             try:
-                rows.append(self._read(path, preprocessing))
+                rows.append(image.result())
             except ModelError as error:
                 self.failed.append((str(path), str(error)))
                 continue
@@ -87,3 +100,22 @@ class FileRows:
                 rows = []
         if rows:
             yield (np.stack(rows),)
+
+
+def _read_ahead(
+    paths: Sequence[Path], read: Callable[[Path], np.ndarray]
+) -> Iterator[tuple[Path, Future[np.ndarray]]]:
+    """Images in order, as many on their way as the cores of this machine can read at once."""
+    num_threads = min(_MOST_THREADS, max(1, num_usable_cores() - 1))
+    coming = collections.deque[tuple[Path, "Future[np.ndarray]"]]()
+    with ThreadPoolExecutor(num_threads, "cutset-image") as pool:
+        try:
+            for path in paths:
+                coming.append((path, pool.submit(read, path)))
+                if len(coming) > _AHEAD * num_threads:
+                    yield coming.popleft()
+            while coming:
+                yield coming.popleft()
+        finally:
+            for _, image in coming:
+                image.cancel()
