@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import statistics
-import time
 from collections.abc import Sequence
 
 import msgspec
@@ -18,6 +16,7 @@ from cutset.data.images import Preprocessing
 from cutset.data.pixels import normalised
 from cutset.dtypes import NUMPY_DTYPES
 from cutset.graph.ir import Graph, boundary_specs
+from cutset.measure.stream_seconds import median_in_stream, timed
 from cutset.tensors import TensorSpec
 
 _NUM_RUNS = 7
@@ -38,15 +37,13 @@ def codec_seconds(name: str, spec: TensorSpec, num_rows: int) -> tuple[float, fl
     shape = spec.concrete_shape(num_rows)
     drawn = np.random.default_rng(_SEED).standard_normal(shape, np.float32)
     array, codec = drawn.astype(NUMPY_DTYPES[spec.dtype]), CODECS[name]
-    written_s, read_s = [], []
+    written, read = [], []
     for _ in range(_NUM_RUNS):
-        started_s = time.perf_counter()
-        payload = encode(codec, array, spec, num_rows)
-        between_s = time.perf_counter()
-        decode(codec, payload, spec, num_rows)
-        written_s.append(between_s - started_s)
-        read_s.append(time.perf_counter() - between_s)
-    return statistics.median(written_s), statistics.median(read_s)
+        payload, spent = timed(lambda: encode(codec, array, spec, num_rows))
+        written.append(spent)
+        _, spent = timed(functools.partial(decode, codec, payload, spec, num_rows))
+        read.append(spent)
+    return median_in_stream(written), median_in_stream(read)
 
 
 @functools.lru_cache(maxsize=64)
@@ -54,12 +51,8 @@ def _pixel_seconds(preprocessing: Preprocessing, num_rows: int) -> float:
     """Seconds to make rows of the pixels of images: the median of a few runs."""
     shape = (num_rows, *preprocessing.crop, 3)
     pixels = np.random.default_rng(_SEED).integers(0, 256, shape, np.uint8)
-    taken_s = []
-    for _ in range(_NUM_RUNS):
-        started_s = time.perf_counter()
-        normalised(pixels, preprocessing)
-        taken_s.append(time.perf_counter() - started_s)
-    return statistics.median(taken_s)
+    made = functools.partial(normalised, pixels, preprocessing)
+    return median_in_stream([timed(made)[1] for _ in range(_NUM_RUNS)])
 
 
 def with_pixels(costs: CostModel, preprocessing: Preprocessing, *, measured: bool) -> CostModel:

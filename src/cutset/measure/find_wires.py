@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from cutset.cluster.wires import Medium, Port
 
@@ -26,8 +26,24 @@ MEDIUM = "shared"
 """Name of a medium that was found."""
 
 HostPair: TypeAlias = tuple[str, str]
-Together: TypeAlias = Callable[[Sequence[HostPair]], tuple[dict[HostPair, float], float]]
-"""Bytes per second of each of some links at once, and how busy the busiest processor was."""
+
+
+class AtOnce(NamedTuple):
+    """What links carried at once.
+
+    Attributes:
+        rates: bytes per second of each, while it carried something.
+        total: of all of them, until the last was done.
+        busy: the share of its processor that the busiest process used, 0 to about 1.
+    """
+
+    rates: dict[HostPair, float]
+    total: float
+    busy: float
+
+
+Together: TypeAlias = Callable[[Sequence[HostPair]], AtOnce]
+"""Sends over some links at once."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,13 +108,13 @@ class _Links:
         """
         for pair in pairs:
             if pair not in self._alone:
-                rates, busy = self._together([pair])
-                self._alone[pair] = rates[pair] if busy <= BUSY else 0.0
+                seen = self._together([pair])
+                self._alone[pair] = seen.rates[pair] if seen.busy <= BUSY else 0.0
         if not all(self._alone[pair] for pair in pairs):
             return None
-        rates, busy = self._together(pairs)
-        parts = sum(rates[pair] / self._alone[pair] for pair in pairs)
-        return (parts, sum(rates.values())) if busy <= BUSY else None
+        seen = self._together(pairs)
+        parts = sum(seen.rates[pair] / self._alone[pair] for pair in pairs)
+        return (parts, seen.total) if seen.busy <= BUSY else None
 
     def shared(self, pairs: Sequence[HostPair]) -> float | None:
         """Bytes per second of all of them at once, if they were seen to share a wire."""

@@ -26,6 +26,7 @@ from cutset.links.joining import join
 from cutset.links.meeting import Meeting
 from cutset.links.network import Receiver, Sender
 from cutset.links.parcels import LinkClosedError, LinkContract, Parcel
+from cutset.measure.find_wires import AtOnce, HostPair
 from cutset.measure.link_speed import MAX_BYTES, Conversation
 from cutset.tensors import TensorSpec
 
@@ -55,12 +56,14 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     Attributes:
         link: its index.
-        bytes_per_s: how fast the bytes came; 0 from the end that sent them.
+        num_bytes: that came after the first message; 0 from the end that sent them.
+        seconds: that they took.
         busy: processor time of the process over what it could have had, 0 to about 1.
     """
 
     link: int
-    bytes_per_s: float
+    num_bytes: int
+    seconds: float
     busy: float
 
 
@@ -95,8 +98,7 @@ def _receive(receiver: Receiver, link: int) -> None:
         elif num_rows > _LAST_ROWS:
             num_bytes += num_rows
         if num_rows == _LAST_ROWS:
-            rate = num_bytes / max(busy.seconds, 1e-9)
-            _print(Flow(link=link, bytes_per_s=rate, busy=busy.share))
+            _print(Flow(link=link, num_bytes=num_bytes, seconds=busy.seconds, busy=busy.share))
             num_bytes, busy = 0, None
 
 
@@ -107,7 +109,7 @@ def _send(sender: Sender, link: int, flood: Flood) -> None:
         sender.send(_parcel(flood.num_bytes))
         num_sent += 1
     sender.send(_parcel(_LAST_ROWS))
-    _print(Flow(link=link, bytes_per_s=0.0, busy=busy.share))
+    _print(Flow(link=link, num_bytes=0, seconds=busy.seconds, busy=busy.share))
 
 
 def _parcel(num_bytes: int) -> Parcel:
@@ -134,7 +136,7 @@ class FlowProcesses:
 
     def __init__(
         self,
-        pairs: Sequence[tuple[str, str]],
+        pairs: Sequence[HostPair],
         talks: Mapping[str, Conversation],
         *,
         limit_s: float,
@@ -143,17 +145,12 @@ class FlowProcesses:
         self._talks = talks
         self._limit_s = limit_s
 
-    def flood(
-        self, pairs: Iterable[tuple[str, str]], bytes_per_s: float
-    ) -> tuple[dict[tuple[str, str], float], float]:
+    def flood(self, pairs: Iterable[HostPair], bytes_per_s: float) -> AtOnce:
         """Sends over links at once.
 
         Args:
             pairs: whose links.
             bytes_per_s: about what one of them carries: how large its messages are.
-
-        Returns:
-            Bytes per second of each, and the share of its processor that the busiest process used.
 
         Raises:
             EngineError: a process failed, or did not answer in time.
@@ -164,17 +161,19 @@ class FlowProcesses:
             own = tuple(link for link in links if self._pairs[link][0] == name)
             if own:
                 talk.tell(msgspec.json.encode(Flood(links=own, num_bytes=size)).decode())
-        rates: dict[tuple[str, str], float] = {}
-        busy: list[float] = []
+        flows: list[Flow] = []
         deadline_s = time.monotonic() + self._limit_s
-        while len(busy) < 2 * len(links):
-            for flow in self._hear():
-                busy.append(flow.busy)
-                if flow.bytes_per_s:
-                    rates[self._pairs[flow.link]] = flow.bytes_per_s
+        while len(flows) < 2 * len(links):
+            flows += self._hear()
             if time.monotonic() > deadline_s:
                 raise EngineError(f"links did not carry anything within {self._limit_s:.0f} s")
-        return rates, max(busy)
+        came = [flow for flow in flows if flow.num_bytes]
+        return AtOnce(
+            rates={self._pairs[flow.link]: flow.num_bytes / flow.seconds for flow in came},
+            # A wire that all share is busy until the last of them is done.
+            total=sum(flow.num_bytes for flow in came) / max(flow.seconds for flow in came),
+            busy=max(flow.busy for flow in flows),
+        )
 
     def _hear(self) -> list[Flow]:
         """What was seen, after carrying over what the processes have to tell each other."""

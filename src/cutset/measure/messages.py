@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
-import time
-from statistics import median
 
 import numpy as np
 
 from cutset.links.arena import Arena, create_file
 from cutset.links.parcels import LinkContract, Parcel
 from cutset.links.shared_memory import HostReceiver, HostSender
+from cutset.measure.stream_seconds import median_in_stream, timed
 from cutset.tensors import TensorSpec
 
 _NUM_WARM_UP = 5
@@ -38,15 +38,18 @@ def measure_hop(num_bytes: int) -> float:
         array = np.zeros(spec.concrete_shape(1), np.uint8)
         sender = HostSender(ours, link, 1, ends[0], _TIMEOUT_S)
         receiver = HostReceiver(theirs, link, 1, ends[1], _TIMEOUT_S, reuse=True)
-        samples = []
-        for sequence in range(_NUM_WARM_UP + _NUM_HOPS):
-            started_s = time.perf_counter()
+
+        def hop(sequence: int) -> None:
             sender.send(Parcel(sequence=sequence, num_rows=1, tensors=(array,)))
             _, parcel = receiver.receive()
             parcel.release()
-            samples.append(time.perf_counter() - started_s)
+
+        samples = [
+            timed(functools.partial(hop, sequence))[1]
+            for sequence in range(_NUM_WARM_UP + _NUM_HOPS)
+        ]
     finally:
         ours.close()
         theirs.close()
         os.close(file)
-    return median(samples[_NUM_WARM_UP:])
+    return median_in_stream(samples[_NUM_WARM_UP:])

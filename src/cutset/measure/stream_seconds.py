@@ -10,7 +10,7 @@ stream each of them takes, in the mean, its processor time over the share.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -63,3 +63,8 @@ def stream_seconds(
     used = (processor_s / clock_s).max(axis=0)
     in_stream = processor_s / np.minimum(np.maximum(used, 1.0), quota)
     return np.where(used < _ELSEWHERE * quota, clock_s, in_stream)
+
+
+def median_in_stream(spent: Sequence[Spent]) -> float:
+    """The median of what one thread took for the same thing several times, as in a stream."""
+    return float(np.median(stream_seconds(np.array(spent)[:, None], 1)))

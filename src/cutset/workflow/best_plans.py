@@ -332,7 +332,7 @@ def plan_stages(
         costs_at = functools.partial(costs_at, batch_size=plan.micro_batch)
         more = _more_tensors(prepared, wanted, plan, costs_at)
         notes = plan.notes
-        if len(sizes) == 1 and (
+        if plan.micro_batch == sizes[-1] and (
             advice := more_rows_advice(graph, cuts, costs_at(), wanted, plan=plan)
         ):
             notes = (*notes, advice)

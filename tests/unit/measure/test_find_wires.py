@@ -9,7 +9,7 @@ import pytest
 from cutset.cluster.cluster_file import cluster_from_toml
 from cutset.cluster.devices import Cluster
 from cutset.cluster.wires import Medium, Port, Wires
-from cutset.measure.find_wires import FoundWires, HostPair, find_shared_wires, tried_pairs
+from cutset.measure.find_wires import AtOnce, FoundWires, HostPair, find_shared_wires, tried_pairs
 
 
 class _MadeUp:
@@ -20,7 +20,7 @@ class _MadeUp:
         self._busy = busy
         self.asked: list[Sequence[HostPair]] = []
 
-    def together(self, pairs: Sequence[HostPair]) -> tuple[dict[HostPair, float], float]:
+    def together(self, pairs: Sequence[HostPair]) -> AtOnce:
         """Rates rise together until a wire is full; who passes it keeps what it has."""
         self.asked.append(pairs)
         uses = {pair: self._wires.between(*pair).uses for pair in pairs}
@@ -39,7 +39,7 @@ class _MadeUp:
                 rates[pair] += step
             full = {wire for wire, left in room.items() if left <= step}
             open_ -= {pair for pair in open_ if any(use.wire in full for use in uses[pair])}
-        return rates, self._busy
+        return AtOnce(rates, sum(rates.values()), self._busy)
 
 
 def cluster(names: str, device: str = "", rest: str = '[link]\nbandwidth = "1 GB/s"\n') -> Cluster:

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from cutset.measure.stream_seconds import Spent, stream_seconds, timed
+from cutset.measure.stream_seconds import Spent, median_in_stream, stream_seconds, timed
 
 
 def test_both_clocks_are_read() -> None:
@@ -45,3 +45,8 @@ def test_a_stream_takes_processor_time_over_the_quota(
 ) -> None:
     found = stream_seconds(np.array(samples), num_threads, quota=quota)
     assert found.tolist() == expected
+
+
+def test_the_median_of_what_one_thread_did_several_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cutset.measure.stream_seconds.quota_cores", lambda: 0.5)
+    assert median_in_stream([Spent(1.0, 1.0), Spent(5.0, 3.0), Spent(2.0, 2.0)]) == 4.0
