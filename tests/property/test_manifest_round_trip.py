@@ -14,9 +14,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cutset.bundles.file_entries import FileEntry
 from cutset.bundles.manifest import (
     BUNDLE_FORMAT,
-    FileEntry,
     Manifest,
     PartEntry,
     StageEntry,

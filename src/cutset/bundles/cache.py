@@ -26,17 +26,15 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from cutset.bundles.cache_room import FOLDER_VARIABLE, CacheRoom
-from cutset.bundles.manifest import (
-    FileEntry,
-    Manifest,
-    decode_manifest,
-    sha256_of,
-)
+from cutset.bundles.file_entries import FileEntry, sha256_of
 from cutset.bundles.strict_json import MANIFEST_NAME
 from cutset.errors import BundleError, ChecksumMismatch
+
+if TYPE_CHECKING:
+    from cutset.bundles.manifest import Manifest
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LEFTOVER_S = 24 * 3600.0
@@ -233,6 +231,8 @@ class ShardCache:
         Raises:
             BundleError: it is not here, or is none.
         """
+        from cutset.bundles.manifest import decode_manifest  # which loads NumPy, and much else
+
         try:
             return decode_manifest(self.object_path(sha256).read_bytes())
         except FileNotFoundError:

@@ -117,7 +117,6 @@ first output's last dimension, whose length is their number [M].
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 from typing import TypeVar
@@ -127,6 +126,7 @@ import msgspec
 from cutset.bundles.agreement import AgreementEntry
 from cutset.bundles.coded_boundaries import CODED_FORMAT
 from cutset.bundles.consistency import check_manifest
+from cutset.bundles.file_entries import FileEntry, sha256_of
 from cutset.bundles.strict_json import MANIFEST_NAME, contradiction, repeated_key
 from cutset.codecs.known_codecs import PIXELS
 from cutset.data.images import Preprocessing
@@ -142,16 +142,7 @@ MAX_MANIFEST_BYTES = 16 << 20
 MAX_MANIFEST_VALUES = 1 << 20
 
 _FORMAT = re.compile(r"cutset-bundle/([1-9][0-9]{0,8})")
-_HASHED_AT_ONCE_BYTES = 1 << 18
 _JSON_PATH = re.compile(r" - at `(.+)`$")
-
-
-class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A file of the bundle: relative POSIX path, size in bytes, sha256 in lower-case hex."""
-
-    path: str
-    num_bytes: Count
-    sha256: str
 
 
 class PartEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -279,17 +270,6 @@ def manifest_file(folder: Path) -> FileEntry:
     """The manifest of the bundle in `folder` as a file, which `Manifest.files` does not list."""
     path = folder / MANIFEST_NAME
     return FileEntry(path=MANIFEST_NAME, num_bytes=path.stat().st_size, sha256=sha256_of(path))
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's content, in lower-case hex."""
-    digest = hashlib.sha256()
-    # One buffer, small enough for the processor's cache and read into again and again.
-    buffer = memoryview(bytearray(_HASHED_AT_ONCE_BYTES))
-    with path.open("rb", buffering=0) as file:
-        while num_read := file.readinto(buffer):
-            digest.update(buffer[:num_read])
-    return digest.hexdigest()
 
 
 class _Version(msgspec.Struct, frozen=True):

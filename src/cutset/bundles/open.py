@@ -20,13 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from cutset.bundles.file_entries import FileEntry, sha256_of
 from cutset.bundles.manifest import (
     MAX_MANIFEST_BYTES,
-    FileEntry,
     Manifest,
     StageEntry,
     decode_manifest,
-    sha256_of,
 )
 from cutset.bundles.strict_json import MANIFEST_NAME
 from cutset.errors import BundleError, ChecksumMismatch, ManifestError, UnsafeBundle

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cutset.bundles.cache import Incoming, ShardCache, default_cache_folder, stage_files
-from cutset.bundles.manifest import FileEntry
+from cutset.bundles.file_entries import FileEntry
 from cutset.errors import EngineError
 from cutset.host import free_memory_bytes, num_usable_cores
 from cutset.processes import command_of, made_environment

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from cutset.bundles.manifest import FileEntry
+from cutset.bundles.file_entries import FileEntry
 from cutset.cluster.devices import Cluster
 from cutset.errors import EngineError
 from cutset.version import __version__

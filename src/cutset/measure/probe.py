@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from cutset.bundles.manifest import FileEntry, sha256_of
+from cutset.bundles.file_entries import FileEntry, sha256_of
 from cutset.cluster.devices import Cluster, Device, LinkOverride
 from cutset.cluster.wires import Medium, Port, Wires
 from cutset.costs.profile import Profile, profile_from_json

@@ -14,7 +14,8 @@ from typing import TypeVar
 
 import msgspec
 
-from cutset.bundles.manifest import FileEntry, PartEntry, StageEntry
+from cutset.bundles.file_entries import FileEntry
+from cutset.bundles.manifest import PartEntry, StageEntry
 from cutset.bundles.proof.results import VerificationDocument
 from cutset.cluster.devices import Cluster
 from cutset.costs.profile import Profile

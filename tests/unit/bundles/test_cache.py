@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cutset.bundles.cache import ShardCache, default_cache_folder
-from cutset.bundles.manifest import FileEntry
+from cutset.bundles.file_entries import FileEntry
 from cutset.bundles.open import open_bundle
 from cutset.bundles.strict_json import MANIFEST_NAME
 from cutset.errors import BundleError, ChecksumMismatch

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cutset.bundles.cache import ShardCache
-from cutset.bundles.manifest import FileEntry, manifest_file
+from cutset.bundles.file_entries import FileEntry
+from cutset.bundles.manifest import manifest_file
 from cutset.bundles.open import open_bundle
 from cutset.errors import BundleError
 

@@ -20,14 +20,13 @@ import msgspec
 
 from cutset.bundles.agreement import AgreementEntry
 from cutset.bundles.coded_model import CodedModel, planned_codecs
+from cutset.bundles.file_entries import FileEntry, sha256_of
 from cutset.bundles.manifest import (
-    FileEntry,
     Manifest,
     PartEntry,
     StageEntry,
     encode_manifest,
     format_of,
-    sha256_of,
 )
 from cutset.bundles.reference import (
     EXACT_OUTPUT,

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from cutset.bundles.manifest import FileEntry
+from cutset.bundles.file_entries import FileEntry
 from cutset.engines.ray.nodes import RayNode
 from cutset.engines.remote_host import (
     ANSWER_TIMEOUT_S,

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from cutset.bundles.manifest import FileEntry
+from cutset.bundles.file_entries import FileEntry
 from cutset.cluster.devices import Cluster
 from cutset.engines.control import ControlPipes
 from cutset.engines.local import ended_by

@@ -15,7 +15,7 @@ import torch
 from onnx import numpy_helper
 
 from cutset.bundles.allowance import allowance_of
-from cutset.bundles.manifest import sha256_of
+from cutset.bundles.file_entries import sha256_of
 from cutset.bundles.open import read_manifest
 from cutset.bundles.proof.child import check_in_child
 from cutset.bundles.proof.results import BACKENDS, VerificationReport
