@@ -426,6 +426,13 @@ def test_split_with_a_codec_says_what_it_does(
     said = " ".join(outcome.out.split())
     assert "which is the whole model with fp16 after stage 0" in said
     assert "codecs, when it was split: the top label" in said
+    rows = np.random.default_rng(1).normal(size=(9, 8)).astype(np.float32)
+    np.save(tmp_path / "others.npy", rows)
+    asked_again = ("verify", bundle, "--calibration", tmp_path / "others.npy")
+    document = cutset(*asked_again, "--model", small_model, "--json").document
+    assert document["agreement"]["num_rows"] == 9
+    assert document["agreement"]["calibrated"]
+    assert cutset(*asked_again).code == 2
     plan = cutset("plan", *asked, "--allow", "int8", "--batch-size", 64, "--json").document
     assert [stage["codec"] for stage in plan["stages"]] == ["int8", "none"]
     assert [message["num_bytes"] for message in plan["messages"]] == [1408]

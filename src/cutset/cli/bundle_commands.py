@@ -53,10 +53,18 @@ def verify(
         str | None, typer.Option(help="the whole model, to compare with as well")
     ] = None,
     weights: options.Weights = None,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH",
+            help="with --model: images, a folder of them, .npy or .safetensors (repeatable), on"
+            " which answers with and without the bundle's codecs are compared",
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Check a bundle: contracts, completeness, units, numbers, hashes."""
-    from cutset.bundles.open import find_manifest
+    from cutset.bundles.open import find_manifest, read_manifest
     from cutset.bundles.proof.results import raise_if_failed
     from cutset.bundles.proof.verify import verify_bundle
     from cutset.report.text import print_checks, print_part
@@ -64,20 +72,31 @@ def verify(
     if weights is not None and model is None:
         usage_error("--weights is for the whole --model, which is not named; a bundle has its own")
     find_manifest(bundle)  # where there is no bundle, there are no checks to tell of
+    if calibration and model is None:
+        usage_error("--calibration is for the answers of the whole --model, which is not named")
+    if calibration and not read_manifest(bundle).is_coded:
+        usage_error("--calibration is for bundles with codecs: this one's answers are the model's")
     with show_progress() as progress:
         if model is None:
             report = verify_bundle(bundle, progress=progress)
         else:
             from cutset.workflow import verify_against  # which knows how to find models
 
-            report = verify_against(bundle, model=model, weights=weights, progress=progress)
+            report = verify_against(
+                bundle,
+                model=model,
+                weights=weights,
+                calibration=calibration or (),
+                progress=progress,
+            )
     checks = [(check.name, check.ok, check.detail) for check in report.checks]
     if as_json:
         print_json(report.as_json())
     else:
         print_checks(stdout(), checks, report.not_run)
         if report.agreement is not None:
-            stdout().print(f"codecs, when it was split: {report.agreement}")
+            when = "codecs" if calibration else "codecs, when it was split"
+            stdout().print(f"{when}: {report.agreement}")
         print_part(stdout(), report.part)
     raise_if_failed(report)
 

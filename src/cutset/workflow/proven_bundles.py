@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from cutset.bundles.write.export import export_bundle
 from cutset.capture.independence import check_micro_batch
 from cutset.cluster.devices import Cluster
 from cutset.codecs.coding import CodecError
-from cutset.errors import BundleError
+from cutset.errors import BundleError, ModelError
 from cutset.planning import Plan, expect_on_cluster
 from cutset.progress import Progress, no_progress
 from cutset.workflow.allowed_codecs import AnswerLimits, agreement_of
@@ -194,6 +194,7 @@ def verify_against(
     *,
     model: str | None = None,
     weights: str | None = None,
+    calibration: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> VerificationReport:
     """Verifies a bundle, and where a model is named compares it with the whole of that too.
@@ -202,18 +203,25 @@ def verify_against(
         bundle: the bundle's folder.
         model: as `find_model` takes it, or None.
         weights: as `find_model` takes it.
+        calibration: files of rows, as `AnswerLimits` has them: how far the codecs of the bundle
+            change the named model's answers on them is the report's `agreement` then.
         progress: told of every step.
 
     Raises:
-        ModelError: the model cannot be found or captured.
+        ModelError: the model cannot be found or captured, or a row cannot be read.
+        ValueError: there are calibration rows, and no model, or no codecs in the bundle.
     """
     progress = progress or no_progress
     if model is None:
+        if calibration:
+            raise ValueError("calibration rows are for the answers of a model; name it")
         return verify_bundle(bundle, progress=progress)
     try:
         manifest = read_manifest(Path(bundle))
     except BundleError:
         return verify_bundle(bundle, progress=progress)  # which says what is wrong with it
+    if calibration and not manifest.is_coded:
+        raise ValueError(f"{bundle} has no codecs: on every row its answers are the model's")
     # What a bundle holds of a model is compared with just that.
     prepared = prepare_model(
         model,
@@ -222,4 +230,12 @@ def verify_against(
         micro_batch_only=manifest.micro_batch_only,
         progress=progress,
     )
-    return verify_bundle(bundle, captured=prepared.captured, progress=progress)
+    report = verify_bundle(bundle, captured=prepared.captured, progress=progress)
+    if not calibration or not report.ok:
+        return report
+    progress("comparing answers with and without codecs")
+    try:
+        found = agreement_of(prepared, manifest.plan, AnswerLimits(calibration=tuple(calibration)))
+    except CodecError as error:
+        raise ModelError(f"calibration: {error}") from error
+    return dataclasses.replace(report, agreement=found)
