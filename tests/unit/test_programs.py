@@ -21,6 +21,7 @@ AT_ONCE = {
     "board": ([], 0),  # whoever started it is gone
     "bystander": (["0"], 0),
     "command": (["--version"], 0),
+    "flows": (["--help"], 0),
     "idle-worker": (["torch"], 0),
     "link-speed": (["--help"], 0),
     "overhead": (["--help"], 0),

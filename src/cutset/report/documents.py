@@ -94,5 +94,5 @@ def agreement_document(agreement: AgreementEntry | None) -> Document | None:
 
 
 def front_document(plans: Sequence[Plan], *, part: PartEntry | None = None) -> Document:
-    """``cutset plan --objective pareto --json``: the plans of the front, of rising period."""
+    """``cutset plan --objective pareto --json``: the front, of falling rows per second."""
     return {"plans": [plan_document(plan, part=part) for plan in plans]}

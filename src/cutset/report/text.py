@@ -246,7 +246,7 @@ def _alternative(alternative: Alternative) -> str:
 
 
 def print_front(console: Console, plans: Sequence[Plan]) -> None:
-    """Prints every plan that no other beats in both period and latency."""
+    """Prints every plan that no other beats in rows per second and latency."""
     table = Table(box=None, pad_edge=False)
     for name in ("rows", "period", "latency", "rows/s"):
         table.add_column(name, justify="right", no_wrap=True)

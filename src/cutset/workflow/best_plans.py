@@ -120,7 +120,7 @@ def plan_front(
     progress: Progress | None = None,
     standing: Tell | None = None,
 ) -> tuple[Plan, ...]:
-    """Every plan that no other beats in both period and latency, of rising period.
+    """Every plan that no other beats in rows per second and latency, of falling rows per second.
 
     Arguments and errors as for `plan_model`; the request's objective does not matter.
     """
