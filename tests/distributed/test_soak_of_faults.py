@@ -277,8 +277,10 @@ def _open_files() -> collections.Counter[str]:
 
 @pytest.fixture
 def nothing_is_left(bundle: Path) -> Iterator[None]:
-    with open_session(bundle, backend="torch") as session:  # what is made once is made
-        session.run(torch.zeros(1, 3, 16, 16))
+    for shares_memory in (True, False):  # what is made once is made: ZeroMQ's context, for one
+        engine = LocalEngine(("a", "b"), num_threads=1, shares_memory=shares_memory)
+        with open_session(bundle, backend="torch", engine=engine) as session:
+            session.run(torch.zeros(1, 3, 16, 16))
     gc.collect()
     files, threads = _open_files(), set(threading.enumerate())
     yield

@@ -228,9 +228,9 @@ class Circuit:
     def _lost(self, link: LinkContract, error: BaseException) -> None:
         if self._closed.is_set():
             return
-        _LOG.info("epoch %d: %s", self.epoch, error)
         seconds = error.seconds if isinstance(error, LinkTimeout) else 0.0
         reason = str(error)
+        _LOG.info("epoch %d: %s", self.epoch, reason)
         if not isinstance(error, LinkClosedError | LinkTimeout):
             # What nobody foresaw. A thread's end must not go unnoticed.
             _LOG.warning("a thread of link %s failed", link.name, exc_info=error)

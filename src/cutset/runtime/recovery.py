@@ -492,7 +492,8 @@ class Supervisor:
             self._circuit.close()
             self._circuit = None
         num_failed = self._ledger.close_epoch(setback.killer)
-        _LOG.warning("epoch %d is over: %s", self.epoch, setback)
+        # In words: whoever keeps the record would keep a traceback, and with it the epoch's memory.
+        _LOG.warning("epoch %d is over: %s", self.epoch, str(setback))
         if setback.fatal:
             raise setback.error
         if setback.moved:
