@@ -11,7 +11,7 @@ from cutset.backends.allocator import keep_freed_memory
 from cutset.capture.captured import Captured
 from cutset.costs.profile import Profile, of_sizes, with_backend, with_stages
 from cutset.errors import EngineError, PlanError
-from cutset.host import num_usable_cores
+from cutset.host import usable_cores
 from cutset.measure.messages import measure_hop
 from cutset.measure.piece_times import PieceBackend
 from cutset.measure.profiling import time_stages
@@ -156,7 +156,7 @@ def expect_here(
         for s, before, after in zip(compute_s, message_s, message_s[1:], strict=False)
     )
     all_s = sum(compute_s) + sum(message_s)
-    at_once = max(1, num_usable_cores() // num_threads)
+    at_once = max(1.0, usable_cores() / num_threads)
     expected = Expected(
         where="this machine",
         compute_s=compute_s,

@@ -46,9 +46,9 @@ def test_a_plan_gets_its_stages_as_wholes_and_its_messages(
         return 4.0 + len(sizes)
 
     monkeypatch.setattr(local_plans, "measure_hop", hop)
-    for num_cores in (2, 1):
+    for num_cores in (2.0, 1.5, 1.0, 0.5):
         sizes.clear()
-        monkeypatch.setattr(local_plans, "num_usable_cores", lambda n=num_cores: n)
+        monkeypatch.setattr(local_plans, "usable_cores", lambda n=num_cores: n)
         found = expect_here(captured, plan, backends, num_runs=5)
         expected = found.expected
         assert expected is not None
@@ -59,7 +59,10 @@ def test_a_plan_gets_its_stages_as_wholes_and_its_messages(
                          2 * plan.stages[1].output_bytes_per_sample]  # fmt: skip
         assert expected.message_s == (5.0, 6.0, 7.0)
         assert expected.latency_s == pytest.approx(first + second + 18)
-        by_cores = {2: max(first + 5.5, second + 6.5, (first + second + 18) / 2)}
+        by_cores = {
+            cores: max(first + 5.5, second + 6.5, (first + second + 18) / cores)
+            for cores in (2.0, 1.5)
+        }
         assert expected.period_s == pytest.approx(by_cores.get(num_cores, expected.latency_s))
         assert found.expected_period_s == expected.period_s
     assert found.period_s == plan.period_s
