@@ -22,7 +22,7 @@ from cutset.dtypes import empty_array
 from cutset.links.arena import padded
 from cutset.links.joining import PART_BYTES
 from cutset.links.neighbour import NeighbourSocket
-from cutset.links.parcels import LinkClosedError, LinkContract, Parcel, sendable
+from cutset.links.parcels import LinkClosedError, LinkContract, Parcel, sendable, share
 from cutset.links.wire import (
     DATA,
     KEEP_ALIVE,
@@ -237,8 +237,12 @@ class Receiver:
             offset += padded(layout.num_bytes)
         parcel.tensors = self._link.decoded(tuple(arrays), header.num_rows)
         parcel.wire_bytes = sum(layout.num_bytes for layout in header.layouts)
-        if self._reuse:
+        if not self._reuse:
+            return
+        if share(parcel.tensors, arrays):
             parcel.release = lambda: self._free.append(memory)
+        else:
+            self._free.append(memory)
 
     def _fill(self, piece: np.ndarray) -> None:
         """Receives the messages that make up one tensor."""

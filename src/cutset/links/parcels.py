@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -197,6 +197,11 @@ def sendable(parcel: Parcel, link: LinkContract) -> tuple[list[np.ndarray], tupl
         )
     parcel.wire_bytes = sum(layout.num_bytes for layout in layouts)
     return arrays, layouts
+
+
+def share(tensors: Sequence[np.ndarray], arrays: Sequence[np.ndarray]) -> bool:
+    """Whether a tensor is still the array that arrived: codecs give memory of their own."""
+    return any(tensor is array for tensor, array in zip(tensors, arrays, strict=True))
 
 
 def dense(array: np.ndarray) -> np.ndarray:

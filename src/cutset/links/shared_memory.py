@@ -14,7 +14,7 @@ import time
 
 from cutset.errors import LinkTimeout
 from cutset.links.arena import Arena
-from cutset.links.parcels import LinkClosedError, LinkContract, Parcel, sendable
+from cutset.links.parcels import LinkClosedError, LinkContract, Parcel, sendable, share
 from cutset.links.wire import (
     DATA,
     KEEP_ALIVE,
@@ -239,7 +239,7 @@ class HostReceiver:
         arrays = self._arena.get(header.slot, header.layouts)
         parcel.wire_bytes = sum(layout.num_bytes for layout in header.layouts)
         tensors = self._link.decoded(arrays, header.num_rows)
-        if self._reuse:
+        if self._reuse and share(tensors, arrays):
             parcel.tensors = tensors
             parcel.release = lambda: self._arena.release(self._epoch, header.slot)
             return

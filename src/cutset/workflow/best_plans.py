@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from cutset.backends.selection import AUTO, check_backend_name
-from cutset.codecs.known_codecs import PIXELS
+from cutset.codecs.known_codecs import NONE, PIXELS
 from cutset.costs.cost_model import REFERENCE, CostModel, Granularity
 from cutset.costs.profile import Profile, with_backend
 from cutset.errors import PlanError
@@ -337,6 +337,9 @@ def plan_stages(
         ):
             notes = (*notes, advice)
         plan = msgspec.structs.replace(plan, more_tensors=more, notes=notes)
+    if wanted.allow and all(stage.codec == NONE for stage in plan.stages):
+        note = f"{' and '.join(wanted.allow)}: allowed and not used, as no better plan has it"
+        plan = msgspec.structs.replace(plan, notes=(*plan.notes, note))
     if profile is not None:
         return plan
     note = "times stand for work: 1e9 multiply-adds a second at speed 1; nothing was measured"

@@ -86,6 +86,35 @@ def test_what_arrives_is_what_the_codecs_make_of_it(ends, num_rows: int) -> None
     assert parcel.wire_bytes == num_rows * (48 + 8 + 10) + 64 + 64
 
 
+def test_what_a_codec_read_is_given_back_at_once() -> None:
+    """Held are tensors alone: the plan counts no payloads beside them."""
+    link = dataclasses.replace(_LINK, specs=_SPECS[:1], codecs=_LINK.codecs[:1])
+    images = _tensors(2)[:1]
+    sending, receiving = joined(link)
+    sender, receiver = (
+        Sender(sending, link, 1, 20.0),
+        Receiver(receiving, link, 1, 20.0, reuse=True),
+    )
+    sender.send(Parcel(sequence=0, num_rows=2, tensors=images))
+    receiver.receive()
+    assert len(receiver._free) == 1
+    sender.close()
+    receiver.close()
+    file = create_file(link.slot_bytes, 1)
+    arenas = [Arena(file, link.slot_bytes, 1) for _ in range(2)]
+    os.close(file)
+    pair = socket.socketpair()
+    ends = (
+        HostSender(pair[0], link, 1, arenas[0], 20.0),
+        HostReceiver(pair[1], link, 1, arenas[1], 20.0, reuse=True),
+    )
+    for sequence in range(3):  # with one slot, none of which is released
+        ends[0].send(Parcel(sequence=sequence, num_rows=2, tensors=images))
+        assert ends[1].receive()[1].sequence == sequence
+    for end in ends:
+        end.close()
+
+
 def test_numbers_that_a_codec_refuses_leave_the_link_whole(ends) -> None:
     sender, receiver = ends
     good = _tensors(2)

@@ -86,7 +86,9 @@ def test_what_is_allowed_and_pays_is_used(prepared: PreparedModel) -> None:
 def test_what_does_not_pay_is_left_off(prepared: PreparedModel) -> None:
     fast = msgspec.structs.replace(SLOW, link=Link(latency_s=0.0, bandwidth_bytes_per_s=1e12))
     wanted = msgspec.structs.replace(request("fp16", "int8"), cluster=fast)
-    assert codecs_of(plan_model(prepared, wanted, costs="flops")) == ["none", "none"]
+    plan = plan_model(prepared, wanted, costs="flops")
+    assert codecs_of(plan) == ["none", "none"]
+    assert "fp16 and int8: allowed and not used, as no better plan has it" in plan.notes
 
 
 def test_numbers_that_are_too_large_refuse_the_codec_with_their_size() -> None:
