@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from cutset.bundles.allowance import allowance_of
+from cutset.bundles.coded_boundaries import codecs_in_words
 from cutset.bundles.open import Bundle, open_bundle
 from cutset.bundles.proof.structure import completeness_faults, unit_faults
 from cutset.bundles.write.export import export_bundle
@@ -61,6 +62,16 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "period_s": 1e-3,
             "latency_s": 2e-3,
         }
+        document["format"] = "cutset-bundle/3"
+        document["plan"] |= {"input_codec": "uint8-image", "input_bytes_per_sample": 192}
+        document["plan"]["stages"][0] |= {"codec": "int8", "sent_bytes_per_sample": 100}
+        document["stages"][0]["output_codecs"] = ["int8"]
+        document["agreement"] = {
+            "num_rows": 3,
+            "num_same": 2,
+            "max_abs_error": 0.5,
+            "calibrated": True,
+        }
 
     edit_manifest(folder, complete)
     open_bundle(folder)
@@ -74,7 +85,11 @@ def _uses(folder: Path, bundle: Bundle) -> tuple[Callable[[], object], ...]:
         bundle._repr_html_,
         lambda: (unit_faults(manifest), completeness_faults(manifest)),
         lambda: allowance_of(manifest, (1, 2, 5), range(len(manifest.stages))),
-        lambda: links_of(manifest, manifest.plan.micro_batch),
+        lambda: [
+            (link.slot_bytes, link.header_bytes)
+            for link in links_of(manifest, manifest.plan.micro_batch)
+        ],
+        lambda: (str(manifest.agreement), codecs_in_words(manifest)),
     )
 
 

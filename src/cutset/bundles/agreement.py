@@ -6,11 +6,14 @@ import math
 
 import msgspec
 
-from cutset.ranges import Count, NotNegative, PositiveCount
+from cutset.ranges import Count, NotNegative, Rows
 
 CONFIDENCE = 0.95
 _HALVINGS = 60
 """Of an interval of length 1: below the last bit of a float64."""
+_MOST_TERMS = 20_000
+"""Some times the root of the most rows there may be (`cutset.ranges.Rows`)."""
+_TINY = 1e-300
 
 
 class AgreementEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,7 +26,7 @@ class AgreementEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         calibrated: whether the rows were given for this; else they are the reference's.
     """
 
-    num_rows: PositiveCount
+    num_rows: Rows
     num_same: Count | None
     max_abs_error: NotNegative
     calibrated: bool
@@ -69,18 +72,47 @@ def lower_bound(num_same: int, num_rows: int) -> float:
 
 
 def _at_least(num_same: int, num_rows: int, share: float) -> float:
-    """The probability of `num_same` or more among `num_rows`, each with probability `share`."""
+    """The probability of `num_same` or more among `num_rows`, each with probability `share`.
+
+    It is the regularised incomplete beta function I(share; a, b) with a = num_same and b = num_rows
+    - num_same + 1 (Abramowitz and Stegun 6.6.4), worked out by its continued fraction (26.5.8) in
+    steps that grow with the root of the rows, where the sum over them would take as many as there
+    are.
+    """
     if share <= 0.0 or share >= 1.0:
         return float(share >= 1.0)
-    logs = (
-        math.lgamma(num_rows + 1)
-        - math.lgamma(k + 1)
-        - math.lgamma(num_rows - k + 1)
-        + k * math.log(share)
-        + (num_rows - k) * math.log1p(-share)
-        for k in range(num_same, num_rows + 1)
-    )
-    return math.fsum(map(math.exp, logs))
+    a, b = num_same, num_rows - num_same + 1
+    # The fraction converges below the mean; above, that of the other tail does.
+    if share > (a + 1) / (a + b + 2):
+        return 1.0 - _beta_front(b, a, 1.0 - share) * _beta_fraction(b, a, 1.0 - share) / b
+    return _beta_front(a, b, share) * _beta_fraction(a, b, share) / a
+
+
+def _beta_front(a: int, b: int, x: float) -> float:
+    logs = (math.lgamma(a + b), -math.lgamma(a), -math.lgamma(b), a * math.log(x))
+    return math.exp(math.fsum((*logs, b * math.log1p(-x))))
+
+
+def _beta_fraction(a: int, b: int, x: float) -> float:
+    """The continued fraction by Lentz's method."""
+    c, d = 1.0, 1.0 / (_away_from_0(1.0 - (a + b) * x / (a + 1)))
+    value = d
+    for m in range(1, _MOST_TERMS):
+        before = value
+        for numerator in (
+            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
+        ):
+            d = 1.0 / _away_from_0(1.0 + numerator * d)
+            c = _away_from_0(1.0 + numerator / c)
+            value *= c * d
+        if abs(value - before) <= 1e-15 * abs(value):
+            break
+    return value
+
+
+def _away_from_0(number: float) -> float:
+    return number if abs(number) > _TINY else _TINY
 
 
 def _percent(share: float) -> str:

@@ -104,7 +104,7 @@ boundary tensors are those before they are written, its outputs those that come 
 ``exact output/NAME`` is that output of the model without codecs. ``agreement`` says how far the two
 were apart on the rows that ``split`` was given: of ``num_rows`` rows ``num_same`` had the same top
 label (null where the first output has no classes), and no output differed by more than
-``max_abs_error``; ``num_same`` is at most ``num_rows`` [M].
+``max_abs_error``; ``num_rows`` is 1 to 2^24, ``num_same`` at most that [M].
 
 **Pixels.** Where ``input_codec`` of ``plan`` is ``"uint8-image"`` and not ``"none"``, rows that
 come from images travel to the first stage as uint8 [rows, height, width, 3], resized and cropped,

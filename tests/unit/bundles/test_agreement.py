@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from cutset.bundles.agreement import AgreementEntry, lower_bound
@@ -18,10 +20,23 @@ from cutset.bundles.agreement import AgreementEntry, lower_bound
         (0, 7, 0.0),
         (1, 1, 0.05),
         (100_000, 100_000, 0.99997),
+        (1, 1 << 24, 3.0572e-9),
+        (1 << 24, 1 << 24, 0.9999998),
     ],
 )
 def test_the_bound_is_clopper_and_pearsons(num_same: int, num_rows: int, bound: float) -> None:
     assert lower_bound(num_same, num_rows) == pytest.approx(bound, abs=5e-7)
+
+
+def test_the_bound_is_that_of_the_sum_over_all_rows() -> None:
+    for num_rows in (1, 2, 7, 50, 400):
+        for num_same in range(1, num_rows + 1, max(1, num_rows // 9)):
+            share = lower_bound(num_same, num_rows)
+            tail = math.fsum(
+                math.comb(num_rows, k) * share**k * (1 - share) ** (num_rows - k)
+                for k in range(num_same, num_rows + 1)
+            )
+            assert tail == pytest.approx(0.05, rel=1e-9)
 
 
 def test_it_is_never_called_a_hundred_per_cent() -> None:
