@@ -258,6 +258,10 @@ def test_sigterm_answers_what_was_accepted(bundle: Path, tmp_path: Path) -> None
 
 STORM_BYTES = 24 << 20
 NUM_IN_STORM = 12
+KEPT_BYTES = STORM_BYTES
+"""What the allocator may keep of storms, in pieces: 4 MiB as a rule, now and then 11 or more; no
+more after 80 of them. 24 bodies that stay are 70 MiB and more. The size of the process says
+nothing: that of one without torch is small."""
 
 
 def test_a_storm_of_long_bodies_leaves_no_memory_behind(bundle: Path, tmp_path: Path) -> None:
@@ -276,8 +280,8 @@ def test_a_storm_of_long_bodies_leaves_no_memory_behind(bundle: Path, tmp_path: 
                     peaks.append(server.memory_info().rss)
                     threading.Event().wait(0.005)
             print(f"storm of {kind}: {(max(peaks) - before) / 2**20:.0f} MiB at most")
-            assert max(peaks) - before <= 1.15 * most + 0.05 * before, kind
-            until(lambda: server.memory_info().rss <= 1.05 * before)  # noqa: B023
+            assert max(peaks) - before <= 1.15 * most + KEPT_BYTES / 2, kind
+            until(lambda: server.memory_info().rss <= before + KEPT_BYTES)  # noqa: B023
 
 
 def _long_bodies(
