@@ -44,18 +44,16 @@ lock: $(STAMP)  ## pins what pyproject.toml asks for; UPGRADE=--upgrade takes th
 demo: $(STAMP)  ## split a trained MobileNetV2, verify it, run photographs through two processes
 	@$(BIN)/python examples/demo.py
 
-# Each file keeps to one process; tests/conftest.py says which are begun first. What starts workers and
-# testbeds waits for them a good part of its time, so three take their turns on two cores. Servers have
-# processes of their own: at the end of a test of tests/distributed its process has no child. What
-# measures shares of a core has the machine to itself.
+# Each file keeps to one process; tests/conftest.py says which are begun first. What starts workers,
+# servers and testbeds waits for them a good part of its time: three such files at a time keep two cores
+# busy. What measures shares of a core has the machine to itself.
 RUN := $(BIN)/python -m pytest
 BY_FILE := --dist loadfile --no-loadscope-reorder
+WAITING := $(wildcard tests/distributed tests/beds tests/serve)
 SHARES := $(wildcard tests/distributed/test_overhead.py tests/beds/test_profile.py)
-WORKERS := $(wildcard tests/distributed tests/beds)
 test: $(STAMP)  ## the whole test suite
-	$(RUN) -n 2 $(BY_FILE) $(addprefix --ignore ,$(WORKERS) tests/serve)
-	$(RUN) -n 3 $(BY_FILE) $(WORKERS) $(addprefix --ignore ,$(SHARES))
-	$(RUN) -n 2 $(BY_FILE) $(wildcard tests/serve)
+	$(RUN) -n 2 $(BY_FILE) $(addprefix --ignore ,$(WAITING))
+	$(RUN) -n 3 $(BY_FILE) $(WAITING) $(addprefix --ignore ,$(SHARES))
 	$(RUN) $(SHARES)
 
 fast: $(STAMP)  ## unit and property tests only

@@ -18,8 +18,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 LONGEST_FIRST = (
-    "serve/test_soak.py",
     "beds/test_ray.py",
+    "serve/test_soak.py",
     "distributed/test_processes.py",
     "beds/test_ray_probe.py",
     "beds/test_ssh.py",

@@ -25,8 +25,11 @@ def bundle(model: SmallNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_image_bundle(model, tmp_path_factory.mktemp("serve") / "small.cutset")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(bundle: Path) -> Iterator[Running]:
-    """One server for all tests of the folder that leave it as it was, but for its counters."""
+    """One server for all tests of the folder that leave it as it was, but for its counters.
+
+    It ends before this process goes on to a test of another folder, which may count processes.
+    """
     with serving(bundle) as running:
         yield running
