@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -256,11 +255,10 @@ def split(
     request, limits = plan_request(context), answer_limits(context)
     settings = chosen_engine(engine or "ray", address, None, cluster) if times else None
     check_target(output.absolute(), replace=force)
-    description = described_images(context)
+    described = described_images(context)
     costs = planned_costs(context, request)
     with show_progress() as progress:
-        prepared = prepared_model(context, progress, any_weights=False)
-        prepared = dataclasses.replace(prepared, found=description(prepared.found))
+        prepared = described(prepared_model(context, progress, any_weights=False))
         standing = planning_teller(progress, objective)
         result, agreement = plan_within(
             prepared, request, limits, **costs, progress=progress, standing=standing

@@ -6,7 +6,7 @@ of each value to each function.
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -18,7 +18,6 @@ from cutset.cli.screen import planning_teller, show_progress, usage_error
 from cutset.progress import Progress
 
 if TYPE_CHECKING:
-    from cutset.models import FoundModel
     from cutset.planning import Objective, Plan, PlanRequest
     from cutset.workflow import AnswerLimits, PreparedModel
 
@@ -49,22 +48,29 @@ def prepared_model(
     )
 
 
-def described_images(context: typer.Context) -> Callable[[FoundModel], FoundModel]:
+def described_images(context: typer.Context) -> Callable[[PreparedModel], PreparedModel]:
     """What tells a model of --preprocess and --labels, which are read at once.
 
     Raises:
-        ModelError: one of them cannot be read.
+        ModelError: one of them cannot be read; what it returns raises it for images that become
+            other rows than the model takes.
     """
+    from cutset.bundles.write.description import check_images
     from cutset.models.images_and_labels import described, read_labels, read_preprocessing
 
-    preprocess, labels = context.params["preprocess"], context.params["labels"]
-    if labels is not None and context.params.get("part") is not None:
+    preprocess, names = context.params["preprocess"], context.params["labels"]
+    if names is not None and context.params.get("part") is not None:
         usage_error("--labels name what a whole model answers, and --part leaves some of it out")
-    return functools.partial(
-        described,
-        preprocessing=None if preprocess is None else read_preprocessing(preprocess),
-        labels=None if labels is None else read_labels(labels),
-    )
+    preprocessing = None if preprocess is None else read_preprocessing(preprocess)
+    labels = None if names is None else read_labels(names)
+
+    def describe(prepared: PreparedModel) -> PreparedModel:
+        if preprocessing is not None:
+            check_images(preprocessing, prepared.captured.graph.inputs)
+        found = described(prepared.found, preprocessing=preprocessing, labels=labels)
+        return dataclasses.replace(prepared, found=found)
+
+    return describe
 
 
 def plan_request(context: typer.Context) -> PlanRequest:

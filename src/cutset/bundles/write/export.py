@@ -36,7 +36,7 @@ from cutset.bundles.reference import (
     reference_rows,
 )
 from cutset.bundles.strict_json import MANIFEST_NAME
-from cutset.bundles.write.description import check_images, check_labels
+from cutset.bundles.write.description import check_labels
 from cutset.capture.arguments import ExampleInputs
 from cutset.capture.captured import Captured, PieceFiles, with_rows
 from cutset.costs.cost_model import live_bytes
@@ -106,8 +106,7 @@ def export_bundle(  # noqa: PLR0913  # the words of a manifest, each with a defa
     Raises:
         BundleError: the folder exists, or cannot be written (disk full, no permission).
         CaptureError: the model or a stage cannot be exported.
-        ModelError: the labels are not as many as the classes, or images become other rows than
-            the model takes.
+        ModelError: the labels are not as many as the classes.
     """
     target = Path(directory).absolute()
     progress = progress or no_progress
@@ -120,8 +119,6 @@ def export_bundle(  # noqa: PLR0913  # the words of a manifest, each with a defa
         captured = capture_model(model, example_inputs)
     if captured.module is not model:
         raise ValueError("captured is of another model: give the object that was captured")
-    if preprocessing is not None and part is None:
-        check_images(preprocessing, captured.graph.inputs)
     if labels is not None:
         check_labels(labels, _outputs(captured)[0])
     if not captured.no_programs:
