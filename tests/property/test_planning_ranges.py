@@ -80,6 +80,10 @@ def draw_chain(rng: np.random.Generator) -> ChainProblem:
     def maybe() -> np.ndarray:
         return draw_seconds(rng, size) if rng.random() < 0.4 else np.zeros(size)
 
+    def by_boundary() -> np.ndarray:
+        shape = (size, num + 1)
+        return draw_seconds(rng, shape) if rng.random() < 0.4 else np.zeros(shape)
+
     costs = None
     if rng.random() < 0.4:
         costs = ByteCosts(
@@ -89,6 +93,8 @@ def draw_chain(rng: np.random.Generator) -> ChainProblem:
             last_s=maybe(),
             not_first_s=maybe(),
             not_last_s=maybe(),
+            encode_s=by_boundary(),
+            decode_s=by_boundary(),
         )
     shared = None
     if rng.random() < 0.5:

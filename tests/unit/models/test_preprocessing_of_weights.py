@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,14 +50,14 @@ def test_all_weights_of_torchvision(picture: Image.Image) -> None:
 def test_all_weights_of_timm(picture: Image.Image) -> None:
     configs = {}
     for name in list_pretrained():
-        model = SimpleNamespace(pretrained_cfg=get_pretrained_cfg(name).to_dict())
-        config = resolve_data_config({}, model=model)
+        weights = get_pretrained_cfg(name).to_dict()
+        config = resolve_data_config({}, pretrained_cfg=weights)
         if config["input_size"][1] <= 288:  # the larger ones are the same arithmetic, only slow
-            configs.setdefault(str(sorted(config.items())), (model, config))
+            configs.setdefault(str(sorted(config.items())), (weights, config))
     assert len(configs) > 50
     without = set()
-    for text, (model, config) in configs.items():
-        preprocessing = from_timm._preprocessing(model)
+    for text, (weights, config) in configs.items():
+        preprocessing = from_timm._preprocessing(weights)
         if preprocessing is None:
             without.add((config["crop_mode"], config["input_size"][0]))
             continue
