@@ -33,8 +33,8 @@ NUM_TRIES = 5
 
 
 def write_chain(path: Path) -> Path:
-    """Convolutions of one millisecond up to several: stops hit each otherwise."""
-    nodes, weights, width = [], [], 16
+    """Convolutions of a few milliseconds each, beside which a stop costs little."""
+    nodes, weights, width = [], [], 192
     for k, next_width in enumerate(WIDTHS):
         shape = (next_width, width, 3, 3)
         weights.append(
@@ -44,7 +44,7 @@ def write_chain(path: Path) -> Path:
         nodes.append(helper.make_node("Conv", [taken, f"w{k}"], [f"c{k}"], pads=[1] * 4))
         nodes.append(helper.make_node("Relu", [f"c{k}"], [f"t{k + 1}"]))
         width = next_width
-    rows = ["rows", 16, 28, 28]
+    rows = ["rows", 192, 28, 28]
     graph = helper.make_graph(
         nodes,
         "chain",

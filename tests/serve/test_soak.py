@@ -280,7 +280,8 @@ def test_a_storm_of_long_bodies_leaves_no_memory_behind(bundle: Path, tmp_path: 
                     peaks.append(server.memory_info().rss)
                     threading.Event().wait(0.005)
             print(f"storm of {kind}: {(max(peaks) - before) / 2**20:.0f} MiB at most")
-            assert max(peaks) - before <= 1.15 * most + KEPT_BYTES / 2, kind
+            # What one storm keeps for the next, as below, comes on top of what that one may hold.
+            assert max(peaks) - before <= 1.15 * most + KEPT_BYTES, kind
             until(lambda: server.memory_info().rss <= before + KEPT_BYTES)  # noqa: B023
 
 
