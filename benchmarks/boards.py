@@ -36,6 +36,10 @@ from cutset.engines.ssh.wheel import write_own_wheel
 from cutset.measure.idle_memory import measure_worker_base
 from cutset.workflow import plan_stages, prepare_model, split_model
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from testbed.emulated import PLATFORMS
+
 FOLDER = Path("build/boards")
 SIX = ("mobilenet_v2", "resnet18", "resnet50", "vgg16", "alexnet", "inception_v3")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
@@ -45,13 +49,6 @@ LIMITS_MB = {"aarch64": 160, "x86_64": 200}
 _DOWNLOAD_LIMIT_MB = 60
 _MOBILENET_LIMIT_MB = 120
 _START_LIMIT_S = 1.0
-_PLATFORMS = (
-    "manylinux2014",
-    "manylinux_2_17",
-    "manylinux_2_26",
-    "manylinux_2_27",
-    "manylinux_2_28",
-)
 _PAGE = Path(__file__).parents[1] / "docs" / "boards.md"
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 _HERE = Cluster(devices=(Device(name="here"),), caller="here")
@@ -99,7 +96,7 @@ def _fetched(wheel: Path, folder: Path, processor: str, python: str) -> list[Pat
     there = {"python_version": python, "platform_machine": processor, "extra": ""}
     wanted = [f"{n.name}{n.specifier}" for n in needs if not n.marker or n.marker.evaluate(there)]
     command = [sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:"]
-    for platform_tag in _PLATFORMS:
+    for platform_tag in PLATFORMS:
         command += ["--platform", f"{platform_tag}_{processor}"]
     command += ["--python-version", python, "--implementation", "cp", "-d", str(folder), *wanted]
     subprocess.run(command, check=True, env=_PIP_ENVIRONMENT)
@@ -116,7 +113,7 @@ def _installed(wheels: list[Path], target: Path, processor: str, python: str) ->
     """What pip puts into site-packages: all bytes, and those of byte code among them."""
     target = target / processor
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--only-binary=:all:"]
-    for platform_tag in _PLATFORMS:
+    for platform_tag in PLATFORMS:
         command += ["--platform", f"{platform_tag}_{processor}"]
     command += ["--python-version", python, "--target", str(target), "--compile"]
     subprocess.run([*command, *map(str, wheels)], check=True, env=_PIP_ENVIRONMENT)

@@ -25,13 +25,15 @@ _PACKAGES = ("python3", "libstdc++6")
 _ONNXRUNTIME = "onnxruntime==1.26.0"
 """1.32.0 needs an instruction that qemu 7.2 does not have."""
 
-_PLATFORMS = (
+PLATFORMS = (
     "manylinux2014",
     "manylinux_2_17",
     "manylinux_2_26",
     "manylinux_2_27",
     "manylinux_2_28",
 )
+"""What the tags of wheels that a board takes begin with; the processor follows."""
+
 _KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _TIMEOUT_S = 900.0
 _START_TIMEOUT_S = 120.0
@@ -142,7 +144,7 @@ def _install_wheels(root: Path, python: str) -> None:
         wheel = write_own_wheel(Path(folder))
         if not (target / "onnxruntime").exists():
             there = ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
-            for tag in _PLATFORMS:
+            for tag in PLATFORMS:
                 there += ["--platform", f"{tag}_aarch64"]
             run_tool([*pip, *there, _ONNXRUNTIME, *_needs(wheel, python)], timeout_s=_TIMEOUT_S)
         run_tool([*pip, "--no-deps", str(wheel)], timeout_s=_TIMEOUT_S)

@@ -6,8 +6,6 @@ to break them.
 
 from __future__ import annotations
 
-import os
-import select
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,6 +16,7 @@ from cutset.cluster.cluster_file import cluster_from_toml
 from cutset.measure.find_wires import FoundWires, find_shared_wires, tried_pairs
 from cutset.measure.flows import FlowProcesses
 from cutset.planning.plan_messages import planned_messages, wire_loads
+from talking import Talk
 from testbed.build import down, up
 from testbed.cgroups import find_cgroups
 from testbed.errors import TestbedError
@@ -111,29 +110,14 @@ def test_all_messages_of_a_plan_take_as_long_as_its_busiest_wire_says(name: str,
     end(receivers)
 
 
-class _Talk:
+def _talk(state: State, node: str, *arguments: str) -> Talk:
     """With a program on a node."""
-
-    def __init__(self, state: State, node: str, *arguments: str) -> None:
-        address = state.layout.node(node).address
-        command = [sys.executable, "-m", "cutset.measure.flows", "--listen-host", address]
-        where = state.layout.node(node)
-        self.process = subprocess.Popen(
-            command_on(state, find_cgroups(), where, [*command, *arguments]),
-            env=environment_on(state, where),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-        )
-
-    def hear(self) -> list[str]:
-        assert self.process.stdout is not None
-        ready = select.select([self.process.stdout], [], [], 0.05)[0]
-        return os.read(ready[0].fileno(), 1 << 20).decode().splitlines() if ready else []
-
-    def tell(self, line: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(line.encode() + b"\n")
+    where = state.layout.node(node)
+    command = [sys.executable, "-m", "cutset.measure.flows", "--listen-host", where.address]
+    return Talk(
+        command_on(state, find_cgroups(), where, [*command, *arguments]),
+        environment_on(state, where),
+    )
 
 
 def found_on(state: State) -> FoundWires:
@@ -144,7 +128,7 @@ def found_on(state: State) -> FoundWires:
         sends, receives = (
             [str(k) for k, pair in enumerate(pairs) if pair[end_] == name] for end_ in (0, 1)
         )
-        talks[name] = _Talk(state, name, "--sends", *sends, "--receives", *receives)
+        talks[name] = _talk(state, name, "--sends", *sends, "--receives", *receives)
     try:
         flows = FlowProcesses(pairs, talks, limit_s=60)
         found = find_shared_wires(NAMES, lambda chosen: flows.flood(chosen, 2.5e6))

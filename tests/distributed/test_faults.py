@@ -79,7 +79,9 @@ def test_a_killed_worker_costs_no_row(
         assert session.epoch >= 2
 
 
-def test_all_workers_killed_at_once_cost_no_row(bundle: Path) -> None:
+def test_all_workers_killed_at_once_cost_no_row(
+    bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with open_session(bundle, backend="onnxruntime", limits=_QUICK) as session:
 
         def disturb(index: int) -> None:
@@ -89,6 +91,10 @@ def test_all_workers_killed_at_once_cost_no_row(bundle: Path) -> None:
 
         _check_stream(session, functools.partial(in_turn, bundle), 40, disturb)
         assert [stage.num_restarts for stage in session.stats().stages] == [1, 1]
+    # Whoever keeps records keeps what they hold: an error would bring its traceback's memory along.
+    told = [record for record in caplog.records if "is over" in record.getMessage()]
+    assert told
+    assert [type(each) for record in told for each in record.args or ()] == [int, str] * len(told)
 
 
 @pytest.mark.parametrize("stage", [0, 1])

@@ -107,7 +107,7 @@ def _read_ahead(
 ) -> Iterator[tuple[Path, Future[np.ndarray]]]:
     """Images in order, as many on their way as the cores of this machine can read at once."""
     num_threads = min(_MOST_THREADS, max(1, num_usable_cores() - 1))
-    coming = collections.deque[tuple[Path, "Future[np.ndarray]"]]()
+    coming = collections.deque[tuple[Path, Future[np.ndarray]]]()
     with ThreadPoolExecutor(num_threads, "cutset-image") as pool:
         try:
             for path in paths:

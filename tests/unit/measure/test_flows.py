@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import select
-import subprocess
 import sys
 
 import pytest
 
 from cutset.errors import EngineError
 from cutset.measure.flows import FlowProcesses
+from talking import Talk
 
 PAIRS = (("a", "b"), ("b", "a"))
 
 
-class _Talk:
-    def __init__(self, *options: str) -> None:
-        command = [sys.executable, "-m", "cutset.measure.flows", "--listen-host", "127.0.0.1"]
-        self.process = subprocess.Popen(
-            [*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
-        )
-
-    def hear(self) -> list[str]:
-        assert self.process.stdout is not None
-        ready = select.select([self.process.stdout], [], [], 0.05)[0]
-        return os.read(ready[0].fileno(), 1 << 20).decode().splitlines() if ready else []
-
-    def tell(self, line: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(line.encode() + b"\n")
-
-
 @pytest.mark.parametrize("options", [(), ("--unsecured",)])
 def test_links_carry_something_alone_and_at_once(options: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "cutset.measure.flows", "--listen-host", "127.0.0.1"]
     talks = {
-        "a": _Talk("--sends", "0", "--receives", "1", *options),
-        "b": _Talk("--sends", "1", "--receives", "0", *options),
+        "a": Talk([*command, "--sends", "0", "--receives", "1", *options]),
+        "b": Talk([*command, "--sends", "1", "--receives", "0", *options]),
     }
     try:
         flows = FlowProcesses(PAIRS, talks, limit_s=60)

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import os
-import select
-import subprocess
 import sys
 
 import pytest
@@ -10,34 +7,17 @@ import pytest
 from cutset.cluster.devices import Link
 from cutset.errors import EngineError
 from cutset.measure.link_speed import MAX_BYTES, LinkResult, exchange, links_of
-
-
-class _Talk:
-    def __init__(self, *options: str) -> None:
-        command = [sys.executable, "-m", "cutset.measure.link_speed", "--listen-host", "127.0.0.1"]
-        self._process = subprocess.Popen(
-            [*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
-        )
-
-    def hear(self) -> list[str]:
-        assert self._process.stdout is not None
-        ready = select.select([self._process.stdout], [], [], 0.05)[0]
-        return os.read(ready[0].fileno(), 1 << 20).decode().splitlines() if ready else []
-
-    def tell(self, line: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(line.encode() + b"\n")
-
-    def end(self) -> int:
-        self._process.communicate(timeout=20)
-        return self._process.returncode
+from talking import Talk
 
 
 @pytest.mark.parametrize("options", [(), ("--unsecured",)])
 def test_both_directions_are_measured(options: tuple[str, ...]) -> None:
-    ends = _Talk("--first", *options), _Talk(*options)
+    command = [sys.executable, "-m", "cutset.measure.link_speed", "--listen-host", "127.0.0.1"]
+    ends = Talk([*command, "--first", *options]), Talk([*command, *options])
     results = exchange(*ends, limit_s=120)
-    assert [end.end() for end in ends] == [0, 0]
+    for end in ends:
+        end.process.communicate(timeout=20)
+    assert [end.process.returncode for end in ends] == [0, 0]
     for result in results:
         assert result.latency_s > 0
         assert result.bandwidth_bytes_per_s > 0
