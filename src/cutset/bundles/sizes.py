@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cutset.bundles.strict_json import contradiction
 from cutset.capture.setting_values import TORCH_SETTINGS
-from cutset.planning.plan import PLAN_FORMAT, Plan
+from cutset.planning.plan import GROUPS_FORMAT, PLAN_FORMAT, Plan
 from cutset.tensors import MAX_RANK, TensorSpec, dim_factor
 
 if TYPE_CHECKING:
@@ -85,8 +85,9 @@ def _check_tensor(place: str, spec: TensorSpec, max_row_bytes: int) -> None:
 
 
 def _check_plan(plan: Plan, num_operations: int) -> None:
-    if plan.format != PLAN_FORMAT:
-        raise contradiction("$.plan.format", f"is {plan.format[:60]!r}, expected {PLAN_FORMAT!r}")
+    if plan.format not in (PLAN_FORMAT, GROUPS_FORMAT):
+        wanted = f"{PLAN_FORMAT!r} or {GROUPS_FORMAT!r}"
+        raise contradiction("$.plan.format", f"is {plan.format[:60]!r}, expected {wanted}")
     for index, stage in enumerate(plan.stages):
         place = f"$.plan.stages[{index}]"
         if stage.index != index:

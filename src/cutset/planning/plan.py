@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -15,6 +16,41 @@ from cutset.planning.request import Objective
 from cutset.ranges import Count, Gap, NotNegative, PositiveCount, Rows, Seconds
 
 PLAN_FORMAT = "cutset-plan/1"
+GROUPS_FORMAT = "cutset-plan/2"
+"""Of plans in which some stage has several devices; all others are as they were."""
+
+MAX_REPLICAS = 1024
+SHARES_SLACK = 1e-9
+
+Share: TypeAlias = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
+"""A part of a stage's micro-batches."""
+
+
+class Replica(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One device of a stage's group.
+
+    Attributes:
+        device: its name.
+        share: of the stage's micro-batches that it takes, above 0 and at most 1.
+        compute_s: predicted seconds for one micro-batch.
+        memory_bytes: predicted bytes of memory that the stage needs on it.
+        memory_limit_bytes: what the device has, or None where memory is no limit.
+        backend: the backend that `compute_s` was measured with, or ``""``.
+        overhead_s: predicted seconds that it cannot compute, for each of its micro-batches.
+    """
+
+    device: str
+    share: Share
+    compute_s: Seconds
+    memory_bytes: Count
+    memory_limit_bytes: Count | None = None
+    backend: str = ""
+    overhead_s: Seconds = 0.0
+
+    @property
+    def busy_s(self) -> float:
+        """Predicted seconds for which each of its micro-batches occupies it, transfers aside."""
+        return self.compute_s + self.overhead_s
 
 
 class StagePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -28,8 +64,9 @@ class StagePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         start: index of its first operation in the graph.
         stop: index after its last operation.
         units: paths of the units that it holds.
-        device: name of the device it runs on.
-        compute_s: predicted seconds for one micro-batch.
+        device: name of the device it runs on; of a group's first one.
+        compute_s: predicted seconds for one micro-batch; of a group those between two of them,
+            which for devices as fast as their shares is 1 / the sum of their rates.
         send_s: predicted seconds to send one micro-batch's outputs to the next stage; for the
             last one to the caller, 0 where the cluster names none.
         weight_bytes: bytes of the parameters, buffers and constants that it holds.
@@ -47,6 +84,8 @@ class StagePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         sent_bytes_per_sample: bytes that travel of `output_bytes_per_sample`; None for all.
         encode_s: predicted seconds of `overhead_s` that writing its outputs takes.
         decode_s: predicted seconds of `overhead_s` that reading its inputs takes.
+        replicas: all devices of its group, `device` first; without them (unset, or empty where it
+            is made) it is on `device` alone.
     """
 
     index: Count
@@ -71,6 +110,44 @@ class StagePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     sent_bytes_per_sample: Count | None = None
     encode_s: Seconds = 0.0
     decode_s: Seconds = 0.0
+    replicas: tuple[Replica, ...] | msgspec.UnsetType = msgspec.UNSET
+
+    def __post_init__(self) -> None:
+        """Checks its group: a plan may come from a file.
+
+        Raises:
+            ValueError: the group is of one device or too many, names one twice, does not begin with
+                `device`, or its shares do not add up to 1.
+        """
+        if self.replicas == ():
+            msgspec.structs.force_setattr(self, "replicas", msgspec.UNSET)
+        if self.replicas is msgspec.UNSET:
+            return
+        names = [replica.device for replica in self.replicas]
+        if not 2 <= len(names) <= MAX_REPLICAS or len(set(names)) < len(names):
+            raise ValueError(f"replicas are 2 to {MAX_REPLICAS} distinct devices, got {len(names)}")
+        if names[0] != self.device:
+            raise ValueError(f"replicas begin with {names[0][:60]!r}, device is another one")
+        total = math.fsum(replica.share for replica in self.replicas)
+        if abs(total - 1) > SHARES_SLACK:
+            raise ValueError(f"shares of a group add up to 1, got {total!r}")
+
+    @property
+    def group(self) -> tuple[Replica, ...]:
+        """All its devices, one at least."""
+        if self.replicas is not msgspec.UNSET:
+            return self.replicas
+        return (
+            Replica(
+                device=self.device,
+                share=1.0,
+                compute_s=self.compute_s,
+                memory_bytes=self.memory_bytes,
+                memory_limit_bytes=self.memory_limit_bytes,
+                backend=self.backend,
+                overhead_s=self.overhead_s,
+            ),
+        )
 
     @property
     def busy_s(self) -> float:
@@ -216,7 +293,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Stages, devices, predictions and the proof.
 
     Attributes:
-        format: ``"cutset-plan/1"``.
+        format: ``"cutset-plan/1"``; ``"cutset-plan/2"`` where some stage has several devices.
         objective: ``"throughput"`` or ``"latency"``.
         micro_batch: rows of a micro-batch.
         stages: in pipeline order.
@@ -276,6 +353,26 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     sizes: tuple[SizeTried, ...] = ()
     input_codec: str = NONE
     input_bytes_per_sample: Count | None = None
+
+    def __post_init__(self) -> None:
+        """Checks its groups: a plan may come from a file.
+
+        Raises:
+            ValueError: `format` is not that of plans with groups, or without, whichever this is; or
+                a device is in two groups.
+        """
+        if self.format not in (PLAN_FORMAT, GROUPS_FORMAT):
+            return  # another version, which readers name
+        if (self.format == GROUPS_FORMAT) != self.has_groups:
+            raise ValueError(f"{self.format!r} is not the format of plans with these groups")
+        names = [replica.device for stage in self.stages for replica in stage.group]
+        if self.has_groups and len(set(names)) < len(names):
+            raise ValueError("a device is in two groups")
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether some stage has several devices."""
+        return any(stage.replicas is not msgspec.UNSET for stage in self.stages)
 
     @property
     def wires(self) -> tuple[WireUse, ...]:
@@ -390,8 +487,10 @@ def plan_from_json(text: str | bytes, *, source: str = "plan") -> Plan:
         plan = msgspec.json.decode(text, type=Plan)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise PlanError(f"{source}: no valid plan: {error}") from error
-    if plan.format != PLAN_FORMAT:
-        raise PlanError(f"{source}: expected format {PLAN_FORMAT!r}, got {plan.format!r}")
+    if plan.format not in (PLAN_FORMAT, GROUPS_FORMAT):
+        raise PlanError(
+            f"{source}: expected format {PLAN_FORMAT!r} or {GROUPS_FORMAT!r}, got {plan.format!r}"
+        )
     return plan
 
 

@@ -144,7 +144,7 @@ def test_missing_key(document: dict[str, Any], key: str) -> None:
             [{"name": f"t{i}", "shape": ["batch"], "dtype": "bool"} for i in range(65_536)],
             "$.stages[0].outputs",
         ),
-        ("plan.format", "cutset-plan/2", "$.plan.format"),
+        ("plan.format", "cutset-plan/3", "$.plan.format"),
         ("plan.micro_batch", 0, "$.plan.micro_batch"),
         ("plan.micro_batch", -1, "$.plan.micro_batch"),
         ("plan.micro_batch", 10**12, "$.plan.micro_batch"),

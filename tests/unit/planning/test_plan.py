@@ -50,10 +50,64 @@ def test_unknown_keys_wrong_types_and_newer_formats_are_errors(tmp_path):
         plan_from_json(json.dumps(document | {"colour": "red"}))
     with pytest.raises(PlanError, match=r"Expected `float`, got `str` - at `\$\.period_s`"):
         plan_from_json(json.dumps(document | {"period_s": "4"}))
-    with pytest.raises(PlanError, match=r"expected format 'cutset-plan/1', got 'cutset-plan/2'"):
+    with pytest.raises(PlanError, match=r"or 'cutset-plan/2', got 'cutset-plan/3'"):
+        plan_from_json(json.dumps(document | {"format": "cutset-plan/3"}))
+    with pytest.raises(PlanError, match="'cutset-plan/2' is not the format of plans with these"):
         plan_from_json(json.dumps(document | {"format": "cutset-plan/2"}))
     with pytest.raises(PlanError, match="cannot be read"):
         load_plan(tmp_path / "none.json")
+
+
+def _grouped(*replicas, **changed):
+    """A plan of two stages as a document, of which the first one has a group."""
+    document = json.loads(plan_to_json(made()))
+    rows = [
+        {"device": name, "share": share, "compute_s": 1.0, "memory_bytes": 10}
+        for name, share in replicas
+    ]
+    document["stages"][0]["replicas"] = rows
+    return json.dumps(document | {"format": "cutset-plan/2"} | changed)
+
+
+def test_a_plan_with_a_group_reads_back_equal():
+    first, _ = made().stages
+    plan = plan_from_json(_grouped((first.device, 0.25), ("c", 0.75)))
+    assert plan_from_json(plan_to_json(plan)) == plan
+    assert [(r.device, r.share, r.busy_s) for r in plan.stages[0].group] == [
+        (first.device, 0.25, 1.0),
+        ("c", 0.75, 1.0),
+    ]
+
+
+def test_plans_without_groups_are_written_as_they_always_were():
+    plan = made()
+    assert "replicas" not in plan_to_json(plan)
+    assert msgspec.structs.replace(plan.stages[0], replicas=()) == plan.stages[0]
+    (alone,) = plan.stages[0].group
+    assert (alone.device, alone.share, alone.busy_s) == (
+        plan.stages[0].device, 1.0, plan.stages[0].busy_s
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("replicas", "changed", "words"),
+    [
+        ([("{0}", 1.0)], {}, "2 to 1024 distinct devices, got 1"),
+        ([("{0}", 0.5), ("{0}", 0.5)], {}, "2 to 1024 distinct devices, got 2"),
+        ([("c", 0.5), ("{0}", 0.5)], {}, "replicas begin with 'c', device is another one"),
+        ([("{0}", 0.5), ("c", 0.4)], {}, "shares of a group add up to 1, got 0.9"),
+        ([("{0}", 0.5), ("c", 0.5 + 2e-9)], {}, "shares of a group add up to 1, got 1.00000000"),
+        ([("{0}", 1.0), ("c", 0.0)], {}, r"Expected `float` > 0.0 - at `\$.stages\[0\].replicas"),
+        ([("{0}", 0.5), ("c", 1.5)], {}, "Expected `float` <= 1.0"),
+        ([("{0}", 0.5), ("{1}", 0.5)], {}, "a device is in two groups"),
+        ([("{0}", 0.5), ("c", 0.5)], {"format": "cutset-plan/1"}, "is not the format of plans"),
+    ],
+)
+def test_groups_that_cannot_be_are_errors(replicas, changed, words):
+    first, second = (stage.device for stage in made().stages)
+    rows = [(name.format(first, second), share) for name, share in replicas]
+    with pytest.raises(PlanError, match=words):
+        plan_from_json(_grouped(*rows, **changed))
 
 
 def test_the_simulation_of_a_plan_agrees_with_its_predictions():
