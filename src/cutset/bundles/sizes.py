@@ -86,8 +86,8 @@ def _check_tensor(place: str, spec: TensorSpec, max_row_bytes: int) -> None:
 
 def _check_plan(plan: Plan, num_operations: int) -> None:
     if plan.format not in (PLAN_FORMAT, GROUPS_FORMAT):
-        wanted = f"{PLAN_FORMAT!r} or {GROUPS_FORMAT!r}"
-        raise contradiction("$.plan.format", f"is {plan.format[:60]!r}, expected {wanted}")
+        formats = f"{PLAN_FORMAT!r} or {GROUPS_FORMAT!r}"
+        raise contradiction("$.plan.format", f"is {plan.format[:60]!r}, expected {formats}")
     for index, stage in enumerate(plan.stages):
         place = f"$.plan.stages[{index}]"
         if stage.index != index:
