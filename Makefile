@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test coverage check fast format bench bench-planner bench-serve bench-boards bench-cluster bench-links \
-  coverage-models \
+  bench-wires coverage-models \
   matrix mutations soak soak-serve docs pictures dist wheel-smoke test-core smoke-oldest lock changelog release clean help
 
 help:  ## list the commands
@@ -109,6 +109,9 @@ bench-boards: $(STAMP)  ## what a board needs: sizes, memory, start; internet; w
 
 bench-cluster: $(STAMP)  ## six models on a testbed, predicted and measured; root; writes docs/cluster.md
 	$(BIN)/python benchmarks/cluster.py
+
+bench-wires: $(STAMP)  ## codecs, ports and rows beside the code before (BEFORE=WORKTREE); root; writes docs/wires.md
+	$(BIN)/python benchmarks/wires.py $(if $(BEFORE),--before $(BEFORE)) $(if $(QUICK),--quick)
 
 coverage-models: $(STAMP)  ## which models can be split; resumable; writes docs/models.md
 	$(BIN)/python benchmarks/coverage_models.py $(if $(ONLY),--only '$(ONLY)')

@@ -85,11 +85,11 @@ def profile(models: Sequence[str]) -> None:
     free = Cluster(devices=tuple(msgspec.structs.replace(d, speed=1.0) for d in plain.devices[:2]))
     hops = FOLDER / "hops.json"
     if not hops.exists():
-        with testbed(free, ray=False) as state:
+        with testbed(free, ray=False, ssh=False) as state:
             between = [hop_s(measure_link(state, "server", "pi-1")[0]) for _ in range(3)]
             within = [hop_s(measure_loopback()[0]) for _ in range(3)]
         hops.write_text(json.dumps({"between_s": between, "within_s": within}))
-    with testbed(plain, ray=True) as state:
+    with testbed(plain, ray=True, ssh=False) as state:
         if not (FOLDER / "cluster.toml").exists():
             write_measured(state, plain, FOLDER / "cluster.toml")
         for model, node in itertools.product(models, dict.fromkeys(PROFILED_ON.values())):
@@ -133,7 +133,7 @@ def measure(models: Sequence[str], seconds: float) -> None:
     A prediction is held against the session right after it: a shared machine is not the same fast
     a minute later.
     """
-    with testbed(cluster_from_toml(_CLUSTER), ray=True) as state:
+    with testbed(cluster_from_toml(_CLUSTER), ray=True, ssh=False) as state:
         for model in models:
             file = FOLDER / f"{model}.rounds.json"
             if file.exists():

@@ -40,11 +40,11 @@ _LINK_LIMIT_S = 180.0
 
 
 @contextlib.contextmanager
-def testbed(cluster: Cluster, *, ray: bool) -> Iterator[State]:
+def testbed(cluster: Cluster, *, ray: bool, ssh: bool) -> Iterator[State]:
     """A testbed for the length of a block."""
     down(_NAME)
     try:
-        yield up(cluster, name=_NAME, ray=ray, progress=progress)
+        yield up(cluster, name=_NAME, ray=ray, ssh=ssh, progress=progress)
     finally:
         down(_NAME)
 
@@ -54,12 +54,14 @@ def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def start_on(state: State, node: str, arguments: Sequence[str]) -> subprocess.Popen[str]:
+def start_on(
+    state: State, node: str, arguments: Sequence[str], **variables: str
+) -> subprocess.Popen[str]:
     """Starts a Python program on a node, within its limits."""
     where = state.layout.node(node)
     return subprocess.Popen(
         command_on(state, find_cgroups(), where, [sys.executable, *arguments]),
-        env=environment_on(state, where) | {"OMP_NUM_THREADS": "1"},
+        env=environment_on(state, where) | {"OMP_NUM_THREADS": "1"} | variables,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -191,7 +193,7 @@ def with_profiles(cluster: Cluster, model: str) -> Cluster:
 
 def write_measured(state: State, cluster: Cluster, file: Path) -> None:
     """Writes a cluster file as `cutset probe` would, but for profiles."""
-    overheads = {device.name: _measure_overhead(state, device.name) for device in cluster.devices}
+    overheads = {device.name: measure_overhead(state, device.name) for device in cluster.devices}
     overrides = []
     for source, target in itertools.combinations(overheads, 2):
         progress(f"the link between {source} and {target}")
@@ -212,7 +214,8 @@ def write_measured(state: State, cluster: Cluster, file: Path) -> None:
     file.write_text(cluster_to_toml(measured))
 
 
-def _measure_overhead(state: State, node: str) -> Overhead:
+def measure_overhead(state: State, node: str) -> Overhead:
+    """What messages take from computing on a node."""
     progress(f"what messages cost on {node}")
     arguments = ["-m", "cutset.measure.overhead", "--bytes", str(TYPICAL_ROW_BYTES)]
     return msgspec.json.decode(finish(start_on(state, node, arguments)), type=Overhead)

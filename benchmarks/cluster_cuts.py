@@ -57,7 +57,7 @@ def measure(folder: Path, models: Sequence[str]) -> None:
     if not todo:
         return
     cluster_file = folder / "two.toml"
-    with testbed(cluster_from_toml(_CLUSTER), ray=True) as state:
+    with testbed(cluster_from_toml(_CLUSTER), ray=True, ssh=False) as state:
         if not cluster_file.exists():
             write_measured(state, cluster_from_toml(_CLUSTER), cluster_file)
         for model in todo:

@@ -13,7 +13,7 @@ import msgspec
 
 from cutset.cluster.devices import Cluster, Device
 from cutset.cluster.ssh_address import read_ssh_address
-from cutset.cluster.wires import Wires
+from cutset.cluster.wires import Port, Wires
 from testbed.errors import TestbedError
 
 RAY_BYTES = 512 * 2**20
@@ -144,27 +144,42 @@ def layout_of(
 ) -> Layout:
     """Says what testbed `name` of `cluster` is made of, on a machine with these processors.
 
-    Ray's head is the cluster's caller, or else its first device. `spare_bytes` are a node's memory
-    beside what a stage may use there.
+    Ray's head is the cluster's caller, or else its first device. A caller's own machine is a node
+    that may use the whole machine's processors. `spare_bytes` are a node's memory beside what a
+    stage may use there.
 
     Raises:
         TestbedError: the name, an address or a speed that cannot be had.
     """
     prefix = prefix_of(name)
     devices = sorted(cluster.devices, key=lambda device: device.name != cluster.caller)
-    taken = {device.address for device in devices}
+    own = cluster.caller_machine
+    taken = {device.address for device in devices} | {own.address if own else None}
     free = (str(host) for host in _SUBNET.hosts() if str(host) not in taken)
     cores = [_cores(device, len(machine_cpus)) for device in devices]
     cpus = _places(cores, machine_cpus)
     nodes = []
+    if own is not None:
+        nodes.append(
+            Node(
+                name=own.name,
+                index=0,
+                address=_address(own.name, own.address, free),
+                namespace=f"{prefix}0",
+                cores=float(len(machine_cpus)),
+                cpus=tuple(machine_cpus),
+                num_threads=1,
+                memory_bytes=None,
+            )
+        )
     for index, device in enumerate(devices):
-        memory = device.memory_bytes
+        memory, place = device.memory_bytes, len(nodes)
         nodes.append(
             Node(
                 name=device.name,
-                index=index,
-                address=_address(device, free),
-                namespace=f"{prefix}{index}",
+                index=place,
+                address=_address(device.name, device.address, free),
+                namespace=f"{prefix}{place}",
                 cores=cores[index],
                 cpus=cpus[index],
                 num_threads=device.threads or 1,
@@ -184,17 +199,17 @@ def layout_of(
     )
 
 
-def _address(device: Device, free: Iterator[str]) -> str:
-    if device.address is None:
+def _address(name: str, wanted: str | None, free: Iterator[str]) -> str:
+    if wanted is None:
         address = next(free, None)
         if address is None:
-            raise TestbedError(f"device {device.name}: the addresses of {_SUBNET} are used up")
+            raise TestbedError(f"device {name}: the addresses of {_SUBNET} are used up")
         return address
     try:
-        return str(ipaddress.IPv4Address(read_ssh_address(device.address).host))
+        return str(ipaddress.IPv4Address(read_ssh_address(wanted).host))
     except ValueError:
         raise TestbedError(
-            f"device {device.name}: address {device.address!r} is no IPv4 address; leave it out,"
+            f"device {name}: address {wanted!r} is no IPv4 address; leave it out,"
             " and the testbed chooses one"
         ) from None
 
@@ -234,13 +249,20 @@ def _places(cores: Sequence[float], machine_cpus: Sequence[int]) -> list[tuple[i
 
 def _rates(cluster: Cluster) -> tuple[Rate, ...]:
     """Of the pairs that a wire of their own limits; what they share with others limits the rest."""
-    wires = Wires(cluster)
-    names = [device.name for device in cluster.devices]
+    wires, names = Wires(cluster), list(_ports(cluster))
     ways = ((pair, wires.between(*pair)) for pair in itertools.permutations(names, 2))
     return tuple(
         Rate(source=source, target=target, bytes_per_s=way.uses[0].bytes_per_s)
         for (source, target), way in ways
         if not way.limit and not math.isinf(way.uses[0].bytes_per_s)
+    )
+
+
+def _ports(cluster: Cluster) -> dict[str, Port]:
+    """The connection of every node by its name."""
+    own = cluster.caller_machine
+    return {device.name: device.port for device in cluster.devices} | (
+        {own.name: own.port} if own else {}
     )
 
 
@@ -251,8 +273,8 @@ def _shared(cluster: Cluster) -> tuple[SharedWire, ...]:
         TestbedError: a node is on a medium and has a port in half duplex, or is on two media.
     """
     wires, found = Wires(cluster), []
-    for device in cluster.devices:
-        port, (out, into) = device.port, wires.port_names(device.name)
+    for node, port in _ports(cluster).items():
+        out, into = wires.port_names(node)
         each: list[tuple[str, Literal["out", "in", "half"], float]] = [
             (out, "out", port.out_bytes_per_s),
             (into, "in", port.in_bytes_per_s),
@@ -260,24 +282,21 @@ def _shared(cluster: Cluster) -> tuple[SharedWire, ...]:
         if port.half_duplex:
             each = [(out, "half", min(port.out_bytes_per_s, port.in_bytes_per_s))]
         found += [
-            SharedWire(name=name, kind=kind, nodes=(device.name,), bytes_per_s=rate)
+            SharedWire(name=name, kind=kind, nodes=(node,), bytes_per_s=rate)
             for name, kind, rate in each
             if not math.isinf(rate)
         ]
-        if len(on := [m.name for m in cluster.media if device.name in m.devices]) > (
-            not port.half_duplex
-        ):
+        if len(on := [m.name for m in cluster.media if node in m.devices]) > (not port.half_duplex):
             raise TestbedError(
-                f"device {device.name}: a node passes one bucket besides its port's in full duplex;"
+                f"device {node}: a node passes one bucket besides its port's in full duplex;"
                 f" it is on {', '.join(on)}{' with a port in half duplex' * port.half_duplex}"
             )
-    built = {device.name for device in cluster.devices}
     for medium in cluster.media:
         found.append(
             SharedWire(
                 name=f"medium {medium.name}",
                 kind="medium",
-                nodes=tuple(name for name in medium.devices if name in built),
+                nodes=medium.devices,
                 bytes_per_s=medium.bandwidth_bytes_per_s / medium.hops,
             )
         )
@@ -285,7 +304,7 @@ def _shared(cluster: Cluster) -> tuple[SharedWire, ...]:
 
 
 def _notices(cluster: Cluster, nodes: list[Node], machine_cores: int) -> Iterator[str]:
-    names = [device.name for device in cluster.devices]
+    names = list(_ports(cluster))
     late = {
         f"{source} -> {target} ({link.latency_s * 1e3:g} ms)"
         for source, target in itertools.permutations(names, 2)
@@ -296,7 +315,8 @@ def _notices(cluster: Cluster, nodes: list[Node], machine_cores: int) -> Iterato
             "latency is not emulated: messages take what the bridge takes, about 0.1 ms; the"
             f" cluster file asks for {', '.join(sorted(late))}"
         )
-    total = sum(node.cores for node in nodes)
+    devices = {device.name for device in cluster.devices}
+    total = sum(node.cores for node in nodes if node.name in devices)
     if total > machine_cores:
         yield (
             f"the nodes' shares add up to {total:g} cores and the machine has {machine_cores}:"

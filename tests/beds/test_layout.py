@@ -99,6 +99,32 @@ def test_the_caller_is_the_head_and_addresses_of_the_file_are_kept() -> None:
     assert nodes[1].num_threads == 2
 
 
+def test_a_callers_own_machine_is_the_head_has_a_port_and_takes_no_share() -> None:
+    text = """
+    [caller]
+    name = "laptop"
+    port = "80 Mbit/s"
+    [[device]]
+    name = "a"
+    [[device]]
+    name = "b"
+    """
+    made = layout(text)
+    assert [(node.name, node.address, node.cores, node.cpus) for node in made.nodes] == [
+        ("laptop", "10.77.0.1", 2.0, (0, 1)),
+        ("a", "10.77.0.2", 1.0, (0,)),
+        ("b", "10.77.0.3", 1.0, (1,)),
+    ]
+    assert [(wire.name, wire.kind, wire.bytes_per_s) for wire in made.shared] == [
+        ("port out of laptop", "out", 1e7),
+        ("port into laptop", "in", 1e7),
+    ]
+    assert made.notices == ()
+    air = '[[medium]]\nname = "air"\nbandwidth = "8 Mbit/s"\ndevices = ["laptop", "a"]\n'
+    on_air = text + air + '[link]\nbandwidth = "8 Mbit/s"'
+    assert layout(on_air).shared[-1].nodes == ("laptop", "a")
+
+
 def test_what_cannot_be_given_is_said() -> None:
     text = """
     [[device]]
