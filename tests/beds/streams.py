@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -17,9 +18,9 @@ from safetensors.torch import save_file
 
 from distributed import bundles
 from testbed import faults
-from testbed.cgroups import find_cgroups, members
+from testbed.cgroups import find_cgroups, kill_member, members
 from testbed.layout import Node
-from testbed.nodes import command_on, environment_on, group_of
+from testbed.nodes import command_on, environment_on, group_of, processes_on
 from testbed.state import State, node_folder
 
 NODES = ("server", "pi-1", "pi-2")
@@ -91,7 +92,7 @@ class Caller:
         )
         self.pids: list[int] = []
 
-    def follow(self, disturb: dict[int, Callable[[], None]]) -> dict[str, object]:
+    def follow(self, disturb: dict[int, Callable[[], object]]) -> dict[str, object]:
         """Reads what it says to the end; calls `disturb` with the rows' number as key."""
         assert self.process.stdout is not None
         killer = threading.Timer(END_S, self.process.kill)
@@ -125,6 +126,16 @@ def cut_for_3_seconds(bed: State, node: Node) -> None:
     faults.cut(bed, node, None)
     threading.Event().wait(3.0)
     faults.mend(bed, node, None)
+
+
+def signal_workers(bed: State, name: str, number: signal.Signals) -> None:
+    """Sends a signal to the processes on a node that compute a stage of the engine `ssh`."""
+    node, cgroups = bed.layout.node(name), find_cgroups()
+    lines = processes_on(bed, cgroups, node)
+    pids = [pid for pid, line in lines.items() if "cutset.runtime.worker" in line]
+    assert pids
+    for pid in pids:
+        assert kill_member(cgroups, group_of(bed.layout, node), pid, number)
 
 
 def objects_of(bed: State, name: str) -> set[str]:

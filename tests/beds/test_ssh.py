@@ -1,10 +1,8 @@
-"""The engine `ssh` on a testbed: three nodes with nothing but an sshd, real faults."""
+"""The engine `ssh` on a testbed: three nodes with nothing but an sshd."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -13,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
+from beds.clusters import built_with_ssh
 from beds.streams import (
     END_S,
     NODES,
@@ -23,37 +21,20 @@ from beds.streams import (
     THREE_NODES,
     Caller,
     assert_nothing_of_ours,
-    cut_for_3_seconds,
     objects_of,
+    signal_workers,
 )
 from cutset.bundles.open import open_bundle
-from cutset.cluster.cluster_file import cluster_from_toml
 from cutset.version import __version__
-from testbed import faults
-from testbed.build import down, require_machine, up
-from testbed.cgroups import find_cgroups, kill_member, members
-from testbed.errors import TestbedError
-from testbed.nodes import command_on, environment_on, group_of, processes_on
+from testbed.cgroups import find_cgroups
+from testbed.nodes import command_on, environment_on
 from testbed.state import State, cluster_file, node_folder, ssh_config
 
 
 @pytest.fixture(scope="module")
 def bed(machine: None) -> Iterator[State]:
-    """Three nodes, two of them with half a core; skipped where there is no sshd."""
-    name = f"ssh{os.getpid() % 10**7}"
-    try:
-        require_machine(ray=False, ssh=True)
-    except TestbedError as error:
-        pytest.skip(str(error))
-    try:
-        yield up(cluster_from_toml(THREE_NODES), name=name, ray=False, ssh=True)
-    finally:
-        down(name)
-
-
-def _caller(bed: State, bundle: Path, rows: Path, replan_after_s: float = 10.0) -> Caller:
-    where = str(cluster_file(bed.layout.name))
-    return Caller(bed, where, bundle, rows, replan_after_s)
+    with built_with_ssh(THREE_NODES) as state:
+        yield state
 
 
 def _on_server(
@@ -73,19 +54,10 @@ def _on_server(
     return done
 
 
-def _signal_workers(bed: State, name: str, number: signal.Signals) -> None:
-    node, cgroups = bed.layout.node(name), find_cgroups()
-    lines = processes_on(bed, cgroups, node)
-    pids = [pid for pid, line in lines.items() if "cutset.runtime.worker" in line]
-    assert pids
-    for pid in pids:
-        assert kill_member(cgroups, group_of(bed.layout, node), pid, number)
-
-
 def test_every_row_through_three_nodes_and_each_node_gets_its_own_shard_once(
     bed: State, bundle: Path, rows: Path
 ) -> None:
-    result = _caller(bed, bundle, rows).follow({})
+    result = Caller(bed, str(cluster_file(bed.layout.name)), bundle, rows).follow({})
     assert result == {
         "answered": NUM_ROWS,
         "wrong": [],
@@ -120,90 +92,6 @@ def _some_rows(bundle: Path) -> Path:
     return file
 
 
-def test_a_worker_killed_one_frozen_a_link_cut_and_a_host_that_comes_back_cost_no_row(
-    bed: State, bundle: Path, rows: Path
-) -> None:
-    cgroups = find_cgroups()
-    one, two = bed.layout.node("pi-1"), bed.layout.node("pi-2")
-
-    def lose_and_bring_back() -> None:
-        faults.kill_node(bed, cgroups, one)
-        faults.start_node(bed, cgroups, one)
-
-    result = _caller(bed, bundle, rows, replan_after_s=60.0).follow(
-        {
-            100: lambda: faults.kill_worker(bed, cgroups, one) and None,
-            300: lambda: cut_for_3_seconds(bed, two),
-            500: lambda: _signal_workers(bed, "pi-2", signal.SIGSTOP),
-            700: lose_and_bring_back,
-        }
-    )
-    assert result["answered"] == NUM_ROWS
-    assert result["wrong"] == []
-    assert result["devices"] == list(NODES)
-    assert min(result["restarts"][1:]) >= 1  # type: ignore[index]
-    assert_nothing_of_ours(bed)
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("run", range(20))
-def test_the_faults_twenty_times(bed: State, bundle: Path, rows: Path, run: int) -> None:
-    del run
-    test_a_worker_killed_one_frozen_a_link_cut_and_a_host_that_comes_back_cost_no_row(
-        bed, bundle, rows
-    )
-
-
-@pytest.mark.soak
-def test_a_host_that_stays_away_is_given_up(bed: State, bundle: Path, rows: Path) -> None:
-    cgroups = find_cgroups()
-    two = bed.layout.node("pi-2")
-    caller = _caller(bed, bundle, rows, replan_after_s=2.0)
-    try:
-        result = caller.follow({300: lambda: faults.kill_node(bed, cgroups, two)})
-    finally:
-        faults.start_node(bed, cgroups, two)
-    assert result["answered"] == NUM_ROWS
-    assert result["wrong"] == []
-    assert "pi-2" not in result["devices"]  # type: ignore[operator]
-
-
-@pytest.mark.parametrize(
-    "is_frozen",
-    [
-        pytest.param(False, id="running"),
-        pytest.param(True, id="one-frozen", marks=pytest.mark.soak),
-    ],
-)
-def test_a_caller_that_is_killed_leaves_no_process(
-    bed: State, bundle: Path, rows: Path, is_frozen: bool
-) -> None:
-    caller = _caller(bed, bundle, rows)
-    caller.wait_until_up()
-    workers = [psutil.Process(pid) for pid in caller.pids]
-    if is_frozen:
-        _signal_workers(bed, "pi-1", signal.SIGSTOP)
-    caller.process.send_signal(signal.SIGKILL)
-    caller.process.communicate(timeout=10)
-    _, alive = psutil.wait_procs(workers, timeout=5)
-    assert alive == []
-    _, alive = psutil.wait_procs(_logins(bed), timeout=5)
-    assert alive == []
-
-
-def _logins(bed: State) -> list[psutil.Process]:
-    """What there is on the nodes besides the ssh servers that wait."""
-    found = []
-    for node in bed.layout.nodes:
-        for pid in members(find_cgroups(), group_of(bed.layout, node)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process = psutil.Process(pid)
-                if "[listener]" not in " ".join(process.cmdline()):
-                    found.append(process)
-    return found
-
-
 @pytest.mark.soak
 def test_the_callers_own_machine_is_a_device_that_needs_no_ssh(
     bed: State, bundle: Path, rows: Path, tmp_path: Path
@@ -212,7 +100,7 @@ def test_the_callers_own_machine_is_a_device_that_needs_no_ssh(
     file = tmp_path / "here.toml"
     file.write_text(text)
     result = Caller(bed, str(file), bundle, rows).follow(
-        {300: lambda: _signal_workers(bed, "pi-1", signal.SIGKILL)}
+        {300: lambda: signal_workers(bed, "pi-1", signal.SIGKILL)}
     )
     assert (result["answered"], result["wrong"]) == (NUM_ROWS, [])
     assert result["devices"] == list(NODES)

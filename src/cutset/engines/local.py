@@ -205,6 +205,11 @@ class LocalEngine:
         """None: where there are links at all, they have keys."""
         return ()
 
+    def link_lost(self, link: int) -> bool:
+        """Never a wire: where there are links within a host, they end with a process."""
+        del link
+        return False
+
     def start(
         self,
         stage: int,

@@ -7,6 +7,7 @@ new placement is the best that these shards allow, with the same rules for links
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Sequence
 
@@ -14,7 +15,7 @@ import msgspec
 
 from cutset.backends.selection import never_computes
 from cutset.bundles.manifest import Manifest
-from cutset.cluster.devices import Cluster, Device, Link
+from cutset.cluster.devices import Cluster, Device, Link, LinkOverride
 from cutset.costs.cost_model import REFERENCE, CostModel, PieceSeconds
 from cutset.costs.profile import INPUT_NAME, OUTPUT_NAME
 from cutset.errors import EngineError, PlanError
@@ -85,23 +86,39 @@ def with_speeds(cluster: Cluster, plan: Plan) -> Cluster:
     return msgspec.structs.replace(cluster, devices=devices)
 
 
-def place_stages(manifest: Manifest, cluster: Cluster, lost: Collection[str]) -> tuple[str, ...]:
+def links_of(devices: Sequence[str], caller: str | None) -> list[frozenset[str]]:
+    """Between which machines each link of a pipeline leads, in order, the caller's two included.
+
+    One name alone, where both ends are on a machine or a caller is not named.
+    """
+    ring = itertools.pairwise((caller, *devices, caller))
+    return [frozenset(name for name in ends if name is not None) for ends in ring]
+
+
+def place_stages(
+    manifest: Manifest,
+    cluster: Cluster,
+    lost: Collection[str],
+    cut: Collection[frozenset[str]] = (),
+) -> tuple[str, ...]:
     """The device of each stage: the plan's own, or the best of those that remain.
 
     Args:
         manifest: of the bundle.
         cluster: all devices and links.
         lost: names of the devices that are gone.
+        cut: pairs of machines between which nothing passes.
 
     Raises:
         EngineError: what remains cannot hold the stages; says what is missing.
     """
     plan = manifest.plan
     planned = tuple(stage.device for stage in plan.stages)
-    if not set(planned) & set(lost):
+    if not set(planned) & set(lost) and not set(links_of(planned, cluster.caller)) & set(cut):
         return planned
-    cluster = _without_overheads(with_speeds(cluster, plan))
-    gone = ", ".join(sorted(set(lost)))
+    cluster = _with_cut_links(_without_overheads(with_speeds(cluster, plan)), cut)
+    ways = (f"a way between {' and '.join(sorted(ends))}" for ends in cut)
+    gone = ", ".join([*sorted(set(lost)), *sorted(ways)])
     kept = [device.name for device in cluster.devices if device.name not in lost]
     if not kept:
         raise EngineError(f"no device remains without {gone}; the bundle needs one")
@@ -129,6 +146,8 @@ def place_stages(manifest: Manifest, cluster: Cluster, lost: Collection[str]) ->
     for stage in plan.stages:
         holder = next(new for new in again.stages if new.start <= stage.start < new.stop)
         placed.append(holder.device)
+    if set(links_of(placed, cluster.caller)) & set(cut):
+        raise EngineError(f"without {gone} the stages find no place on {', '.join(kept)}")
     return tuple(placed)
 
 
@@ -154,6 +173,16 @@ def require_backends(manifest: Manifest, stage: int, device: str, names: Sequenc
         f" {device} computes with {', '.join(names) or 'nothing'}: install {need} there, or say in"
         " the cluster file which backends each device has (backends = [...]) and split again"
     )
+
+
+def _with_cut_links(cluster: Cluster, cut: Collection[frozenset[str]]) -> Cluster:
+    """The cluster with ways so slow that only a plan without another choice uses them."""
+    known = {device.name for device in cluster.devices} | {cluster.caller}
+    ways = {way for ends in cut if ends <= known for way in itertools.permutations(ends)}
+    kept = [o for o in cluster.overrides if (o.source, o.target) not in ways]
+    slow = Link(bandwidth_bytes_per_s=1.0)
+    made = [LinkOverride(source=a, target=b, link=slow) for a, b in sorted(ways)]
+    return msgspec.structs.replace(cluster, overrides=(*kept, *made))
 
 
 def _without_overheads(cluster: Cluster) -> Cluster:

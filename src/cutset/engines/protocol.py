@@ -336,6 +336,17 @@ class Engine(Protocol):
             EngineError: the worker could not be started.
         """
 
+    def link_lost(self, link: int) -> bool:
+        """Called when a link failed, or could not be made, and no worker was seen to die of it.
+
+        Args:
+            link: its number; 0 leads from the caller to the first stage.
+
+        Returns:
+            Whether it is a wire that the engine waits for, or has just placed the stages around:
+            then an attempt that did not come to stand does not count.
+        """
+
     def standing(self) -> None:
         """Called when the pipeline works, or works again: time to prepare for the next loss."""
 

@@ -2,7 +2,8 @@
 
 A host receives the files of its own stage only, and keeps them. When a device does not answer, its
 stage waits for it; one that stays away for `replan_after_s` is given up, and the stages are placed
-on those that remain. One that comes back gets its stages again.
+on those that remain. One that comes back gets its stages again. Where only the way between two
+devices is gone for so long, the stages are placed so that those are no neighbours.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ from typing import TYPE_CHECKING, Generic
 
 from cutset.bundles.manifest import manifest_file
 from cutset.cluster.devices import Cluster
-from cutset.engines.placement import cluster_of_plan, place_stages, require_backends
+from cutset.engines.placement import (
+    cluster_of_plan,
+    links_of,
+    place_stages,
+    require_backends,
+)
 from cutset.engines.protocol import Event, Exited, WorkerHandle
 from cutset.engines.remote_host import HostAwayError
 from cutset.engines.remote_worker import HostT, RemoteWorker
@@ -67,6 +73,9 @@ class RemoteEngine(abc.ABC, Generic[HostT]):
         self._deliveries: dict[str, threading.Lock] = {}
         self._closed = threading.Event()
         self._placement = place_stages(bundle.manifest, self._cluster, ())
+        self._have_stood: set[frozenset[str]] = set()
+        self._cut: set[frozenset[str]] = set()
+        self._failing_since_s: dict[frozenset[str], float] = {}
         declared = {device.name: device.backends for device in self._cluster.devices}
         for stage, device in enumerate(self._placement):
             if (names := declared.get(device)) is not None:
@@ -120,8 +129,28 @@ class RemoteEngine(abc.ABC, Generic[HostT]):
         worker.begin()
         return worker
 
+    def link_lost(self, link: int) -> bool:
+        """Waits for a wire that once stood, and after `replan_after_s` does without it."""
+        with self._lock:
+            ends = links_of(self._placement, self._cluster.caller)[link]
+            if ends not in self._have_stood:
+                return False
+            now_s = time.monotonic()
+            if now_s < self._failing_since_s.setdefault(ends, now_s) + self._replan_after_s:
+                return True
+            _LOG.warning("nothing passes between %s", " and ".join(sorted(ends)))
+            try:
+                self._place(self._lost, None, self._cut | {ends})
+            except EngineError as reason:
+                _LOG.warning("%s; it is waited for", reason)
+        return True
+
     def standing(self) -> None:
-        """Nothing to prepare."""
+        """Notes which wires carry the pipeline."""
+        with self._lock:
+            self._failing_since_s.clear()
+            ways = links_of(self._placement, self._cluster.caller)
+            self._have_stood.update(ends for ends in ways if len(ends) > 1)
 
     def close(self) -> None:
         """Ends every process on every host."""
@@ -229,13 +258,22 @@ class RemoteEngine(abc.ABC, Generic[HostT]):
             back = self._returned(self._lost) if self._lost else set()
             if back:
                 _LOG.warning("%s came back", ", ".join(sorted(back)))
-                self._place(self._lost - back, None)
+                # Whatever kept them away may have been what cut their wires too.
+                self._place(
+                    self._lost - back, None, {ends for ends in self._cut if not ends & back}
+                )
 
-    def _place(self, lost: set[str], stage: int | None) -> None:
-        """Places the stages without `lost`; the workers of those that move end, but `stage`'s."""
+    def _place(
+        self, lost: set[str], stage: int | None, cut: set[frozenset[str]] | None = None
+    ) -> None:
+        """Places the stages without `lost`; the workers of those that move end, but `stage`'s.
+
+        Where `cut` says nothing, the wires that were given up stay so.
+        """
         before = self._placement
-        self._placement = place_stages(self._bundle.manifest, self._cluster, lost)
-        self._lost = lost
+        cut = self._cut if cut is None else cut
+        self._placement = place_stages(self._bundle.manifest, self._cluster, lost, cut)
+        self._lost, self._cut = lost, cut
         for index, worker in self._current.items():
             device = self._placement[index]
             if index != stage and device != before[index] and worker.has_host:

@@ -72,8 +72,8 @@ _SHORTAGES = (OSError, RuntimeError, MemoryError)
 class _SetbackError(Exception):
     """The epoch is over.
 
-    `killer` is set where a worker died, `fatal` where trying again is useless, `moved` where the
-    engine places a stage elsewhere.
+    `killer` is set where a worker died, `link` names one that failed where none did, `fatal` is set
+    where trying again is useless, `moved` where the engine places a stage elsewhere.
     """
 
     def __init__(
@@ -81,12 +81,14 @@ class _SetbackError(Exception):
         error: CutsetError,
         *,
         killer: StageFailed | None = None,
+        link: str = "",
         fatal: bool = False,
         moved: bool = False,
     ) -> None:
         super().__init__(str(error))
         self.error = error
         self.killer = killer
+        self.link = link
         self.fatal = fatal
         self.moved = moved
 
@@ -127,6 +129,7 @@ class Supervisor:
         self._dropped = False
         self._circuit: Circuit | None = None
         self._caller_connected = 0
+        self._stands = False
         self._tried: list[str] = []
         self._num_setbacks = 0
         self._settled_at_setback = -1
@@ -220,6 +223,7 @@ class Supervisor:
 
     def _bring_up(self) -> None:
         self.epoch += 1
+        self._stands = False
         deadline_s = time.monotonic() + self._limits.start_timeout_s
         for index, stage in enumerate(self.stages):
             if stage.worker is None:
@@ -236,6 +240,7 @@ class Supervisor:
             self._step(deadline_s, "connect", lambda stage: stage.connected_epoch == self.epoch)
         _LOG.info("epoch %d: %d stages connected", self.epoch, len(self.stages))
         self._ledger.open_epoch(self.epoch, circuit.send)
+        self._stands = True
         self._engine.standing()
 
     def _start_worker(self, index: int) -> WorkerHandle:
@@ -414,7 +419,8 @@ class Supervisor:
                 raise _StoppingError
             if item is not None and not isinstance(item[1], LinkLost):
                 self._handle(*item)
-        raise _SetbackError(LinkTimeout(event.reason, link=event.link, seconds=event.seconds))
+        error = LinkTimeout(event.reason, link=event.link, seconds=event.seconds)
+        raise _SetbackError(error, link=event.link)
 
     def _check_clocks(self) -> None:
         now_s = time.monotonic()
@@ -498,6 +504,9 @@ class Supervisor:
             raise setback.error
         if setback.moved:
             return
+        if self._is_waited_for(setback.link) and not self._stands:
+            self._stopping.wait(_TICK_S)
+            return
         if num_failed or settled_before != self._settled_at_setback:
             self._num_setbacks = 0
             self._tried.clear()
@@ -512,6 +521,13 @@ class Supervisor:
             self._stopping.wait(min(pause_s, _MAX_BACK_OFF_S))
             if self._is_stopping():
                 raise _StoppingError
+
+    def _is_waited_for(self, link: str) -> bool:
+        """Whether the engine takes a link for a wire that is down; one of a package may not."""
+        ask = getattr(self._engine, "link_lost", None)
+        ring = ("caller", *(f"stage {index}" for index in range(len(self.stages))), "caller")
+        names = [f"{source} -> {target}" for source, target in itertools.pairwise(ring)]
+        return ask is not None and link in names and bool(ask(names.index(link)))
 
     def _give_up(self, setback: _SetbackError) -> CutsetError:
         story = "; ".join(f"({number}) {text}" for number, text in enumerate(self._tried, 1))
