@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from cutset.errors import MissingExtra
 
 EXTRA_OF = {
+    "PIL": "images",
     "torch": "torch",
     "torchvision": "torch",
     "sympy": "torch",
@@ -28,7 +29,7 @@ EXTRA_OF = {
     "jinja2": "report",
     "markupsafe": "report",
 }
-"""By the name under which a package is imported."""
+"""By the name under which a package is imported; the smallest extra, where several bring it."""
 
 
 def missing_extra(error: ModuleNotFoundError, what: str = "this") -> MissingExtra | None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import msgspec
 
 from cutset.errors import ModelError
+from cutset.extras import naming_extras
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,6 +156,7 @@ def read_image(
 
     Raises:
         ModelError: as for `read_pixels`.
+        MissingExtra: likewise.
     """
     from cutset.data.pixels import normalised
 
@@ -179,8 +181,10 @@ def read_pixels(
     Raises:
         ModelError: the file is missing, is no image of a known format, is damaged, has more
             pixels than allowed, or numbers of an unknown range; it names the file and why.
+        MissingExtra: Pillow is not installed.
     """
-    from PIL import Image, UnidentifiedImageError
+    with naming_extras("reading an image"):
+        from PIL import Image, UnidentifiedImageError
 
     name = str(source) if isinstance(source, Path) else getattr(source, "name", "image")
     try:

@@ -61,6 +61,8 @@ def serve_bundle(  # noqa: PLR0913  # open_session's words, and the server's
             from cutset.serve.tracing import Tracing
 
             make_tracing = Tracing
+    with naming_extras("serving"):
+        import PIL  # noqa: F401  # images are decoded when they come, which is late to miss it
     if log_json:
         _log_as_json()
     listener = bind(settings)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from cutset.data.images import Preprocessing, find_images, read_image
-from cutset.errors import ModelError
+from cutset.errors import MissingExtra, ModelError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -252,6 +252,17 @@ def test_importing_loads_neither_torch_nor_pillow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_without_pillow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _saved(_noise(9, 12), tmp_path / "noise.png")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(MissingExtra) as caught:
+        read_image(path, PLAIN)
+    assert str(caught.value) == (
+        "reading an image needs the package 'PIL', which is not installed:"
+        " pip install 'cutset[images]'"
+    )
 
 
 def test_a_row_is_made_without_torch(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from cutset.bundles.open import open_bundle
 from cutset.cluster.devices import Cluster, Device, Link
 from cutset.engines.placement import (
     cluster_of_plan,
+    links_of,
     place_stages,
     require_backends,
     with_speeds,
@@ -95,6 +96,44 @@ def test_memory_adds_up_and_what_is_missing_is_said(manifest: Manifest) -> None:
 def test_nobody_is_left(manifest: Manifest) -> None:
     with pytest.raises(EngineError, match="no device remains without a, b, c, d"):
         place_stages(manifest, _cluster(), set("abcd"))
+
+
+def _neighbours(placed: tuple[str, ...]) -> set[frozenset[str]]:
+    return set(links_of(placed, None))
+
+
+def test_devices_between_which_nothing_passes_are_no_neighbours(manifest: Manifest) -> None:
+    cut = {frozenset("bc")}
+    placed = place_stages(manifest, _cluster(), (), cut)
+    assert not _neighbours(placed) & cut
+    # Three ways of four devices are left: one cannot be left out.
+    ends = {frozenset(pair) for pair in ("ab", "ac", "ad")}
+    placed = place_stages(manifest, _cluster(), (), ends)
+    assert not _neighbours(placed) & ends
+    # A wire that the plan does not use changes nothing.
+    assert place_stages(manifest, _cluster(), (), {frozenset("ac")}) == ("a", "b", "c", "d")
+    assert place_stages(manifest, _cluster(), (), {frozenset("xy")}) == ("a", "b", "c", "d")
+
+
+def test_a_caller_that_reaches_no_device_but_its_own(manifest: Manifest) -> None:
+    cluster = msgspec.structs.replace(_cluster(), caller="a")
+    placed = place_stages(manifest, cluster, (), {frozenset("ad")})
+    assert "d" not in (placed[0], placed[-1])
+    ways = {frozenset(("a", other)) for other in "bcd"}
+    assert place_stages(manifest, cluster, (), ways) == ("a",) * 4
+    tight = msgspec.structs.replace(_cluster(a=100, b=100, c=100, d=100), caller="a")
+    with pytest.raises(EngineError) as caught:
+        place_stages(manifest, tight, (), ways)
+    assert str(caught.value) == (
+        "without a way between a and b, a way between a and c, a way between a and d the stages"
+        " find no place on a, b, c, d"
+    )
+
+
+def test_a_lost_device_and_a_cut_wire_count_together(manifest: Manifest) -> None:
+    placed = place_stages(manifest, _cluster(), {"d"}, {frozenset("ab")})
+    assert set(placed) <= set("abc")
+    assert frozenset("ab") not in _neighbours(placed)
 
 
 def test_what_a_plan_alone_tells(manifest: Manifest) -> None:

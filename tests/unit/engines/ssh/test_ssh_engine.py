@@ -10,6 +10,8 @@ import torch
 
 from cutset.bundles.open import open_bundle
 from cutset.cluster.devices import Cluster, Device
+from cutset.engines import remote_engine
+from cutset.engines.placement import links_of
 from cutset.engines.remote_host import HostAwayError
 from cutset.engines.ssh import ssh_engine
 from cutset.engines.ssh.ssh_engine import SshEngine, SshHosts
@@ -77,6 +79,54 @@ def test_a_device_that_was_given_up_gets_its_stages_again_when_it_answers(
     assert given_up.wait(10)
     assert lost not in placed[0]
     assert placed[1] == planned
+    engine.close()
+
+
+def test_a_wire_that_stood_is_waited_for_and_then_done_without(
+    good_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh_engine, "SshHost", _Host)
+    now_s = [100.0]
+    monkeypatch.setattr(remote_engine.time, "monotonic", lambda: now_s[0])
+    bundle = open_bundle(good_bundle)
+    first, second, third = (stage.device for stage in bundle.manifest.plan.stages)
+    cluster = _cluster(first, second, third)
+    engine = SshEngine(bundle, SshHosts(cluster=cluster, replan_after_s=5.0), num_threads=1)
+
+    def placed() -> list[str]:
+        return [engine.device_of(stage) for stage in range(3)]
+
+    assert not engine.link_lost(2)  # it never stood: a port that is closed, perhaps
+    engine.standing()
+    assert not engine.link_lost(0)  # nobody says where the caller is
+    for at_s in (100.0, 104.9):
+        now_s[0] = at_s
+        assert engine.link_lost(2)
+        assert placed() == [first, second, third]
+    engine.standing()  # it is back
+    for at_s in (105.0, 109.0):
+        now_s[0] = at_s
+        assert engine.link_lost(2)
+        assert placed() == [first, second, third]
+    now_s[0] = 110.0
+    assert engine.link_lost(2)
+    again = placed()
+    assert frozenset((second, third)) not in links_of(again, None)
+    # Another wire, while that is gone.
+    engine.standing()
+    number = next(k for k in (1, 2) if again[k - 1] != again[k])
+    for at_s in (111.0, 116.0):
+        now_s[0] = at_s
+        assert engine.link_lost(number)
+    assert not set(links_of(placed(), None)) & {
+        frozenset((second, third)),
+        frozenset(again[number - 1 : number + 1]),
+    }
+    # A device that went and came back is believed to have its wires again.
+    engine._give_up(third, 2, HostAwayError("it is away"))
+    engine._back = {third}
+    engine._welcome_back()
+    assert engine._cut == {each for each in engine._cut if third not in each}
     engine.close()
 
 
