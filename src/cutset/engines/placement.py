@@ -186,8 +186,10 @@ def _with_cut_links(cluster: Cluster, cut: Collection[frozenset[str]]) -> Cluste
 
 
 def _without_overheads(cluster: Cluster) -> Cluster:
-    """The cluster for pieces that bring their overheads along."""
-    devices = tuple(msgspec.structs.replace(d, overhead_s=0.0) for d in cluster.devices)
+    """The cluster for pieces that bring their overheads along, a worker's own memory too."""
+    devices = tuple(
+        msgspec.structs.replace(d, overhead_s=0.0, worker_bytes=None) for d in cluster.devices
+    )
     return msgspec.structs.replace(cluster, devices=devices, caller_overhead_s=0.0)
 
 

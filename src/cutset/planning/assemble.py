@@ -134,7 +134,7 @@ def _stages(
                 compute_s=problem.compute_s(stage),
                 send_s=moves[index + 1],
                 weight_bytes=costs.weight_bytes(first, last),
-                memory_bytes=int(needed[0]),
+                memory_bytes=int(needed[0]) + built.memory.beside(device),
                 output_bytes_per_sample=costs.cut_bytes_per_row[last],
                 receive_s=moves[index],
                 backend=_backend_of(problem, stage),

@@ -85,8 +85,20 @@ class MemoryTable:
         self.window = costs.window
         self.num_pieces = num
 
+    def beside(self, device: Device) -> int:
+        """Bytes by which a worker on `device`, before its stage, is larger than was counted."""
+        return 0 if device.worker_bytes is None else device.worker_bytes - self._base
+
+    def limit_on(self, device: Device) -> int | None:
+        """What the bytes of `needed` may be on `device`; None where memory is no limit."""
+        limit = device.memory_bytes
+        return None if limit is None else limit - self.beside(device)
+
     def needed(self, starts: Ints, stops: Ints, *, num_stages: int) -> Ints:
-        """Bytes that the stages [start, stop) need in a plan of so many; each start < stop."""
+        """Bytes that the stages [start, stop) need in a plan of so many; each start < stop.
+
+        With a worker of the size that was counted for those devices that say nothing of theirs.
+        """
         window = self._window_with(num_stages)
         taken, given = self._crossing[starts], self._crossing[stops]
         total: Ints = self._alone(starts, stops) + window * taken + max(window - 1, 0) * given
@@ -186,7 +198,7 @@ def build_problem(
     keys = [
         (
             tuple((s.backend, s.seconds) for s in own),
-            d.memory_bytes,
+            (d.memory_bytes, d.worker_bytes),
             (a, b, o, *outer[:, k], *ends[:, k]),
             has_ports and (d.port, d.name == cluster.caller),
         )
@@ -340,7 +352,7 @@ def _variants(
     variants = []
     room_of: dict[int | None, Ints | None] = {None: without_empty(edges, None, most)}
     for k, group in enumerate(members):
-        limit = devices[group[0]].memory_bytes
+        limit = memory.limit_on(devices[group[0]])
         if limit is not None and limit not in room_of:
             room_of[limit] = without_empty(edges, memory.most_stages(limit, most), most)
         for entry in seconds[group[0]]:

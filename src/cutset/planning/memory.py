@@ -39,7 +39,7 @@ def explain_infeasible(cluster: Cluster, built: BuiltProblem) -> PlanError:
 
 def _reason(cluster: Cluster, built: BuiltProblem) -> PlanError:
     problem = built.problem
-    limits = [group[0].memory_bytes for group in built.classes]
+    limits = [built.memory.limit_on(group[0]) for group in built.classes]
     if all(limit is None for limit in limits) or not is_exact(problem):
         return PlanError(
             f"no plan was found for {problem.num_pieces} pieces on {len(cluster.devices)} devices"
@@ -63,6 +63,7 @@ def _reason(cluster: Cluster, built: BuiltProblem) -> PlanError:
         missing, needed, device_class = best
         device = built.classes[device_class][0]
         available = device.memory_bytes or 0
+        needed += built.memory.beside(device)
         return InfeasiblePlan(
             f"no placement fits {memory}: device {device.name!r} has "
             f"{_amount(available, down=True)} and lacks {_amount(missing)}; with {_amount(needed)} "
@@ -78,6 +79,7 @@ def _reason(cluster: Cluster, built: BuiltProblem) -> PlanError:
             f"no plan has exactly {problem.num_stages} stages here, whatever memory there is"
         )
     smallest = min((d for g in built.classes for d in g), key=lambda d: d.memory_bytes or 2**63)
+    needed += built.memory.beside(smallest)
     return InfeasiblePlan(
         f"no placement fits {memory}, and more on one device alone "
         f"would not do: every device needs {needed:,} bytes; {smallest.name!r} has "
@@ -118,7 +120,7 @@ def _least(built: BuiltProblem, sizes: Ints, raised: tuple[int, ...], *, whole: 
 
 def _fits(built: BuiltProblem, size: int, raised: tuple[int, ...], *, whole: bool) -> bool:
     problem = built.problem
-    limits = {c: max(size, built.classes[c][0].memory_bytes or 0) for c in raised}
+    limits = {c: max(size, built.memory.limit_on(built.classes[c][0]) or 0) for c in raised}
     rooms = {c: built.memory.most_stages(limits[c], problem.max_stages) for c in raised}
     free = [
         dataclasses.replace(

@@ -274,17 +274,14 @@ def takes_images_of(prepared: PreparedModel) -> bool:
 
 
 def worker_base_bytes(cluster: Cluster, profiles: Profile | Mapping[str, Profile] | None) -> int:
-    """What a worker needs before it holds a shard; measured only where memory is a limit.
+    """What a worker needs before it holds a shard, where its device does not say.
 
-    The most that a device whose memory is a limit says of itself, as a probe measured it; and where
-    one says nothing, with the backend that needs the most here, of those that were measured and
-    that such devices have.
+    Measured only where such a device's memory is a limit: with the backend that needs the most
+    here, of those that were measured and that such devices have.
     """
-    limited = [device for device in cluster.devices if device.memory_bytes is not None]
-    told = max((device.worker_bytes or 0 for device in limited), default=0)
-    limited = [device for device in limited if device.worker_bytes is None]
+    limited = [d for d in cluster.devices if d.memory_bytes is not None and d.worker_bytes is None]
     if not limited:
-        return told
+        return 0
     here = usable_backends()
     if all(device.backends is not None for device in limited):
         theirs = {name for device in limited for name in device.backends or ()}
@@ -292,4 +289,4 @@ def worker_base_bytes(cluster: Cluster, profiles: Profile | Mapping[str, Profile
     found = [profiles] if isinstance(profiles, Profile) else [*(profiles or {}).values()]
     names = {name for profile in found for name in profile.backends}
     usable = [backend.full_name for backend in here if backend.full_name in names]
-    return max(told, *map(measure_worker_base, usable or [here[0].full_name]))
+    return max(map(measure_worker_base, usable or [here[0].full_name]))

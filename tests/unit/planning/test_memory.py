@@ -165,3 +165,48 @@ def test_a_piece_that_fits_alone_nowhere_counts_where_a_stage_holds_it(serial: b
     ]
     assert (made.period_s, made.is_proven) == (3.0, True)
     assert all(each.bound_s <= 3.0 for each in made.certificates)
+
+
+def _with_workers(a: int | None, b: int | None, more: int = 0) -> Plan:
+    """Three pieces of 1000 bytes; without workers a needs 2440 for two of them, b 1440 for one."""
+    graph, cuts = chain([1, 1, 1], weights=[1000] * 3)
+    costs = costs_from_flops(graph, cuts, flops_per_s=1.0, base_bytes=100)
+    cluster = Cluster(
+        devices=(
+            Device(name="a", memory_bytes=2440 + (100 if a is None else a), worker_bytes=a),
+            Device(name="b", memory_bytes=1440 + (100 if b is None else b) + more, worker_bytes=b),
+        )
+    )
+    return make_plan(graph, cuts, costs, PlanRequest(cluster=cluster), with_alternatives=False)
+
+
+@pytest.mark.parametrize(("a", "b"), [(None, None), (None, 700), (0, 700), (50, None), (700, 0)])
+def test_a_worker_counts_with_its_own_devices_bytes(a: int | None, b: int | None) -> None:
+    found = {stage.device: stage for stage in _with_workers(a, b).stages}
+    assert found["a"].memory_bytes == found["a"].memory_limit_bytes
+    assert found["b"].memory_bytes == found["b"].memory_limit_bytes
+    with pytest.raises(InfeasiblePlan) as caught:
+        _with_workers(a, b, more=-40)
+    needed = 1440 + (100 if b is None else b)
+    error = caught.value
+    assert (error.device, error.needed_bytes, error.available_bytes) == ("b", needed, needed - 40)
+
+
+def test_devices_that_differ_in_their_worker_alone_are_told_apart() -> None:
+    graph, cuts = chain([1, 1, 1], weights=[1000] * 3)
+    costs = costs_from_flops(graph, cuts, flops_per_s=1.0, base_bytes=100)
+    pair = (
+        Device(name="a", memory_bytes=2540, worker_bytes=1000),
+        Device(name="b", memory_bytes=2540, worker_bytes=100),
+    )
+    for order in (pair, pair[::-1]):
+        request = PlanRequest(cluster=Cluster(devices=order))
+        made = make_plan(graph, cuts, costs, request, with_alternatives=False)
+        used = {stage.device: stage.memory_bytes for stage in made.stages}
+        assert used == {"a": 2440, "b": 2540}  # one piece and two
+    small = tuple(msgspec.structs.replace(each, memory_bytes=1000) for each in pair)
+    with pytest.raises(InfeasiblePlan, match="more on one device alone would not do") as caught:
+        request = PlanRequest(cluster=Cluster(devices=small), num_stages=2)
+        make_plan(graph, cuts, costs, request, with_alternatives=False)
+    # What all need beside their workers is 2440; the first of the smallest has one of 1000.
+    assert (caught.value.device, caught.value.needed_bytes) == ("a", 3440)
