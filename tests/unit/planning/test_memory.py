@@ -205,8 +205,8 @@ def test_devices_that_differ_in_their_worker_alone_are_told_apart() -> None:
         used = {stage.device: stage.memory_bytes for stage in made.stages}
         assert used == {"a": 2440, "b": 2540}  # one piece and two
     small = tuple(msgspec.structs.replace(each, memory_bytes=1000) for each in pair)
+    request = PlanRequest(cluster=Cluster(devices=small), num_stages=2)
     with pytest.raises(InfeasiblePlan, match="more on one device alone would not do") as caught:
-        request = PlanRequest(cluster=Cluster(devices=small), num_stages=2)
         make_plan(graph, cuts, costs, request, with_alternatives=False)
     # What all need beside their workers is 2440; the first of the smallest has one of 1000.
     assert (caught.value.device, caught.value.needed_bytes) == ("a", 3440)
