@@ -125,6 +125,8 @@ def plan(
     time_limit: options.TimeLimit = "60 s",  # type: ignore[assignment]  # as if typed
     serial: options.Serial = False,
     fixed_order: options.FixedOrder = False,
+    replicas: options.Replicas = 1,
+    no_replicas: options.NoReplicas = False,
     granularity: Annotated[
         str, typer.Option(metavar="unit|op", help="op: what cuts inside units would gain")
     ] = "unit",
@@ -223,6 +225,8 @@ def split(
     time_limit: options.TimeLimit = "60 s",  # type: ignore[assignment]  # as if typed
     serial: options.Serial = False,
     fixed_order: options.FixedOrder = False,
+    replicas: options.Replicas = 1,
+    no_replicas: options.NoReplicas = False,
     cost: options.Cost = "measured",
     backend: options.PlannedBackend = "auto",
     profile_file: options.ProfileFile = None,

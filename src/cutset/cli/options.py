@@ -156,6 +156,15 @@ MinThroughput: TypeAlias = Annotated[
     float | None,
     typer.Option(metavar="ROWS/S", parser=rows_per_s, help="least rows per second; 20 or '20/s'"),
 ]
+Replicas: TypeAlias = Annotated[
+    int,
+    typer.Option(
+        metavar="N", help="up to N devices for a stage, each with a share; 1: one device a stage"
+    ),
+]
+NoReplicas: TypeAlias = Annotated[
+    bool, typer.Option("--no-replicas", help="one device a stage: --replicas 1")
+]
 Allow: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(

@@ -106,7 +106,22 @@ def plan_request(context: typer.Context) -> PlanRequest:
         min_rows_per_s=given["min_throughput"],
         time_limit_s=given["time_limit"],
         allow=_allowed(given["allow"] or ()),
+        replicas=_replicas(context),
     )
+
+
+def _replicas(context: typer.Context) -> int:
+    """The most devices of a stage."""
+    from cutset.planning.request import MAX_REPLICAS
+
+    count: int = context.params["replicas"]
+    if context.params["no_replicas"]:
+        if options.is_given(context, "replicas") and count != 1:
+            usage_error(f"--no-replicas is --replicas 1, and --replicas {count} was given too")
+        return 1
+    if not 1 <= count <= MAX_REPLICAS:
+        usage_error(f"--replicas is 1 to {MAX_REPLICAS} devices, got {count}")
+    return count
 
 
 def _allowed(names: Sequence[str]) -> tuple[str, ...]:
@@ -182,6 +197,7 @@ def planned_costs(context: typer.Context, request: PlanRequest) -> dict[str, Any
 
 
 _NOT_FOR_COST_GRAPHS = {
+    "replicas": "its stages are planned with one device each",
     "allow": "it knows bytes, and no tensors that could be written otherwise",
     "cut": "its stages are sets of nodes, not parts of one order: hold nodes together by 'group'",
     "granularity": "it has no units: its nodes are what is placed",

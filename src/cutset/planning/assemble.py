@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,23 @@ from cutset.costs.cost_model import CostModel
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
 from cutset.planning.anyorder.prefixes import prefixes_are_all_cuts
-from cutset.planning.certificates import latency_certificates, period_certificates
+from cutset.planning.assemble_groups import messages_of_groups, with_groups
+from cutset.planning.certificates import (
+    group_certificates,
+    latency_certificates,
+    period_certificates,
+)
 from cutset.planning.formulate import BuiltProblem
-from cutset.planning.plan import PLAN_FORMAT, Alternative, Plan, StagePlan, gap_of, proven_among
+from cutset.planning.group_problem import group_problem
+from cutset.planning.plan import (
+    GROUPS_FORMAT,
+    PLAN_FORMAT,
+    Alternative,
+    Plan,
+    StagePlan,
+    gap_of,
+    proven_among,
+)
 from cutset.planning.plan_messages import planned_messages
 from cutset.planning.problem import ChainProblem, Placed
 from cutset.planning.request import PlanRequest
@@ -45,15 +60,27 @@ def assemble_plan(
         alternatives: as `Plan.alternatives`.
     """
     problem, placed = built.problem, solution.stages
-    period_s, latency_s = problem.period_s(placed), problem.latency_s(placed)
+    groups, grouped = solution.groups, None
+    if groups:
+        grouped = group_problem(built, request.devices_and_links, request.replicas)
+        period_s, latency_s = grouped.period_s(groups), grouped.latency_s(groups)
+    else:
+        period_s, latency_s = problem.period_s(placed), problem.latency_s(placed)
     by_latency = request.objective == "latency"
     value_s = latency_s if by_latency else period_s
-    certify = latency_certificates if by_latency else period_certificates
-    certificates = certify(problem, value_s, solution.bound_s, solution.proven_by)
+    if request.replicas > 1 and not by_latency:
+        certificates = group_certificates(problem, value_s, solution.bound_s, solution.proven_by)
+    else:
+        certify = latency_certificates if by_latency else period_certificates
+        certificates = certify(problem, value_s, solution.bound_s, solution.proven_by)
     best = certificates[0]
     bound_s = min(best.bound_s, value_s)
     stages = _stages(graph, cuts, costs, built, placed)
-    used = {stage.device for stage in stages}
+    if grouped is not None:
+        stages = with_groups(stages, built, grouped, groups)
+        mean_s = grouped.mean_latency_s(groups)
+        notes = notes if mean_s >= latency_s * (1 - 1e-9) else (*notes, _mean_latency(mean_s))
+    used = {replica.device for stage in stages for replica in stage.group}
     family = _family(graph, cuts, costs, request)
     cluster = request.devices_and_links
     is_apart = not cluster.has_shared_wires and any(
@@ -61,8 +88,15 @@ def assemble_plan(
     )
     edges = [0, *(stage.stop for stage in placed)]
     sizes = [int(problem.cut_bytes[k]) for k in edges]
+    names = [[(replica.device, replica.share) for replica in stage.group] for stage in stages]
+    has_groups = any(len(group) > 1 for group in names)
+    messages = (
+        messages_of_groups(cluster, names, sizes)
+        if has_groups
+        else planned_messages(cluster, [stage.device for stage in stages], sizes)
+    )
     return Plan(
-        format=PLAN_FORMAT,
+        format=GROUPS_FORMAT if has_groups else PLAN_FORMAT,
         objective=request.objective,
         micro_batch=costs.micro_batch,
         stages=stages,
@@ -76,24 +110,36 @@ def assemble_plan(
         max_latency_s=request.max_latency_s,
         min_rows_per_s=request.min_rows_per_s,
         family=family,
-        proven_among=proven_among(family, is_apart=is_apart),
+        proven_among=proven_among(family, is_apart=is_apart, most=request.replicas),
         certificates=certificates,
         alternatives=alternatives,
         unused_devices=tuple(d.name for g in built.classes for d in g if d.name not in used),
-        notes=(*notes, *_without_keys(cluster, [stage.device for stage in stages])),
-        messages=planned_messages(cluster, [stage.device for stage in stages], sizes),
+        notes=(*notes, *_without_keys(cluster, stages)),
+        messages=messages,
         input_codec=built.codecs[0],
         input_bytes_per_sample=-(-sizes[0] // costs.micro_batch),
     )
 
 
-def _without_keys(cluster: Cluster, devices: list[str]) -> list[str]:
+def _mean_latency(mean_s: float) -> str:
+    return (
+        "the latency of one alone is that of the slowest route through its groups; on average over"
+        f" routes it is {mean_s:.4g} s"
+    )
+
+
+def _without_keys(cluster: Cluster, stages: tuple[StagePlan, ...]) -> list[str]:
     """A note for each link of a plan that the cluster leaves without keys."""
-    ring = [cluster.caller or "the caller", *devices, cluster.caller or "the caller"]
+    outer: list[str | None] = [cluster.caller]
+    groups: list[list[str | None]] = [[each.device for each in stage.group] for stage in stages]
+    ends = [outer, *groups, outer]
     return [
-        f"run with this cluster file, rows from {ring[link]} to {ring[link + 1]} are not encrypted"
+        f"run with this cluster file, rows from {source or 'the caller'} to"
+        f" {target or 'the caller'} are not encrypted"
         ' and who sends them is not proven, as its security = "none" wants it'
-        for link in cluster.unsecured_links(devices)
+        for before, after in pairwise(ends)
+        for source, target in product(before, after)
+        if not cluster.secured_between(source, target)
     ]
 
 

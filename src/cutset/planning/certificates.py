@@ -230,6 +230,34 @@ def period_certificates(
     return _by_tightness(found, period_s)
 
 
+def group_certificates(
+    problem: ChainProblem, period_s: float, proven_s: float, proven_by: str
+) -> tuple[Certificate, ...]:
+    """Every certificate for a period where stages may have groups; arguments as above."""
+    details = {
+        "exhaustion": "the search ruled out every smaller period, groups included",
+        "search": "the search ruled out every period below this before its time was over",
+        "relaxation": "the best that groups could do if each device had the best of its links",
+    }
+    found = [
+        Certificate(
+            name="volume",
+            bound_s=min(spread_bound(problem), period_s),
+            detail=f"all work, divided at will among all {sum(problem.counts)} devices",
+        ),
+        Certificate(name=proven_by, bound_s=proven_s, detail=details[proven_by]),
+    ]
+    return _by_tightness(found, period_s)
+
+
+def spread_bound(problem: ChainProblem) -> float:
+    """Seconds of all work, every piece divided at will among all devices, however many."""
+    work, rates = problem.volume()
+    total = float(np.repeat(rates, problem.counts).sum())
+    spread_s = float(work.sum()) / total if math.isfinite(total) and total > 0 else 0.0
+    return max(spread_s, sharing_bound(problem.piece_seconds(), problem.counts))
+
+
 def latency_certificates(
     problem: ChainProblem, latency_s: float, proven_s: float, proven_by: str
 ) -> tuple[Certificate, ...]:

@@ -17,12 +17,14 @@ from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
 from cutset.planning.assemble import assemble_plan
+from cutset.planning.assemble_groups import copies_beside
 from cutset.planning.deadline import Deadline, OverBudget, within
 from cutset.planning.formulate import BuiltProblem, build_problem
+from cutset.planning.group_problem import group_problem
+from cutset.planning.make_groups import solve_with_groups
 from cutset.planning.memory import explain_infeasible
 from cutset.planning.micro_batches import best_of_sizes
-from cutset.planning.plan import Alternative, Plan
-from cutset.planning.problem import Placed
+from cutset.planning.plan import Alternative, Copies, Plan
 from cutset.planning.request import PlanRequest
 from cutset.planning.solvers.solve import (
     Infeasible,
@@ -117,7 +119,18 @@ def make_plan(
         return plan
     task, built, solution = solved[plan.micro_batch]
     task = dataclasses.replace(task, deadline=deadline)
-    return msgspec.structs.replace(plan, alternatives=_alternatives(task, solution, built))
+    return msgspec.structs.replace(
+        plan,
+        alternatives=_alternatives(task, solution, built),
+        copies=_copies(task, plan),
+    )
+
+
+def _copies(task: _Task, plan: Plan) -> Copies | msgspec.UnsetType:
+    """What whole copies would give; unset where there is one device, or they are the plan."""
+    if len(task.cluster.devices) < 2 or (len(plan.stages) == 1 and plan.has_groups):
+        return msgspec.UNSET
+    return copies_beside(task.build(task.boundaries), task.cluster)
 
 
 def _rows(costs: CostModel) -> int:
@@ -146,6 +159,10 @@ def pareto_plans(
     Raises:
         PlanError: also where there are too many devices to search exhaustively.
     """
+    if request.replicas > 1:
+        raise PlanError(
+            "a front has plans with one device a stage only: leave replicas (--replicas) out"
+        )
     request = msgspec.structs.replace(request, objective="throughput")
     task = _task(graph, cuts, costs, request, within(request.time_limit_s))
     built, _, notes = _solve_by_rules(task)
@@ -251,8 +268,8 @@ def _solve_by_rules(task: _Task) -> tuple[BuiltProblem, Solution, tuple[str, ...
         other = _solve_or_raise(task, everywhere)
     except Infeasible:  # only where not everything was searched: what was found counts
         return built, solution, ()
-    value_s = _value(task, built, solution.stages)
-    other_s = _value(task, everywhere, other.stages)
+    value_s = _value(task, built, solution)
+    other_s = _value(task, everywhere, other)
     if value_s > other_s * HEAD_GAIN:
         note = (
             "a cut inside the classifier is used, because without one the plan is "
@@ -268,9 +285,12 @@ def _solve_by_rules(task: _Task) -> tuple[BuiltProblem, Solution, tuple[str, ...
     return built, solution, ()
 
 
-def _value(task: _Task, built: BuiltProblem, stages: tuple[Placed, ...]) -> float:
+def _value(task: _Task, built: BuiltProblem, solution: Solution) -> float:
     problem = built.problem
+    if solution.groups:
+        return group_problem(built, task.cluster, task.request.replicas).period_s(solution.groups)
     by_latency = task.request.objective == "latency"
+    stages = solution.stages
     return problem.latency_s(stages) if by_latency else problem.period_s(stages)
 
 
@@ -281,10 +301,13 @@ def _solve_or_raise(task: _Task, built: BuiltProblem) -> Solution:
     by_latency = task.request.objective == "latency"
     if by_latency:
         solution = solve_latency(problem, max_period_s=task.max_period_s)
-        value_s, limit_s = problem.latency_s(solution.stages), task.request.max_latency_s
+        limit_s = task.request.max_latency_s
+    elif task.request.replicas > 1:
+        solution, limit_s = solve_with_groups(built, task.request), task.max_period_s
     else:
         solution = solve_period(problem, max_latency_s=task.request.max_latency_s)
-        value_s, limit_s = problem.period_s(solution.stages), task.max_period_s
+        limit_s = task.max_period_s
+    value_s = _value(task, built, solution)
     if limit_s is not None and value_s > limit_s * (1 + 1e-9):
         raise Infeasible(
             "latency" if by_latency else "period",
@@ -370,6 +393,7 @@ def _alternatives(task: _Task, solution: Solution, chosen: BuiltProblem) -> tupl
             cluster=cluster,
             max_latency_s=None,
             min_rows_per_s=None,
+            replicas=1 if count == 1 else task.request.replicas,
         )
         boundaries = tuple(range(num_pieces + 1))
         other = dataclasses.replace(task, request=request, boundaries=boundaries)
@@ -406,6 +430,9 @@ def _alternative(task: _Task, count: int) -> Alternative:
         last=tuple(stage.last for stage in plan.stages),
         period_s=plan.period_s,
         latency_s=plan.latency_s,
+        groups=tuple(tuple(each.device for each in stage.group) for stage in plan.stages)
+        if plan.has_groups
+        else msgspec.UNSET,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -12,14 +13,13 @@ from cutset.codecs.known_codecs import NONE
 from cutset.errors import PlanError
 from cutset.notebooks import drawn
 from cutset.planning.plan_messages import PlannedMessage, WireUse, wire_loads
-from cutset.planning.request import Objective
+from cutset.planning.request import MAX_REPLICAS, Objective
 from cutset.ranges import Count, Gap, NotNegative, PositiveCount, Rows, Seconds
 
 PLAN_FORMAT = "cutset-plan/1"
 GROUPS_FORMAT = "cutset-plan/2"
 """Of plans in which some stage has several devices; all others are as they were."""
 
-MAX_REPLICAS = 1024
 SHARES_SLACK = 1e-9
 
 Share: TypeAlias = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
@@ -51,6 +51,11 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def busy_s(self) -> float:
         """Predicted seconds for which each of its micro-batches occupies it, transfers aside."""
         return self.compute_s + self.overhead_s
+
+
+def in_shares(group: Iterable[tuple[str, float]]) -> str:
+    """``"a 66.7%, b 33.3%"``: devices with their shares."""
+    return ", ".join(f"{device} {share:.1%}" for device, share in group)
 
 
 class StagePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -150,6 +155,13 @@ class StagePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         )
 
     @property
+    def where(self) -> str:
+        """Its device, or its devices with their shares, in words."""
+        if self.replicas is msgspec.UNSET:
+            return self.device
+        return in_shares((each.device, each.share) for each in self.replicas)
+
+    @property
     def busy_s(self) -> float:
         """Predicted seconds for which each micro-batch occupies it, transfers aside."""
         return self.compute_s + self.overhead_s
@@ -187,11 +199,12 @@ class Alternative(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     Attributes:
         num_stages: 1 is "do not split".
-        devices: names in pipeline order; empty where nothing fits.
+        devices: names in pipeline order, of a group its first; empty where nothing fits.
         last: where each stage would end; empty where nothing fits.
         period_s: predicted seconds per micro-batch, None where nothing fits.
         latency_s: predicted seconds for one micro-batch alone, None where nothing fits.
         reason: why there is no such plan, or ``""``.
+        groups: all devices of each stage, where some stage has several; else unset.
     """
 
     num_stages: PositiveCount
@@ -200,6 +213,7 @@ class Alternative(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     period_s: Seconds | None = None
     latency_s: Seconds | None = None
     reason: str = ""
+    groups: tuple[tuple[str, ...], ...] | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         """Checks what belongs together: a plan may come from a file.
@@ -212,8 +226,41 @@ class Alternative(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError("period_s and latency_s are given together or not at all")
         if len(self.devices) != len(self.last):
             raise ValueError(f"{len(self.devices)} devices for stages that end at {self.last}")
+        if self.groups is not msgspec.UNSET and (
+            tuple(group[0] for group in self.groups if group) != self.devices
+        ):
+            raise ValueError("groups begin with devices, one for each stage")
         if bool(self.last) != (self.period_s is not None):
             raise ValueError("last and period_s are given together or not at all")
+
+
+class Copies(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the whole model on every device that holds it would give, beside a plan.
+
+    Attributes:
+        devices: their names, in the cluster's order; with fewer than two, `reason` says why.
+        shares: of the micro-batches, for each.
+        period_s: predicted seconds per micro-batch, None where there are no copies.
+        latency_s: predicted seconds for one micro-batch alone on the slowest, or None.
+        reason: why there are no copies, or ``""``.
+    """
+
+    devices: tuple[str, ...] = ()
+    shares: tuple[Share, ...] = ()
+    period_s: Seconds | None = None
+    latency_s: Seconds | None = None
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        """Checks what belongs together: a plan may come from a file.
+
+        Raises:
+            ValueError: devices, shares and times are not given together.
+        """
+        has_times = self.period_s is not None and self.latency_s is not None
+        is_empty = self.period_s is None and self.latency_s is None
+        if len(self.devices) != len(self.shares) or not (has_times if self.devices else is_empty):
+            raise ValueError("devices, shares, period_s and latency_s are given together")
 
 
 class SizeTried(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -326,6 +373,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             which it scales and normalises; else ``"none"``.
         input_bytes_per_sample: bytes that travel of the model's inputs for one row; None in plans
             that older versions made.
+        copies: what whole copies of the model would give; unset where that was not asked, or the
+            plan is these copies.
     """
 
     format: str
@@ -353,6 +402,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     sizes: tuple[SizeTried, ...] = ()
     input_codec: str = NONE
     input_bytes_per_sample: Count | None = None
+    copies: Copies | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         """Checks its groups: a plan may come from a file.
@@ -391,7 +441,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         parts: list[tuple[float, str]] = []
         for stage in self.stages:
             moves_s = stage.receive_s + stage.send_s if self.serial else 0.0
-            words = f"stage {stage.index} on {stage.device}"
+            words = f"stage {stage.index} on {stage.where}"
             parts.append((stage.busy_s + moves_s, words))
         limits = {m.uses[0].wire: m.limit for m in self.messages if m.uses}
         parts += [(use.busy_s, use.wire) for use in self.shared_wires]
@@ -454,22 +504,24 @@ def gap_of(value_s: float, bound_s: float) -> float | None:
 
 
 _AMONG = {
-    "prefix": "with cuts in order of execution, one device a stage",
-    "downset": "with one device a stage",
-    "orders": "with one device a stage",
-    "given": "with these cuts, one device a stage",
+    "prefix": "with cuts in order of execution, ",
+    "downset": "with ",
+    "orders": "with ",
+    "given": "with these cuts, ",
 }
 
 
-def proven_among(family: str, *, is_apart: bool) -> str:
+def proven_among(family: str, *, is_apart: bool, most: int = 1) -> str:
     """`Plan.proven_among` for a family of cuts.
 
     Args:
         family: as `Plan.family`.
+        most: the largest group that a stage might have.
         is_apart: whether links cost something and are all there is between machines; then it is
             said that each is taken to be by itself.
     """
-    return _AMONG[family] + (" and no shared wire" if is_apart else "")
+    devices = "one device a stage" if most == 1 else f"up to {most} devices a stage"
+    return _AMONG[family] + devices + (" and no shared wire" if is_apart else "")
 
 
 def plan_to_json(plan: Plan) -> str:

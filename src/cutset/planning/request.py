@@ -12,6 +12,9 @@ from cutset.codecs.known_codecs import CODECS
 from cutset.errors import PlanError
 from cutset.planning.deadline import TIME_LIMIT_S
 
+MAX_REPLICAS = 1024
+"""Devices that a stage may have at most."""
+
 Objective: TypeAlias = Literal["throughput", "latency"]
 """What is best: the least period, or the least time for one micro-batch alone."""
 
@@ -35,6 +38,8 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             gap that is known; None for no limit.
         allow: names of codecs that the plan may use between stages where they pay; without any,
             all tensors travel as they are.
+        replicas: how many devices a stage may have at most, each with a share of its
+            micro-batches; 1 for one device a stage.
     """
 
     num_stages: int | None = None
@@ -47,6 +52,7 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     min_rows_per_s: float | None = None
     time_limit_s: float | None = TIME_LIMIT_S
     allow: tuple[str, ...] = ()
+    replicas: int = 1
 
     def __post_init__(self) -> None:
         """Checks the choice, the ranges, and that cuts and stages do not contradict each other.
@@ -55,7 +61,8 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             ValueError: an unknown objective or codec, a limit that is not above 0 and finite, or a
                 number of stages below 1.
             TypeError: one text stands for the names of cuts or codecs.
-            PlanError: there are not as many cuts as the number of stages needs.
+            PlanError: there are not as many cuts as the number of stages needs, or something is
+                wanted that plans with several devices a stage are not searched for.
         """
         if self.objective not in get_args(Objective):
             raise ValueError(f"objective is 'throughput' or 'latency', got {self.objective!r}")
@@ -72,6 +79,7 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         for name in self.allow:
             if name not in CODECS:
                 raise ValueError(f"codec {name!r} is unknown; there are {', '.join(CODECS)}")
+        self._check_replicas()
         if self.num_stages is not None and self.num_stages < 1:
             raise ValueError(f"num_stages must be at least 1, got {self.num_stages}")
         if self.cut_names and self.num_stages not in (None, self._num_given):
@@ -79,6 +87,25 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 f"{self._num_given - 1} cuts make {self._num_given} stages, not the "
                 f"{self.num_stages} that were asked for; leave one of the two out"
             )
+
+    def _check_replicas(self) -> None:
+        if not 1 <= self.replicas <= MAX_REPLICAS:
+            raise ValueError(f"replicas must be 1 to {MAX_REPLICAS}, got {self.replicas}")
+        if self.replicas == 1:
+            return
+        is_both = self.objective == "latency" and self.min_rows_per_s is not None
+        media = self.devices_and_links.media
+        wanted = {
+            "a fixed order of devices": self.fixed_order,
+            "the least latency under a throughput": is_both,
+            "a medium that devices share": bool(media),
+        }
+        for what, is_wanted in wanted.items():
+            if is_wanted:
+                raise PlanError(
+                    f"stages of up to {self.replicas} devices are not planned with {what}: ask for"
+                    " one device a stage (replicas=1, --no-replicas), or leave that out"
+                )
 
     @property
     def _num_given(self) -> int:

@@ -132,7 +132,7 @@ def _slowest(sources: ReportSources, part_costs: PartCosts | None) -> tuple[str,
     more = f" and {format_seconds(slow.overhead_s)} for its messages" if slow.overhead_s else ""
     sentences = [
         (
-            f"Stage {slow.index} on {slow.device}, from {slow.first} to {slow.last}: "
+            f"Stage {slow.index} on {slow.where}, from {slow.first} to {slow.last}: "
             f"{format_seconds(slow.compute_s)} of computing{more} per micro-batch{share}."
         )
     ]

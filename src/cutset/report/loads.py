@@ -103,4 +103,4 @@ def memory_rows(loads: tuple[StageLoad, ...]) -> list[dict[str, Any]]:
 
 
 def _label(load: StageLoad) -> str:
-    return f"{load.stage.index}: {load.stage.device}"
+    return f"{load.stage.index}: {load.stage.where}"

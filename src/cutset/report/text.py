@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from msgspec import UNSET
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -16,7 +17,15 @@ from cutset.codecs.known_codecs import NONE
 from cutset.costs.profile import Profile, Timing
 from cutset.graph.cuts import CutPoints
 from cutset.graph.ir import Graph
-from cutset.planning.plan import Alternative, Expected, MoreTensors, Plan, SizeTried
+from cutset.planning.plan import (
+    Alternative,
+    Copies,
+    Expected,
+    MoreTensors,
+    Plan,
+    SizeTried,
+    in_shares,
+)
 from cutset.planning.plan_messages import PlannedMessage
 from cutset.printable import printable
 
@@ -130,7 +139,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     for stage in plan.stages:
         table.add_row(
             str(stage.index),
-            escape(stage.device),
+            escape(stage.where),
             escape(stage.last),
             format_seconds(stage.compute_s),
             *([format_seconds(stage.overhead_s)] if with_overhead else []),
@@ -152,8 +161,8 @@ def print_plan(console: Console, plan: Plan) -> None:
     if plan.expected is not None:
         console.print(_expected(plan.expected, rows))
     console.print(f"bound: {format_seconds(plan.bound_s)} ({escape(plan.bound_by)}); {plan.claim}")
-    for alternative in plan.alternatives:
-        console.print(_alternative(alternative))
+    for line in _beside(plan):
+        console.print(line)
     if plan.unused_devices:
         console.print(f"not used: {escape(', '.join(plan.unused_devices))}")
     if plan.more_tensors is not None:
@@ -232,6 +241,24 @@ def _more_tensors(plan: Plan, more: MoreTensors) -> str:
     )
 
 
+def _beside(plan: Plan) -> Iterator[str]:
+    """What other plans would give, a line each."""
+    yield from map(_alternative, plan.alternatives)
+    if plan.copies is not UNSET:
+        yield _copies(plan.copies)
+
+
+def _copies(copies: Copies) -> str:
+    """What the whole model on every device that holds it would give, in a line."""
+    if copies.period_s is None or copies.latency_s is None:
+        return f"whole copies: {escape(copies.reason)}"
+    where = in_shares(zip(copies.devices, copies.shares, strict=True))
+    return (
+        f"{len(copies.devices)} copies on {escape(where)}: {format_seconds(copies.period_s)} in"
+        f" steady state, {format_seconds(copies.latency_s)} for one alone"
+    )
+
+
 def _alternative(alternative: Alternative) -> str:
     """What another number of stages would give, in a line."""
     count = alternative.num_stages
@@ -239,6 +266,8 @@ def _alternative(alternative: Alternative) -> str:
     if alternative.period_s is None or alternative.latency_s is None:
         return f"{what}: {escape(alternative.reason)}"
     where = f" on {escape(alternative.devices[0])}" if count == 1 else ""
+    if alternative.groups is not UNSET:
+        where = f" on {escape(', '.join(' + '.join(group) for group in alternative.groups))}"
     return (
         f"{what}{where}: {format_seconds(alternative.period_s)} in steady state, "
         f"{format_seconds(alternative.latency_s)} for one alone"

@@ -188,6 +188,10 @@ class _Task:
                 "a cost graph takes no cuts: its stages are sets of nodes, not parts of one order; "
                 "hold nodes together by 'group'"
             )
+        if request.replicas > 1:
+            raise PlanError(
+                "the stages of a cost graph are planned with one device each: leave replicas out"
+            )
         if request.allow:
             raise PlanError(
                 "a cost graph takes no codecs: it knows bytes, and no tensors that could be written"

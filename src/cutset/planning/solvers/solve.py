@@ -14,6 +14,7 @@ import math
 
 from cutset.planning.certificates import quick_bound
 from cutset.planning.deadline import OutOfTime, OverBudget, within
+from cutset.planning.group_problem import GroupStages
 from cutset.planning.problem import ROUNDING, ChainProblem, Placed, with_slack
 from cutset.planning.solvers.period_search import Found, Oracle, least_period
 from cutset.planning.solvers.relaxed import Goal, solve_wide
@@ -58,11 +59,13 @@ class Solution:
         stages: in pipeline order.
         bound_s: no plan has an objective below this.
         proven_by: ``"exhaustion"``, ``"search"`` (ended by time) or ``"relaxation"``.
+        groups: the same stages with all their devices, where one has several; else empty.
     """
 
     stages: tuple[Placed, ...]
     bound_s: float
     proven_by: str
+    groups: GroupStages = ()
 
 
 class Infeasible(Exception):
