@@ -17,6 +17,7 @@ EXTRA_OF = {
     "timm": "timm",
     "huggingface_hub": "timm",
     "openvino": "openvino",
+    "zstandard": "zstd",
     "starlette": "serve",
     "uvicorn": "serve",
     "h11": "serve",

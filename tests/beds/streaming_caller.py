@@ -69,6 +69,7 @@ def main() -> None:
                 "epoch": session.epoch,
                 "devices": [stage.device for stage in stages],
                 "restarts": [stage.num_restarts for stage in stages],
+                "received_bytes": [stage.stats.received_bytes for stage in stages],
             }
     except CutsetError as error:
         result["error"] = f"{type(error).__name__}: {error}"

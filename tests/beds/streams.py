@@ -11,12 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from cutset.bundles.coded_model import CodedModel, measured_agreement
+from cutset.bundles.write.export import export_bundle
+from cutset.capture.torch_export import capture_model
+from cutset.data.pixels import normalised
 from distributed import bundles
+from distributed.test_codecs import IMAGES, coded_plan
 from testbed import faults
 from testbed.cgroups import find_cgroups, kill_member, members
 from testbed.layout import Node
@@ -41,6 +47,7 @@ devices = ["pi-1", "pi-2"]
 bandwidth = "20 Mbit/s"
 """
 NUM_ROWS = 1000
+NUM_CODED = 40
 END_S = 420.0
 
 
@@ -62,6 +69,53 @@ def write_three_stages(folder: Path) -> Path:
             bundles.small_net(), (torch.randn(2, 3, 16, 16),), (3, 6), folder, micro_batch=1
         )
     return folder
+
+
+def write_coded(folder: Path) -> tuple[Path, Path]:
+    """A bundle to whose first node images go as pixels, with int8 and fp16 after it; and images.
+
+    Beside the images lies what the whole model with the same codecs makes of them.
+    """
+    torch.set_num_threads(1)
+    captured = capture_model(bundles.small_net(), (torch.randn(2, 3, 16, 16),))
+    plan = coded_plan(captured, (3, 7), 1)
+    stages = tuple(
+        msgspec.structs.replace(stage, device=name)
+        for stage, name in zip(plan.stages, NODES, strict=True)
+    )
+    plan = msgspec.structs.replace(plan, stages=stages, input_codec="uint8-image")
+    coded = CodedModel(captured, plan)
+    bundle = export_bundle(
+        captured.module,
+        plan,
+        folder / "coded.cutset",
+        captured=captured,
+        preprocessing=IMAGES,
+        agreement=measured_agreement(captured, coded, [captured.rows(2)], calibrated=False),
+    )
+    pixels = np.random.default_rng(1).integers(0, 256, (NUM_CODED, 16, 16, 3), np.uint8)
+    inputs = normalised(pixels, IMAGES)
+    answers = [coded.run((inputs[k : k + 1],), 1)[1][0] for k in range(NUM_CODED)]
+    expected = torch.from_numpy(np.concatenate(answers))
+    file = folder / "images.safetensors"
+    save_file({"rows": torch.from_numpy(pixels), "expected": expected}, file)
+    return bundle, file
+
+
+def assert_coded(result: dict[str, object]) -> None:
+    """Every image was answered as the whole model with the codecs does, and few bytes travelled."""
+    received = result.pop("received_bytes")
+    assert result == {
+        "answered": NUM_CODED,
+        "wrong": [],
+        "epoch": 1,
+        "devices": list(NODES),
+        "restarts": [0, 0, 0],
+    }
+    assert isinstance(received, list)
+    # 16 x 16 x 3 of pixels; 8 x 16 x 16 numbers of a byte with 5 for each of 8 channels and 4 of
+    # the order, up to 64; 256 of two, likewise.
+    assert received == [NUM_CODED * 768, NUM_CODED * (2048 + 64), NUM_CODED * (512 + 64)]
 
 
 def write_rows(file: Path) -> Path:

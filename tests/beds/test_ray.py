@@ -21,9 +21,11 @@ from beds.streams import (
     NUM_ROWS,
     THREE_NODES,
     Caller,
+    assert_coded,
     assert_nothing_of_ours,
     cut_for_3_seconds,
     objects_of,
+    write_coded,
 )
 from cutset.bundles.open import open_bundle
 from testbed import faults
@@ -53,6 +55,7 @@ def test_every_row_through_three_nodes_and_each_node_gets_its_own_shard_once(
         "epoch": 1,
         "devices": list(NODES),
         "restarts": [0, 0, 0],
+        "received_bytes": [NUM_ROWS * 3 * 16 * 16 * 4, NUM_ROWS * 8192, NUM_ROWS * 1024],
     }
     files = open_bundle(bundle).manifest.files
     for stage, name in enumerate(NODES):
@@ -60,6 +63,14 @@ def test_every_row_through_three_nodes_and_each_node_gets_its_own_shard_once(
         kept = objects_of(bed, name)
         assert own < kept
         assert len(kept) == len(own) + 1  # and the manifest
+    assert_nothing_of_ours(bed)
+
+
+def test_images_int8_and_fp16_travel_between_nodes_and_answers_are_the_coded_models(
+    bed: State, tmp_path: Path
+) -> None:
+    coded, images = write_coded(tmp_path)
+    assert_coded(Caller(bed, "ray", coded, images).follow({}))
     assert_nothing_of_ours(bed)
 
 

@@ -20,9 +20,11 @@ from beds.streams import (
     NUM_ROWS,
     THREE_NODES,
     Caller,
+    assert_coded,
     assert_nothing_of_ours,
     objects_of,
     signal_workers,
+    write_coded,
 )
 from cutset.bundles.open import open_bundle
 from cutset.version import __version__
@@ -64,6 +66,7 @@ def test_every_row_through_three_nodes_and_each_node_gets_its_own_shard_once(
         "epoch": 1,
         "devices": list(NODES),
         "restarts": [0, 0, 0],
+        "received_bytes": [NUM_ROWS * 3 * 16 * 16 * 4, NUM_ROWS * 8192, NUM_ROWS * 1024],
     }
     files = open_bundle(bundle).manifest.files
     folders = {}
@@ -90,6 +93,17 @@ def _some_rows(bundle: Path) -> Path:
     file = bundle.parent / "some.npy"
     np.save(file, np.zeros((3, 3, 16, 16), np.float32))
     return file
+
+
+def test_images_int8_and_fp16_travel_between_hosts_and_answers_are_the_coded_models(
+    bed: State, tmp_path: Path
+) -> None:
+    coded, images = write_coded(tmp_path)
+    proof = json.loads(_on_server(bed, "cutset", "verify", str(coded), "--json").stdout)
+    assert (proof["ok"], proof["bit_exact"]) == (True, True)
+    assert proof["agreement"]["num_rows"] == 2
+    assert_coded(Caller(bed, str(cluster_file(bed.layout.name)), coded, images).follow({}))
+    assert_nothing_of_ours(bed)
 
 
 @pytest.mark.soak

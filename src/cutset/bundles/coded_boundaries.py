@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -10,7 +10,7 @@ import numpy as np
 
 from cutset.bundles.strict_json import contradiction
 from cutset.codecs.coding import round_trip
-from cutset.codecs.known_codecs import CODECS, NONE, PIXELS, codec_names
+from cutset.codecs.known_codecs import CODECS, NONE, PIXELS, codec_names, lossy_part
 from cutset.data.pixels import takes_images
 from cutset.tensors import TensorSpec
 
@@ -53,7 +53,7 @@ def check_codecs(manifest: Manifest) -> None:
         raise contradiction("$.format", f"is {CODED_FORMAT!r} exactly where there are codecs")
     agreement = manifest.agreement
     if manifest.is_coded == (agreement is msgspec.UNSET):
-        raise contradiction("$.agreement", "is there exactly where stages have codecs")
+        raise contradiction("$.agreement", "is there exactly where codecs change numbers")
     if agreement is not msgspec.UNSET and (agreement.num_same or 0) > agreement.num_rows:
         raise contradiction(
             "$.agreement.num_same",
@@ -65,6 +65,11 @@ def chosen_codecs(choice: str, outputs: tuple[TensorSpec, ...]) -> tuple[str, ..
     """`StageEntry.output_codecs` where a plan has chosen a codec: of each, or none at all."""
     names = codec_names(choice, outputs)
     return names if any(name != NONE for name in names) else ()
+
+
+def change_numbers(codecs: Iterable[str]) -> bool:
+    """Whether one of some codecs, by name, lets other numbers arrive than were sent."""
+    return any(lossy_part(name) != NONE for name in codecs)
 
 
 def codecs_in_words(manifest: Manifest) -> str:
@@ -83,7 +88,7 @@ def as_received(
     tensors: Mapping[str, np.ndarray],
     num_rows: int,
 ) -> dict[str, np.ndarray]:
-    """Tensors by name as the stage after a boundary gets them.
+    """Tensors by name as the stage after a boundary gets them; packing changes none.
 
     Args:
         outputs: the tensors that cross.
@@ -95,8 +100,8 @@ def as_received(
         CodecError: a codec refuses a number.
     """
     arrived = {
-        spec.name: round_trip(CODECS[name], tensors[spec.name], spec, num_rows)
+        spec.name: round_trip(CODECS[lossy], tensors[spec.name], spec, num_rows)
         for spec, name in zip(outputs, codecs or (NONE,) * len(outputs), strict=True)
-        if name != NONE
+        if (lossy := lossy_part(name)) != NONE
     }
     return {**tensors, **arrived}

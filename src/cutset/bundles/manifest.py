@@ -97,8 +97,11 @@ of their dtype with ONNX Runtime [R].
 
 **Codecs.** Where ``output_codecs`` of a stage is there, it names for each of its outputs how that
 travels to the next stage: the codec of `cutset.codecs.known_codecs` that ``codec`` of the stage in
-``plan`` names, or ``"none"`` where that does not take its dtype [M]; where it takes none of them,
-the key is missing [M]. The last stage has no codec [M]. The next stage computes with what arrives,
+``plan`` names, or where that does not take its dtype ``"none"``, or ``"zstd"`` if the codec's name
+ends in ``+zstd`` and that takes it [M]; where it takes none of them, the key is missing [M]. The
+last stage has no codec [M]. ``"zstd"`` changes no number, and a codec whose name ends in ``+zstd``
+those that the codec before the ``+`` does: where no codec changes numbers, reference and answers
+are the model's, and ``agreement`` is missing [M]. Else the next stage computes with what arrives,
 so the reference of such a bundle is the whole model with the same codecs at the same places: its
 boundary tensors are those before they are written, its outputs those that come of it [R]. A key
 ``exact output/NAME`` is that output of the model without codecs. ``agreement`` says how far the two
@@ -124,7 +127,7 @@ from typing import TypeVar
 import msgspec
 
 from cutset.bundles.agreement import AgreementEntry
-from cutset.bundles.coded_boundaries import CODED_FORMAT
+from cutset.bundles.coded_boundaries import CODED_FORMAT, change_numbers
 from cutset.bundles.consistency import check_manifest
 from cutset.bundles.file_entries import FileEntry, sha256_of
 from cutset.bundles.strict_json import MANIFEST_NAME, contradiction, repeated_key
@@ -252,8 +255,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def is_coded(self) -> bool:
-        """Whether tensors travel between its stages otherwise than they are."""
-        return any(stage.output_codecs for stage in self.stages)
+        """Whether its stages compute with other numbers than those that were sent to them."""
+        return any(change_numbers(stage.output_codecs) for stage in self.stages)
 
     @property
     def takes_pixels(self) -> bool:

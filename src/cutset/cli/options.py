@@ -168,9 +168,9 @@ NoReplicas: TypeAlias = Annotated[
 Allow: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="fp16|int8",
-        help="codecs that may be used between stages, where that pays (repeatable); they change"
-        " answers a little",
+        metavar="fp16|int8|zstd",
+        help="codecs that may be used between stages, where that pays (repeatable); fp16 and"
+        " int8 change answers a little, zstd packs without loss",
     ),
 ]
 Calibration: TypeAlias = Annotated[

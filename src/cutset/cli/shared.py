@@ -125,11 +125,11 @@ def _replicas(context: typer.Context) -> int:
 
 
 def _allowed(names: Sequence[str]) -> tuple[str, ...]:
-    from cutset.codecs.known_codecs import CODECS
+    from cutset.codecs.known_codecs import ALLOWABLE
 
     for name in names:
-        if name not in CODECS:
-            usage_error(f"--allow {name!r} is no codec; there are {', '.join(CODECS)}")
+        if name not in ALLOWABLE:
+            usage_error(f"--allow {name!r} is no codec; there are {', '.join(ALLOWABLE)}")
     return tuple(dict.fromkeys(names))
 
 

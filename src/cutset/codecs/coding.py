@@ -8,7 +8,8 @@ is::
     parameters             of a fixed size, as the codec says; zeros up to a multiple of 64
     numbers                one for each element, in the order in which they lie in memory
 
-The order is kept as links keep it: a channels_last tensor arrives channels_last.
+The order is kept as links keep it: a channels_last tensor arrives channels_last. Where a codec
+packs (`cutset.codecs.packing`), what travels is the packed form of that, at most a byte longer.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Protocol
 
 import numpy as np
 
+from cutset.codecs.packing import pack, unpack
 from cutset.dtypes import ALIGNMENT_BYTES, NUMPY_DTYPES, dtype_name, empty_array
 from cutset.tensors import TensorSpec
 
@@ -45,14 +47,16 @@ class Codec(Protocol):
     Attributes:
         name: as bundles and options have it.
         dtypes: names of the dtypes that it takes; others travel as they are.
-        item: dtype of a number in a payload.
+        item: dtype of a number in a payload; None for the array's own.
         lossy: whether other numbers may arrive than were sent.
+        packs: whether payloads are packed, so that their length follows from the numbers.
     """
 
     name: str
     dtypes: frozenset[str]
-    item: np.dtype
+    item: np.dtype | None
     lossy: bool
+    packs: bool
 
     def num_parameter_bytes(self, shape: Sequence[int]) -> int:
         """Bytes of the parameters before the numbers of an array of `shape`."""
@@ -81,9 +85,24 @@ class Codec(Protocol):
 
 
 def payload_bytes(codec: Codec, spec: TensorSpec, num_rows: int) -> int:
-    """Bytes of the payload of a tensor with `num_rows` rows."""
+    """Bytes of the payload of a tensor with `num_rows` rows; if packed, the most of them."""
+    return _content_bytes(codec, spec, num_rows) + codec.packs
+
+
+def is_payload_length(codec: Codec, num_bytes: int, spec: TensorSpec, num_rows: int) -> bool:
+    """Whether a payload of a tensor may have so many bytes."""
+    most = payload_bytes(codec, spec, num_rows)
+    return 1 <= num_bytes <= most if codec.packs else num_bytes == most
+
+
+def _content_bytes(codec: Codec, spec: TensorSpec, num_rows: int) -> int:
+    """Bytes of a payload before it is packed."""
     shape = spec.concrete_shape(num_rows)
-    return _numbers_begin(codec, shape) + math.prod(shape) * codec.item.itemsize
+    return _numbers_begin(codec, shape) + math.prod(shape) * _item(codec, spec).itemsize
+
+
+def _item(codec: Codec, spec: TensorSpec) -> np.dtype:
+    return NUMPY_DTYPES[spec.dtype] if codec.item is None else codec.item
 
 
 def _numbers_begin(codec: Codec, shape: Sequence[int]) -> int:
@@ -110,12 +129,13 @@ def encode(codec: Codec, array: np.ndarray, spec: TensorSpec, num_rows: int) -> 
             f"{spec.name!r} is {array.dtype}{list(array.shape)}, expected {spec} with {num_rows}"
             " rows",
         )
-    payload = empty_array((payload_bytes(codec, spec, num_rows),), _BYTE)
+    payload = empty_array((_content_bytes(codec, spec, num_rows),), _BYTE)
     order = sorted(range(len(shape)), key=lambda k: -array.strides[k])
     payload[: _numbers_begin(codec, shape)] = 0
     payload[: len(shape)] = order
-    codec.write(array, *_parts(codec, payload, shape, order))
-    return payload
+    item = _item(codec, spec)
+    codec.write(array, *_parts(codec, payload, shape, order, item))
+    return pack(payload, item.itemsize) if codec.packs else payload
 
 
 def decode(codec: Codec, payload: np.ndarray, spec: TensorSpec, num_rows: int) -> np.ndarray:
@@ -131,14 +151,24 @@ def decode(codec: Codec, payload: np.ndarray, spec: TensorSpec, num_rows: int) -
         CodecError: it is none of such a tensor.
     """
     shape = spec.concrete_shape(num_rows)
-    expected = payload_bytes(codec, spec, num_rows)
-    if payload.dtype != _BYTE or payload.shape != (expected,):
-        raise CodecError(codec.name, f"{payload.size} bytes of {spec.name!r}, expected {expected}")
+    item = _item(codec, spec)
+    if (
+        payload.dtype != _BYTE
+        or payload.ndim != 1
+        or not is_payload_length(codec, payload.size, spec, num_rows)
+    ):
+        most = f"{'at most ' * codec.packs}{payload_bytes(codec, spec, num_rows)}"
+        raise CodecError(codec.name, f"{payload.size} bytes of {spec.name!r}, expected {most}")
+    if codec.packs:
+        try:
+            payload = unpack(payload, _content_bytes(codec, spec, num_rows), item.itemsize)
+        except ValueError as error:
+            raise CodecError(codec.name, f"a payload of {spec.name!r}: {error}") from error
     order = payload[: len(shape)].tolist()
     if sorted(order) != list(range(len(shape))):
         raise CodecError(codec.name, f"the dimensions of {spec.name!r} come in the order {order}")
     array = _laid_out(empty_array((math.prod(shape),), NUMPY_DTYPES[spec.dtype]), shape, order)
-    codec.read(*_parts(codec, payload, shape, order), array)
+    codec.read(*_parts(codec, payload, shape, order, item), array)
     return array
 
 
@@ -152,11 +182,15 @@ def round_trip(codec: Codec, array: np.ndarray, spec: TensorSpec, num_rows: int)
 
 
 def _parts(
-    codec: Codec, payload: np.ndarray, shape: tuple[int, ...], order: Sequence[int]
+    codec: Codec,
+    payload: np.ndarray,
+    shape: tuple[int, ...],
+    order: Sequence[int],
+    item: np.dtype,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Parameters and numbers of a payload, as views of it."""
     parameters = payload[len(shape) : len(shape) + codec.num_parameter_bytes(shape)]
-    numbers = payload[_numbers_begin(codec, shape) :].view(codec.item)
+    numbers = payload[_numbers_begin(codec, shape) :].view(item)
     return parameters, _laid_out(numbers, shape, order)
 
 

@@ -21,8 +21,9 @@ class Fp16:
 
     name = "fp16"
     dtypes = frozenset({"float32", "float64"})
-    item = np.dtype(np.float16)
+    item: np.dtype | None = np.dtype(np.float16)
     lossy = True
+    packs = False
 
     def num_parameter_bytes(self, shape: Sequence[int]) -> int:  # noqa: ARG002  # of any shape
         """None."""

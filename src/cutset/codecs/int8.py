@@ -40,8 +40,9 @@ class Int8:
 
     name = "int8"
     dtypes = frozenset({"float16", "bfloat16", "float32", "float64"})
-    item = np.dtype(np.uint8)
+    item: np.dtype | None = np.dtype(np.uint8)
     lossy = True
+    packs = False
 
     def num_parameter_bytes(self, shape: Sequence[int]) -> int:
         """Of each group a scale, float32, and after all of them of each a zero point, uint8."""

@@ -7,8 +7,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from cutset.codecs.coding import Codec, CodecError, decode, encode, payload_bytes
+from cutset.codecs.coding import (
+    Codec,
+    CodecError,
+    decode,
+    encode,
+    is_payload_length,
+    payload_bytes,
+)
 from cutset.codecs.known_codecs import CODECS
+from cutset.codecs.packing import require_packer
 from cutset.data.images import Preprocessing
 from cutset.data.pixels import are_pixels, normalised
 from cutset.links.arena import padded
@@ -27,7 +35,7 @@ class LinkContract:
         specs: the tensors of one micro-batch, in order.
         max_rows: rows of the largest micro-batch.
         codecs: names of the codecs of `specs`; empty where all travel as they are. A tensor with
-            one travels as its payload, an array of bytes of a known length.
+            one travels as its payload, an array of bytes of a known length, or at most that.
         images: how the pixels of images become the one tensor; None where they may not travel in
             its place.
         receiver_listens: between hosts the receiver listens and the sender connects; else the
@@ -76,8 +84,17 @@ class LinkContract:
             for spec, codec in self.coded
         )
 
+    def require_packages(self) -> None:
+        """Makes sure that both ways through the codecs work here, before anything travels.
+
+        Raises:
+            MissingExtra: one needs a package that is not installed; says what to type.
+        """
+        if any(codec is not None and codec.packs for _, codec in self.coded):
+            require_packer()
+
     def check_payloads(self, header: Header) -> None:
-        """Checks, before memory is taken, that payloads are as long as their tensors make them.
+        """Checks, before memory is taken, that payloads are as long as their tensors let them be.
 
         Raises:
             WireError: one is not.
@@ -91,11 +108,15 @@ class LinkContract:
         for layout, (spec, codec) in zip(header.layouts, self.coded, strict=True):
             if codec is None:
                 continue
-            expected = payload_bytes(codec, spec, header.num_rows)
-            if (layout.dtype, layout.shape) != ("uint8", (expected,)):
+            if (
+                layout.dtype != "uint8"
+                or len(layout.shape) != 1
+                or not is_payload_length(codec, layout.shape[0], spec, header.num_rows)
+            ):
+                expected = payload_bytes(codec, spec, header.num_rows)
                 raise WireError(
                     f"{layout} announced in the place of {spec.name!r}, which codec {codec.name}"
-                    f" writes in {expected} bytes"
+                    f" writes in {'at most ' * codec.packs}{expected} bytes"
                 )
 
     def decoded(self, arrays: tuple[np.ndarray, ...], num_rows: int) -> tuple[np.ndarray, ...]:

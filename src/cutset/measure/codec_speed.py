@@ -9,13 +9,15 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
+from cutset.capture.captured import Captured
 from cutset.codecs.coding import decode, encode, payload_bytes
-from cutset.codecs.known_codecs import CODECS, NONE, codec_names
+from cutset.codecs.known_codecs import CODECS, NONE, allowed_codecs, codec_names
 from cutset.costs.cost_model import CodecCosts, CostModel, PixelCosts
 from cutset.data.images import Preprocessing
 from cutset.data.pixels import normalised
 from cutset.dtypes import NUMPY_DTYPES
-from cutset.graph.ir import Graph, boundary_specs
+from cutset.graph.ir import boundary_specs
+from cutset.measure.packed_sizes import PackedSize, packed_size
 from cutset.measure.stream_seconds import median_in_stream, timed
 from cutset.tensors import TensorSpec
 
@@ -27,10 +29,10 @@ _SEED = 0
 def codec_seconds(name: str, spec: TensorSpec, num_rows: int) -> tuple[float, float]:
     """Seconds to write a tensor, and to read it: medians of a few runs.
 
-    No codec's work hangs on the numbers, so they are drawn at random.
+    The work of those that do not pack does not hang on the numbers, so they are drawn at random.
 
     Args:
-        name: of a codec that takes the tensor's dtype.
+        name: of a codec that takes the tensor's dtype and does not pack.
         spec: the tensor.
         num_rows: rows of it.
     """
@@ -74,39 +76,53 @@ def with_pixels(costs: CostModel, preprocessing: Preprocessing, *, measured: boo
 
 
 def with_codecs(
-    costs: CostModel, graph: Graph, allowed: Sequence[str], *, measured: bool
+    costs: CostModel, captured: Captured, allowed: Sequence[str], *, measured: bool
 ) -> CostModel:
     """The costs with what some codecs make of each boundary.
 
     Args:
         costs: of a model.
-        graph: the model.
-        allowed: names of codecs.
+        captured: the model.
+        allowed: what a user allowed (`cutset.codecs.known_codecs.ALLOWABLE`).
         measured: whether to measure what they take here; else it is nothing, as where pieces cost
             multiply-adds.
 
     Raises:
-        ValueError: there is no such codec.
+        MissingExtra: a package is not installed that a codec needs.
     """
     rows, last = costs.micro_batch, costs.num_pieces
     found = []
-    for name in dict.fromkeys(allowed):
+    for name in allowed_codecs(allowed):
+        made = functools.partial(_made, costs, captured, measured=measured)
         sizes: list[int | None] = []
         seconds = []
         for boundary, position in enumerate(costs.positions):
-            specs = boundary_specs(graph, position)
+            specs = boundary_specs(captured.graph, position)
             pairs = list(zip(specs, codec_names(name, specs), strict=True))
-            coded = [spec for spec, codec in pairs if codec != NONE]
-            num_bytes = sum(
-                spec.num_bytes(rows) if c == NONE else payload_bytes(CODECS[c], spec, rows)
+            if not 0 < boundary < last or all(codec == NONE for _, codec in pairs):
+                sizes.append(None)
+                seconds.append((0.0, 0.0))
+                continue
+            each = [
+                PackedSize(spec.num_bytes(rows), 0.0, 0.0) if c == NONE else made(c, spec)
                 for spec, c in pairs
-            )
-            is_inner = 0 < boundary < last
-            sizes.append(num_bytes if is_inner and coded else None)
-            times = [codec_seconds(name, s, rows) for s in coded] if measured and is_inner else []
-            seconds.append((sum(t[0] for t in times), sum(t[1] for t in times)))
+            ]
+            sizes.append(sum(size.num_bytes for size in each))
+            seconds.append((sum(s.write_s for s in each), sum(s.read_s for s in each)))
         encode_s, decode_s = zip(*seconds, strict=True)
         found.append(
             CodecCosts(name=name, cut_bytes=tuple(sizes), encode_s=encode_s, decode_s=decode_s)
         )
     return msgspec.structs.replace(costs, codecs=tuple(found))
+
+
+def _made(
+    costs: CostModel, captured: Captured, name: str, spec: TensorSpec, *, measured: bool
+) -> PackedSize:
+    """What a codec makes of a tensor that crosses a boundary."""
+    codec, rows = CODECS[name], costs.micro_batch
+    if codec.packs:
+        found = packed_size(captured, costs.positions, name, spec, rows)
+        return found if measured else PackedSize(found.num_bytes, 0.0, 0.0)
+    times = codec_seconds(name, spec, rows) if measured else (0.0, 0.0)
+    return PackedSize(payload_bytes(codec, spec, rows), *times)

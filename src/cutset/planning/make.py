@@ -12,6 +12,7 @@ from typing import NoReturn
 import msgspec
 
 from cutset.cluster.devices import Cluster
+from cutset.codecs.known_codecs import allowed_codecs
 from cutset.costs.cost_model import CostModel
 from cutset.errors import PlanError
 from cutset.graph.cuts import CutPoints
@@ -202,10 +203,11 @@ def _task(
             costs lack a codec.
     """
     request = request.resolved()
-    missing = set(request.allow) - {codec.name for codec in costs.codecs}
+    names = allowed_codecs(request.allow)
+    missing = set(names) - {codec.name for codec in costs.codecs}
     if missing:
         raise PlanError(f"the costs say nothing of codec {min(missing)!r}, which is allowed")
-    allowed = tuple(codec for codec in costs.codecs if codec.name in request.allow)
+    allowed = tuple(codec for codec in costs.codecs if codec.name in names)
     costs = msgspec.structs.replace(costs, codecs=allowed)
     boundaries: tuple[int, ...] = tuple(range(costs.num_pieces + 1))
     if request.cut_names:

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, get_args
 import msgspec
 
 from cutset.cluster.devices import Cluster, equal_cluster
-from cutset.codecs.known_codecs import CODECS
+from cutset.codecs.known_codecs import ALLOWABLE
 from cutset.errors import PlanError
 from cutset.planning.deadline import TIME_LIMIT_S
 
@@ -36,8 +36,8 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         min_rows_per_s: the least rows per second in steady state, or None.
         time_limit_s: seconds after which searches end and the best plan so far is taken, with the
             gap that is known; None for no limit.
-        allow: names of codecs that the plan may use between stages where they pay; without any,
-            all tensors travel as they are.
+        allow: of `ALLOWABLE`, what the plan may use between stages where it pays; without any, all
+            tensors travel as they are.
         replicas: how many devices a stage may have at most, each with a share of its
             micro-batches; 1 for one device a stage.
     """
@@ -77,8 +77,8 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             if isinstance(names, str):
                 raise TypeError(f"{field} is a tuple of names, got the text {names!r}")
         for name in self.allow:
-            if name not in CODECS:
-                raise ValueError(f"codec {name!r} is unknown; there are {', '.join(CODECS)}")
+            if name not in ALLOWABLE:
+                raise ValueError(f"codec {name!r} is unknown; there are {', '.join(ALLOWABLE)}")
         self._check_replicas()
         if self.num_stages is not None and self.num_stages < 1:
             raise ValueError(f"num_stages must be at least 1, got {self.num_stages}")

@@ -53,7 +53,7 @@ from cutset.engines.protocol import (
     Stop,
     Timeline,
 )
-from cutset.errors import ContractViolation, CutsetError, StageFailed
+from cutset.errors import ContractViolation, CutsetError, EngineError, MissingExtra, StageFailed
 from cutset.host import limit_memory
 from cutset.links.arena import Arena
 from cutset.links.circuit import Circuit, HostEnd
@@ -250,6 +250,18 @@ class StageWorker:
 
     # --- the main thread
 
+    def _require_packages(self, stage: int) -> None:
+        """Makes sure that what the stage takes and gives can be read and written here.
+
+        Raises:
+            EngineError: a package is missing; says what to type.
+        """
+        try:
+            for link in self._links[stage : stage + 2]:
+                link.require_packages()
+        except MissingExtra as error:
+            raise EngineError(f"stage {stage} cannot run where it was placed: {error}") from error
+
     def _load_stage(self, command: Load) -> None:
         started_s = time.monotonic()
         if command.cpus and hasattr(os, "sched_setaffinity"):
@@ -266,6 +278,8 @@ class StageWorker:
                 num_in_flight=command.num_in_flight,
             )
             import_libraries(self._bundle, command.stage, backend=command.backend)
+            self._links = links_of(self._bundle.manifest, command.micro_batch)
+            self._require_packages(command.stage)
             limit_memory(allowance.memory_bytes)
             self._program = load_stage(
                 self._bundle,
@@ -274,7 +288,6 @@ class StageWorker:
                 num_threads=command.num_threads,
                 micro_batch=command.micro_batch,
             )
-            self._links = links_of(self._bundle.manifest, command.micro_batch)
             if command.num_slots:
                 self._map_links(command)
         except CutsetError as error:

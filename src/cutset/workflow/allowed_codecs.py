@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 
 from cutset.bundles.agreement import AgreementEntry
-from cutset.bundles.coded_model import CodedModel, measured_agreement
+from cutset.bundles.coded_boundaries import change_numbers
+from cutset.bundles.coded_model import CodedModel, measured_agreement, planned_codecs
 from cutset.codecs.coding import CodecError
-from cutset.codecs.known_codecs import CODECS, NONE
+from cutset.codecs.known_codecs import CODECS, lossy_part
 from cutset.data.file_rows import FileRows
 from cutset.dtypes import Arrays
 from cutset.errors import ModelError, PlanError
@@ -89,7 +90,7 @@ class AnswerLimits:
 def agreement_of(
     prepared: PreparedModel, plan: Plan, limits: AnswerLimits
 ) -> AgreementEntry | None:
-    """How far the codecs of a plan change a model's answers; None where it has none.
+    """How far the codecs of a plan change a model's answers; None where none does.
 
     Args:
         prepared: the model.
@@ -100,9 +101,10 @@ def agreement_of(
         CodecError: a codec refuses a number of these rows.
         ModelError: a row cannot be read.
     """
-    if all(stage.codec == NONE for stage in plan.stages):
-        return None
     captured = prepared.captured
+    codecs = (planned_codecs(captured.graph, stage) for stage in plan.stages)
+    if not any(map(change_numbers, codecs)):
+        return None
     with captured.computing(1):
         return measured_agreement(
             captured,
@@ -158,7 +160,7 @@ def plan_within(
         costs: what `plan_model` takes besides.
 
     Returns:
-        The plan, and how far its codecs change answers; None where it has none.
+        The plan, and how far its codecs change answers; None where none does.
 
     Raises:
         PlanError: as for `plan_model`, or `limits` do not fit the model.
@@ -177,7 +179,8 @@ def plan_within(
     notes: list[str] = []
     while True:
         plan = plan_model(prepared, request, progress=progress, **costs)
-        used = [name for name in CODECS if any(s.codec == name for s in plan.stages)]
+        lossy = {lossy_part(stage.codec) for stage in plan.stages}
+        used = [name for name in CODECS if name in lossy]
         found, refused = None, ""
         if used:
             progress("comparing answers with and without codecs")
@@ -186,8 +189,7 @@ def plan_within(
                 found = agreement_of(prepared, plan, limits)
             except CodecError as error:
                 worst, refused = error.codec, str(error)
-            else:
-                assert found is not None
+            if found is not None:
                 has_labels = prepared.found.labels is not None and prepared.part is None
                 refused = limits.refusal(found, has_labels=has_labels)
         if not refused:

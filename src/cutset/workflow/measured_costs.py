@@ -258,7 +258,7 @@ def _with_what_travels(
     measured: bool,
 ) -> CostModel:
     """The costs with codecs, and with pixels as inputs."""
-    costs = with_codecs(costs, prepared.captured.graph, allow, measured=measured)
+    costs = with_codecs(costs, prepared.captured, allow, measured=measured)
     preprocessing = prepared.found.preprocessing
     if not as_pixels or preprocessing is None:
         return costs

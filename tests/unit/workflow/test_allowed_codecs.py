@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,7 @@ from torch import nn
 
 from cutset.bundles.agreement import AgreementEntry
 from cutset.cluster.devices import Cluster, Device, Link
-from cutset.errors import BundleError, ModelError, PlanError
+from cutset.errors import BundleError, MissingExtra, ModelError, PlanError
 from cutset.planning import PlanRequest
 from cutset.planning.deadline import TIME_LIMIT_S
 from cutset.workflow import (
@@ -194,3 +195,54 @@ def test_codecs_are_measured_and_take_time(prepared: PreparedModel) -> None:
     assert plan.latency_s == pytest.approx(
         sum(s.compute_s + s.coding_s for s in plan.stages) + first.send_s
     )
+
+
+class _Sparse(nn.Module):
+    """Between its halves mostly zeros, one number in eight apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 512), nn.Linear(512, 10)
+        with torch.no_grad():
+            self.first.bias[torch.arange(512) % 8 != 0] = -100.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+def test_packing_is_planned_by_what_it_makes_of_the_models_own_numbers(tmp_path: Path) -> None:
+    pytest.importorskip("zstandard", reason="needs zstandard: pip install 'cutset[zstd]'")
+    torch.manual_seed(0)
+    prepared = prepare_model(_Sparse().eval(), (torch.randn(2, 64),))
+    plain, _ = plan_within(prepared, request(), AnswerLimits(), costs="flops")
+    plan, agreement = plan_within(prepared, request("zstd"), AnswerLimits(), costs="flops")
+    assert codecs_of(plan) == ["zstd", "none"]
+    assert agreement is None
+    assert plain.stages[0].travelling_bytes == 2048
+    assert plan.stages[0].travelling_bytes < 600
+    assert plan.period_s < 0.3 * plain.period_s
+    both, agreement = plan_within(
+        prepared, request("zstd", "int8"), AnswerLimits(max_error=1.0), costs="flops"
+    )
+    assert codecs_of(both) == ["int8+zstd", "none"]
+    assert agreement is not None
+    assert both.stages[0].travelling_bytes < plan.stages[0].travelling_bytes
+    # Whoever refuses int8 keeps what is lossless.
+    kept, agreement = plan_within(
+        prepared, request("zstd", "int8"), AnswerLimits(max_error=0.0), costs="flops"
+    )
+    assert codecs_of(kept) == ["zstd", "none"]
+    assert agreement is None
+    assert any(note.startswith("int8 is allowed and not used") for note in kept.notes)
+    bundle = split_model(prepared, plan, tmp_path / "packed.cutset")
+    assert bundle.manifest.format == "cutset-bundle/3"
+    assert not bundle.manifest.is_coded
+    assert bundle.verification.bit_exact
+
+
+def test_what_packs_and_is_not_installed_is_said_in_a_line(
+    prepared: PreparedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(MissingExtra, match=r"codec zstd needs .*: pip install 'cutset\[zstd\]'"):
+        plan_model(prepared, request("zstd"), costs="flops")

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from cutset.bundles.agreement import AgreementEntry
+from cutset.bundles.coded_boundaries import change_numbers
 from cutset.bundles.coded_model import CodedModel, planned_codecs
 from cutset.bundles.file_entries import FileEntry, sha256_of
 from cutset.bundles.manifest import (
@@ -222,7 +223,8 @@ class _BundleWriter:
         captured, stop = self._captured, len(self._captured.graph.operations)
         names = [spec.name for spec in self._boundaries]
         run = captured.piece_run(0, stop, self._boundaries) if names else None
-        is_coded = any(planned_codecs(captured.graph, stage) for stage in self._plan.stages)
+        codecs = (planned_codecs(captured.graph, stage) for stage in self._plan.stages)
+        is_coded = any(map(change_numbers, codecs))
         coded = CodedModel(captured, self._plan) if is_coded else None
         for num_rows in self._row_counts:
             rows = "row" if num_rows == 1 else "rows"
