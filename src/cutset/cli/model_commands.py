@@ -257,6 +257,8 @@ def split(
     if times and cluster is None:
         usage_error(f"--{'engine' if engine else 'address'} is for a plan with --cluster")
     request, limits = plan_request(context), answer_limits(context)
+    if times and request.replicas > 1:
+        usage_error("--engine times each stage on one device: with --replicas leave it out")
     settings = chosen_engine(engine or "ray", address, None, cluster) if times else None
     check_target(output.absolute(), replace=force)
     described = described_images(context)

@@ -59,7 +59,7 @@ def plan_here(
         EngineError: the first backend cannot run a stage of a plan. Where another cannot, it is
             planned for the first alone, with a warning.
     """
-    measured: dict[tuple[int, tuple[tuple[str, str], ...]], Plan] = {}
+    measured: dict[tuple[int, tuple[tuple[str, str, int], ...]], Plan] = {}
     for number in range(1, _MOST_PLANS + 1):
         try:
             plan = make(profile)
@@ -67,7 +67,7 @@ def plan_here(
             if not measured:
                 raise
             break  # what was promised, a latency for instance, cannot be kept as wholes
-        stages = tuple((stage.last, stage.backend) for stage in plan.stages)
+        stages = tuple((stage.last, stage.backend, len(stage.group)) for stage in plan.stages)
         if (plan.micro_batch, stages) in measured:
             break
         progress(f"measuring the stages of plan {number} as wholes")
@@ -75,14 +75,14 @@ def plan_here(
             plan = expect_here(captured, plan, backends, num_threads=num_threads, num_runs=num_runs)
         except EngineError as error:
             reference, *_ = backends
-            if all(name == reference for _, name in stages):
+            if all(name == reference for _, name, _ in stages):
                 raise
             logger.warning("planned for %s alone: %s", reference, error)
             profile = with_backend(profile, reference)
             continue
         measured[plan.micro_batch, stages] = plan
         assert plan.expected is not None
-        lasts, names = zip(*stages, strict=True)
+        lasts, names, _ = zip(*stages, strict=True)
         sizes = {rows: profile.at(rows) for rows in profile.micro_batches}
         sizes[plan.micro_batch] = with_stages(
             sizes[plan.micro_batch], lasts, names, plan.expected.compute_s
@@ -110,8 +110,9 @@ def expect_here(
 
     Every stage is measured as a whole, and every message at its size. A stage's process
     computes and has one end of two messages; the caller has the outer ends, on the same
-    cores. So the period is the longest stage with its ends of its messages, or, where there are
-    fewer cores than that needs, all the work over the cores.
+    cores. So the period is the longest stage with its ends of its messages, of a group's the
+    largest share of that, or, where there are fewer cores than that needs, all the work over the
+    cores.
 
     Args:
         captured: the captured model.
@@ -152,8 +153,10 @@ def expect_here(
     compute_s = tuple(timing.median_s for timing in timings)
     message_s = tuple(measure_hop(plan.micro_batch * num_bytes) for num_bytes in row_bytes)
     longest_s = max(
-        s + (before + after) / 2
-        for s, before, after in zip(compute_s, message_s, message_s[1:], strict=False)
+        max(each.share for each in stage.group) * (s + (before + after) / 2)
+        for stage, s, before, after in zip(
+            plan.stages, compute_s, message_s, message_s[1:], strict=False
+        )
     )
     all_s = sum(compute_s) + sum(message_s)
     at_once = max(1.0, usable_cores() / num_threads)

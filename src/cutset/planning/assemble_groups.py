@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -58,6 +59,7 @@ def with_groups(
     found = []
     for k, (plan, stage, group) in enumerate(zip(firsts, stages, members, strict=True)):
         replicas = []
+        shared_bytes = plan.memory_bytes - built.memory.beside(group[0].device)
         for member in group:
             c, share = member.device_class, member.share
             compute_s = float(problem.compute_s[c][stage.start, stage.stop])
@@ -67,12 +69,18 @@ def with_groups(
                     device=member.device.name,
                     share=share,
                     compute_s=compute_s,
-                    memory_bytes=plan.memory_bytes,
+                    memory_bytes=shared_bytes + built.memory.beside(member.device),
                     memory_limit_bytes=member.device.memory_bytes,
                     backend=_backend_of(problem, c, stage.start, stage.stop),
                     overhead_s=max(0.0, each_s - compute_s) + steady_s / share,
                 )
             )
+        tightest = min(
+            replicas,
+            key=lambda r: (
+                math.inf if r.memory_limit_bytes is None else r.memory_limit_bytes - r.memory_bytes
+            ),
+        )
         compute_s = max(r.share * r.compute_s for r in replicas)
         busy_s = max(r.share * r.busy_s for r in replicas)
         codecs = problem.chain.byte_costs
@@ -88,10 +96,8 @@ def with_groups(
                 ),
                 receive_s=_moves_s(problem, members, stages, k),
                 send_s=_moves_s(problem, members, stages, k + 1),
-                memory_limit_bytes=min(
-                    (r.memory_limit_bytes for r in replicas if r.memory_limit_bytes is not None),
-                    default=None,
-                ),
+                memory_bytes=tightest.memory_bytes,
+                memory_limit_bytes=tightest.memory_limit_bytes,
                 replicas=tuple(replicas) if len(replicas) > 1 else (),
             )
         )

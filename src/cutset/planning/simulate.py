@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from cutset.planning.plan import Plan
+from cutset.planning.simulate_groups import run_groups
 from cutset.planning.simulate_shared import run_shared
 
 
@@ -65,7 +66,18 @@ class SimulatedTimeline(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 def simulate_plan(
     plan: Plan, *, num_microbatches: int = 16, window: int | None = None
 ) -> SimulatedTimeline:
-    """Simulates a plan with the seconds that it predicts; arguments as `simulate`."""
+    """Simulates a plan with the seconds that it predicts; arguments as `simulate`.
+
+    Of a plan with groups each micro-batch takes its route through them (`simulate_groups`).
+    """
+    if plan.has_groups:
+        slots: list[Slot] = []
+
+        def done(name: str, kind: str, k: int, index: int, start_s: float, stop_s: float) -> None:
+            slots.append(_slot(name, kind, k, index, start_s, stop_s))
+
+        answers = run_groups(plan, num_microbatches=num_microbatches, window=window, done=done)
+        return _timeline(slots, answers, [stage.compute_s for stage in plan.stages])
     shared_s: list[dict[str, float]] = [{} for _ in range(len(plan.stages) + 1)]
     for message in plan.messages:
         at = 0 if message.after is None else message.after + 1

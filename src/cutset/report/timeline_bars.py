@@ -149,23 +149,26 @@ def link_names(num_stages: int) -> tuple[str, ...]:
 def _picture(bars: Sequence[Slot], num_stages: int, num_micro_batches: int) -> TimelinePicture:
     total_s = max(bar.stop_s for bar in bars)
     links = link_names(num_stages)
+    used = {bar.resource for bar in bars}
     order = [links[0]]
     for stage in range(num_stages):
-        order += [f"stage {stage}", links[stage + 1]]
-    used = {bar.resource for bar in bars}
+        replicas = sorted(name for name in used if name.startswith(f"stage {stage} replica "))
+        order += [f"stage {stage}", *replicas, links[stage + 1]]
     shown: list[Slot] = []
-    busy: list[float] = []
+    busy: dict[int, list[float]] = {}
     for resource in (name for name in order if name in used):
         here = sorted((b for b in bars if b.resource == resource), key=lambda bar: bar.start_s)
         shown += here
         if resource.startswith("stage"):
-            shown += _bubbles(int(resource.split()[1]), here, total_s)
-            busy.append(sum(b.stop_s - b.start_s for b in here) / total_s if total_s else 0.0)
+            stage = int(resource.split()[1])
+            shown += _bubbles(stage, here, total_s)
+            seconds = sum(b.stop_s - b.start_s for b in here)
+            busy.setdefault(stage, []).append(seconds / total_s if total_s else 0.0)
     return TimelinePicture(
         bars=tuple(shown),
         resources=tuple(name for name in order if name in used),
         total_s=total_s,
-        busy=tuple(busy),
+        busy=tuple(sum(lanes) / len(lanes) for lanes in busy.values()),
         num_micro_batches=num_micro_batches,
     )
 

@@ -19,7 +19,7 @@ from cutset.bundles.write.export import export_bundle
 from cutset.capture.independence import check_micro_batch
 from cutset.cluster.devices import Cluster
 from cutset.codecs.coding import CodecError
-from cutset.errors import BundleError, ModelError
+from cutset.errors import BundleError, ModelError, PlanError
 from cutset.planning import Plan, expect_on_cluster
 from cutset.progress import Progress, no_progress
 from cutset.workflow.allowed_codecs import AnswerLimits, agreement_of
@@ -158,6 +158,7 @@ def time_on_cluster(
     Raises:
         EngineError: a stage cannot be timed; says which and why.
         BundleError: the bundle cannot be read, or not be written anew.
+        PlanError: the plan has stages on several devices.
         ValueError: `settings` names no cluster, or is an engine for this machine alone.
     """
     from cutset.measure.stages_on_nodes import time_stages_on_nodes
@@ -167,6 +168,11 @@ def time_on_cluster(
         raise ValueError("settings.cluster is None: what messages take there is not known")
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
     plan, inputs = opened.manifest.plan, opened.manifest.graph.inputs
+    if plan.has_groups:
+        raise PlanError(
+            "a stage is timed on one device, and this plan has stages on several: what was planned"
+            " stands; plan with one device a stage (--no-replicas) to time it"
+        )
     there = settings.stage_programs(opened, progress or no_progress)
     if there is None:
         raise ValueError(f"the engine {settings.name!r} computes on this machine alone")

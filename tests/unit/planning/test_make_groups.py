@@ -13,7 +13,9 @@ from cutset.planning import (
     plan_cost_graph,
     plan_from_json,
     plan_to_json,
+    simulate_plan,
 )
+from cutset.planning.simulate_groups import turns_by_shares
 from cutset.report.text import PlainConsole, print_plan
 from planner_graphs import chain
 
@@ -150,3 +152,30 @@ def test_fronts_and_cost_graphs_have_one_device_a_stage():
         pareto_plans(graph, cuts, costs_from_flops(graph, cuts), request)
     with pytest.raises(PlanError, match="one device each: leave replicas out"):
         plan_cost_graph("none.json", request)
+
+
+@pytest.mark.parametrize(
+    ("flops", "speeds", "link_bytes_per_s"),
+    [
+        ([600, 200, 200], (1, 1, 1), 1e9),
+        ([900], (1, 0.5), 1e9),
+        ([800, 200, 200], (1, 1, 1, 0.5), 300.0),
+        ([500, 700, 100], (1, 0.6, 0.3), 100.0),
+    ],
+)
+def test_the_simulation_by_routes_agrees_with_the_formula(flops, speeds, link_bytes_per_s):
+    cluster = Cluster(
+        devices=devices(*speeds, memory_bytes=2700 if len(flops) > 1 else None),
+        link=Link(bandwidth_bytes_per_s=link_bytes_per_s),
+    )
+    plan = planned(flops, cluster, weights=[2000, 600, 600][: len(flops)])
+    assert plan.has_groups
+    timeline = simulate_plan(plan, num_microbatches=800)
+    assert timeline.steady_period_s == pytest.approx(plan.period_s, rel=0.01)
+    first = min(slot.start_s for slot in timeline.slots)
+    assert timeline.first_latency_s - first <= plan.latency_s * (1 + 1e-9)
+
+
+def test_turns_follow_shares_smoothly():
+    turns = turns_by_shares((0.5, 0.25, 0.25))
+    assert [next(turns) for _ in range(8)] == [0, 1, 2, 0, 0, 1, 2, 0]
