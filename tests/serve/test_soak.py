@@ -163,7 +163,7 @@ def _handles(process: psutil.Process) -> int:
 @pytest.mark.timeout(SECONDS + 600)
 def test_nothing_wrong_lost_or_leaked(bundle: Path, model: SmallNet, tmp_path: Path) -> None:
     # The deadline is long: how fast a worker is replaced is for the machine to say.
-    settings = {"backend": "torch", "max_queue": 16, "deadline_s": PATIENCE_S}
+    settings = {"backend": "onnxruntime", "max_queue": 16, "deadline_s": PATIENCE_S}
     with _launched(bundle, tmp_path, **settings) as launched:
         server = psutil.Process(launched.process.pid)
         stop = threading.Event()
@@ -248,7 +248,7 @@ def test_sigterm_answers_what_was_accepted(bundle: Path, tmp_path: Path) -> None
         }
     ).encode()
     # Rows wait ten minutes for company, unless the server is told to leave.
-    with _launched(bundle, tmp_path, backend="torch", max_delay_s=600.0) as launched:
+    with _launched(bundle, tmp_path, backend="onnxruntime", max_delay_s=600.0) as launched:
         children = psutil.Process(launched.process.pid).children(recursive=True)
         connection = http.client.HTTPConnection(launched.address, timeout=60)
         connection.request("POST", INFER, body)
@@ -280,7 +280,11 @@ nothing: that of one without torch is small."""
 def test_a_storm_of_long_bodies_leaves_no_memory_behind(bundle: Path, tmp_path: Path) -> None:
     """Many long bodies at once hold what was said, and afterwards nothing."""
     budget = 4 * STORM_BYTES
-    settings = {"backend": "torch", "max_pending_bytes": budget, "max_json_bytes": budget // 30}
+    settings = {
+        "backend": "onnxruntime",
+        "max_pending_bytes": budget,
+        "max_json_bytes": budget // 30,
+    }
     with _launched(bundle, tmp_path, **settings) as launched:
         server = psutil.Process(launched.process.pid)
         for kind, most in (("binary", budget), ("json", budget), ("json too long", 0)):
