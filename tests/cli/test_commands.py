@@ -129,11 +129,14 @@ def test_a_profile_is_planned_with(cutset: Cutset, small_model: str, tmp_path: P
 
 
 def test_a_plan_for_one_backend(cutset: Cutset, small_model: str, tmp_path: Path) -> None:
-    outcome = cutset("plan", small_model, "--stages", 2, "--backend", "torch", "--json")
+    outcome = cutset(
+        *("plan", small_model, "--stages", 2, "--backend", "torch", "--batch-size", 1, "--json")
+    )
     assert outcome.code == 0, outcome.err
     assert [stage["backend"] for stage in outcome.document["stages"]] == ["torch", "torch"]
     assert outcome.document["expected"]["where"] == "this machine"
-    assert cutset("profile", small_model, "--runs", 5, "-o", tmp_path / "here.json").code == 0
+    short = ("--runs", 5, "--batch-size", 1)
+    assert cutset("profile", small_model, *short, "-o", tmp_path / "here.json").code == 0
     options = ("--stages", 2, "--profile", tmp_path / "here.json", "--backend", "onnxruntime")
     stages = cutset("plan", small_model, *options, "--json").document["stages"]
     assert {stage["backend"] for stage in stages} == {"onnxruntime"}
@@ -352,7 +355,10 @@ def test_run_takes_safetensors_and_writes_lines(
     cutset: Cutset, small_bundle: Path, tmp_path: Path
 ) -> None:
     save_file({"anything": torch.randn(4, 8)}, tmp_path / "rows.safetensors")
-    outcome = cutset("run", small_bundle, tmp_path / "rows.safetensors", "-o", tmp_path / "r.jsonl")
+    outcome = cutset(
+        *("run", small_bundle, tmp_path / "rows.safetensors", "--backend", "onnxruntime"),
+        *("-o", tmp_path / "r.jsonl"),
+    )
     assert outcome.code == 0, outcome.err
     lines = (tmp_path / "r.jsonl").read_text().splitlines()
     assert len(lines) == 4

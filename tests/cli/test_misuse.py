@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from .conftest import COMMAND, LIMIT_S, Cutset
+from .test_own_images import IMAGES, MODEL
 
 
 def _one_line(err: str) -> str:
@@ -72,17 +73,19 @@ def test_an_image_that_is_no_image(cutset: Cutset, tmp_path: Path) -> None:
     from PIL import Image
 
     bundle = tmp_path / "m.cutset"
+    (tmp_path / "net.py").write_text(MODEL)
+    (tmp_path / "images.toml").write_text(IMAGES)
     split = cutset(
-        "split", "squeezenet1_1", "--weights", "random:0", "--stages", 2, "--cost", "flops",
-        "-o", bundle,
-    )  # fmt: skip
+        *("split", f"{tmp_path / 'net.py'}:make", "--preprocess", tmp_path / "images.toml"),
+        *("--stages", 2, "--cost", "flops", "-o", bundle),
+    )
     assert split.code == 0, split.err
     folder = tmp_path / "images"
     folder.mkdir()
     Image.new("RGB", (64, 48), (200, 30, 30)).save(folder / "a.png")
     (folder / "b.jpg").write_bytes(b"not an image")
     Image.new("L", (300, 300), 90).save(folder / "c.png")
-    outcome = cutset("run", bundle, folder, "--json")
+    outcome = cutset("run", bundle, folder, "--backend", "onnxruntime", "--json")
     assert outcome.code == 1
     assert "b.jpg" in _one_line(outcome.err)
     document = outcome.document

@@ -81,13 +81,13 @@ def test_every_document_names_the_part_and_its_share(
         cutset("plan", *named, *wanted, "--objective", "pareto").document["plans"][0],
         cutset("split", *named, *wanted, "-o", tmp_path / "x.cutset").document,
         cutset("verify", bundle, "--model", model, "--json").document,
-        cutset("run", bundle, tmp_path / "rows.npy", "--backend", "torch", "--json").document,
+        cutset("run", bundle, tmp_path / "rows.npy", "--backend", "onnxruntime", "--json").document,
         json.loads((bundle / "manifest.json").read_text()),
     ]
     for document in documents:
         assert document["part"]["path"] == "body"
         assert document["part"]["work_share"] == pytest.approx(SHARE)
-    profile = cutset("profile", *named).document
+    profile = cutset("profile", *named, "--runs", 5, "--batch-size", 1).document
     assert profile["model"].endswith("make, part body (90.9% of the work)")
 
 
@@ -99,7 +99,7 @@ def test_people_are_told_of_the_part(
         ("inspect", model, "--part", "body"),
         ("plan", model, "--part", "body", "--stages", 2, "--cost", "flops"),
         ("verify", bundle, "--model", model),
-        ("run", bundle, tmp_path / "rows.npy", "--backend", "torch"),
+        ("run", bundle, tmp_path / "rows.npy", "--backend", "onnxruntime"),
     ):
         outcome = cutset(*arguments)
         assert outcome.code == 0, outcome.err

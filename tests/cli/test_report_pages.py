@@ -340,7 +340,8 @@ def measured_page(
     """A small bundle's page with a bench run and its trace, and what bench said."""
     folder = tmp_path_factory.mktemp("measured")
     bench = cutset(
-        "bench", small_bundle, "--seconds", 0.5, "--trace", folder / "trace.json", "--json"
+        *("bench", small_bundle, "--seconds", 0.5, "--backend", "onnxruntime"),
+        *("--trace", folder / "trace.json", "--json"),
     )
     assert bench.code == 0, bench.err
     (folder / "bench.json").write_text(bench.out)

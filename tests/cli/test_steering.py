@@ -29,6 +29,8 @@ EVIL = (
 )
 FILE_NAME = EVIL.replace("/", "").strip() + "f"
 SEEN_FILE = SEEN.replace("/", "") + "f"
+_QUICK = ("--backend", "onnxruntime")  # instead of loading all of them to time them
+_SHORT = ("--runs", 5, "--batch-size", 1)
 
 
 def steering(text: str) -> set[str]:
@@ -82,9 +84,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_run_shows_labels_and_names_of_files(cutset: Cutset, evil_bundle: Path, rows: Path) -> None:
     other = Path(os.fsdecode(os.fsencode(rows.parent) + b"/\xff\x80.npy"))  # no UTF-8
     shutil.copy(rows, other)
-    check(cutset("run", evil_bundle, rows), seen=r"\x1b[2J\x1b]0;title")
+    check(cutset("run", evil_bundle, rows, *_QUICK), seen=r"\x1b[2J\x1b]0;title")
     output = rows.with_name("out.jsonl")
-    asked = (evil_bundle, rows, other, "--json", "-o", output)
+    asked = (evil_bundle, rows, other, *_QUICK, "--json", "-o", output)
     outcome = check(cutset("run", *asked), seen=r"\udcff\udc80.npy")
     assert outcome.document["rows"][0]["top"][0]["label"].endswith(EVIL)
     first, *_ = output.read_text().splitlines()
@@ -113,8 +115,8 @@ def test_pages_and_drawings(cutset: Cutset, evil_bundle: Path, tmp_path: Path) -
 
 def test_models_weights_and_profiles(cutset: Cutset, small_model: str, tmp_path: Path) -> None:
     profile = tmp_path / "p.json"
-    assert cutset("profile", small_model, "-o", profile, "--runs", 5).code == 0
-    check(cutset("profile", small_model, "--device", f"me{EVIL}", "--runs", 5))
+    assert cutset("profile", small_model, "-o", profile, *_SHORT).code == 0
+    check(cutset("profile", small_model, "--device", f"me{EVIL}", *_SHORT))
     import msgspec
 
     found = msgspec.structs.replace(load_profile(profile), device=EVIL, model=EVIL)
