@@ -28,6 +28,7 @@ class HeldSession:
         window: most micro-batches in flight.
         at_once: answer without being told.
         micro_batch_only: as in the manifest.
+        takes_pixels: as in the manifest; images are of 2 x 2 pixels.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class HeldSession:
         micro_batch_only: int | None = None,
         input_spec: TensorSpec = INPUT,
         output_spec: TensorSpec = OUTPUT,
+        takes_pixels: bool = False,
     ) -> None:
         self.micro_batch = micro_batch
         self.window = window
@@ -59,6 +61,7 @@ class HeldSession:
             directory=Path("held.cutset"),
             manifest=types.SimpleNamespace(
                 micro_batch_only=micro_batch_only,
+                takes_pixels=takes_pixels,
                 part=None,
                 model="held",
                 graph=graph,

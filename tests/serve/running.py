@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -29,12 +30,15 @@ PREPROCESSING = Preprocessing(
 )
 
 
-def write_image_bundle(model: SmallNet, folder: Path, micro_batch: int = 4) -> Path:
+def write_image_bundle(
+    model: SmallNet, folder: Path, micro_batch: int = 4, input_codec: str = "none"
+) -> Path:
     """`SmallNet` in two stages, with preprocessing and labels."""
     captured = capture_model(model, (torch.randn(2, 3, 16, 16),))
+    plan = hand_plan(captured, (3,), micro_batch)
     return export_bundle(
         model,
-        hand_plan(captured, (3,), micro_batch),
+        msgspec.structs.replace(plan, input_codec=input_codec),
         folder,
         captured=captured,
         preprocessing=PREPROCESSING,

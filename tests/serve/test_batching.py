@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cutset.data.pixels import normalised
 from cutset.errors import EngineError, StageFailed
 from cutset.serve.batching import Batcher, Ticket
 from cutset.serve.refusal import Refusal
@@ -76,6 +77,29 @@ def test_rows_of_several_requests_share_micro_batches() -> None:
         assert others[1].sequences == [1, 2]
         assert batcher.num_accepted_rows == 0
         assert batcher.num_answered_rows == 6
+
+    _run(test())
+
+
+def test_images_travel_as_pixels_unless_rows_of_numbers_share_their_micro_batch() -> None:
+    async def test() -> None:
+        spec = TensorSpec(name="x", shape=("batch", 3, 2, 2), dtype="float32")
+        session = HeldSession(
+            micro_batch=2, window=1, input_spec=spec, output_spec=spec, takes_pixels=True
+        )
+        batcher = _batcher(session)
+        pixels = np.arange(36, dtype=np.uint8).reshape(3, 2, 2, 3)
+        rows = normalised(pixels, session.bundle.manifest.preprocessing)
+        _hand_in(batcher, pixels[:1])
+        _hand_in(batcher, pixels[1:])
+        _hand_in(batcher, pixels[:1])
+        _hand_in(batcher, rows[1:2])
+        for number in (2, 3):
+            session.answer()
+            await _until(lambda number=number: len(session.sent) == number)  # type: ignore[misc]
+        assert [sent.dtype.name for sent in session.sent] == ["uint8", "uint8", "float32"]
+        assert np.array_equal(session.sent[1], pixels[1:])
+        assert np.array_equal(session.sent[2], rows[:2])
 
     _run(test())
 

@@ -2,7 +2,9 @@
 
 A request that was accepted is a `Ticket`. Tickets wait in order of arrival. Whenever the pipeline
 has room, rows are taken from the front, across tickets, until a micro-batch is full, or until the
-oldest of them has waited `max_delay_s`. Each micro-batch remembers which rows are whose.
+oldest of them has waited `max_delay_s`. Each micro-batch remembers which rows are whose. Where
+images travel as pixels, a micro-batch of images alone does; one that rows of numbers share has its
+images normalised here, which gives the same bits.
 
 Everything here runs on one event loop; only the session's futures end on other threads.
 """
@@ -20,6 +22,7 @@ from concurrent.futures import Future
 
 import numpy as np
 
+from cutset.data.pixels import are_pixels, normalised
 from cutset.errors import ContractViolation, CutsetError, StageFailed
 from cutset.runtime.contract import check_multiple
 from cutset.runtime.rows import Answer
@@ -95,6 +98,7 @@ class Batcher:
         manifest = session.bundle.manifest
         self._session = session
         self._input_specs = manifest.graph.inputs
+        self._images = manifest.preprocessing if manifest.takes_pixels else None
         self._output_specs = manifest.outputs
         self._output_names = manifest.output_names
         self._joins = all(map(_grows_in_front, (*self._input_specs, *self._output_specs)))
@@ -171,7 +175,8 @@ class Batcher:
         """Hands in rows that were accepted; they need no release.
 
         Args:
-            inputs: checked against the model's contract.
+            inputs: checked against the model's contract; or, where the bundle takes them, the
+                pixels of images.
             num_rows: their rows.
         """
         ticket = Ticket(inputs, num_rows, asyncio.get_running_loop().create_future())
@@ -264,7 +269,7 @@ class Batcher:
         num_rows = sum(piece.length for piece in pieces)
         num_parts = -(-num_rows // self.micro_batch)
         inputs = tuple(
-            _joined([_rows_of(piece, index, spec) for piece in pieces])
+            _joined(self._of_one_form([_rows_of(piece, index, spec) for piece in pieces]))
             for index, spec in enumerate(self._input_specs)
         )
         self.num_sent_rows += num_rows
@@ -286,6 +291,13 @@ class Batcher:
         future.add_done_callback(
             functools.partial(self._tell_loop, loop, tuple(pieces), num_rows, num_parts)
         )
+
+    def _of_one_form(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """The rows of a micro-batch: all pixels, or none."""
+        images = self._images
+        if images is None or len({array.dtype for array in arrays}) == 1:
+            return arrays
+        return [normalised(a, images) if are_pixels((a,), None, images) else a for a in arrays]
 
     def _tell_loop(
         self,

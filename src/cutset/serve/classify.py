@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from cutset.bundles.manifest import Manifest
 from cutset.data.array_files import top_k
-from cutset.data.images import Preprocessing, read_image
+from cutset.data.images import Preprocessing, read_image, read_pixels
 from cutset.errors import ModelError
 from cutset.serve.batching import Batcher
 from cutset.serve.bodies import Lease, read_body
@@ -56,7 +56,7 @@ class Classifier:
     async def classify(
         self, request: Request, lease: Lease, deadline_at_s: float
     ) -> dict[str, Any]:
-        """The answer to an image.
+        """The answer to an image, which goes to the pipeline as the plan has images travel.
 
         Raises:
             Refusal: 400 no image or a wrong parameter, 404 the bundle does not know images, 413,
@@ -114,9 +114,8 @@ class Classifier:
         def read() -> np.ndarray:
             if time.monotonic() > deadline_at_s:  # it waited for a thread until nobody waits for it
                 raise past
-            return read_image(
-                io.BytesIO(image), preprocessing, max_pixels=self._settings.max_pixels
-            )
+            read_it = read_pixels if self._manifest.takes_pixels else read_image
+            return read_it(io.BytesIO(image), preprocessing, max_pixels=self._settings.max_pixels)
 
         past = Refusal(
             "the deadline passed before the image was read", status=504, reason="deadline"
