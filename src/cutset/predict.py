@@ -69,7 +69,7 @@ def predict_files(
 
     Args:
         session: the running pipeline.
-        paths: images, folders of images, ``.npy`` or ``.safetensors`` files.
+        paths: images, folders of images, ``.npy``, ``.npz`` or ``.safetensors`` files.
         num_labels: how many labels a row.
         keep_outputs: whether to keep the raw outputs of all rows in memory.
         progress: called with the number of rows answered so far.

@@ -57,8 +57,8 @@ def verify(
         list[Path] | None,
         typer.Option(
             metavar="PATH",
-            help="with --model: images, a folder of them, .npy or .safetensors (repeatable), on"
-            " which answers with and without the bundle's codecs are compared",
+            help="with --model: images, a folder of them, .npy, .npz or .safetensors"
+            " (repeatable), on which answers with and without the bundle's codecs are compared",
         ),
     ] = None,
     as_json: options.Json = False,
@@ -105,7 +105,9 @@ def run(
     bundle: options.Bundle,
     inputs: Annotated[
         list[Path],
-        typer.Argument(metavar="INPUT...", help="images, folders, .npy or .safetensors files"),
+        typer.Argument(
+            metavar="INPUT...", help="images, folders, .npy, .npz or .safetensors files"
+        ),
     ],
     engine: options.Engine = None,
     address: options.Address = None,

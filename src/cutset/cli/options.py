@@ -177,8 +177,8 @@ Calibration: TypeAlias = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="PATH",
-        help="with --allow: images, a folder of them, .npy or .safetensors (repeatable), on which"
-        " answers with and without codecs are compared",
+        help="with --allow: images, a folder of them, .npy, .npz or .safetensors (repeatable), on"
+        " which answers with and without codecs are compared",
     ),
 ]
 MinAgreement: TypeAlias = Annotated[

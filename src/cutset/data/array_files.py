@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from cutset.errors import ModelError
+from cutset.host import memory_bytes
 from cutset.tensors import TensorSpec, dim_factor
 
 if TYPE_CHECKING:
     import numpy as np
 
-ARRAY_SUFFIXES = (".npy", ".safetensors")
+ARRAY_SUFFIXES = (".npy", ".npz", ".safetensors")
 """Suffixes of the files that `read_arrays` reads."""
 
 RankedLabels: TypeAlias = tuple[tuple[str, float], ...]
@@ -28,9 +30,9 @@ def read_arrays(path: Path, input_specs: Sequence[TensorSpec]) -> dict[str, np.n
     """Reads a model's inputs from a file, without running any code that it may hold.
 
     Args:
-        path: an ``.npy`` file where the model has one input; a ``.safetensors`` file with one
-            array per input, under the input's name (where the model has one input and the file
-            one array, any name will do).
+        path: an ``.npy`` file where the model has one input; an ``.npz`` or ``.safetensors`` file
+            with one array per input, under the input's name (where the model has one input and the
+            file one array, any name will do).
         input_specs: the model's inputs.
 
     Returns:
@@ -45,11 +47,13 @@ def read_arrays(path: Path, input_specs: Sequence[TensorSpec]) -> dict[str, np.n
         raise ModelError(f"input {path} does not exist")
     if path.suffix == ".npy":
         found = {"": _read_npy(path)}
+    elif path.suffix == ".npz":
+        found = _read_npz(path)
     elif path.suffix == ".safetensors":
         found = _read_safetensors(path)
     else:
         raise ModelError(
-            f"input {path}: expected a file that ends in {' or '.join(ARRAY_SUFFIXES)}, "
+            f"input {path}: expected a file that ends in {', '.join(ARRAY_SUFFIXES)}, "
             f"found {path.suffix or 'no suffix'!r}"
         )
     if len(input_specs) == 1 and len(found) == 1:
@@ -71,7 +75,31 @@ def _read_npy(path: Path) -> np.ndarray:
     except Exception as error:  # numpy's readers raise nearly anything on damaged files
         raise ModelError(f"input {path} is no array that can be read: {error}") from error
     if not isinstance(array, np.ndarray):
-        raise ModelError(f"input {path} holds several arrays; save one with numpy.save")
+        raise ModelError(f"input {path} holds several arrays; call it .npz, or use numpy.save")
+    return _native(array)
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that `numpy.savez` wrote, packed or not.
+
+    What it unpacks to is looked up before any of it is unpacked, and no array is larger than its
+    entry.
+    """
+    import numpy as np
+
+    try:
+        with zipfile.ZipFile(path) as file:
+            num_bytes = sum(entry.file_size for entry in file.infolist())
+        if num_bytes > memory_bytes():
+            raise ValueError(f"it unpacks to {num_bytes} bytes, more than this machine's memory")
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: _native(arrays[name]) for name in arrays.files}
+    except Exception as error:  # as above, and those of zip files
+        raise ModelError(f"input {path} holds no arrays that can be read: {error}") from error
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """The array in this machine's byte order, row by row."""
     return array.astype(array.dtype.newbyteorder("="), order="C", copy=False)
 
 

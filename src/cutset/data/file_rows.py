@@ -29,7 +29,7 @@ class FileRows:
     Args:
         inputs: of the model.
         preprocessing: how an image becomes a row, or None where that is not known.
-        paths: images, folders of images, ``.npy`` or ``.safetensors`` files.
+        paths: images, folders of images, ``.npy``, ``.npz`` or ``.safetensors`` files.
         as_pixels: images as `read_pixels` gives them, instead of as rows.
 
     Attributes:
@@ -82,9 +82,9 @@ class FileRows:
             return
         if preprocessing is None or len(self._inputs) != 1:
             raise ModelError(
-                f"{paths[0]}: it is not known how an image becomes a row; give a .npy or "
-                ".safetensors file, or say it with --preprocess to `cutset split`, or of a bundle "
-                "to `cutset bundle set`"
+                f"{paths[0]}: it is not known how an image becomes a row; give a .npy, .npz "
+                "or .safetensors file, or say it with --preprocess to `cutset split`, or of a "
+                "bundle to `cutset bundle set`"
             )
         rows: list[np.ndarray] = []
         read = functools.partial(self._read, preprocessing=preprocessing)

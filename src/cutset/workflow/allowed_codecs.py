@@ -34,8 +34,8 @@ class AnswerLimits:
     """How far codecs may change answers, and on which rows that is looked at.
 
     Attributes:
-        calibration: images, folders of images, ``.npy`` or ``.safetensors`` files; the rows that a
-            bundle's reference begins with where empty.
+        calibration: images, folders of images, ``.npy``, ``.npz`` or ``.safetensors`` files; the
+            rows that a bundle's reference begins with where empty.
         min_agreement: the least share of these rows that keep their top label, 0 to 1; where None
             `LEAST_AGREEMENT` for a model with labels, none for others.
         max_error: the most that a number of an output may differ, or None.

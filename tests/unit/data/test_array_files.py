@@ -106,11 +106,11 @@ def test_pickled_array_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x93NUMPY\x01\x00\xff\xff"])
-@pytest.mark.parametrize("name", ["x.npy", "x.safetensors"])
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.safetensors"])
 def test_damaged_file(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(ModelError, match=r"x\.(npy|safetensors) is no "):
+    with pytest.raises(ModelError, match=r"x\.(npy is|npz holds|safetensors is) no "):
         read_arrays(path, (IMAGE,))
 
 
@@ -123,11 +123,38 @@ def test_archive_and_text_dtype(tmp_path: Path) -> None:
         read_arrays(_npy(tmp_path / "t.npy", np.array(["a"])), (IMAGE,))
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_arrays_of_an_archive_come_by_their_names(tmp_path: Path, save) -> None:
+    x = np.arange(24, dtype=">f4").reshape(2, 3, 4)
+    save(tmp_path / "one.npz", x)
+    assert np.array_equal(read_arrays(tmp_path / "one.npz", (IMAGE,))["x"], x)
+    save(tmp_path / "two.npz", mask=np.ones((4, 4), bool), x=x)
+    found = read_arrays(tmp_path / "two.npz", (IMAGE, MASK))
+    assert list(found) == ["x", "mask"]
+    assert found["x"].dtype == np.float32
+    save(tmp_path / "odd.npz", mask=np.ones((4, 4), bool), other=x)
+    with pytest.raises(ModelError, match="expected tensors mask, x; found mask, other"):
+        read_arrays(tmp_path / "odd.npz", (IMAGE, MASK))
+    save(tmp_path / "objects.npz", x=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(ModelError, match="Object arrays cannot be loaded"):
+        read_arrays(tmp_path / "objects.npz", (IMAGE,))
+
+
+def test_an_archive_that_unpacks_to_more_than_there_is_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros((100_000, 3, 4), np.float32))
+    assert (tmp_path / "bomb.npz").stat().st_size < 10_000
+    monkeypatch.setattr("cutset.data.array_files.memory_bytes", lambda: 1_000_000)
+    with pytest.raises(ModelError, match="it unpacks to 4800128 bytes, more than this machine's"):
+        read_arrays(tmp_path / "bomb.npz", (IMAGE,))
+
+
 def test_missing_file_and_unknown_suffix(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"gone\.npy does not exist"):
         read_arrays(tmp_path / "gone.npy", (IMAGE,))
     (tmp_path / "x.csv").write_text("1,2")
-    with pytest.raises(ModelError, match=r"ends in \.npy or \.safetensors, found '\.csv'"):
+    with pytest.raises(ModelError, match=r"ends in \.npy, \.npz, \.safetensors, found '\.csv'"):
         read_arrays(tmp_path / "x.csv", (IMAGE,))
 
 
