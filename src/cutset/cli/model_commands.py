@@ -22,6 +22,7 @@ from cutset.cli.screen import (
 )
 from cutset.cli.shared import (
     answer_limits,
+    bundle_plan,
     cost_graph_plans,
     described_images,
     plan_request,
@@ -133,6 +134,13 @@ def plan(
     cost_graph: Annotated[
         Path | None, typer.Option(help="plan a cost graph (JSON) instead of a model")
     ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="plan a bundle's shards anew for --cluster"),
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="with --bundle: the new plan takes the old one's place")
+    ] = False,
     cost: options.Cost = "measured",
     backend: options.PlannedBackend = "auto",
     profile_file: options.ProfileFile = None,
@@ -150,13 +158,18 @@ def plan(
     """Find the best stages for equal devices or for a cluster, with the bound that judges them."""
     if granularity not in ("unit", "op"):
         usage_error(f"--granularity is 'unit' or 'op', got {granularity!r}")
-    if (model is None) == (cost_graph is None):
-        usage_error("name either a MODEL or a --cost-graph")
+    if [model, cost_graph, bundle].count(None) != 2:
+        usage_error("name either a MODEL, or a --cost-graph, or a --bundle")
+    if write and bundle is None:
+        usage_error("--write is for the plan of a --bundle")
     is_front = objective == "pareto"
     if is_front and granularity == "op":
         usage_error("--granularity op is for one plan, --objective pareto is for all: give one")
     if model is not None and cost == "flops" and threads is not None:
         usage_error("--threads is for measured costs; multiply-adds are the same for any number")
+    if bundle is not None:
+        _show((bundle_plan(context),), is_front=False, as_json=as_json)
+        return
     if cost_graph is not None:
         _show(cost_graph_plans(context), is_front=is_front, as_json=as_json)
         return

@@ -215,6 +215,31 @@ _NOT_FOR_COST_GRAPHS = {
 """Options of `plan` that a cost graph has no use for, and why."""
 
 
+_NOT_FOR_BUNDLES = (
+    "stages", "cut", "granularity", "cost", "backend", "profile_file", "weights", "batch_size",
+    "micro_batch_only", "threads", "keep", "divide", "max_tensors", "part", "allow",
+)  # fmt: skip
+
+
+def bundle_plan(context: typer.Context) -> Plan:
+    """The plan for the shards of the bundle that `plan` names."""
+    from cutset.planning.watch import watching
+    from cutset.workflow import plan_shards
+
+    given = context.params
+    if given["objective"] == "pareto":
+        usage_error("--objective pareto is for a model: the stages of a --bundle are given")
+    for name in _NOT_FOR_BUNDLES:
+        if options.is_given(context, name):
+            option = "--profile" if name == "profile_file" else options.written(name)
+            usage_error(f"{option} is not for a --bundle: its shards are as they were split")
+    if given["cluster"] is None:
+        usage_error("--bundle needs the devices to plan for: --cluster FILE.toml")
+    request = plan_request(context)
+    with show_progress() as progress, watching(planning_teller(progress, given["objective"])):
+        return plan_shards(given["bundle"], request, is_written=given["write"])
+
+
 def cost_graph_plans(context: typer.Context) -> tuple[Plan, ...]:
     """The plan, or the plans of the front, for the cost graph that `plan` names."""
     from cutset.planning import pareto_cost_graph, plan_cost_graph

@@ -131,7 +131,7 @@ def place_stages(
                 divide=manifest.divide,
                 max_tensors=manifest.max_tensors,
             ),
-            _stages_as_pieces(manifest, cluster),
+            stages_as_pieces(manifest, cluster, _reference_s(plan, cluster)),
             PlanRequest(
                 cluster=cluster.without(*(set(lost) & {d.name for d in cluster.devices})),
                 objective=plan.objective,
@@ -193,18 +193,27 @@ def _without_overheads(cluster: Cluster) -> Cluster:
     return msgspec.structs.replace(cluster, devices=devices, caller_overhead_s=0.0)
 
 
-def _stages_as_pieces(manifest: Manifest, cluster: Cluster) -> CostModel:
+def _reference_s(plan: Plan, cluster: Cluster) -> tuple[float, ...]:
+    """Seconds of each stage at speed 1, with its overhead, which adds up on a device too."""
+    speeds = {device.name: device.speed for device in cluster.devices}
+    firsts = [stage.group[0] for stage in plan.stages]
+    return tuple(first.busy_s * speeds.get(first.device, 1.0) for first in firsts)
+
+
+def stages_as_pieces(
+    manifest: Manifest, cluster: Cluster, reference_s: Sequence[float]
+) -> CostModel:
     """Costs in which a piece is a stage.
 
     Each stage has a worker of its own, so the memory of several on a device adds up, that of the
-    runtime, of activations and of what waits too; all of it is booked as weights. So do their
-    overheads, which are booked as computing.
+    runtime, of activations and of what waits too; all of it is booked as weights.
+
+    Args:
+        manifest: of the bundle.
+        cluster: where its stages are to be.
+        reference_s: seconds of each stage for one micro-batch, at speed 1.
     """
     plan = manifest.plan
-    speeds = {device.name: device.speed for device in cluster.devices}
-    reference_s = tuple(
-        (s.compute_s + s.overhead_s) * speeds.get(s.device, 1.0) for s in plan.stages
-    )
     # Where devices say what computes there, a stage that it cannot read has no time there.
     backends = {name for device in cluster.devices for name in device.backends or ()} or {""}
     return CostModel(

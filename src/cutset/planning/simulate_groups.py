@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from cutset.planning.plan import Plan
 
-TellDone: TypeAlias = Callable[[str, str, int, int, float, float], None]
+TellSlot: TypeAlias = Callable[[str, str, int, int, float, float], None]
 """Told of all that was done: its resource, ``"compute"`` or ``"transfer"``, the stage that computes
 or sends, which micro-batch, its start, its end."""
 
@@ -31,7 +31,7 @@ def turns_by_shares(shares: Sequence[float]) -> Iterator[int]:
 
 
 def run_groups(
-    plan: Plan, *, num_microbatches: int, window: int | None, done: TellDone
+    plan: Plan, *, num_microbatches: int, window: int | None, done: TellSlot
 ) -> list[float]:
     """When each answer comes; `done` is told of all on the way."""
     groups = [stage.group for stage in plan.stages]

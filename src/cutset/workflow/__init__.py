@@ -25,6 +25,7 @@ from cutset.workflow.measured_costs import (
     measure_costs,
     profile_model,
 )
+from cutset.workflow.planned_shards import plan_shards
 from cutset.workflow.prepare import PreparedModel, prepare_found, prepare_model
 from cutset.workflow.proven_bundles import (
     ProvenBundle,
@@ -46,6 +47,7 @@ __all__ = [
     "measure_costs",
     "plan_front",
     "plan_model",
+    "plan_shards",
     "plan_stages",
     "plan_with_gain",
     "plan_within",
