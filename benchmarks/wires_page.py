@@ -92,12 +92,13 @@ def _means(caller: str, results: Sequence[Result]) -> Iterator[str]:
 
 def _predictions(results: Sequence[Result]) -> str:
     """How far off predictions were, over all that this commit planned."""
-    sizes = [
-        abs(off(variant))
+    plans = {
+        variant["bundle"]: variant
         for each in results
         for name, variant in each["variants"].items()
         if name != "before"
-    ]
+    }
+    sizes = [abs(off(variant)) for variant in plans.values()]
     within = sum(size <= _FAR for size in sizes)
     return (
         f"Predicted against measured period, {len(sizes)} plans: {within} within {_FAR:.0%}, at"
