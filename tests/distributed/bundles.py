@@ -15,11 +15,19 @@ from cutset.bundles.open import open_bundle
 from cutset.bundles.write.export import export_bundle
 from cutset.capture.captured_model import CapturedModel
 from cutset.capture.torch_export import capture_model
-from cutset.planning.plan import PLAN_FORMAT, Plan, StagePlan
+from cutset.planning.plan import GROUPS_FORMAT, PLAN_FORMAT, Plan, Replica, StagePlan
 
 
-def hand_plan(captured: CapturedModel, positions: tuple[int, ...], micro_batch: int) -> Plan:
-    """A plan that cuts before the operations with the given indices."""
+def hand_plan(
+    captured: CapturedModel,
+    positions: tuple[int, ...],
+    micro_batch: int,
+    sizes: tuple[int, ...] = (),
+) -> Plan:
+    """A plan that cuts before the operations with the given indices.
+
+    `sizes` are the replicas of each stage, with equal shares; none where each is one device.
+    """
     operations = captured.graph.operations
     edges = (0, *positions, len(operations))
     stages = tuple(
@@ -36,11 +44,12 @@ def hand_plan(captured: CapturedModel, positions: tuple[int, ...], micro_batch: 
             weight_bytes=0,
             memory_bytes=0,
             output_bytes_per_sample=operations[stop - 1].bytes_per_sample,
+            replicas=_group(index, sizes[index] if sizes else 1),
         )
         for index, (start, stop) in enumerate(itertools.pairwise(edges))
     )
     return Plan(
-        format=PLAN_FORMAT,
+        format=GROUPS_FORMAT if max(sizes, default=1) > 1 else PLAN_FORMAT,
         objective="throughput",
         micro_batch=micro_batch,
         stages=stages,
@@ -52,6 +61,16 @@ def hand_plan(captured: CapturedModel, positions: tuple[int, ...], micro_batch: 
     )
 
 
+def _group(stage: int, size: int) -> tuple[Replica, ...]:
+    """Replicas on ``cpu:STAGE`` and ``cpu:STAGE.1``, ...; none where it is one device."""
+    names = [f"cpu:{stage}", *(f"cpu:{stage}.{number}" for number in range(1, size))]
+    return tuple(
+        Replica(device=name, share=1 / size, compute_s=0.001, memory_bytes=0)
+        for name in names
+        if size > 1
+    )
+
+
 def write_bundle(
     model: nn.Module,
     example: tuple[torch.Tensor, ...],
@@ -60,10 +79,11 @@ def write_bundle(
     *,
     micro_batch: int = 4,
     max_tensors: int = 1,
+    sizes: tuple[int, ...] = (),
 ) -> Path:
     """Exports `model`, cut before the operations with the given indices."""
     captured = capture_model(model, example)
-    plan = hand_plan(captured, positions, micro_batch)
+    plan = hand_plan(captured, positions, micro_batch, sizes)
     return export_bundle(model, plan, directory, captured=captured, max_tensors=max_tensors)
 
 

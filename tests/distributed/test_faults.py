@@ -117,11 +117,11 @@ def test_an_idle_session_outlives_its_link_time_out(bundle: Path) -> None:
         # Twenty heartbeats: two seconds in which nothing but keep-alives crosses the links.
         for _ in range(4):
             with session._supervisor.changed:
-                heard_s = [stage.stats_s for stage in session._supervisor.stages]
+                heard_s = [stage.stats_s for stage in session._supervisor.workers]
                 assert session._supervisor.changed.wait_for(
                     lambda heard_s=heard_s: all(
                         stage.stats_s > before
-                        for stage, before in zip(session._supervisor.stages, heard_s, strict=True)
+                        for stage, before in zip(session._supervisor.workers, heard_s, strict=True)
                     ),
                     10,
                 )

@@ -60,7 +60,7 @@ def test_whatever_signal_ends_a_worker_it_is_replaced(bundle: Path) -> None:
 def test_a_worker_whose_end_nobody_tells_of_is_missed(bundle: Path) -> None:
     rows = _rows()
     with open_session(bundle, backend="onnxruntime", limits=Limits(heartbeat_s=60.0)) as session:
-        worker = session._supervisor.stages[1].worker
+        worker = session._supervisor.workers[1].worker
         worker._on_event = lambda _worker, _event: None
         os.kill(session.worker_pids[1], signal.SIGKILL)
         assert torch.equal(session.run(rows), in_turn(bundle, rows))

@@ -32,8 +32,8 @@ COMMANDS = msgspec.json.Decoder(Command)
 """What a worker receives."""
 
 _READ_BYTES = 65536
-_MAX_FILES = 8
-"""No message brings more files."""
+MAX_FILES = 128
+"""No message brings more files: a member of a group has a link to each neighbour."""
 
 MessageT = TypeVar("MessageT")
 
@@ -71,7 +71,7 @@ class ControlChannel(abc.ABC, Generic[MessageT]):
 
         Args:
             message: what to say.
-            files: at most 8 descriptors that go with it, over a Unix socket; the other end gets
+            files: at most 128 descriptors that go with it, over a Unix socket; the other end gets
                 copies.
 
         Raises:
@@ -169,9 +169,9 @@ class ControlSocket(ControlChannel[MessageT]):
         self._connection.sendall(data)
 
     def _read(self) -> bytes:
-        data, files, _, _ = socket.recv_fds(self._connection, _READ_BYTES, _MAX_FILES)
+        data, files, _, _ = socket.recv_fds(self._connection, _READ_BYTES, MAX_FILES)
         self._files.extend(files)
-        if len(self._files) > _MAX_FILES:
+        if len(self._files) > MAX_FILES:
             raise EngineError(
                 f"{len(self._files)} files came that no message spoke of; the connection is"
                 " not used any more"

@@ -1,4 +1,4 @@
-"""The default engine: one process of this machine per stage, nothing to install or start.
+"""The default engine: a process of this machine for each worker, nothing to install or start.
 
 A worker is `cutset.runtime.worker`, begun by `cutset.launch` in a session of its own, so that
 Ctrl-C at a terminal reaches the caller only, who then closes the workers in order. It holds one
@@ -161,7 +161,7 @@ class LocalEngine:
     """Processes of this machine; see `cutset.engines.protocol.Engine`.
 
     Args:
-        devices: name of each stage's device, for messages.
+        devices: name of each member's device, for messages.
         num_threads: threads that each worker computes with.
         keep_spare: once a worker was lost, keep a process ready that has imported its libraries
             (most of what a start takes) to stand in for the next one. Costs the memory of an idle
@@ -174,6 +174,7 @@ class LocalEngine:
     """
 
     name = "local"
+    runs_groups = True
 
     def __init__(
         self,
@@ -198,7 +199,7 @@ class LocalEngine:
         self._num_lost = 0
 
     def device_of(self, stage: int) -> str:
-        """Name of the device that `stage` runs on."""
+        """Name of the device that a member runs on."""
         return self._devices[stage]
 
     def unsecured_links(self) -> tuple[int, ...]:
@@ -228,7 +229,7 @@ class LocalEngine:
         if worker is None or worker.join(0):
             worker = self._spawn()
         worker.adopt(stage, on_event)
-        _LOG.info("stage %d: worker process %d", stage, worker.pid)
+        _LOG.info("member %d: worker process %d", stage, worker.pid)
         return worker
 
     def standing(self) -> None:
@@ -295,12 +296,14 @@ class LocalMachine(EngineSettings):
 
     def engine_for(self, bundle: Bundle, *, num_threads: int) -> LocalEngine:
         """Prepares to run a bundle here."""
-        devices = tuple(stage.device for stage in bundle.manifest.plan.stages)
+        devices = tuple(
+            replica.device for stage in bundle.manifest.plan.stages for replica in stage.group
+        )
         return LocalEngine(devices, num_threads=num_threads)
 
 
 def cores_of(stage: int, num_stages: int, num_threads: int) -> tuple[int, ...]:
-    """Cores for one stage, or none where this process may use too few or the system cannot tell."""
+    """Cores for one worker; none where this process may use too few or the system cannot tell."""
     if num_stages * num_threads > num_usable_cores():
         return ()
     return core_numbers()[stage * num_threads : (stage + 1) * num_threads]

@@ -11,7 +11,7 @@ The life of a worker, as messages (commands to the right, events to the left)::
        | <------------------------ Started |   its libraries are imported
        | Load ---------------------------> |
        | <------------- Loaded or Refused  |
-       | Connect(epoch) -----------------> |   makes both links anew, drops what it held
+       | Connect(epoch) -----------------> |   makes its links anew, drops what it held
        | <-------- Address(epoch) -------> |   between hosts: passed on to the neighbour
        | <--------------- Connected(epoch) |
        | <---------------------- Heartbeat |   all the time; carries the statistics
@@ -42,6 +42,7 @@ class Load(_Message, frozen=True, kw_only=True):
         bundle: folder of the bundle, as the worker sees it, in the system's own bytes: a name need
             not be text.
         stage: index of the stage.
+        member: the worker's own number: members of groups are numbered through the pipeline.
         backend: name of the backend, or ``"auto"``.
         micro_batch: most rows that a micro-batch may have.
         num_threads: threads to compute with.
@@ -49,11 +50,12 @@ class Load(_Message, frozen=True, kw_only=True):
         heartbeat_s: the session takes a worker for frozen after this many silent seconds.
         num_spans: how many micro-batches to keep a timeline of; 0 keeps none.
         num_slots: slots of the memory shared with each neighbour; 0 where none is shared.
-        num_in_flight: most micro-batches that the session has on their way at a time.
+        num_in_flight: most micro-batches that are on their way through this worker at a time.
     """
 
     bundle: bytes
     stage: int
+    member: int
     backend: str
     micro_batch: int
     num_threads: int
@@ -65,18 +67,21 @@ class Load(_Message, frozen=True, kw_only=True):
 
 
 class Connect(_Message, frozen=True, kw_only=True):
-    """Make both links anew under `epoch`; whatever belongs to an older epoch is dropped.
+    """Make all links anew under `epoch`; whatever belongs to an older epoch is dropped.
 
     Attributes:
         epoch: counts up from 1 within a session.
+        weights: of each stage's replicas, from which routes follow (`cutset.runtime.routes`); 0 for
+            one that is not there in this epoch, to and from which no link is made.
         connect_timeout_s: how long to wait for a neighbour to connect.
         link_timeout_s: how long a neighbour may be silent or refuse to take a tensor.
-        on_host: both neighbours are on this host; with the command come the receiving and the
-            sending end of the epoch's socket pairs.
+        on_host: all neighbours are on this host; with the command come this worker's ends of the
+            epoch's socket pairs, those that receive first, each in the order of the links.
         unsecured_links: numbers of the links between hosts that are made without keys.
     """
 
     epoch: int
+    weights: tuple[tuple[int, ...], ...]
     connect_timeout_s: float
     link_timeout_s: float
     on_host: bool = False
@@ -184,7 +189,7 @@ class Refused(_Message, frozen=True, kw_only=True):
 
 
 class Connected(_Message, frozen=True, kw_only=True):
-    """Both links of `epoch` stand."""
+    """All links of the worker stand under `epoch`."""
 
     epoch: int
 
@@ -279,7 +284,7 @@ class WorkerHandle(Protocol):
 
     @property
     def stage(self) -> int:
-        """Index of the stage that it was started for."""
+        """The member that it was started for: its stage's index where no stage has a group."""
 
     def send(self, command: Command, files: tuple[int, ...] = ()) -> None:
         """Delivers `command`. To a dead worker it does nothing: `Exited` tells of the death.
@@ -312,7 +317,7 @@ class Engine(Protocol):
         """Whether neighbours, the session's process among them, can map one another's files."""
 
     def device_of(self, stage: int) -> str:
-        """Name of the device that `stage` runs on, for messages."""
+        """Name of the device that a member runs on, for messages."""
 
     def unsecured_links(self) -> tuple[int, ...]:
         """Numbers of the links that are made without keys now; none where their user wants none."""
@@ -323,10 +328,12 @@ class Engine(Protocol):
         on_event: Callable[[WorkerHandle, Event], None],
         link_files: tuple[int, ...],
     ) -> WorkerHandle:
-        """Starts a worker for `stage`, without waiting for it.
+        """Starts a worker for a member, without waiting for it.
 
         Args:
-            stage: index of the stage.
+            stage: number of the member, counted through the groups of the plan: the index of the
+                stage where no stage has a group. An engine that starts members of groups says so
+                by an attribute `runs_groups` that is True; no other is given such a plan.
             on_event: called from a thread of the engine's for every event of the worker; the
                 last event is `Exited`.
             link_files: descriptors of every link's shared memory, in the order of the links;

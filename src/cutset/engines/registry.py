@@ -200,8 +200,32 @@ def opened_engine(
         TypeError: `engine` is something else.
     """
     settings = find_engine(engine)() if isinstance(engine, str) else engine
+    start_timeout_s = None
     if isinstance(settings, EngineSettings):
-        return settings.engine_for(bundle, num_threads=num_threads), settings.start_timeout_s
-    if not hasattr(settings, "start"):
+        start_timeout_s = settings.start_timeout_s
+        settings = settings.engine_for(bundle, num_threads=num_threads)
+    elif not hasattr(settings, "start"):
         raise TypeError(f"an engine is a name, an EngineSettings or an Engine, got {engine!r}")
-    return settings, None
+    try:
+        _require_groups(settings, bundle)
+    except EngineError:
+        settings.close()
+        raise
+    return settings, start_timeout_s
+
+
+def _require_groups(engine: Engine, bundle: Bundle) -> None:
+    """Checks that an engine starts all replicas of the plan's stages.
+
+    Raises:
+        EngineError: it does not.
+    """
+    group = next((stage for stage in bundle.manifest.plan.stages if len(stage.group) > 1), None)
+    if group is None or getattr(engine, "runs_groups", False):
+        return
+    devices = ", ".join(replica.device for replica in group.group)
+    raise EngineError(
+        f"stage {group.index} is planned on {len(group.group)} devices ({devices}), and the engine"
+        f" {engine.name!r} runs each stage on one; use --engine local, or plan again with"
+        " --no-replicas"
+    )

@@ -1,9 +1,13 @@
-"""One process's two links of one epoch: a thread that receives and a thread that sends.
+"""One process's links of one epoch: a thread for each that receives and each that sends.
 
 The caller has a circuit too: it sends to the first stage and receives from the last. So the
 whole pipeline is a ring of equal parts::
 
     caller --link 0--> stage 0 --link 1--> stage 1 --link 2--> caller
+
+Where a stage has a group, each of its members has a link to each of its neighbours; which of them
+gets a micro-batch follows from its number. What comes is handed on as it comes, so that a neighbour
+that is slow holds nobody else back.
 
 Receivers always receive, or the system's buffers hold all that may come: what lies between
 receiving and computing is bounded by the session's window, not by refusing to read. So a send never
@@ -19,11 +23,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import queue
 import socket
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from cutset.engines.protocol import Address, LinkLost
 from cutset.errors import LinkTimeout
@@ -32,13 +35,13 @@ from cutset.links.joining import join
 from cutset.links.meeting import Meeting
 from cutset.links.neighbour import NeighbourSocket
 from cutset.links.network import Receiver, Sender
-from cutset.links.parcels import LinkClosedError, LinkContract, Parcel, UnsendableError
-from cutset.links.shared_memory import HostReceiver, HostSender
+from cutset.links.outgoing import Outgoing
+from cutset.links.parcels import LinkClosedError, LinkContract, Parcel
+from cutset.links.shared_memory import HostReceiver, HostReceivers, HostSender
 from cutset.links.wire import KEEP_ALIVE
 
 _LOG = logging.getLogger(__name__)
 
-_KEEP_ALIVES_PER_TIMEOUT = 5
 _CLOSE_TIMEOUT_S = 1.0
 
 
@@ -56,25 +59,28 @@ class HostEnd:
 
 
 class Circuit:
-    """The two links of one process in one epoch.
+    """The links of one process in one epoch.
 
     Args:
         epoch: which epoch.
         listen_host: address on which this process listens for its neighbours, where they are not on
             this host.
         publish: brings an address of this process to the neighbour's `tell`; only between hosts.
-        receive_link: the link from the neighbour before.
-        send_link: the link to the neighbour after.
+        receive_links: the links from the neighbours before, one or more.
+        send_links: the links to the neighbours after, one or more.
+        next_member: which of the `LinkContract.receiver` of `send_links` gets a micro-batch, by its
+            number.
         connect_timeout_s: how long the neighbours may take to connect.
         link_timeout_s: how long a neighbour may be silent or not take a tensor.
         unsecured_links: numbers of the links between hosts that are made without keys.
-        receive_end: this end of the link from the neighbour before, where that is on this host.
-        send_end: this end of the link to the neighbour after, where that is on this host.
+        ends: this process's ends of the links whose neighbours are on this host, by the links'
+            numbers; all of them or none.
         reuse: parcels must be released, and their memory is used again then.
         receives_inline: no thread receives; whoever computes calls `receive`. Within a host only,
             where what waits for it is a few headers.
-        on_parcel: called with every micro-batch that comes, in order, on the receiving thread.
-        on_connected: called once, when both links stand.
+        on_parcel: called with every micro-batch that comes, those of a link in order, on the thread
+            that receives from it.
+        on_connected: called once, when all links stand.
         on_lost: called when a link fails, or the thread that serves it, at most once for each;
             never after `close`.
         on_failed: called with a parcel that could not be sent by its own fault, and why; what
@@ -89,13 +95,13 @@ class Circuit:
         epoch: int,
         listen_host: str,
         publish: Callable[[Address], None],
-        receive_link: LinkContract,
-        send_link: LinkContract,
+        receive_links: tuple[LinkContract, ...],
+        send_links: tuple[LinkContract, ...],
+        next_member: Callable[[int], int],
         connect_timeout_s: float,
         link_timeout_s: float,
         unsecured_links: tuple[int, ...],
-        receive_end: HostEnd | None,
-        send_end: HostEnd | None,
+        ends: Mapping[int, HostEnd],
         reuse: bool,
         receives_inline: bool = False,
         on_parcel: Callable[[Parcel], None],
@@ -106,41 +112,53 @@ class Circuit:
     ) -> None:
         self.epoch = epoch
         self._listen_host = listen_host
-        self._receive_link = receive_link
-        self._send_link = send_link
+        self._receive_links = receive_links
+        self._next_member = next_member
         self._connect_timeout_s = connect_timeout_s
         self._link_timeout_s = link_timeout_s
         self._unsecured_links = unsecured_links
-        self._receive_end = receive_end
-        self._send_end = send_end
+        self._ends = ends
         self._reuse = reuse
         self._on_parcel = on_parcel
         self._on_connected = on_connected
         self._on_lost = on_lost
-        self._on_failed = on_failed
-        self._on_sent = on_sent
-        self._outbox: queue.SimpleQueue[Parcel | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._lock = threading.Lock()
-        self._num_connected = 0
+        self._num_unconnected = len(receive_links) + len(send_links)
         self._told = False
-        # Held while a message is written; the number counts parcels in the outbox.
-        self._sending = threading.Lock()
-        self._num_queued = 0
-        self._host_sender: HostSender | None = None
-        self._inline_receiver: HostReceiver | None = None
+        self._inline: HostReceivers | None = None
         self._receives_inline = receives_inline
         self._meetings = {
             link.index: Meeting(epoch, link.index, publish)
-            for link, end in ((receive_link, receive_end), (send_link, send_end))
-            if end is None
+            for link in (*receive_links, *send_links)
+            if link.index not in ends
         }
-        targets = {"send": self._send}
-        if not receives_inline:
-            targets["receive"] = self.receive
-        self._threads = tuple(
-            threading.Thread(target=target, name=f"cutset-{what}-{epoch}", daemon=True)
-            for what, target in targets.items()
+        self._outgoing = {
+            link.receiver: Outgoing(
+                link,
+                make_sender=self._make_sender,
+                link_timeout_s=link_timeout_s,
+                closed=self._closed,
+                on_connected=self._connected,
+                on_lost=self._end_sending,
+                on_failed=on_failed,
+                on_sent=on_sent,
+            )
+            for link in send_links
+        }
+        self._threads = self._made_threads()
+
+    def _made_threads(self) -> tuple[threading.Thread, ...]:
+        targets: list[tuple[str, Callable[[], None]]] = [
+            ("send", outgoing.run) for outgoing in self._outgoing.values()
+        ]
+        if not self._receives_inline:
+            targets += [
+                ("receive", partial(self._receive_from, link)) for link in self._receive_links
+            ]
+        return tuple(
+            threading.Thread(target=target, name=f"cutset-{what}-{self.epoch}", daemon=True)
+            for what, target in targets
         )
 
     def start(self) -> None:
@@ -151,10 +169,14 @@ class Circuit:
         """
         if self._receives_inline:
             # Here, not in `receive`: a computation of the former epoch may take long yet.
-            receiver = self._make_receiver(self._receive_link)
-            assert isinstance(receiver, HostReceiver)
-            self._inline_receiver = receiver
-            self._connected()
+            receivers = []
+            for link in self._receive_links:
+                receiver = self._make_receiver(link)
+                assert isinstance(receiver, HostReceiver)
+                receivers.append(receiver)
+            self._inline = HostReceivers(receivers, self._link_timeout_s)
+            for _ in receivers:
+                self._connected()
         for thread in self._threads:
             thread.start()
 
@@ -165,29 +187,11 @@ class Circuit:
             meeting.tell(address)
 
     def send(self, parcel: Parcel) -> None:
-        """Sends a micro-batch, or hands it to the sending thread; never waits for the neighbour.
+        """Sends a micro-batch, or hands it to a sending thread; never waits for the neighbour.
 
         Called by one thread at a time.
         """
-        with self._sending:
-            if self._sent_at_once(parcel):
-                return
-            self._num_queued += 1
-        self._outbox.put(parcel)
-
-    def _sent_at_once(self, parcel: Parcel) -> bool:
-        if self._host_sender is None or self._num_queued or self._closed.is_set():
-            return False
-        started_s = time.monotonic()
-        try:
-            if not self._host_sender.try_send(parcel):
-                return False
-        except Exception:  # noqa: BLE001  # the sending thread meets the same and tells of it
-            return False
-        stopped_s = time.monotonic()
-        parcel.release()
-        self._on_sent(parcel, started_s, stopped_s)
-        return True
+        self._outgoing[self._next_member(parcel.sequence)].send(parcel)
 
     def close(self) -> None:
         """Ends the epoch here. What has not been sent is dropped.
@@ -197,11 +201,12 @@ class Circuit:
         nobody waits for it. One that receives inline is wanted for the next epoch and is woken.
         """
         self._closed.set()
-        self._outbox.put(None)
+        for outgoing in self._outgoing.values():
+            outgoing.wake()
         for meeting in self._meetings.values():
             meeting.close()
-        if self._inline_receiver is not None:
-            self._inline_receiver.interrupt()
+        if self._inline is not None:
+            self._inline.interrupt()
 
     def join(self, timeout_s: float = _CLOSE_TIMEOUT_S) -> None:
         """Waits so long for each of the threads, for the sake of a tidy end."""
@@ -211,9 +216,9 @@ class Circuit:
 
     def _connected(self) -> None:
         with self._lock:
-            self._num_connected += 1
-            both = self._num_connected == 2  # the two links of a circuit
-        if both and not self._closed.is_set():
+            self._num_unconnected -= 1
+            stands = not self._num_unconnected
+        if stands and not self._closed.is_set():
             self._on_connected(self.epoch)
 
     @property
@@ -239,74 +244,61 @@ class Circuit:
         self._told = True
 
     def receive(self) -> None:
-        """Receives until the epoch is over; the receiving thread's part."""
-        link = self._receive_link
+        """Receives from all neighbours until the epoch is over; the computing thread's part."""
+        assert self._inline is not None
         try:
-            receiver: Receiver | HostReceiver
-            if self._inline_receiver is not None:
-                receiver = self._inline_receiver
-            else:
-                receiver = self._make_receiver(link)
-                self._connected()
-            try:
-                # The neighbour closes its end, as all do when an epoch is over.
-                while not self._closed.is_set():
-                    header, parcel = receiver.receive()
-                    if header.kind != KEEP_ALIVE:
-                        self._on_parcel(parcel)
-            finally:
-                receiver.close()
-        except (LinkClosedError, LinkTimeout) as error:
-            self._lost(link, error)
-        except BaseException as error:
-            if self._receives_inline:
-                raise  # ends the process, which says more
-            self._lost(link, error)
-        finally:
-            # Where not even a receiver was made of it.
-            if self._receive_end is not None:
-                self._receive_end.connection.close()
+            self._hand_on(self._inline)
+        except (LinkClosedError, LinkTimeout) as error:  # whatever else ends the process
+            self._lost(self._inline.link, error)
 
-    def _make_receiver(self, link: LinkContract) -> Receiver | HostReceiver:
-        end = self._receive_end
-        if end is not None:
-            return HostReceiver(
-                end.connection,
-                link,
-                self.epoch,
-                end.arena,
-                self._link_timeout_s,
-                reuse=self._reuse,
-            )
-        connection = self._join(link, sends=False)
-        return Receiver(connection, link, self.epoch, self._link_timeout_s, reuse=self._reuse)
-
-    def _send(self) -> None:
-        link = self._send_link
+    def _receive_from(self, link: LinkContract) -> None:
+        """Receives over one link until the epoch is over; a receiving thread's part."""
         try:
-            sender = self._make_sender(link)
+            receiver = self._make_receiver(link)
             self._connected()
-            try:
-                self._pump(sender)
-            finally:
-                with self._sending:
-                    self._host_sender = None
-                    sender.close()
+            self._hand_on(receiver)
         except BaseException as error:  # noqa: BLE001  # no thread ends without a word
             self._lost(link, error)
         finally:
-            if self._send_end is not None:
-                self._send_end.connection.close()
+            self._close_end(link)
+
+    def _hand_on(self, receiver: Receiver | HostReceiver | HostReceivers) -> None:
+        try:
+            # The neighbour closes its end, as all do when an epoch is over.
+            while not self._closed.is_set():
+                header, parcel = receiver.receive()
+                if header.kind != KEEP_ALIVE:
+                    self._on_parcel(parcel)
+        finally:
+            receiver.close()
+
+    def _end_sending(self, link: LinkContract, error: BaseException) -> None:
+        try:
+            self._lost(link, error)
+        finally:
+            self._close_end(link)
+
+    def _close_end(self, link: LinkContract) -> None:
+        """Closes the end of a link within a host, where not even a receiver was made of it."""
+        if link.index in self._ends:
+            self._ends[link.index].connection.close()
+
+    def _make_receiver(self, link: LinkContract) -> Receiver | HostReceiver:
+        end = self._ends.get(link.index)
+        timeout_s = self._link_timeout_s
+        if end is not None:
+            return HostReceiver(
+                end.connection, link, self.epoch, end.arena, timeout_s, reuse=self._reuse
+            )
+        connection = self._join(link, sends=False)
+        return Receiver(connection, link, self.epoch, timeout_s, reuse=self._reuse)
 
     def _make_sender(self, link: LinkContract) -> Sender | HostSender:
-        end = self._send_end
+        end = self._ends.get(link.index)
         if end is None:
             connection = self._join(link, sends=True)
             return Sender(connection, link, self.epoch, self._link_timeout_s)
-        sender = HostSender(end.connection, link, self.epoch, end.arena, self._link_timeout_s)
-        with self._sending:
-            self._host_sender = sender
-        return sender
+        return HostSender(end.connection, link, self.epoch, end.arena, self._link_timeout_s)
 
     def _join(self, link: LinkContract, *, sends: bool) -> NeighbourSocket:
         return join(
@@ -317,31 +309,3 @@ class Circuit:
             secured=link.index not in self._unsecured_links,
             timeout_s=self._connect_timeout_s,
         )
-
-    def _pump(self, sender: Sender | HostSender) -> None:
-        pause_s = self._link_timeout_s / _KEEP_ALIVES_PER_TIMEOUT
-        while True:
-            try:
-                parcel = self._outbox.get(timeout=pause_s)
-            except queue.Empty:
-                with self._sending:
-                    sender.keep_alive()
-                continue
-            if parcel is None or self._closed.is_set():
-                return
-            failure: UnsendableError | None = None
-            started_s = time.monotonic()
-            try:
-                sender.send(parcel)
-            except UnsendableError as error:
-                failure = error
-            stopped_s = time.monotonic()
-            with self._sending:
-                self._num_queued -= 1
-            parcel.release()
-            if failure is None:
-                self._on_sent(parcel, started_s, stopped_s)
-            else:
-                self._on_failed(parcel, failure)
-            # While nothing is to send, nothing is held.
-            del parcel, failure

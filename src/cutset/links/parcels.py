@@ -23,6 +23,9 @@ from cutset.links.arena import padded
 from cutset.links.wire import Header, Layout, WireError, header_bytes, is_dense, layout_of
 from cutset.tensors import TensorSpec
 
+CALLER = -1
+"""Stands for the caller where members of groups are numbered."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class LinkContract:
@@ -30,14 +33,18 @@ class LinkContract:
 
     Attributes:
         index: 0 from the caller to the first stage, then counting up to the last, which leads
-            from the last stage back to the caller.
-        name: ``"caller -> stage 0"``.
+            from the last stage back to the caller. Between groups there is one from each member of
+            one to each of the next.
+        name: ``"caller -> stage 0"``; a member with siblings is called ``"stage 0 replica 1"``.
         specs: the tensors of one micro-batch, in order.
         max_rows: rows of the largest micro-batch.
         codecs: names of the codecs of `specs`; empty where all travel as they are. A tensor with
             one travels as its payload, an array of bytes of a known length, or at most that.
         images: how the pixels of images become the one tensor; None where they may not travel in
             its place.
+        sender: the member of a group that sends over it, numbered through the pipeline;
+            `CALLER` for the caller.
+        receiver: the member that receives, or `CALLER`.
         receiver_listens: between hosts the receiver listens and the sender connects; else the
             other way round. The caller connects, so that it needs no port that others reach.
     """
@@ -48,6 +55,8 @@ class LinkContract:
     max_rows: int
     codecs: tuple[str, ...] = ()
     images: Preprocessing | None = None
+    sender: int = CALLER
+    receiver: int = CALLER
     receiver_listens: bool = True
 
     @property

@@ -7,10 +7,13 @@ the session makes it for an epoch and hands one end to each neighbour, so nobody
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import math
 import select
 import socket
 import time
+from collections.abc import Sequence
 
 from cutset.errors import LinkTimeout
 from cutset.links.arena import Arena
@@ -172,7 +175,7 @@ class HostReceiver:
         reuse: bool,
     ) -> None:
         self._connection = connection
-        self._link = link
+        self.link = link
         self._epoch = epoch
         self._arena = arena
         self._reuse = reuse
@@ -196,9 +199,9 @@ class HostReceiver:
             header = unpack_header(
                 self._buffer,
                 epoch=self._epoch,
-                max_rank=self._link.max_rank,
-                max_rows=self._link.max_rows,
-                max_bytes=self._link.max_bytes,
+                max_rank=self.link.max_rank,
+                max_rows=self.link.max_rows,
+                max_bytes=self.link.max_bytes,
                 num_slots=self._arena.num_slots,
             )
             if header.kind == DATA and header.slot < 0:
@@ -210,8 +213,12 @@ class HostReceiver:
                 self._pick_up(header, parcel)
                 parcel.received_s = time.monotonic()
         except WireError as error:
-            raise LinkClosedError(f"link {self._link.name}: {error}") from error
+            raise LinkClosedError(f"link {self.link.name}: {error}") from error
         return header, parcel
+
+    def fileno(self) -> int:
+        """Descriptor of this end of the pair."""
+        return self._connection.fileno()
 
     def close(self) -> None:
         """Closes this end of the pair."""
@@ -229,16 +236,16 @@ class HostReceiver:
             try:
                 num_read = self._connection.recv_into(view)
             except OSError as error:
-                raise _translated(error, self._link, started_s) from error
+                raise _translated(error, self.link, started_s) from error
             if not num_read:
-                raise LinkClosedError(f"link {self._link.name} was closed by the neighbour")
+                raise LinkClosedError(f"link {self.link.name} was closed by the neighbour")
             view = view[num_read:]
 
     def _pick_up(self, header: Header, parcel: Parcel) -> None:
-        self._link.check_payloads(header)
+        self.link.check_payloads(header)
         arrays = self._arena.get(header.slot, header.layouts)
         parcel.wire_bytes = sum(layout.num_bytes for layout in header.layouts)
-        tensors = self._link.decoded(arrays, header.num_rows)
+        tensors = self.link.decoded(arrays, header.num_rows)
         if self._reuse and share(tensors, arrays):
             parcel.tensors = tensors
             parcel.release = lambda: self._arena.release(self._epoch, header.slot)
@@ -250,15 +257,81 @@ class HostReceiver:
         self._arena.release(self._epoch, header.slot)
 
 
+class HostReceivers:
+    """The receiving ends of several links within a host; belongs to one thread.
+
+    Args:
+        receivers: of links with one epoch; one or more.
+        timeout_s: how long a sender may be silent.
+
+    Attributes:
+        link: over which something came last, or failed to.
+    """
+
+    def __init__(self, receivers: Sequence[HostReceiver], timeout_s: float) -> None:
+        self._receivers = tuple(receivers)
+        self._timeout_s = timeout_s
+        self._ready: collections.deque[HostReceiver] = collections.deque()
+        self._heard_s = dict.fromkeys(self._receivers, time.monotonic())
+        self._descriptors = {receiver.fileno(): receiver for receiver in self._receivers}
+        self._arrivals = select.poll()
+        for descriptor in self._descriptors:
+            self._arrivals.register(descriptor, select.POLLIN)
+        self.link = self._receivers[0].link
+
+    def receive(self) -> tuple[Header, Parcel]:
+        """Waits for a message over any of the links, each in turn; as `HostReceiver.receive`."""
+        while not self._ready:
+            self._await()
+        receiver = self._ready.popleft()
+        self.link = receiver.link
+        return receiver.receive()
+
+    def _await(self) -> None:
+        """Waits until something can be read.
+
+        Raises:
+            LinkTimeout: a sender was silent for too long.
+        """
+        if len(self._receivers) == 1:  # which waits itself
+            self._ready.extend(self._receivers)
+            return
+        longest_s = time.monotonic() - min(self._heard_s.values())
+        left_s = max(0.0, self._timeout_s - longest_s)
+        found = self._arrivals.poll(math.ceil(1000 * left_s))
+        now_s = time.monotonic()
+        for descriptor, _ in found:
+            receiver = self._descriptors[descriptor]
+            self._heard_s[receiver] = now_s
+            self._ready.append(receiver)
+        for receiver, heard_s in self._heard_s.items():
+            if now_s - heard_s > self._timeout_s:
+                self.link = receiver.link
+                raise _silent(self.link, now_s - heard_s)
+
+    def close(self) -> None:
+        """Closes these ends of the pairs."""
+        for receiver in self._receivers:
+            receiver.close()
+
+    def interrupt(self) -> None:
+        """Has a `receive` that waits, or the next one, find the links closed; from any thread."""
+        for receiver in self._receivers:
+            receiver.interrupt()
+
+
+def _silent(link: LinkContract, waited_s: float) -> LinkTimeout:
+    return LinkTimeout(
+        f"link {link.name}: the neighbour was silent for {waited_s:.1f} s; it is frozen",
+        link=link.name,
+        seconds=waited_s,
+    )
+
+
 def _translated(
     error: OSError, link: LinkContract, started_s: float
 ) -> LinkTimeout | LinkClosedError:
     """Our error for the socket's."""
     if isinstance(error, TimeoutError):
-        waited_s = time.monotonic() - started_s
-        return LinkTimeout(
-            f"link {link.name}: the neighbour was silent for {waited_s:.1f} s; it is frozen",
-            link=link.name,
-            seconds=waited_s,
-        )
+        return _silent(link, time.monotonic() - started_s)
     return LinkClosedError(f"link {link.name} was closed by the neighbour ({error.strerror})")

@@ -6,20 +6,24 @@ must not keep a session alive that its user has dropped.
 
 from __future__ import annotations
 
+import collections
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from cutset.bundles.manifest import Manifest
+from cutset.engines.control import MAX_FILES
 from cutset.engines.protocol import Address, Connect, LinkLost
 from cutset.errors import ContractViolation, EngineError
 from cutset.links.arena import Arena, create_file
 from cutset.links.circuit import Circuit, HostEnd
 from cutset.links.doorkeeper import doorkeeper
-from cutset.links.parcels import LinkContract, Parcel
-from cutset.runtime.contract import boundary_into, boundary_out_of, check_tensors
+from cutset.links.parcels import CALLER, LinkContract, Parcel
+from cutset.runtime.contract import boundary_into, boundary_out_of, check_tensors, ends_of
 from cutset.runtime.ledger import Ledger
+from cutset.runtime.routes import Routes
 from cutset.runtime.status import Limits
 from cutset.runtime.timeline import CallerTimeline
 
@@ -29,7 +33,7 @@ class CallerEnd:
 
     Args:
         manifest: of the bundle.
-        links: all links in order.
+        links: all links in order, those of members that are away too.
         num_slots: slots of the memory shared with each neighbour; 0 where none is shared.
         ledger: gets the answers.
         limits: how long to wait for what.
@@ -50,13 +54,13 @@ class CallerEnd:
         timeline: CallerTimeline,
     ) -> None:
         self._manifest = manifest
-        self._links = links
+        self.links = links
         self._ledger = ledger
         self._limits = limits
         self._timeline = timeline
         self._lock = threading.Lock()
         self._link_files: list[int] = []
-        self._arenas: tuple[Arena, ...] = ()
+        self._arenas: dict[int, Arena] = {}
         if num_slots:
             try:
                 self._share(num_slots)
@@ -67,13 +71,21 @@ class CallerEnd:
             _prepare_network()
 
     def _share(self, num_slots: int) -> None:
-        link = self._links[0]
+        link = self.links[0]
+        ends = collections.Counter(m for each in self.links for m in (each.sender, each.receiver))
+        del ends[CALLER]  # which is sent none
+        if ends.total() and max(ends.values()) > MAX_FILES:
+            raise EngineError(
+                f"a worker of this plan would have {max(ends.values())} links within this machine;"
+                f" the most is {MAX_FILES}: plan again with smaller groups (--replicas)"
+            )
         try:
-            for link in self._links:
+            for link in self.links:
                 self._link_files.append(create_file(link.slot_bytes, num_slots))
-            for link in (self._links[-1], self._links[0]):
-                arena = Arena(self._link_files[link.index], link.slot_bytes, num_slots)
-                self._arenas = (*self._arenas, arena)
+            for link in self.links:
+                if CALLER in (link.sender, link.receiver):
+                    arena = Arena(self._link_files[link.index], link.slot_bytes, num_slots)
+                    self._arenas[link.index] = arena
         except (OSError, OverflowError, ValueError, MemoryError) as error:
             raise EngineError(
                 f"link {link.name}: {num_slots} slots of {link.slot_bytes} bytes, for micro-batches"
@@ -86,10 +98,11 @@ class CallerEnd:
         """Descriptors of every link's shared memory, in order; none where none is shared."""
         return tuple(self._link_files)
 
-    def connect(self, epoch: int, unsecured_links: tuple[int, ...]) -> Connect:
+    def connect(self, epoch: int, routes: Routes, unsecured_links: tuple[int, ...]) -> Connect:
         """The command that has a worker make its links of an epoch."""
         return Connect(
             epoch=epoch,
+            weights=routes.weights,
             connect_timeout_s=self._limits.connect_timeout_s,
             link_timeout_s=self._limits.link_timeout_s,
             on_host=bool(self._arenas),
@@ -102,7 +115,7 @@ class CallerEnd:
         publish: Callable[[Address], None],
         on_connected: Callable[[int], None],
         on_lost: Callable[[LinkLost], None],
-        connections: tuple[socket.socket, ...],
+        connections: Mapping[int, socket.socket],
     ) -> Circuit:
         """The caller's circuit under `connect`, the command that the workers get.
 
@@ -111,26 +124,26 @@ class CallerEnd:
             publish: as in `Circuit`.
             on_connected: as in `Circuit`.
             on_lost: as in `Circuit`.
-            connections: the receiving and the sending end of the links within this host, or
-                nothing. The circuit closes them.
+            connections: the caller's ends of links within this host, by the links' numbers; none
+                where they lead to other hosts. The circuit closes them.
         """
         epoch = connect.epoch
-        ends = [
-            HostEnd(connection=connection, arena=arena)
-            for connection, arena in zip(connections, self._arenas, strict=True)
-        ]
-        receive_end, send_end = ends or (None, None)
+        routes = Routes(weights=connect.weights)
+        receive_links, send_links = ends_of(self.links, CALLER, routes)
         return Circuit(
             epoch=epoch,
             listen_host="",  # this process connects to both of its neighbours
             publish=publish,
-            receive_link=self._links[-1],
-            send_link=self._links[0],
+            receive_links=receive_links,
+            send_links=send_links,
+            next_member=partial(routes.member, 0),
             connect_timeout_s=connect.connect_timeout_s,
             link_timeout_s=connect.link_timeout_s,
             unsecured_links=connect.unsecured_links,
-            receive_end=receive_end,
-            send_end=send_end,
+            ends={
+                index: HostEnd(connection=connection, arena=self._arenas[index])
+                for index, connection in connections.items()
+            },
             reuse=False,  # the memory becomes the caller's
             on_parcel=lambda parcel: self._take(epoch, parcel),
             on_connected=on_connected,
@@ -145,12 +158,12 @@ class CallerEnd:
             files, self._link_files = self._link_files, []
         for file in files:
             os.close(file)
-        self._arenas = ()
+        self._arenas = {}
 
     def _take(self, epoch: int, parcel: Parcel) -> None:
         self._timeline.received(parcel)
-        link = self._links[-1]
-        boundary = boundary_out_of(self._manifest, len(self._links) - 2)
+        link = self.links[-1]
+        boundary = boundary_out_of(self._manifest, len(self._manifest.stages) - 1)
         try:
             check_tensors(parcel.tensors, link.specs, parcel.num_rows, boundary)
         except ContractViolation as error:

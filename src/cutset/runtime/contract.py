@@ -12,10 +12,10 @@ from cutset.bundles.manifest import Manifest
 from cutset.dtypes import NUMPY_DTYPES, dtype_name
 from cutset.errors import ContractViolation, EngineError, StageFailed
 from cutset.host import data_memory
-from cutset.links.parcels import LinkContract
+from cutset.links.parcels import CALLER, LinkContract
+from cutset.planning.plan import Plan
+from cutset.runtime.routes import Groups, Routes
 from cutset.tensors import TensorSpec, dim_factor
-
-CALLER = "caller"
 
 # What torch says when a stage's weights do not fit the tensor it got. Bare, none of them says
 # where or why; the splitting guide lists them as the signs of a unit that was cut apart.
@@ -49,15 +49,31 @@ _NO_MEMORY = re.compile(
 )
 
 
+def groups_of(plan: Plan) -> Groups:
+    """The groups of a plan's stages."""
+    return Groups(sizes=tuple(len(stage.group) for stage in plan.stages))
+
+
+def ends_of(
+    links: Sequence[LinkContract], member: int, routes: Routes
+) -> tuple[tuple[LinkContract, ...], tuple[LinkContract, ...]]:
+    """The links of an epoch over which a member, or the caller, receives and sends."""
+    there = {CALLER, *routes.members}
+    return (
+        tuple(link for link in links if link.receiver == member and link.sender in there),
+        tuple(link for link in links if link.sender == member and link.receiver in there),
+    )
+
+
 def links_of(manifest: Manifest, micro_batch: int) -> tuple[LinkContract, ...]:
-    """The links of the ring: caller, stages, caller.
+    """The links of the ring: caller, stages, caller; between groups from each member to each.
 
     Args:
         manifest: of the bundle.
         micro_batch: rows of the largest micro-batch.
 
     Returns:
-        One link more than there are stages.
+        One link more than there are stages, where no stage has a group.
 
     Raises:
         ContractViolation: a stage does not take what the one before gives.
@@ -72,20 +88,30 @@ def links_of(manifest: Manifest, micro_batch: int) -> tuple[LinkContract, ...]:
                 expected=_listed(after.inputs),
                 actual=_listed(before.outputs),
             )
-    names = [CALLER, *(f"stage {stage.index}" for stage in stages), CALLER]
+    groups = groups_of(manifest.plan)
+    names = {CALLER: "caller", **{m: groups.name(m) for m in range(len(groups.places))}}
     specs = [*(stage.inputs for stage in stages), stages[-1].outputs]
     codecs = [(), *(stage.output_codecs for stage in stages)]
+    ends = [(CALLER,), *groups.members, (CALLER,)]
+    pairs = [
+        (position, sender, receiver)
+        for position, (before, after) in enumerate(itertools.pairwise(ends))
+        for sender in before
+        for receiver in after
+    ]
     return tuple(
         LinkContract(
             index=index,
-            name=f"{names[index]} -> {names[index + 1]}",
-            specs=specs[index],
+            name=f"{names[sender]} -> {names[receiver]}",
+            specs=specs[position],
             max_rows=micro_batch,
-            codecs=codecs[index],
-            images=manifest.preprocessing if index == 0 and manifest.takes_pixels else None,
-            receiver_listens=index < len(stages),
+            codecs=codecs[position],
+            images=manifest.preprocessing if sender == CALLER and manifest.takes_pixels else None,
+            sender=sender,
+            receiver=receiver,
+            receiver_listens=receiver != CALLER,
         )
-        for index in range(len(specs))
+        for index, (position, sender, receiver) in enumerate(pairs)
     )
 
 

@@ -1,18 +1,21 @@
 """Who asked for what, what is on its way, and what was answered: nothing lost, nothing twice.
 
 A request is cut into micro-batches, numbered through the session. A micro-batch is *waiting* or *in
-flight*; at most `window` are in flight. When an epoch ends, those in flight go back to the front
-of the waiting ones, and are sent again in the same order under the next epoch. An answer counts
-only when its micro-batch is in flight in the epoch in which it comes, so a late one is dropped.
+flight*; at most `window` are in flight, and through a replica as many as its share of them. What
+finds no room on its route lets those behind it pass. When an epoch ends, those in flight go back to
+where their numbers place them among the waiting ones, and are sent again in the same order under
+the next epoch. An answer counts only when its micro-batch is in flight in the epoch in which it
+comes, so a late one is dropped.
 
-When a worker dies, any of those in flight may have killed it. They are then sent one at a time
-until each is answered, so that the next death names its cause; the third death fails it.
+When a worker dies, any of those in flight that passed it may have killed it. They are then sent one
+at a time until each is answered, so that the next death names its cause; the third death fails it.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import logging
 import threading
 import time
@@ -24,11 +27,14 @@ import numpy as np
 
 from cutset.errors import CutsetError, EngineError, StageFailed
 from cutset.links.parcels import Parcel
+from cutset.runtime.routes import Routes
 from cutset.tensors import TensorSpec, dim_factor
 
 _LOG = logging.getLogger(__name__)
 
 Outputs: TypeAlias = tuple[np.ndarray, ...]
+
+_ONE_ROUTE = Routes(weights=((1,),))
 
 
 class Request:
@@ -163,6 +169,7 @@ class Ledger:
         self._next_sequence = 0
         self._send: Callable[[Parcel], None] | None = None
         self._epoch = 0
+        self._routes = _ONE_ROUTE
         self._error: CutsetError | None = None
         self._num_settled = 0
         self._last_progress_s = time.monotonic()
@@ -211,20 +218,24 @@ class Ledger:
             self._pump()
         self._reject_unsent()
 
-    def open_epoch(self, epoch: int, send: Callable[[Parcel], None]) -> None:
+    def open_epoch(
+        self, epoch: int, send: Callable[[Parcel], None], routes: Routes = _ONE_ROUTE
+    ) -> None:
         """Begins to send what waits; `send` must not block."""
         with self._lock:
             self._epoch = epoch
             self._send = send
+            self._routes = routes
             self._last_progress_s = time.monotonic()
             self._pump()
         self._reject_unsent()
 
-    def close_epoch(self, killer: StageFailed | None) -> int:
+    def close_epoch(self, killer: StageFailed | None, member: int = 0) -> int:
         """Takes back what is in flight.
 
         Args:
             killer: how a worker died, where one did.
+            member: which one.
 
         Returns:
             How many micro-batches were failed for having killed their worker too often.
@@ -233,17 +244,22 @@ class Ledger:
         with self._lock:
             self._send = None
             self._epoch = 0
-            for batch in reversed(self._in_flight.values()):
-                if killer is not None:
+            back = []
+            for batch in self._in_flight.values():
+                suspect = killer is not None and self._routes.passes(batch.sequence, member)
+                if suspect:
                     batch.num_deaths += 1
                     self._num_suspects += not batch.suspect
                     batch.suspect = True
-                if killer is not None and batch.num_deaths >= self._max_deaths:
+                if suspect and batch.num_deaths >= self._max_deaths:
                     self._forget(batch)
                     failed.append(batch)
                 else:
-                    self._waiting.appendleft(batch)
+                    back.append(batch)
             self._in_flight.clear()
+            # Those that had found no room on their routes may come before them.
+            again = {batch.sequence: batch for batch in (*back, *self._waiting)}
+            self._waiting = collections.deque(again[sequence] for sequence in sorted(again))
         for batch in failed:
             assert killer is not None
             self._reject(
@@ -313,6 +329,23 @@ class Ledger:
             self._forget(batch)
         return batch
 
+    def _first_with_room(self) -> int | None:
+        """Place of the first that waits and has room on its route, of as many as may be sent."""
+        routes = self._routes
+        if not routes.forks:
+            return 0
+        # Counted anew, not kept: Ctrl-C may end this anywhere.
+        passing = collections.Counter(
+            member for sequence in self._in_flight for member in routes.choices(sequence)
+        )
+        for place, batch in enumerate(itertools.islice(self._waiting, self.window)):
+            if batch.request.done or all(
+                passing[member] < routes.window(member, self.window)
+                for member in routes.choices(batch.sequence)
+            ):
+                return place
+        return None
+
     def _forget(self, batch: MicroBatch) -> None:
         self._num_suspects -= batch.suspect
         self._num_settled += 1
@@ -342,7 +375,10 @@ class Ledger:
             limit = 1 if self._num_suspects else self.window
             if len(self._in_flight) >= limit:
                 return
-            batch = self._waiting[0]
+            place = self._first_with_room()
+            if place is None:
+                return
+            batch = self._waiting[place]
             request = batch.request
             if not request.done and not request.started:
                 request.started = True
@@ -351,7 +387,7 @@ class Ledger:
                 except RuntimeError:  # the caller set its result
                     request.done = True
             if request.done:  # cancelled, or failed by another of its micro-batches
-                self._waiting.popleft()
+                del self._waiting[place]
                 self._num_suspects -= batch.suspect
                 continue
             if not self._in_flight:
@@ -372,4 +408,4 @@ class Ledger:
                 # it was sent already, the first answer counts and the other is dropped.
                 self._in_flight.pop(batch.sequence, None)
                 raise
-            self._waiting.popleft()
+            del self._waiting[place]

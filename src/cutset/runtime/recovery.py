@@ -6,13 +6,15 @@ One thread, the supervisor, does all of it. It goes round this circle, once for 
     watch:    until a worker dies, freezes or computes for too long, or a link fails
     set back: take what is in flight back, end what must be ended, wait a little longer each time
 
+Where a stage has replicas (`cutset.runtime.crew`), an epoch begins without those that are away, and
+ends when one of them comes.
+
 After too many set-backs without a single answer between them it gives up: the session ends with
 an error that says what was tried. Every wait has a limit.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import queue
 import socket
@@ -33,7 +35,6 @@ from cutset.engines.protocol import (
     Exited,
     Heartbeat,
     LinkLost,
-    Load,
     Loaded,
     Refused,
     Started,
@@ -50,9 +51,13 @@ from cutset.errors import (
     StageFailed,
 )
 from cutset.links.circuit import Circuit
+from cutset.links.parcels import CALLER
 from cutset.runtime.callerend import CallerEnd
+from cutset.runtime.contract import ends_of
+from cutset.runtime.crew import Crew
 from cutset.runtime.ledger import Ledger
-from cutset.runtime.status import Limits, StageRecord
+from cutset.runtime.routes import Groups, Routes
+from cutset.runtime.status import Limits, WorkerRecord
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,7 +69,6 @@ _KILL_TIMEOUT_S = 5.0
 _MAX_BACK_OFF_S = 5.0
 _MAX_DOUBLINGS = 32
 _UNSAID_S = 2.0
-_CALLER = -1
 # No descriptor, process, thread or memory left now. Python says the third by a RuntimeError.
 _SHORTAGES = (OSError, RuntimeError, MemoryError)
 
@@ -72,8 +76,9 @@ _SHORTAGES = (OSError, RuntimeError, MemoryError)
 class _SetbackError(Exception):
     """The epoch is over.
 
-    `killer` is set where a worker died, `link` names one that failed where none did, `fatal` is set
-    where trying again is useless, `moved` where the engine places a stage elsewhere.
+    `killer` is set where a worker died, that of `member`; `link` names one that failed where none
+    did; `fatal` is set where trying again is useless; `moved` where nothing failed: the engine
+    places a stage elsewhere, or a replica comes or goes.
     """
 
     def __init__(
@@ -81,11 +86,13 @@ class _SetbackError(Exception):
         error: CutsetError,
         *,
         killer: StageFailed | None = None,
+        member: int = 0,
         link: str = "",
         fatal: bool = False,
         moved: bool = False,
     ) -> None:
         super().__init__(str(error))
+        self.member = member
         self.error = error
         self.killer = killer
         self.link = link
@@ -102,7 +109,7 @@ class Supervisor:
 
     Args:
         engine: starts workers; closed by the supervisor at the end.
-        loads: what each stage is to load.
+        crew: the workers, none of them started yet.
         caller_end: makes the caller's own circuits; closed by the supervisor at the end.
         ledger: whose micro-batches are to be computed.
         limits: how long and how often.
@@ -112,17 +119,18 @@ class Supervisor:
         self,
         *,
         engine: Engine,
-        loads: tuple[Load, ...],
+        crew: Crew,
         caller_end: CallerEnd,
         ledger: Ledger,
         limits: Limits,
     ) -> None:
         self._engine = engine
-        self.stages = tuple(StageRecord(load) for load in loads)
+        self._crew = crew
+        self.workers = crew.workers
         self._caller_end = caller_end
         self._ledger = ledger
         self._limits = limits
-        self._events: queue.SimpleQueue[tuple[WorkerHandle | None, Event] | None] = (
+        self._events: queue.SimpleQueue[tuple[int, WorkerHandle | None, Event] | None] = (
             queue.SimpleQueue()
         )
         self._stopping = threading.Event()
@@ -135,7 +143,11 @@ class Supervisor:
         self._settled_at_setback = -1
         self._ticked_s = self._asked_s = time.monotonic()
         # More often than a silence of half the limit, which excuses everyone.
-        self._tick_s = min(_TICK_S, limits.heartbeat_s / _TICKS_PER_HEARTBEAT)
+        patience_s = limits.heartbeat_s
+        if crew.has_siblings:
+            patience_s = min(patience_s, limits.sibling_s)
+        self._patience_s = patience_s
+        self._tick_s = min(_TICK_S, patience_s / _TICKS_PER_HEARTBEAT)
         self.epoch = 0
         self.up = threading.Event()
         self.changed = threading.Condition()
@@ -148,7 +160,7 @@ class Supervisor:
     @property
     def stop_limit_s(self) -> float:
         """How long `stop` takes at most."""
-        return _STOP_TIMEOUT_S + _KILL_TIMEOUT_S * (len(self.stages) + 1)
+        return _STOP_TIMEOUT_S + _KILL_TIMEOUT_S * (len(self.workers) + 1)
 
     def is_here(self) -> bool:
         """Whether the calling thread is the supervisor's own."""
@@ -168,20 +180,30 @@ class Supervisor:
         if self._thread.ident is None:
             self._caller_end.close()
 
+    @property
+    def groups(self) -> Groups:
+        """The groups of the pipeline."""
+        return self._crew.groups
+
+    def share(self, member: int) -> float:
+        """The part of its stage's micro-batches that a member takes now."""
+        routes = self._crew.routes
+        return routes.share(member) if routes is not None else 0.0
+
     def collect(self, *, spans: bool, timeout_s: float) -> None:
         """Asks every worker for its statistics and waits until they are here, or the time is up."""
         asked_s = time.monotonic()
-        for stage in self.stages:
-            stage.spans_complete.clear()
-            worker = stage.worker
+        for record in self.workers:
+            record.spans_complete.clear()
+            worker = record.worker
             if worker is not None:
                 worker.send(Collect(spans=spans))
 
         def answered() -> bool:
             return all(
-                stage.worker is None
-                or (stage.stats_s >= asked_s and (not spans or stage.spans_complete.is_set()))
-                for stage in self.stages
+                record.worker is None
+                or (record.stats_s >= asked_s and (not spans or record.spans_complete.is_set()))
+                for record in self.workers
             )
 
         with self.changed:
@@ -224,84 +246,119 @@ class Supervisor:
     def _bring_up(self) -> None:
         self.epoch += 1
         self._stands = False
+        crew = self._crew
         deadline_s = time.monotonic() + self._limits.start_timeout_s
-        for index, stage in enumerate(self.stages):
-            if stage.worker is None:
-                stage.worker = self._start_worker(index)
-                stage.heard_s = time.monotonic()
-                stage.num_restarts += 1
-        while not all(stage.loaded for stage in self.stages):
-            self._step(deadline_s, "start and load its stage", lambda stage: stage.loaded)
+        self._start_workers()
+        while not crew.is_complete(waits_for_all=not self.up.is_set() and not _is_past(deadline_s)):
+            self._step(
+                deadline_s,
+                "start and load its stage",
+                lambda member: crew.stands(crew.groups.places[member][0]),
+            )
+            self._start_workers()
         deadline_s = time.monotonic() + self._limits.connect_timeout_s
-        circuit = self._make_links()
-        while self._caller_connected != self.epoch or any(
-            stage.connected_epoch != self.epoch for stage in self.stages
-        ):
-            self._step(deadline_s, "connect", lambda stage: stage.connected_epoch == self.epoch)
-        _LOG.info("epoch %d: %d stages connected", self.epoch, len(self.stages))
-        self._ledger.open_epoch(self.epoch, circuit.send)
+        routes = crew.muster()
+        circuit = self._make_links(routes)
+
+        def connected(member: int) -> bool:
+            is_there = self.workers[member].connected_epoch == self.epoch
+            return is_there or member not in routes.members
+
+        while self._caller_connected != self.epoch or not all(map(connected, self._members)):
+            self._step(deadline_s, "connect", connected)
+        _LOG.info("epoch %d: %d workers connected", self.epoch, len(routes.members))
+        self._ledger.open_epoch(self.epoch, circuit.send, routes)
         self._stands = True
         self._engine.standing()
 
-    def _start_worker(self, index: int) -> WorkerHandle:
+    def _start_workers(self) -> None:
+        """Starts those that are missing and due."""
+        for record in self._crew.due():
+            member = record.load.member
+            try:
+                record.worker = self._start_worker(member)
+            except _SetbackError as setback:
+                self._crew.bury(member)
+                self._go_on_without(member, setback)
+                continue
+            record.heard_s = time.monotonic()
+            record.num_restarts += 1
+
+    def _start_worker(self, member: int) -> WorkerHandle:
         """Starts a worker; what the system has none of now (processes, memory) it may have soon."""
         try:
             return self._engine.start(
-                index, lambda w, e: self._events.put((w, e)), self._caller_end.link_files
+                member,
+                lambda worker, event: self._events.put((member, worker, event)),
+                self._caller_end.link_files,
             )
         except (EngineError, *_SHORTAGES) as error:
-            device = self._engine.device_of(index)
             raise _SetbackError(
-                EngineError(
-                    f"the worker of stage {index} on {device} could not be started: {error}"
-                )
+                EngineError(f"the worker of {self._name(member)} could not be started: {error}")
             ) from error
 
-    def _make_links(self) -> Circuit:
+    def _name(self, member: int) -> str:
+        return f"{self._crew.groups.name(member)} on {self._engine.device_of(member)}"
+
+    def _make_links(self, routes: Routes) -> Circuit:
         """Tells everyone to connect under the present epoch; returns the caller's own circuit."""
-        connect = self._caller_end.connect(self.epoch, _unsecured_links(self._engine))
-        pairs: list[tuple[socket.socket, socket.socket]] = []
+        connect = self._caller_end.connect(self.epoch, routes, _unsecured_links(self._engine))
+        links = self._caller_end.links
+        ends = {member: ends_of(links, member, routes) for member in (CALLER, *routes.members)}
+        senders: dict[int, socket.socket] = {}
+        receivers: dict[int, socket.socket] = {}
         try:
-            while connect.on_host and len(pairs) <= len(self.stages):
-                pairs.append(socket.socketpair())
+            if connect.on_host:
+                for _, sending in ends.values():
+                    for link in sending:
+                        senders[link.index], receivers[link.index] = socket.socketpair()
+            ours_in, ours_out = ends.pop(CALLER)
             circuit = self._circuit = self._caller_end.make_circuit(
                 connect,
-                lambda address: self._events.put((None, address)),
-                lambda epoch: self._events.put((None, Connected(epoch=epoch))),
-                lambda event: self._events.put((None, event)),
-                (pairs[-1][1], pairs[0][0]) if pairs else (),
+                lambda address: self._events.put((CALLER, None, address)),
+                lambda epoch: self._events.put((CALLER, None, Connected(epoch=epoch))),
+                lambda event: self._events.put((CALLER, None, event)),
+                {
+                    link.index: side[link.index]
+                    for side, links in ((receivers, ours_in), (senders, ours_out))
+                    for link in links
+                    if connect.on_host
+                },
             )
             circuit.start()
         except _SHORTAGES as error:
-            for end in itertools.chain(*pairs):
+            for end in (*senders.values(), *receivers.values()):
                 end.close()
             raise _SetbackError(EngineError(f"the links could not be made: {error}")) from error
-        theirs = [(before[1], after[0]) for before, after in itertools.pairwise(pairs)]
-        for index, stage in enumerate(self.stages):
-            assert stage.worker is not None
-            ends = theirs[index] if theirs else ()
-            stage.worker.send(connect, tuple(end.fileno() for end in ends))
+        for member, (receiving, sending) in ends.items():
+            worker = self.workers[member].worker
+            assert worker is not None
+            theirs = [receivers[link.index] for link in receiving if connect.on_host]
+            theirs += [senders[link.index] for link in sending if connect.on_host]
+            worker.send(connect, tuple(end.fileno() for end in theirs))
             # The worker has copies; as long as one of ours is open, its death would go unnoticed.
-            for end in ends:
+            for end in theirs:
                 end.close()
         return circuit
 
     def _watch(self) -> None:
         while True:
             self._step(None, "", lambda _: True)
+            self._start_workers()
+            joining = self._crew.is_joined_by()
+            if joining is not None:
+                raise _SetbackError(EngineError(f"{self._name(joining)} joins"), moved=True)
             stalled_s = self._ledger.stalled_s()
-            if stalled_s > self._limits.compute_timeout_s * (len(self.stages) + 1):
+            if stalled_s > self._limits.compute_timeout_s * (len(self._crew.groups.sizes) + 1):
                 raise _SetbackError(
                     LinkTimeout(
                         f"nothing came back from the last stage for {stalled_s:.0f} s",
-                        link=f"stage {len(self.stages) - 1} -> caller",
+                        link=self._caller_end.links[-1].name,
                         seconds=stalled_s,
                     )
                 )
 
-    def _step(
-        self, deadline_s: float | None, what: str, finished: Callable[[StageRecord], bool]
-    ) -> None:
+    def _step(self, deadline_s: float | None, what: str, finished: Callable[[int], bool]) -> None:
         """Handles one event, or looks after the clocks when none comes within a tick.
 
         Raises:
@@ -317,8 +374,8 @@ class Supervisor:
         if item is not None:
             self._handle(*item)
         self._check_clocks()
-        if deadline_s is not None and time.monotonic() > deadline_s:
-            late = next((i for i, s in enumerate(self.stages) if not finished(s)), None)
+        if deadline_s is not None and _is_past(deadline_s):
+            late = next((member for member in self._members if not finished(member)), None)
             if late is None:
                 raise _SetbackError(EngineError(f"the caller did not {what} in time"))
             raise self._kill(late, f"did not {what} in time")
@@ -326,29 +383,49 @@ class Supervisor:
     def _is_stopping(self) -> bool:
         return self._dropped or self._stopping.is_set()
 
-    def _handle(self, worker: WorkerHandle | None, event: Event) -> None:
+    @property
+    def _members(self) -> range:
+        return range(len(self.workers))
+
+    def _handle(self, member: int, worker: WorkerHandle | None, event: Event) -> None:
         if worker is None:
             self._handle_callers(event)
             return
-        stage = self.stages[worker.stage]
-        if stage.worker is not worker:
+        record = self.workers[member]
+        if record.worker is not worker:
             return  # a former worker's last words
-        stage.heard_s = time.monotonic()
+        record.heard_s = time.monotonic()
         if isinstance(event, Exited):
-            raise self._bury(worker.stage, event.reason, moved=event.moved)
-        if isinstance(event, LinkLost):
+            self._go_on_without(member, self._bury(member, event.reason, moved=event.moved))
+        elif isinstance(event, LinkLost):
             self._lose_link(event)
         elif isinstance(event, Refused):
-            fatal = event.fatal or stage.num_restarts == 0
-            raise self._kill(worker.stage, event.message, error=_rebuilt(event), fatal=fatal)
+            self._refuse(member, event)
         elif isinstance(event, BatchFailed):
-            self._ledger.fail(event.epoch, event.sequence, self._failure(worker.stage, event))
+            self._ledger.fail(event.epoch, event.sequence, self._failure(member, event))
         elif isinstance(event, Heartbeat):
-            self._hear(stage, event)
+            self._hear(record, event)
         elif isinstance(event, Address):
-            self._pass_on(event, worker.stage)
+            self._pass_on(event, member)
         else:
-            self._note_progress(stage, event)
+            self._note_progress(record, event)
+
+    def _refuse(self, member: int, event: Refused) -> None:
+        fatal = event.fatal or self.workers[member].num_restarts == 0
+        setback = self._kill(member, event.message, error=_rebuilt(event), fatal=fatal)
+        if fatal and not self.up.is_set():
+            raise setback
+        self._go_on_without(member, setback)
+
+    def _go_on_without(self, member: int, setback: _SetbackError) -> None:
+        """Goes on where the member's siblings compute without it anyway.
+
+        Raises:
+            _SetbackError: `setback`, where they do not.
+        """
+        if not self._crew.is_dispensable(member):
+            raise setback
+        _LOG.warning("%s; its siblings go on", str(setback))
 
     def _handle_callers(self, event: Event) -> None:
         """An event of the caller's own end of the links."""
@@ -357,52 +434,53 @@ class Supervisor:
         elif isinstance(event, LinkLost):
             self._lose_link(event)
         elif isinstance(event, Address):
-            self._pass_on(event, _CALLER)
+            self._pass_on(event, CALLER)
 
     def _pass_on(self, address: Address, origin: int) -> None:
         """Gives an address to whoever is at the other end of its link, in the present epoch."""
-        last = len(self.stages)
-        ends = {
-            address.link - 1 if address.link else _CALLER,
-            address.link if address.link < last else _CALLER,
-        }
-        if address.epoch != self.epoch or origin not in ends or not 0 <= address.link <= last:
+        links = self._caller_end.links
+        if address.epoch != self.epoch or not 0 <= address.link < len(links):
             return
-        (neighbour,) = ends - {origin}
-        if neighbour == _CALLER:
+        ends = {links[address.link].sender, links[address.link].receiver}
+        if origin not in ends:
+            return
+        neighbour = min(ends - {origin}, default=CALLER)
+        if neighbour == CALLER:
             if self._circuit is not None:
                 self._circuit.tell(address)
             return
-        worker = self.stages[neighbour].worker
+        worker = self.workers[neighbour].worker
         if worker is not None:
             worker.send(address)
 
-    def _note_progress(self, stage: StageRecord, event: Event) -> None:
+    def _note_progress(self, record: WorkerRecord, event: Event) -> None:
         if isinstance(event, Started):
-            stage.pid = event.pid
-            assert stage.worker is not None
-            stage.worker.send(stage.load)
+            record.pid = event.pid
+            assert record.worker is not None
+            record.worker.send(record.load)
         elif isinstance(event, Loaded):
-            stage.loaded = True
-            stage.load_s = event.load_s
+            record.loaded = True
+            record.load_s = event.load_s
             # The same backend for ever, so that a replacement gives the same numbers.
-            stage.load = msgspec.structs.replace(stage.load, backend=event.backend)
+            record.load = msgspec.structs.replace(record.load, backend=event.backend)
         elif isinstance(event, Connected):
-            stage.connected_epoch = event.epoch
+            record.connected_epoch = event.epoch
         elif isinstance(event, Timeline):
-            stage.take_spans(event.spans, last=event.last)
+            record.take_spans(event.spans, last=event.last)
             if event.last:
                 with self.changed:
                     self.changed.notify_all()
 
-    def _hear(self, stage: StageRecord, event: Heartbeat) -> None:
+    def _hear(self, record: WorkerRecord, event: Heartbeat) -> None:
         with self.changed:
-            stage.stats = event.stats
-            stage.stats_s = time.monotonic()
+            record.stats = event.stats
+            record.stats_s = time.monotonic()
             self.changed.notify_all()
         if event.computing_s > self._limits.compute_timeout_s:
-            raise self._kill(
-                stage.load.stage, f"computed for {event.computing_s:.1f} s on one micro-batch"
+            member = record.load.member
+            self._go_on_without(
+                member,
+                self._kill(member, f"computed for {event.computing_s:.1f} s on one micro-batch"),
             )
 
     def _lose_link(self, event: LinkLost) -> None:
@@ -417,7 +495,7 @@ class Supervisor:
                 break
             if self._is_stopping():
                 raise _StoppingError
-            if item is not None and not isinstance(item[1], LinkLost):
+            if item is not None and not isinstance(item[-1], LinkLost):
                 self._handle(*item)
         error = LinkTimeout(event.reason, link=event.link, seconds=event.seconds)
         raise _SetbackError(error, link=event.link)
@@ -426,61 +504,71 @@ class Supervisor:
         now_s = time.monotonic()
         slept_s = now_s - self._ticked_s
         self._ticked_s = now_s
-        if slept_s > self._limits.heartbeat_s / 2:
+        if slept_s > self._patience_s / 2:
             # It was this process that stood still (suspended, or starved): nobody else is late.
-            for stage in self.stages:
-                stage.heard_s = now_s
+            self._crew.excuse()
             return
         ended = self._circuit.ended if self._circuit is not None else None
         if ended is not None:
             raise _SetbackError(EngineError(f"the caller's thread {ended} ended without a word"))
         self._ask_processes(now_s)
-        for index, stage in enumerate(self.stages):
-            silent_s = now_s - stage.heard_s
-            if stage.loaded and stage.worker and silent_s > self._limits.heartbeat_s:
-                raise self._kill(index, f"was silent for {silent_s:.1f} s and taken for frozen")
+        for member, record in enumerate(self.workers):
+            silent_s = now_s - record.heard_s
+            if not record.loaded or record.worker is None:
+                continue
+            if silent_s > self._limits.heartbeat_s:
+                words = f"was silent for {silent_s:.1f} s and taken for frozen"
+                self._go_on_without(member, self._kill(member, words))
+            elif silent_s > self._limits.sibling_s and self._crew.can_be_set_aside(member):
+                self._crew.set_aside(member)
+                words = f"{self._name(member)} was silent for {silent_s:.1f} s and is set aside"
+                raise _SetbackError(EngineError(words), moved=True)
 
     def _ask_processes(self, now_s: float) -> None:
         """Looks for workers that are gone though nothing said so, whatever may be the reason."""
         if now_s < self._asked_s + _TICK_S:
             return
         self._asked_s = now_s
-        for index, stage in enumerate(self.stages):
-            if stage.worker is None or stage.worker.is_running():
+        for member, record in enumerate(self.workers):
+            if record.worker is None or record.worker.is_running():
                 continue
-            if stage.gone_s is None:
-                stage.gone_s = now_s
-            elif now_s > stage.gone_s + _UNSAID_S:
-                raise self._bury(index, "its process is gone, and nothing told of it")
+            if record.gone_s is None:
+                record.gone_s = now_s
+            elif now_s > record.gone_s + _UNSAID_S:
+                words = "its process is gone, and nothing told of it"
+                self._go_on_without(member, self._bury(member, words))
 
     def _kill(
-        self, index: int, reason: str, *, error: CutsetError | None = None, fatal: bool = False
+        self, member: int, reason: str, *, error: CutsetError | None = None, fatal: bool = False
     ) -> _SetbackError:
-        worker = self.stages[index].worker
-        assert worker is not None
-        worker.kill()
-        worker.join(_KILL_TIMEOUT_S)
-        return self._bury(index, reason, error=error, fatal=fatal)
+        worker = self.workers[member].worker
+        if worker is not None:
+            worker.kill()
+            # Whoever has siblings is not waited for: they go on.
+            worker.join(0.0 if self._crew.siblings(member) else _KILL_TIMEOUT_S)
+        return self._bury(member, reason, error=error, fatal=fatal)
 
     def _bury(
         self,
-        index: int,
+        member: int,
         reason: str,
         *,
         error: CutsetError | None = None,
         fatal: bool = False,
         moved: bool = False,
     ) -> _SetbackError:
-        self.stages[index].forget_worker()
-        device = self._engine.device_of(index)
+        self._crew.bury(member)
+        stage, _ = self._crew.groups.places[member]
         killer = StageFailed(
-            f"the worker of stage {index} on {device}: {reason}", stage=index, device=device
+            f"the worker of {self._name(member)}: {reason}",
+            stage=stage,
+            device=self._engine.device_of(member),
         )
         if moved:  # what was in flight had no part in it
             return _SetbackError(killer, moved=True)
-        return _SetbackError(error or killer, killer=killer, fatal=fatal)
+        return _SetbackError(error or killer, killer=killer, member=member, fatal=fatal)
 
-    def _failure(self, index: int, event: BatchFailed) -> CutsetError:
+    def _failure(self, member: int, event: BatchFailed) -> CutsetError:
         if event.kind == "ContractViolation":
             return ContractViolation(
                 event.message,
@@ -488,7 +576,8 @@ class Supervisor:
                 expected=event.expected,
                 actual=event.actual,
             )
-        return StageFailed(event.message, stage=index, device=self._engine.device_of(index))
+        stage, _ = self._crew.groups.places[member]
+        return StageFailed(event.message, stage=stage, device=self._engine.device_of(member))
 
     # --- set-backs
 
@@ -497,7 +586,8 @@ class Supervisor:
         if self._circuit is not None:
             self._circuit.close()
             self._circuit = None
-        num_failed = self._ledger.close_epoch(setback.killer)
+        num_failed = self._ledger.close_epoch(setback.killer, setback.member)
+        self._crew.dismiss()
         # In words: whoever keeps the record would keep a traceback, and with it the epoch's memory.
         _LOG.warning("epoch %d is over: %s", self.epoch, str(setback))
         if setback.fatal:
@@ -525,8 +615,7 @@ class Supervisor:
     def _is_waited_for(self, link: str) -> bool:
         """Whether the engine takes a link for a wire that is down; one of a package may not."""
         ask = getattr(self._engine, "link_lost", None)
-        ring = ("caller", *(f"stage {index}" for index in range(len(self.stages))), "caller")
-        names = [f"{source} -> {target}" for source, target in itertools.pairwise(ring)]
+        names = [each.name for each in self._caller_end.links]
         return ask is not None and link in names and bool(ask(names.index(link)))
 
     def _give_up(self, setback: _SetbackError) -> CutsetError:
@@ -542,17 +631,21 @@ class Supervisor:
     def _shut_down(self) -> None:
         if self._circuit is not None:
             self._circuit.close()
-        for stage in self.stages:
-            if stage.worker is not None:
-                stage.worker.send(Stop())
+        for record in self.workers:
+            if record.worker is not None:
+                record.worker.send(Stop())
         deadline_s = time.monotonic() + _STOP_TIMEOUT_S
-        for stage in self.stages:
-            if stage.worker is not None:
-                stage.worker.join(max(0.0, deadline_s - time.monotonic()))
+        for record in self.workers:
+            if record.worker is not None:
+                record.worker.join(max(0.0, deadline_s - time.monotonic()))
         self._engine.close()
         if self._circuit is not None:
             self._circuit.join()
             self._circuit = None
+
+
+def _is_past(deadline_s: float) -> bool:
+    return time.monotonic() > deadline_s
 
 
 def _unsecured_links(engine: Engine) -> tuple[int, ...]:

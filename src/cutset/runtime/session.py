@@ -34,11 +34,12 @@ from cutset.runtime.callbacks import AnswerFuture, CallbackThread
 from cutset.runtime.callerend import CallerEnd
 from cutset.runtime.chrome_trace import ProcessTimeline
 from cutset.runtime.contract import links_of
+from cutset.runtime.crew import Crew
 from cutset.runtime.ledger import Ledger, Request
 from cutset.runtime.recovery import Supervisor
 from cutset.runtime.rows import Answer, cut_inputs, present
 from cutset.runtime.session_settings import SessionSettings, checked_settings
-from cutset.runtime.status import Limits, SessionStatus, StageStatus
+from cutset.runtime.status import Limits, ReplicaStatus, SessionStatus, stage_status
 from cutset.runtime.streaming import stream_answers
 from cutset.runtime.timeline import CallerTimeline
 
@@ -92,7 +93,14 @@ class Session:
         )
         self._supervisor = Supervisor(
             engine=engine,
-            loads=settings.loads(bundle, num_slots),
+            crew=Crew(
+                settings.loads(bundle, num_slots),
+                tuple(
+                    tuple(replica.share for replica in stage.group)
+                    for stage in self._manifest.plan.stages
+                ),
+                limits,
+            ),
             caller_end=self._caller_end,
             ledger=self._ledger,
             limits=limits,
@@ -253,17 +261,21 @@ class Session:
         """
         self._require_own_process()
         self._supervisor.collect(spans=True, timeout_s=_SPANS_TIMEOUT_S)
-        stages = [
-            ProcessTimeline(name=f"stage {index}", spans=stage.spans)
-            for index, stage in enumerate(self._supervisor.stages)
+        groups = self._supervisor.groups
+        workers = [
+            ProcessTimeline(name=groups.name(member), spans=worker.spans)
+            for member, worker in enumerate(self._supervisor.workers)
         ]
-        return (self._caller_timeline.finish(), *stages)
+        return (self._caller_timeline.finish(), *workers)
 
     @property
     def worker_pids(self) -> tuple[int, ...]:
-        """Process ids of the workers, 0 for one that is being replaced."""
+        """Process ids of the workers, those of a stage's replicas one after the other.
+
+        0 for one that is being replaced.
+        """
         self._require_own_process()
-        return tuple(stage.pid for stage in self._supervisor.stages)
+        return tuple(worker.pid for worker in self._supervisor.workers)
 
     @property
     def epoch(self) -> int:
@@ -366,17 +378,27 @@ class Session:
             num_in_flight=self._ledger.num_in_flight,
             num_waiting=self._ledger.num_waiting,
             stages=tuple(
-                StageStatus(
-                    index=index,
-                    device=self._engine.device_of(index),
-                    backend=stage.load.backend,
-                    pid=stage.pid,
-                    num_restarts=max(0, stage.num_restarts),
-                    load_s=stage.load_s,
-                    stats=stage.total,
+                stage_status(
+                    index,
+                    [
+                        self._replica_status(member)
+                        for member in self._supervisor.groups.members[index]
+                    ],
                 )
-                for index, stage in enumerate(self._supervisor.stages)
+                for index in range(len(self._manifest.stages))
             ),
+        )
+
+    def _replica_status(self, member: int) -> ReplicaStatus:
+        worker = self._supervisor.workers[member]
+        return ReplicaStatus(
+            device=self._engine.device_of(member),
+            share=self._supervisor.share(member),
+            backend=worker.load.backend,
+            pid=worker.pid,
+            num_restarts=max(0, worker.num_restarts),
+            load_s=worker.load_s,
+            stats=worker.total,
         )
 
 
@@ -392,7 +414,7 @@ def open_session(  # noqa: PLR0913  # what one may say when opening; each has a 
     limits: Limits | None = None,
     num_spans: int = 0,
 ) -> Session:
-    """Starts one worker per stage and connects them; use it as a context manager.
+    """Starts a worker for each replica of each stage and connects them; a context manager.
 
     Args:
         bundle: a bundle, or the path of its folder.
@@ -407,8 +429,9 @@ def open_session(  # noqa: PLR0913  # what one may say when opening; each has a 
         micro_batch: rows that travel together, 1 to 16777216; the plan's where None, and no
             other of a bundle for one number of rows only.
         num_threads: threads that each stage computes with, 1 to 1024.
-        window: most micro-batches in flight, 1 to 4096; twice the number of stages and one more
-            where None, enough for every stage to have one at hand while it computes another.
+        window: most micro-batches in flight, 1 to 4096; twice the number of workers and one more
+            where None, enough for each to have one at hand while it computes another. Through a
+            replica go as many of them as its share.
         pin: give each stage cores of its own where the system can and has enough.
         limits: how long to wait for what, and how often to try again.
         num_spans: of how many micro-batches each process keeps a timeline, see

@@ -12,7 +12,7 @@ from cutset.costs.cost_model import default_window
 from cutset.engines.local import cores_of
 from cutset.engines.protocol import Engine, Load
 from cutset.ranges import MAX_ROWS, MAX_THREADS
-from cutset.runtime.contract import check_micro_batch, links_of
+from cutset.runtime.contract import check_micro_batch, groups_of, links_of
 from cutset.runtime.status import Limits, checked_count
 
 _MOST_WINDOW = 4096
@@ -47,22 +47,29 @@ class SessionSettings:
         return self.window + 2 if engine.shares_memory else 0
 
     def loads(self, bundle: Bundle, num_slots: int) -> tuple[Load, ...]:
-        """What each worker is told to load, in the order of the stages."""
-        num_stages = len(bundle.manifest.stages)
+        """What each worker is told to load, in the order of the members."""
+        plan = bundle.manifest.plan
+        groups = groups_of(plan)
+        num_members = len(groups.places)
         return tuple(
             Load(
                 bundle=os.fsencode(Path(bundle.directory).resolve()),
-                stage=index,
+                stage=stage,
+                member=member,
                 backend=self.backend,
                 micro_batch=self.micro_batch,
                 num_threads=self.num_threads,
-                cpus=cores_of(index, num_stages, self.num_threads) if self.pin else (),
-                heartbeat_s=self.limits.heartbeat_s,
+                cpus=cores_of(member, num_members, self.num_threads) if self.pin else (),
+                heartbeat_s=(
+                    self.limits.heartbeat_s
+                    if groups.sizes[stage] == 1
+                    else min(self.limits.heartbeat_s, self.limits.sibling_s)
+                ),
                 num_spans=self.num_spans,
                 num_slots=num_slots,
                 num_in_flight=self.window,
             )
-            for index in range(num_stages)
+            for member, (stage, _) in enumerate(groups.places)
         )
 
 
@@ -84,7 +91,7 @@ def checked_settings(
     check_micro_batch(rows, bundle.manifest.micro_batch_only)
     if limits is not None and not isinstance(limits, Limits):
         raise TypeError(f"limits are a cutset.runtime.status.Limits, got {limits!r}")
-    in_flight = default_window(len(plan.stages)) if window is None else window
+    in_flight = default_window(len(groups_of(plan).places)) if window is None else window
     settings = SessionSettings(
         backend=backend,
         micro_batch=rows,

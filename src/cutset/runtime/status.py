@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import numbers
 import threading
+from collections.abc import Sequence
 
 import msgspec
 
@@ -14,6 +16,7 @@ _LONGEST_S = 1e6  # eleven days; threads cannot wait much longer than a year
 _MOST_TIMES = 1_000_000
 _RANGES_S = {
     "heartbeat_s": (0.2, _LONGEST_S),
+    "sibling_s": (0.2, _LONGEST_S),
     "link_timeout_s": (0.1, _LONGEST_S),
     "connect_timeout_s": (0.1, _LONGEST_S),
     "start_timeout_s": (0.1, _LONGEST_S),
@@ -30,6 +33,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Attributes:
         heartbeat_s: a worker that is silent for so long is taken for frozen and killed; 0.2 or
             more.
+        sibling_s: a replica that is silent for so long, while siblings of its stage compute, is set
+            aside: they take over what it had until it is heard of again; 0.2 or more.
         link_timeout_s: a neighbour that is silent for so long has lost its link.
         connect_timeout_s: how long neighbours may take to connect.
         start_timeout_s: how long a worker may take to start and to load its stage.
@@ -41,6 +46,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     heartbeat_s: float = 5.0
+    sibling_s: float = 0.6
     link_timeout_s: float = 10.0
     connect_timeout_s: float = 10.0
     start_timeout_s: float = 120.0
@@ -90,17 +96,42 @@ def checked_count(name: str, value: object, low: int, high: int) -> int:
     raise ValueError(f"{name} is a whole number from {low} to {high}, got {value!r}")
 
 
-class StageStatus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The state of one stage.
+class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The state of one replica of a stage that has several.
 
     Attributes:
-        index: its place in the pipeline.
         device: name of its device.
+        share: of the stage's micro-batches that it takes now; 0 while its siblings do without it.
         backend: the backend that runs it.
         pid: process id of its worker, 0 while it has none.
         num_restarts: how often its worker was replaced.
         load_s: seconds that loading the stage took the present worker.
         stats: what its workers did, all of them together.
+    """
+
+    device: str
+    share: float
+    backend: str
+    pid: int
+    num_restarts: int
+    load_s: float
+    stats: StageStats
+
+
+class StageStatus(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """The state of one stage.
+
+    Attributes:
+        index: its place in the pipeline.
+        device: name of its device; of a group's first one that has a worker.
+        backend: the backend that runs it there.
+        pid: process id of its worker there, 0 while it has none.
+        num_restarts: how often its workers were replaced.
+        load_s: seconds that loading the stage took that worker.
+        stats: what its workers did, all of them together.
+        replicas: of its group, in the plan's order; empty where it is one device.
     """
 
     index: int
@@ -110,6 +141,24 @@ class StageStatus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     num_restarts: int
     load_s: float
     stats: StageStats
+    replicas: tuple[ReplicaStatus, ...] = ()
+
+
+def stage_status(index: int, replicas: Sequence[ReplicaStatus]) -> StageStatus:
+    """The state of a stage whose group has one or more replicas."""
+    shown = next((replica for replica in replicas if replica.pid), replicas[0])
+    total = functools.reduce(added_stats, [replica.stats for replica in replicas])
+    rss_bytes = sum(replica.stats.rss_bytes for replica in replicas)
+    return StageStatus(
+        index=index,
+        device=shown.device,
+        backend=shown.backend,
+        pid=shown.pid,
+        num_restarts=sum(replica.num_restarts for replica in replicas),
+        load_s=shown.load_s,
+        stats=msgspec.structs.replace(total, rss_bytes=rss_bytes),
+        replicas=tuple(replicas) if len(replicas) > 1 else (),
+    )
 
 
 class SessionStatus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -130,8 +179,13 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     stages: tuple[StageStatus, ...]
 
 
-class StageRecord:
-    """What the supervisor knows of one stage."""
+class WorkerRecord:
+    """What the supervisor knows of one member of a stage's group.
+
+    Attributes of those with siblings, seconds on the monotonic clock:
+        retry_s: not before then is a worker started in the place of the one that is gone.
+        rejoins_s: not before then does it compute again, having been set aside.
+    """
 
     def __init__(self, load: Load) -> None:
         self.load = load
@@ -145,6 +199,11 @@ class StageRecord:
         self.stats_s = 0.0
         self.past = StageStats()
         self.num_restarts = -1
+        self.num_losses = 0
+        self.lost_s = 0.0
+        self.retry_s = 0.0
+        self.num_asides = 0
+        self.rejoins_s = 0.0
         self.load_s = 0.0
         self.spans: tuple[Span, ...] = ()
         self._coming: list[Span] = []
@@ -172,7 +231,7 @@ class StageRecord:
 
     @property
     def total(self) -> StageStats:
-        """Statistics over all workers of this stage; the memory is the present one's."""
+        """Statistics over all workers of this member; the memory is the present one's."""
         return added_stats(self.past, self.stats)
 
 

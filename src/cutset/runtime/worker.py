@@ -1,8 +1,8 @@
 """A worker process: holds one stage, computes what its neighbour sends, passes the result on.
 
 Threads: the main thread computes; one reads commands; one says regularly that the process lives;
-two belong to the circuit of the present epoch. So receiving, computing and sending overlap, and a
-computation of any length does not look like a frozen process. On one host, where tensors are in
+others belong to the circuit of the present epoch. So receiving, computing and sending overlap, and
+a computation of any length does not look like a frozen process. On one host, where tensors are in
 shared memory and only headers move, the main thread receives and sends too: see
 `cutset.links.circuit`.
 
@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,10 +65,13 @@ from cutset.runtime.contract import (
     boundary_into,
     boundary_out_of,
     check_tensors,
+    ends_of,
     explain_failure,
+    groups_of,
     links_of,
     want_of_memory,
 )
+from cutset.runtime.routes import Routes
 
 _HEARTBEATS_PER_LIMIT = 10
 _SPANS_PER_MESSAGE = 2000
@@ -89,7 +93,7 @@ class StageWorker:
         self._control = control
         self._listen_host = listen_host
         self._link_files = link_files
-        self._arenas: tuple[Arena, ...] = ()
+        self._arenas: dict[int, Arena] = {}
         self._inbox: queue.SimpleQueue[Load | Circuit | tuple[int, Parcel]] = queue.SimpleQueue()
         self._bundle: Bundle | None = None
         self._load: Load | None = None
@@ -99,7 +103,9 @@ class StageWorker:
         self._epoch = 0
         self._computing_since_s = 0.0
         self._idle_since_s = time.monotonic()
-        # Each of these is written by one thread only; a reader may see them a moment apart.
+        # Those of computing are written by one thread only, those of links under a lock; a reader
+        # may see them a moment apart.
+        self._counting = threading.Lock()
         self._num_rows = self._num_micro_batches = 0
         self._busy_s = self._waiting_s = self._receiving_s = self._sending_s = 0.0
         self._received_bytes = self._sent_bytes = 0
@@ -188,23 +194,24 @@ class StageWorker:
         self._epoch = command.epoch
         if self._circuit is not None:
             self._circuit.close()
-        receive_end, send_end = self._host_ends() if command.on_host else (None, None)
-        stage = self._load.stage
-        receive_link = self._links[stage]
-        inline = receive_end is not None and can_hold_headers(
-            receive_end.connection, receive_link, self._load.num_slots
+        routes = Routes(weights=command.weights)
+        receive_links, send_links = ends_of(self._links, self._load.member, routes)
+        ends = self._host_ends((*receive_links, *send_links)) if command.on_host else {}
+        num_slots = self._load.num_slots
+        inline = command.on_host and all(
+            can_hold_headers(ends[link.index].connection, link, num_slots) for link in receive_links
         )
         circuit = self._circuit = Circuit(
             epoch=command.epoch,
             listen_host=self._listen_host,
             publish=self._control.send,
-            receive_link=receive_link,
-            send_link=self._links[stage + 1],
+            receive_links=receive_links,
+            send_links=send_links,
+            next_member=partial(routes.member, self._load.stage + 1),
             connect_timeout_s=command.connect_timeout_s,
             link_timeout_s=command.link_timeout_s,
             unsecured_links=command.unsecured_links,
-            receive_end=receive_end,
-            send_end=send_end,
+            ends=ends,
             reuse=True,
             receives_inline=inline,
             on_parcel=lambda parcel: self._take(command.epoch, parcel, inline=inline),
@@ -217,19 +224,21 @@ class StageWorker:
         if inline:
             self._inbox.put(circuit)
 
-    def _host_ends(self) -> tuple[HostEnd, HostEnd]:
+    def _host_ends(self, links: tuple[LinkContract, ...]) -> dict[int, HostEnd]:
         """The ends of this epoch's links within the host, as they came with the command."""
-        receive_end, send_end = (
-            HostEnd(connection=socket.socket(fileno=file), arena=arena)
-            for file, arena in zip(self._control.take_files(2), self._arenas, strict=True)
-        )
-        return receive_end, send_end
+        return {
+            link.index: HostEnd(
+                connection=socket.socket(fileno=file), arena=self._arenas[link.index]
+            )
+            for link, file in zip(links, self._control.take_files(len(links)), strict=True)
+        }
 
     # --- the circuit's threads
 
     def _take(self, epoch: int, parcel: Parcel, *, inline: bool) -> None:
-        self._receiving_s += parcel.received_s - parcel.arrived_s
-        self._received_bytes += parcel.wire_bytes
+        with self._counting:
+            self._receiving_s += parcel.received_s - parcel.arrived_s
+            self._received_bytes += parcel.wire_bytes
         self._note(parcel.sequence, "receive", parcel.arrived_s, parcel.received_s)
         if inline:
             self._compute(epoch, parcel)
@@ -237,8 +246,9 @@ class StageWorker:
             self._inbox.put((epoch, parcel))
 
     def _sent(self, parcel: Parcel, started_s: float, stopped_s: float) -> None:
-        self._sending_s += stopped_s - started_s
-        self._sent_bytes += parcel.wire_bytes
+        with self._counting:
+            self._sending_s += stopped_s - started_s
+            self._sent_bytes += parcel.wire_bytes
         self._note(parcel.sequence, "send", started_s, stopped_s)
 
     def _lose(self, event: LinkLost) -> None:
@@ -250,15 +260,16 @@ class StageWorker:
 
     # --- the main thread
 
-    def _require_packages(self, stage: int) -> None:
+    def _require_packages(self, stage: int, member: int) -> None:
         """Makes sure that what the stage takes and gives can be read and written here.
 
         Raises:
             EngineError: a package is missing; says what to type.
         """
         try:
-            for link in self._links[stage : stage + 2]:
-                link.require_packages()
+            for link in self._links:
+                if member in (link.sender, link.receiver):
+                    link.require_packages()
         except MissingExtra as error:
             raise EngineError(f"stage {stage} cannot run where it was placed: {error}") from error
 
@@ -279,7 +290,7 @@ class StageWorker:
             )
             import_libraries(self._bundle, command.stage, backend=command.backend)
             self._links = links_of(self._bundle.manifest, command.micro_batch)
-            self._require_packages(command.stage)
+            self._require_packages(command.stage, command.member)
             limit_memory(allowance.memory_bytes)
             self._program = load_stage(
                 self._bundle,
@@ -314,12 +325,10 @@ class StageWorker:
         )
 
     def _map_links(self, command: Load) -> None:
-        before, after = self._links[command.stage : command.stage + 2]
-        receive_file, send_file = self._link_files[command.stage : command.stage + 2]
-        self._arenas = (
-            Arena(receive_file, before.slot_bytes, command.num_slots),
-            Arena(send_file, after.slot_bytes, command.num_slots),
-        )
+        for link in self._links:
+            if command.member in (link.sender, link.receiver):
+                file = self._link_files[link.index]
+                self._arenas[link.index] = Arena(file, link.slot_bytes, command.num_slots)
 
     def _compute(self, epoch: int, parcel: Parcel) -> None:
         circuit = self._circuit
@@ -364,10 +373,16 @@ class StageWorker:
             outputs = self._program(parcel.tensors)
         except Exception as error:
             # Whatever a backend raises becomes a StageFailed that carries its words.
-            device = manifest.plan.stages[stage].device
-            raise explain_failure(manifest, stage, device, error, parcel.tensors) from error
+            raise explain_failure(manifest, stage, self._device(), error, parcel.tensors) from error
         check_tensors(outputs, entry.outputs, parcel.num_rows, boundary_out_of(manifest, stage))
         return outputs
+
+    def _device(self) -> str:
+        assert self._load is not None
+        assert self._bundle is not None
+        plan = self._bundle.manifest.plan
+        stage, replica = groups_of(plan).places[self._load.member]
+        return plan.stages[stage].group[replica].device
 
     def _report_unsent(self, epoch: int, parcel: Parcel, error: Exception) -> None:
         assert self._load is not None
@@ -377,7 +392,7 @@ class StageWorker:
             f"stage {stage} computed {parcel.num_rows} rows, but what came out cannot be sent"
             f" {boundary_out_of(manifest, stage)}: {error}",
             stage=stage,
-            device=manifest.plan.stages[stage].device,
+            device=self._device(),
         )
         self._report_failure(epoch, parcel.sequence, failure)
 

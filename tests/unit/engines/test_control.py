@@ -6,7 +6,14 @@ import threading
 
 import pytest
 
-from cutset.engines.control import COMMANDS, EVENTS, MAX_LINE_BYTES, ControlPipes, ControlSocket
+from cutset.engines.control import (
+    COMMANDS,
+    EVENTS,
+    MAX_FILES,
+    MAX_LINE_BYTES,
+    ControlPipes,
+    ControlSocket,
+)
 from cutset.engines.protocol import Connected, LinkLost, Refused, Started, Stop
 from cutset.errors import EngineError
 
@@ -92,7 +99,7 @@ def test_files_that_no_message_spoke_of_end_the_connection() -> None:
     ours, theirs = socket.socketpair()
     session, worker = ControlSocket.for_session(ours), ControlSocket.for_worker(theirs)
     for _ in range(2):
-        session.send(Stop(), (ours.fileno(),) * 8)
+        session.send(Stop(), (ours.fileno(),) * MAX_FILES)
     with pytest.raises(EngineError, match="files came that no message spoke of"):
         list(worker.messages())
     session.close()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cutset.engines.protocol import Load, Span
-from cutset.runtime.status import Limits, StageRecord, checked_count
+from cutset.runtime.status import Limits, WorkerRecord, checked_count
 
 _NONE = [True, False, "5", None, b"5", [5], math.nan, np.bool_(True), 1j, np.array([1.0, 2.0])]
 _SECONDS = [
@@ -73,11 +73,12 @@ def test_numbers_of_other_makes_become_plain_ones_that_messages_carry() -> None:
     assert checked_count("window", np.uint8(7), 1, 9) == 7
 
 
-def _record() -> StageRecord:
-    return StageRecord(
+def _record() -> WorkerRecord:
+    return WorkerRecord(
         Load(
             bundle="b",
             stage=0,
+            member=0,
             backend="torch",
             micro_batch=1,
             num_threads=1,

@@ -30,10 +30,11 @@ def test_the_circuit_is_known_before_its_first_micro_batch_can_come(
             known_at_start.append(stage_worker._circuit is self)
 
     monkeypatch.setattr(worker, "Circuit", QuickCircuit)
-    stage_worker._links = (None, None)  # type: ignore[assignment]
+    stage_worker._links = ()
     stage_worker._load = Load(
         bundle=b"unused",
         stage=0,
+        member=0,
         backend="torch",
         micro_batch=1,
         num_threads=1,
@@ -46,6 +47,7 @@ def test_the_circuit_is_known_before_its_first_micro_batch_can_come(
     stage_worker._connect(
         Connect(
             epoch=1,
+            weights=((1,),),
             connect_timeout_s=1.0,
             link_timeout_s=1.0,
         )
@@ -73,6 +75,7 @@ def test_libraries_are_imported_before_memory_is_limited(monkeypatch: pytest.Mon
         Load(
             bundle=b"unused",
             stage=0,
+            member=0,
             backend="torch",
             micro_batch=1,
             num_threads=1,
