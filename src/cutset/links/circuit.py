@@ -146,6 +146,8 @@ class Circuit:
             )
             for link in send_links
         }
+        outgoing = tuple(self._outgoing.values())
+        self._only_outgoing = outgoing[0] if len(outgoing) == 1 else None
         self._threads = self._made_threads()
 
     def _made_threads(self) -> tuple[threading.Thread, ...]:
@@ -191,7 +193,8 @@ class Circuit:
 
         Called by one thread at a time.
         """
-        self._outgoing[self._next_member(parcel.sequence)].send(parcel)
+        only = self._only_outgoing
+        (only or self._outgoing[self._next_member(parcel.sequence)]).send(parcel)
 
     def close(self) -> None:
         """Ends the epoch here. What has not been sent is dropped.

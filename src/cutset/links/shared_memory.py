@@ -281,6 +281,8 @@ class HostReceivers:
 
     def receive(self) -> tuple[Header, Parcel]:
         """Waits for a message over any of the links, each in turn; as `HostReceiver.receive`."""
+        if len(self._receivers) == 1:  # which waits itself
+            return self._receivers[0].receive()
         while not self._ready:
             self._await()
         receiver = self._ready.popleft()
@@ -293,9 +295,6 @@ class HostReceivers:
         Raises:
             LinkTimeout: a sender was silent for too long.
         """
-        if len(self._receivers) == 1:  # which waits itself
-            self._ready.extend(self._receivers)
-            return
         longest_s = time.monotonic() - min(self._heard_s.values())
         left_s = max(0.0, self._timeout_s - longest_s)
         found = self._arrivals.poll(math.ceil(1000 * left_s))

@@ -71,6 +71,7 @@ def test_libraries_are_imported_before_memory_is_limited(monkeypatch: pytest.Mon
     for name in ("import_libraries", "limit_memory"):
         monkeypatch.setattr(worker, name, lambda *_, name=name, **__: called.append(name))
     monkeypatch.setattr(worker, "load_stage", refuse)
+    monkeypatch.setattr(worker, "links_of", lambda *_: ())
     stage_worker._load_stage(
         Load(
             bundle=b"unused",
