@@ -19,6 +19,7 @@ import numpy as np
 
 from cutset.cluster.devices import Cluster
 from cutset.cluster.wires import Wires
+from cutset.planning.deadline import OverBudget
 from cutset.planning.formulate import BuiltProblem
 from cutset.planning.problem import ROUNDING, ChainProblem
 from cutset.planning.totals import Floats, Ints
@@ -26,6 +27,9 @@ from cutset.planning.totals import Floats, Ints
 Demands: TypeAlias = "list[tuple[Floats, Floats]]"
 """Of one member, for each thing that it alone keeps busy: seconds of every micro-batch of the plan
 whatever its share, and seconds of each of its own."""
+
+MAX_CHOICES = 1 << 17
+"""Of devices by class; 16 distinct ones and one more have as many."""
 
 LEAST_SHARE = 1e-9
 """Of a member that has no time for more: it is in the group all the same."""
@@ -450,6 +454,12 @@ def group_problem(built: BuiltProblem, cluster: Cluster, most: int) -> GroupProb
 
 
 def sizes_up_to(counts: Sequence[int], most: int) -> list[tuple[int, ...]]:
-    """Every choice of devices by class, `most` at most, the empty one first."""
+    """Every choice of devices by class, `most` at most, the empty one first.
+
+    Raises:
+        OverBudget: there are too many to list.
+    """
+    if math.prod(min(count, most) + 1 for count in counts) > MAX_CHOICES:
+        raise OverBudget(f"{sum(counts)} devices have too many groups")
     every = itertools.product(*(range(min(count, most) + 1) for count in counts))
     return [chosen for chosen in every if sum(chosen) <= most]

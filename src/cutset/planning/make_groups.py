@@ -6,7 +6,12 @@ import dataclasses
 
 from cutset.planning.deadline import OverBudget
 from cutset.planning.formulate import BuiltProblem
-from cutset.planning.group_problem import GroupProblem, GroupStage, group_problem
+from cutset.planning.group_problem import (
+    GroupProblem,
+    GroupStage,
+    GroupStages,
+    group_problem,
+)
 from cutset.planning.problem import ChainProblem, Placed
 from cutset.planning.request import PlanRequest
 from cutset.planning.solvers.group_search import GroupSolution, least_group_period
@@ -29,44 +34,82 @@ def solve_with_groups(built: BuiltProblem, request: PlanRequest) -> Solution:
     problem = group_problem(built, request.devices_and_links, request.replicas)
     limit_s = request.max_latency_s
     alone: Solution | None = None
-    reason: Infeasible | None = None
+    reason = Infeasible("memory", is_proven=False)
     try:
         alone = solve_period(_sooner(built.problem), max_latency_s=limit_s)
     except Infeasible as caught:
+        # Any one member of each group makes a plan of as many stages, and no slower a route: where
+        # there is none with one device a stage, there is none with groups.
+        if caught.is_proven:
+            raise
         reason = caught
-    known = None if alone is None else _as_groups(built.problem, alone.stages)
+    known = _first_plan(problem, alone, limit_s)
     try:
         found = least_group_period(problem, known=known, max_latency_s=limit_s)
     except OverBudget:
         found = None
-        if alone is None:
-            assert reason is not None
-            raise _unproven(reason) from None
+    if found is None and known is None:
+        raise reason
     if found is None:
-        if alone is None:
-            # Groups need no less memory than their members, and no less time on their routes.
-            assert reason is not None
-            raise reason
-        return dataclasses.replace(alone, bound_s=0.0, proven_by="search")
+        found = GroupSolution(stages=known or (), bound_s=0.0, proven_by="search")
     return _better(problem, built.problem, alone, found)
+
+
+def _first_plan(
+    problem: GroupProblem, alone: Solution | None, max_latency_s: float | None
+) -> GroupStages | None:
+    """A good plan to begin with: whole copies, or one device a stage and those left over beside.
+
+    Each device that has no stage, the first of each class first, joins the stage that gains most.
+    """
+    chain = problem.chain
+    known = []
+    if alone is not None:
+        stages = _as_groups(chain, alone.stages)
+        known.append(stages)
+        for c, count in enumerate(chain.counts):
+            for _ in range(count - sum(stage.members[c] for stage in stages)):
+                more = [_joined(stages, k, c) for k in range(len(stages))]
+                fitting = [s for s in more if problem.fits(s) and _is_small(problem, s)]
+                best = min(fitting, key=problem.period_s, default=stages)
+                if chain.deadline.is_past or problem.period_s(best) >= problem.period_s(stages):
+                    break
+                stages = best
+        known.append(stages)
+    whole = tuple(
+        count if problem.fits((GroupStage(0, chain.num_pieces, _one(chain, c)),)) else 0
+        for c, count in enumerate(chain.counts)
+    )
+    copies = (GroupStage(0, chain.num_pieces, whole),)
+    if sum(whole) and _is_small(problem, copies) and chain.num_stages in (None, 1):
+        known.append(copies)
+    if max_latency_s is not None:
+        known = [s for s in known if problem.latency_s(s) <= max_latency_s]
+    return min(known, key=problem.period_s, default=None)
+
+
+def _joined(stages: GroupStages, at: int, device_class: int) -> GroupStages:
+    members = list(stages[at].members)
+    members[device_class] += 1
+    changed = stages[at]._replace(members=tuple(members))
+    return (*stages[:at], changed, *stages[at + 1 :])
+
+
+def _is_small(problem: GroupProblem, stages: GroupStages) -> bool:
+    return all(stage.size <= problem.most for stage in stages)
+
+
+def _one(chain: ChainProblem, device_class: int) -> tuple[int, ...]:
+    return tuple(int(c == device_class) for c in range(chain.num_classes))
 
 
 def _sooner(problem: ChainProblem) -> ChainProblem:
     return dataclasses.replace(problem, deadline=problem.deadline.sooner(ALONE_SHARE))
 
 
-def _unproven(reason: Infeasible) -> Infeasible:
-    """The same, though what it says of one device a stage may not hold for groups."""
-    return Infeasible(str(reason), best_s=reason.best_s, is_proven=False)
-
-
 def _as_groups(problem: ChainProblem, stages: tuple[Placed, ...]) -> tuple[GroupStage, ...]:
     """Stages with one device each as groups."""
-    classes = range(problem.num_classes)
-    return tuple(
-        GroupStage(s.start, s.stop, tuple(int(c == s.device_class) for c in classes))
-        for s in stages
-    )
+    return tuple(GroupStage(s.start, s.stop, _one(problem, s.device_class)) for s in stages)
 
 
 def _better(

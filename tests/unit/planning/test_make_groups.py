@@ -179,3 +179,22 @@ def test_the_simulation_by_routes_agrees_with_the_formula(flops, speeds, link_by
 def test_turns_follow_shares_smoothly():
     turns = turns_by_shares((0.5, 0.25, 0.25))
     assert [next(turns) for _ in range(8)] == [0, 1, 2, 0, 0, 1, 2, 0]
+
+
+def test_many_distinct_devices_have_a_plan_and_an_honest_gap_in_time():
+    cluster = Cluster(devices=tuple(Device(name=f"d{k}", speed=1 / (1 + k / 7)) for k in range(30)))
+    plan = planned([900, 500, 700, 100], cluster, replicas=40, time_limit_s=3.0)
+    # All that the devices can do together, which whole copies do.
+    rate = sum(1 / (1 + k / 7) for k in range(30))
+    assert plan.period_s == pytest.approx(2.2 / rate)
+    assert plan.is_proven
+    small = planned([900, 500, 700, 100], cluster, replicas=3, time_limit_s=3.0)
+    assert small.gap is not None
+    assert small.bound_s <= small.period_s
+    assert max(len(stage.group) for stage in small.stages) <= 3
+
+
+def test_memory_that_allows_no_plan_is_told_as_without_groups():
+    cluster = Cluster(devices=devices(1, 1, memory_bytes=100), link=FAST)
+    with pytest.raises(PlanError, match="no placement fits"):
+        planned([800, 200], cluster)
