@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import Scope
 
+from cutset.runtime.status import ReplicaStatus, StageStatus
 from cutset.serve.batching import Batcher
 from cutset.serve.bodies import Budget
 from cutset.serve.monitor import Monitor
@@ -100,15 +101,19 @@ class _Pipeline(Collector):
             )
         }
         restarts = CounterMetricFamily("cutset_stage_restarts", "Workers replaced", labels=labels)
-        for stage, shown in zip(sample.status.stages, document["stages"], strict=True):
-            where = (str(stage.index), stage.device)
-            busy.add_metric(where, shown["busy_share"])
-            up.add_metric(where, float(shown["state"] == "running"))
-            rss.add_metric(where, stage.stats.rss_bytes)
-            restarts.add_metric(where, stage.num_restarts)
-            for key, family in counters.items():
-                family.add_metric(where, getattr(stage.stats, key))
-        yield from (busy, up, rss, restarts, *counters.values())
+        share = GaugeMetricFamily("cutset_replica_share", "Part that it takes now", labels=labels)
+        for stage, entry in zip(sample.status.stages, document["stages"], strict=True):
+            workers: Sequence[StageStatus | ReplicaStatus] = stage.replicas or (stage,)
+            for worker, shown in zip(workers, entry["replicas"] or (entry,), strict=True):
+                where = (str(stage.index), worker.device)
+                busy.add_metric(where, shown["busy_share"])
+                up.add_metric(where, float(shown["state"] == "running"))
+                rss.add_metric(where, worker.stats.rss_bytes)
+                restarts.add_metric(where, worker.num_restarts)
+                share.add_metric(where, shown.get("share", 1.0))
+                for key, family in counters.items():
+                    family.add_metric(where, getattr(worker.stats, key))
+        yield from (busy, up, rss, restarts, share, *counters.values())
 
 
 def _counter(name: str, text: str, value: float) -> CounterMetricFamily:

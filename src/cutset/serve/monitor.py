@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 
 from cutset.errors import CutsetError
+from cutset.runtime.contract import groups_of
 from cutset.runtime.session import Session
-from cutset.runtime.status import SessionStatus, StageStatus
+from cutset.runtime.status import ReplicaStatus, SessionStatus, StageStatus
 from cutset.serve.batching import Batcher
 
 _LOG = logging.getLogger(__name__)
@@ -128,7 +129,14 @@ class Monitor:
         now = newest.status.stages[index] if newest else None
         then = oldest.status.stages[index] if oldest else None
         busy_share, compute_s, rows = _pace(now, then, newest, oldest)
-        running = bool(self._session.worker_pids[index])
+        pids = self._session.worker_pids
+        members = groups_of(manifest.plan).members[index]
+        replicas = [
+            self._replica(number, index, pids[member], newest, oldest)
+            for number, member in enumerate(members)
+            if len(members) > 1
+        ]
+        pid = next((pids[member] for member in members if pids[member]), 0)
         return {
             "index": index,
             "device": now.device if now else plan.device,
@@ -137,14 +145,34 @@ class Monitor:
             "last": plan.last,
             "num_units": len(entry.units),
             "weight_bytes": entry.weight_bytes,
-            "state": "running" if running else "restarting",
-            "pid": self._session.worker_pids[index],
+            "state": "running" if all(pids[m] for m in members) else "restarting",
+            "pid": pid,
             "num_restarts": now.num_restarts if now else 0,
-            "busy_share": busy_share,
+            "busy_share": round(min(1.0, busy_share / len(members)), 4),
             "compute_s": compute_s,
             "rows_per_micro_batch": rows,
             "predicted_compute_s": expected.compute_s[index] if expected else plan.compute_s,
             "predicted_from_profile": bool(plan.backend),
+            "rss_bytes": now.stats.rss_bytes if now else 0,
+            "replicas": replicas,
+        }
+
+    def _replica(
+        self, number: int, stage: int, pid: int, newest: Sample | None, oldest: Sample | None
+    ) -> dict[str, Any]:
+        """One replica of a stage that has several."""
+        now = newest.status.stages[stage].replicas[number] if newest else None
+        then = oldest.status.stages[stage].replicas[number] if oldest else None
+        busy_share, compute_s, _ = _pace(now, then, newest, oldest)
+        group = self._session.bundle.manifest.plan.stages[stage].group
+        return {
+            "device": now.device if now else group[number].device,
+            "state": "running" if pid else "restarting",
+            "pid": pid,
+            "share": now.share if now else 0.0,
+            "busy_share": min(1.0, busy_share),
+            "compute_s": compute_s,
+            "num_restarts": now.num_restarts if now else 0,
             "rss_bytes": now.stats.rss_bytes if now else 0,
         }
 
@@ -177,9 +205,12 @@ class Monitor:
 
 
 def _pace(
-    now: StageStatus | None, then: StageStatus | None, newest: Sample | None, oldest: Sample | None
+    now: StageStatus | ReplicaStatus | None,
+    then: StageStatus | ReplicaStatus | None,
+    newest: Sample | None,
+    oldest: Sample | None,
 ) -> tuple[float, float | None, float | None]:
-    """Busy share, seconds a micro-batch, rows a micro-batch, between two samples.
+    """Busy share (of replicas together), seconds and rows a micro-batch, between two samples.
 
     While nothing was computed between them, the means since the beginning stand for the two last.
     """
@@ -189,7 +220,7 @@ def _pace(
     busy_s = max(0.0, now.stats.busy_s - then.stats.busy_s)
     batches = now.stats.num_micro_batches - then.stats.num_micro_batches
     rows = now.stats.num_rows - then.stats.num_rows
-    share = min(1.0, busy_s / elapsed_s) if elapsed_s else 0.0
+    share = busy_s / elapsed_s if elapsed_s else 0.0
     if batches <= 0:
         busy_s, batches, rows = now.stats.busy_s, now.stats.num_micro_batches, now.stats.num_rows
     if batches <= 0:

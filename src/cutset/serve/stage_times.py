@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 from collections.abc import Collection
 
+from cutset.engines.protocol import Span
 from cutset.errors import CutsetError
 from cutset.runtime.chrome_trace import ProcessTimeline
 from cutset.runtime.session import Session
@@ -59,7 +60,8 @@ def stage_times(
     """Picks from a timeline what each stage did to some micro-batches.
 
     Args:
-        timelines: the caller's first, then the stages', as `Session.timeline` gives them.
+        timelines: the caller's first, then the stages' (or their replicas', which stand for the
+            stage together), as `Session.timeline` gives them.
         sequences: numbers of the micro-batches.
 
     Returns:
@@ -67,8 +69,12 @@ def stage_times(
     """
     wanted = set(sequences)
     found = []
-    for index, timeline in enumerate(list(timelines)[1:]):
-        spans = [span for span in timeline.spans if span.sequence in wanted]
+    of_stages: dict[str, list[Span]] = {}
+    for timeline in list(timelines)[1:]:
+        stage, *_ = timeline.name.split(" replica ")
+        of_stages.setdefault(stage, []).extend(timeline.spans)
+    for index, all_spans in enumerate(of_stages.values()):
+        spans = [span for span in all_spans if span.sequence in wanted]
         # A micro-batch that was sent again after a failure counts once: its last computation.
         last = {span.sequence: span for span in spans if span.activity == "compute"}
         if not wanted or set(last) != wanted:
