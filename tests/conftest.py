@@ -19,20 +19,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 LONGEST_FIRST = (
     "beds/test_ray.py",
-    "serve/test_soak.py",
     "distributed/test_processes.py",
     "beds/test_ray_probe.py",
-    "beds/test_ssh.py",
     "distributed/test_torch_settings.py",
+    "beds/test_ssh_faults.py",
+    "beds/test_hosts_install.py",
+    "serve/test_soak.py",
+    "beds/test_ssh.py",
     "integration/test_six_models_run.py",
     "docs/test_blocks_run.py",
     "cli/test_report_pages.py",
     "cli/test_commands.py",
     "cli/test_input_forms.py",
     "integration/test_many_models.py",
+    "property/test_mutated_programs.py",
 )
 """Files of which one keeps a process busy for half a minute or more: begun last, it would be alone
-at the end. For ``--dist loadfile --no-loadscope-reorder``, which gives out files in this order."""
+at the end. What waits for its testbed stands beside what computes. For ``--dist loadfile
+--no-loadscope-reorder``, which gives out files in this order."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
