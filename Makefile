@@ -103,6 +103,7 @@ bench-serve: $(STAMP)  ## the server's throughput and its behaviour under overlo
 
 bench-links: $(STAMP)  ## what a hop between hosts costs, with and without keys; root; writes docs/links.md
 	$(BIN)/python benchmarks/links.py $(if $(GLOO),--gloo $(GLOO))
+	$(BIN)/python benchmarks/link_periods.py
 
 bench-boards: $(STAMP)  ## what a board needs: sizes, memory, start; internet; writes docs/boards.md
 	$(BIN)/python benchmarks/boards.py

@@ -29,6 +29,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+import link_periods
+
 _SIZES = {"1.6 MB": 1_605_632, "50 kB": 50_176}
 _ROUNDS = 30
 _HOPS = {"1.6 MB": 8, "50 kB": 40}
@@ -378,6 +380,15 @@ On this wire nothing limits but the processor. On one of 100 Mbit/s the larger m
 what encryption then costs is the processor's time, which `cutset probe` measures into `send_cost`
 and `receive_cost` of each link. What a link promises besides:
 [links between hosts](runtime.md#links-between-hosts).
+
+## What keys cost a pipeline
+
+Three stages on a testbed's nodes of one core, a half and a half, which stand twice, once with keys
+and once without; rows go through the one and the other in turn.
+
+{begin}
+{periods}
+{end}
 """
 
 
@@ -390,6 +401,9 @@ def _page(lines: list[str], gloo: Path | None) -> str:
         load=os.getloadavg()[0],
         rounds=_ROUNDS - 1,
         table="\n".join(lines),
+        begin=link_periods.BEGIN,
+        periods=link_periods.report(),
+        end=link_periods.END,
     )
 
 

@@ -1,5 +1,7 @@
 """Runs on a node: streams the rows of a file through a bundle and says how each was answered.
 
+So many rounds of them, or until its input is closed.
+
 Prints ``up``, then ``at N`` whenever N rows were read, and at the end a
 ``result``. It goes on reading at once; whoever listens may break something meanwhile.
 """
@@ -7,6 +9,7 @@ Prints ``up``, then ``at N`` whenever N rows were read, and at the end a
 from __future__ import annotations
 
 import json
+import select
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +38,7 @@ def _engine(where: str, replan_after_s: float) -> EngineSettings:
 
 
 def main() -> None:
-    where, bundle, file, replan_after_s, heartbeat_s = sys.argv[1:]
+    where, bundle, file, replan_after_s, heartbeat_s, rounds = sys.argv[1:]
     torch.set_num_threads(1)
     data = load_file(file)
     rows, expected = data["rows"], data["expected"]
@@ -46,10 +49,17 @@ def main() -> None:
     )
     engine = _engine(where, float(replan_after_s))
 
+    num_asked = 0
+
     def one_by_one() -> Iterator[torch.Tensor]:
-        for index in range(len(rows)):
-            if index % _SAY_EVERY == 0:
-                print(f"at {index}", flush=True)
+        nonlocal num_asked
+        for number in range(int(rounds) * len(rows)):
+            if number % _SAY_EVERY == 0:
+                print(f"at {number}", flush=True)
+                if number and select.select([sys.stdin], [], [], 0)[0]:
+                    return
+            num_asked += 1
+            index = number % len(rows)
             yield rows[index : index + 1]
 
     result: dict[str, object] = {"answered": 0, "wrong": []}
@@ -58,12 +68,14 @@ def main() -> None:
             print("up", json.dumps(session.worker_pids), flush=True)
             wrong = []
             num_answers = 0
-            for index, answer in enumerate(session.stream(one_by_one())):
+            for number, answer in enumerate(session.stream(one_by_one())):
                 num_answers += 1
+                index = number % len(rows)
                 if not torch.equal(answer, expected[index : index + 1]):
-                    wrong.append(index)
+                    wrong.append(number)
             stages = session.stats().stages
             result = {
+                "asked": num_asked,
                 "answered": num_answers,
                 "wrong": wrong,
                 "epoch": session.epoch,

@@ -131,15 +131,22 @@ class Caller:
     """A process on the first node that streams the rows."""
 
     def __init__(
-        self, bed: State, where: str, bundle: Path, rows: Path, replan_after_s: float = 10.0
+        self,
+        bed: State,
+        where: str,
+        bundle: Path,
+        rows: Path,
+        replan_after_s: float = 10.0,
+        rounds: int = 1,
     ) -> None:
         node = bed.layout.head
         script = str(Path(__file__).parent / "streaming_caller.py")
-        words = [where, str(bundle), str(rows), str(replan_after_s), "2.5"]
+        words = [where, str(bundle), str(rows), str(replan_after_s), "2.5", str(rounds)]
         command = [sys.executable, script, *words]
         self.process = subprocess.Popen(
             command_on(bed, find_cgroups(), node, command, limited=False),
             env=environment_on(bed, node),
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -164,6 +171,12 @@ class Caller:
         killer.cancel()
         assert result, words
         return result
+
+    def finish(self) -> None:
+        """Has it ask for no more rows."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+            self.process.stdin = None
 
     def wait_until_up(self) -> None:
         """Reads until the pipeline stands."""

@@ -50,6 +50,7 @@ def test_every_row_through_three_nodes_and_each_node_gets_its_own_shard_once(
     caller = Caller(bed, "ray", bundle, rows)
     result = caller.follow({})
     assert result == {
+        "asked": NUM_ROWS,
         "answered": NUM_ROWS,
         "wrong": [],
         "epoch": 1,

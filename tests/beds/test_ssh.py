@@ -61,6 +61,7 @@ def test_every_row_through_three_nodes_and_each_node_gets_its_own_shard_once(
 ) -> None:
     result = Caller(bed, str(cluster_file(bed.layout.name)), bundle, rows).follow({})
     assert result == {
+        "asked": NUM_ROWS,
         "answered": NUM_ROWS,
         "wrong": [],
         "epoch": 1,
