@@ -40,13 +40,13 @@ _LINK_LIMIT_S = 180.0
 
 
 @contextlib.contextmanager
-def testbed(cluster: Cluster, *, ray: bool, ssh: bool) -> Iterator[State]:
-    """A testbed for the length of a block."""
-    down(_NAME)
+def testbed(cluster: Cluster, *, ray: bool, ssh: bool, name: str = _NAME) -> Iterator[State]:
+    """A testbed for the length of a block; one of that name that was left behind goes before."""
+    down(name)
     try:
-        yield up(cluster, name=_NAME, ray=ray, ssh=ssh, progress=progress)
+        yield up(cluster, name=name, ray=ray, ssh=ssh, progress=progress)
     finally:
-        down(_NAME)
+        down(name)
 
 
 def progress(text: str) -> None:

@@ -74,7 +74,7 @@ def measure(models: Sequence[str]) -> None:
     """Has a program on the first node, within its core, measure each model."""
     script = str(Path(__file__).resolve())
     cluster = cluster_from_toml(_CLUSTER)
-    with testbed(cluster, ray=False, ssh=True) as state:
+    with testbed(cluster, ray=False, ssh=True, name="periods") as state:
         text = cluster_file(state.layout.name).read_text(encoding="utf-8")
         files = {way: (FOLDER / f"{way}.toml").resolve() for way in WAYS}
         files["keys"].write_text(text, encoding="utf-8")
