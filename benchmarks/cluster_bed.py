@@ -40,7 +40,13 @@ _LINK_LIMIT_S = 180.0
 
 
 @contextlib.contextmanager
-def testbed(cluster: Cluster, *, ray: bool, ssh: bool, name: str = _NAME) -> Iterator[State]:
+def testbed(
+    cluster: Cluster,
+    *,
+    ray: bool,
+    ssh: bool,
+    name: str = _NAME,  # noqa: PT028  # this is no test
+) -> Iterator[State]:
     """A testbed for the length of a block; one of that name that was left behind goes before."""
     down(name)
     try:
