@@ -157,7 +157,7 @@ def _costs() -> Costs:
     file = FOLDER / "costs.json"
     if file.exists():
         return msgspec.json.decode(file.read_bytes(), type=Costs)
-    with testbed(_plain(_UNEQUAL), ray=False, ssh=False) as state:
+    with testbed(_plain(_UNEQUAL), ray=False, ssh=False, name="wires") as state:
         overheads = {kind: measure_overhead(state, node) for kind, node in _KIND_NODES.items()}
         links = {}
         for source, target in (("n0", "n1"), ("n1", "n2")):
@@ -185,7 +185,7 @@ def _profile(model: str, cases: Sequence[Case], before: Path | None) -> None:
     ]
     if not todo:
         return
-    with testbed(_plain(_UNEQUAL), ray=False, ssh=False) as state:
+    with testbed(_plain(_UNEQUAL), ray=False, ssh=False, name="wires") as state:
         for kind, is_before in todo:
             file = FOLDER / _profile_name(model, kind, before=is_before)
             progress(f"profiling {model} on {kind} of a core ({file.name})")
@@ -259,7 +259,7 @@ def _measure(case: Case, model: str, seconds: float, rounds: int) -> None:
     """Runs the bundles of a case and removes them."""
     made = json.loads(_made(case, model).read_text())
     bundles = list(dict.fromkeys(each["bundle"] for each in made.values()))
-    with testbed(_plain(case), ray=False, ssh=True) as state:
+    with testbed(_plain(case), ray=False, ssh=True, name="wires") as state:
         progress(f"{_told(case)}: running {model}")
         for bundle in bundles:
             _put_shards(state, Path(bundle), made)
