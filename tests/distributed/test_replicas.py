@@ -216,9 +216,12 @@ def test_a_slow_replica_holds_no_more_than_its_own_part(copies: Path) -> None:
         assert session.epoch == 1
 
 
-def test_an_engine_that_runs_a_stage_on_one_device_says_so(copies: Path) -> None:
+@pytest.mark.parametrize("engine", [PlainEngine(("a",), 1), "ray"])
+def test_an_engine_that_runs_a_stage_on_one_device_says_so(
+    copies: Path, engine: PlainEngine | str
+) -> None:
     with pytest.raises(EngineError, match=r"stage 0 is planned on 3 devices .* runs each stage on"):
-        open_session(copies, engine=PlainEngine(("a",), 1))
+        open_session(copies, engine=engine)
 
 
 @pytest.mark.soak

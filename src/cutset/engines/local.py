@@ -293,6 +293,7 @@ class LocalMachine(EngineSettings):
     """This machine, the default."""
 
     name = "local"
+    runs_groups = True
 
     def engine_for(self, bundle: Bundle, *, num_threads: int) -> LocalEngine:
         """Prepares to run a bundle here."""

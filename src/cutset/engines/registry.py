@@ -62,6 +62,8 @@ class EngineSettings(abc.ABC):
             ``"replan_after_s"`` and ``"cluster"``; as keyword arguments of the class.
         start_timeout_s: how long a worker may take to start, or None where the usual limit will
             do.
+        runs_groups: whether it starts all replicas of a stage; where not, a plan that has some is
+            refused.
     """
 
     name: ClassVar[str]
@@ -69,6 +71,7 @@ class EngineSettings(abc.ABC):
     install: ClassVar[str] = ""
     options: ClassVar[frozenset[str]] = frozenset()
     start_timeout_s: ClassVar[float | None] = None
+    runs_groups: ClassVar[bool] = False
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
@@ -200,21 +203,15 @@ def opened_engine(
         TypeError: `engine` is something else.
     """
     settings = find_engine(engine)() if isinstance(engine, str) else engine
-    start_timeout_s = None
-    if isinstance(settings, EngineSettings):
-        start_timeout_s = settings.start_timeout_s
-        settings = settings.engine_for(bundle, num_threads=num_threads)
-    elif not hasattr(settings, "start"):
+    if not isinstance(settings, EngineSettings) and not hasattr(settings, "start"):
         raise TypeError(f"an engine is a name, an EngineSettings or an Engine, got {engine!r}")
-    try:
-        _require_groups(settings, bundle)
-    except EngineError:
-        settings.close()
-        raise
-    return settings, start_timeout_s
+    _require_groups(settings, bundle)
+    if isinstance(settings, EngineSettings):
+        return settings.engine_for(bundle, num_threads=num_threads), settings.start_timeout_s
+    return settings, None
 
 
-def _require_groups(engine: Engine, bundle: Bundle) -> None:
+def _require_groups(engine: EngineSettings | Engine, bundle: Bundle) -> None:
     """Checks that an engine starts all replicas of the plan's stages.
 
     Raises:

@@ -222,13 +222,14 @@ def _shares(
 ) -> tuple[StageShare, ...]:
     return tuple(
         StageShare(
-            busy=(new.stats.busy_s - old.stats.busy_s) / elapsed_s,
-            waiting=(new.stats.waiting_s - old.stats.waiting_s) / elapsed_s,
-            sending=(new.stats.sending_s - old.stats.sending_s) / elapsed_s,
+            busy=(new.stats.busy_s - old.stats.busy_s) / workers_s,
+            waiting=(new.stats.waiting_s - old.stats.waiting_s) / workers_s,
+            sending=(new.stats.sending_s - old.stats.sending_s) / workers_s,
             backend=new.backend,
             received_bytes_per_row=(new.stats.received_bytes - old.stats.received_bytes) / num_rows,
             sent_bytes_per_row=(new.stats.sent_bytes - old.stats.sent_bytes) / num_rows,
         )
         for old, new in zip(before.stages, after.stages, strict=True)
         for num_rows in [max(1, new.stats.num_rows - old.stats.num_rows)]
+        for workers_s in [elapsed_s * max(1, len(new.replicas))]  # the mean of replicas
     )
