@@ -106,6 +106,7 @@ def assert_coded(result: dict[str, object]) -> None:
     """Every image was answered as the whole model with the codecs does, and few bytes travelled."""
     received = result.pop("received_bytes")
     assert result == {
+        "asked": NUM_CODED,
         "answered": NUM_CODED,
         "wrong": [],
         "epoch": 1,

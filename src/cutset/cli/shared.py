@@ -142,7 +142,7 @@ def answer_limits(context: typer.Context) -> AnswerLimits:
         if not given["allow"] and options.is_given(context, name):
             usage_error(f"{options.written(name)} is for codecs that --allow names")
     return AnswerLimits(
-        calibration=tuple(given["calibration"] or ()),
+        calibration=tuple(map(Path, given["calibration"] or ())),  # as typed: not converted yet
         min_agreement=given["min_agreement"],
         max_error=given["max_error"],
     )
