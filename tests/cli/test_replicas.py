@@ -117,3 +117,10 @@ def test_a_new_plan_takes_the_place_of_the_old_one(
     again = cutset("plan", "--bundle", bundle, *options).document
     assert again["period_s"] == pytest.approx(plan["period_s"])
     assert cutset("verify", bundle).code == 0
+    page = tmp_path / "page.html"
+    assert cutset("report", bundle, "-o", page).code == 0
+    said = page.read_text()
+    groups = [stage.where for stage in written.stages if len(stage.group) > 1]
+    assert groups
+    assert all(f"<td>{group}</td>" in said for group in groups)
+    assert "stage bring?" in said

@@ -50,14 +50,15 @@ def answers(
     """The four answers that a reader comes for."""
     plan = sources.plan
     count = len(plan.stages) + 1
-    ordinal = f"a {_ORDINALS[count - 1]}" if count <= len(_ORDINALS) else "one more"
+    one_more = f"a {_ORDINALS[count - 1]}" if count <= len(_ORDINALS) else "one more"
+    one_more += " stage" if plan.has_groups else " device"
     return (
         Finding(
             question="Where is it cut, and why there?",
             sentences=(*_where(plan, strip), *_why(plan, strip, part_costs)),
         ),
         Finding(question="Which stage is the slowest?", sentences=_slowest(sources, part_costs)),
-        Finding(question=f"What would {ordinal} device bring?", sentences=_one_more(plan, ordinal)),
+        Finding(question=f"What would {one_more} bring?", sentences=_one_more(plan, one_more)),
         Finding(question="Is it correct?", sentences=_correct(sources)),
     )
 
@@ -159,7 +160,7 @@ def _slowest(sources: ReportSources, part_costs: PartCosts | None) -> tuple[str,
     return tuple(sentences)
 
 
-def _one_more(plan: Plan, ordinal: str) -> tuple[str, ...]:
+def _one_more(plan: Plan, one_more: str) -> tuple[str, ...]:
     by_count = {each.num_stages: each for each in plan.alternatives}
     sentences = []
     more = by_count.get(len(plan.stages) + 1)
@@ -167,14 +168,14 @@ def _one_more(plan: Plan, ordinal: str) -> tuple[str, ...]:
         sentences.append("The plan does not say: it was made without alternatives.")
     elif more.period_s is None and not plan.unused_devices:
         sentences.append(
-            f"This plan uses every device of its cluster. To see what {ordinal} device would "
-            "bring, add one to the cluster file and plan again."
+            f"This plan uses every device of its cluster. To see what {one_more} would "
+            "bring, add a device to the cluster file and plan again."
         )
     elif more.period_s is None:
-        sentences.append(f"Nothing is planned for {ordinal} device: {more.reason}.")
+        sentences.append(f"Nothing is planned for {one_more}: {more.reason}.")
     else:
         cuts = ", ".join(more.last[:-1])
-        sentences.append(f"With {ordinal} device, cut after {cuts}: {_against(plan, more)}.")
+        sentences.append(f"With {one_more}, cut after {cuts}: {_against(plan, more)}.")
     alone = by_count.get(1)
     if alone is not None and alone.period_s is not None:
         sentences.append(f"Not split, on {alone.devices[0]}: {_against(plan, alone)}.")
