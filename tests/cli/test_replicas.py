@@ -36,8 +36,9 @@ def test_replicas_are_planned_and_shown(cutset: Cutset, small_model: str, three:
     assert best["format"] == "cutset-plan/2"
     assert best["period_s"] <= alone["copies"]["period_s"] * (1 + 1e-9)
     assert best["period_s"] < alone["period_s"]
-    shares = [r["share"] for stage in best["stages"] for r in stage.get("replicas", ())]
-    assert sum(shares) == pytest.approx(1 if len(best["stages"]) == 1 else len(shares) // 2, abs=1)
+    (whole,) = best["stages"]
+    groups = [(each["device"], each["share"]) for each in whole["replicas"]]
+    assert groups == [(name, pytest.approx(1 / 3)) for name in ("device-0", "device-1", "c")]
     shown = cutset("plan", small_model, *options, "--replicas", 3)
     assert "33.3%" in shown.out
     assert max(map(len, shown.out.splitlines())) <= 80

@@ -151,10 +151,13 @@ def messages_of_groups(
             way = wires.between(str(source), str(target))
             if not way.uses:
                 continue
-            most, mean = min(from_share, to_share), from_share * to_share
+            # The link itself carries at most so much; a port the mean of all that pass through it.
+            link, *shared = way.uses
+            parts = [(link, min(from_share, to_share))]
+            parts += [(use, from_share * to_share) for use in shared]
             uses = [
                 WireUse(wire=use.wire, busy_s=part * use.seconds(sizes[index]))
-                for use, part in zip(way.uses, (most, *[mean] * 9), strict=False)
+                for use, part in parts
             ]
             found.append(
                 PlannedMessage(

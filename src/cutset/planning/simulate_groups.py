@@ -1,33 +1,22 @@
 """The simulation of a pipeline in which stages have groups of devices.
 
-A micro-batch's replica in each group follows from its number by smooth weighted round robin: each
-number adds a replica's share to its credit, the one with most credit is taken and pays 1. Every
-replica, and every link between two, takes what comes its way in the order of numbers. Ports and
-media that several messages share are not looked at.
+A micro-batch's replica in each group follows from its number as it does where the plan runs
+(`cutset.planning.turns`). Every replica, and every link between two, takes what comes its way in
+the order of numbers. Ports and media that several messages share are not looked at.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import TypeAlias
 
 from cutset.planning.plan import Plan
+from cutset.planning.turns import Turns, whole_weights
 
 TellSlot: TypeAlias = Callable[[str, str, int, int, float, float], None]
 """Told of all that was done: its resource, ``"compute"`` or ``"transfer"``, the stage that computes
 or sends, which micro-batch, its start, its end."""
-
-
-def turns_by_shares(shares: Sequence[float]) -> Iterator[int]:
-    """Which replica has its turn, by smooth weighted round robin."""
-    credit = [0.0] * len(shares)
-    while True:
-        credit = [have + share for have, share in zip(credit, shares, strict=True)]
-        # Shares are rounded: what is as good as most is most, the first of these is taken.
-        taken = next(k for k, have in enumerate(credit) if have >= max(credit) - 1e-9)
-        credit[taken] -= 1.0
-        yield taken
 
 
 def run_groups(
@@ -35,7 +24,8 @@ def run_groups(
 ) -> list[float]:
     """When each answer comes; `done` is told of all on the way."""
     groups = [stage.group for stage in plan.stages]
-    turns = [turns_by_shares([replica.share for replica in group]) for group in groups]
+    shares = [[replica.share for replica in group] for group in groups]
+    turns = Turns(weights=tuple(map(whole_weights, shares)))
     moves_s = {(m.source, m.target, m.after): m.seconds for m in plan.messages}
     caller = [m.source for m in plan.messages if m.after is None]
     home = caller[0] if caller else ""
@@ -43,7 +33,7 @@ def run_groups(
     link_free_s: dict[tuple[str, str, int | None], float] = {}
     answers: list[float] = []
     for number in range(num_microbatches):
-        route = [group[next(turn)] for group, turn in zip(groups, turns, strict=True)]
+        route = [group[turns.replica(k, number)] for k, group in enumerate(groups)]
         places = [home, *(replica.device for replica in route), home]
         is_held = window is not None and number >= window
         ready_s = answers[number - window] if is_held and window is not None else 0.0

@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 
 from cutset.engines.protocol import Load
-from cutset.runtime.routes import Groups, Routes, whole_weights
+from cutset.planning.turns import whole_weights
+from cutset.runtime.routes import Groups, Routes
 from cutset.runtime.status import Limits, WorkerRecord
 
 _MAX_BACK_OFF_S = 5.0

@@ -15,7 +15,6 @@ from cutset.planning import (
     plan_to_json,
     simulate_plan,
 )
-from cutset.planning.simulate_groups import turns_by_shares
 from cutset.report.text import PlainConsole, print_plan
 from planner_graphs import chain
 
@@ -174,11 +173,6 @@ def test_the_simulation_by_routes_agrees_with_the_formula(flops, speeds, link_by
     assert timeline.steady_period_s == pytest.approx(plan.period_s, rel=0.01)
     first = min(slot.start_s for slot in timeline.slots)
     assert timeline.first_latency_s - first <= plan.latency_s * (1 + 1e-9)
-
-
-def test_turns_follow_shares_smoothly():
-    turns = turns_by_shares((0.5, 0.25, 0.25))
-    assert [next(turns) for _ in range(8)] == [0, 1, 2, 0, 0, 1, 2, 0]
 
 
 def test_many_distinct_devices_have_a_plan_and_an_honest_gap_in_time():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutset.runtime.routes import MOST_TURNS, Groups, Routes, whole_weights
+from cutset.runtime.routes import Groups, Routes
 
 _WEIGHTS = st.lists(st.integers(1, 9), min_size=1, max_size=6).map(tuple)
 
@@ -98,30 +98,6 @@ def test_whoever_asks_gets_the_same(groups: tuple[tuple[int, ...], ...], number:
     for stage, weights in reversed(list(enumerate(groups))):
         assert 0 <= others.replica(stage, number) < len(weights)
         assert others.replica(stage, number) == routes.replica(stage, number)
-
-
-@pytest.mark.parametrize(
-    ("shares", "weights"),
-    [
-        ((1.0,), (1,)),
-        ((1 / 3, 1 / 3, 1 / 3), (1, 1, 1)),
-        ((0.5, 0.25, 0.25), (2, 1, 1)),
-        ((0.6, 0.0, 0.4), (3, 0, 2)),
-        ((0.999, 0.001), (59, 1)),
-        ((1.0,) * 70, (1,) * 70),
-    ],
-)
-def test_shares_become_whole_numbers(shares: tuple[float, ...], weights: tuple[int, ...]) -> None:
-    assert whole_weights(shares) == weights
-
-
-@given(st.lists(st.just(0.0) | st.floats(0.01, 1.0), min_size=1, max_size=6).filter(any))
-def test_any_shares_are_met_to_a_few_hundredths(shares: list[float]) -> None:
-    weights = whole_weights(shares)
-    assert sum(weights) <= MOST_TURNS
-    for weight, share in zip(weights, shares, strict=True):
-        assert (weight > 0) == (share > 0)
-        assert abs(weight / sum(weights) - share / sum(shares)) <= 0.03
 
 
 def test_who_is_there_passes_what_by_its_window() -> None:
