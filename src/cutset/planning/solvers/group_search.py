@@ -56,7 +56,7 @@ def _oracle(problem: GroupProblem, *, dearest: bool, max_latency_s: float | None
         search = GroupSearch(problem=step, dearest=dearest)
         if max_latency_s is None:
             return search.find(limit_s)
-        found = search.cheapest(limit_s, by_latency=True)
+        found = search.soonest(limit_s)
         late = found is not None and step.latency_s(found) > max_latency_s * (1 + ROUNDING)
         return None if late else found
 

@@ -1,9 +1,9 @@
-"""Plans with groups of devices, within a limit: any at all, or the cheapest; and the least period.
+"""Plans with groups of devices, within a limit: any at all, or that of the least latency.
 
 A state is a boundary and how many devices of each class are used. Within a limit a member can take
 a certain share of a stage, so which groups can hold it follows from sums. For any plan at all only
 the fewest devices of one class, the most numerous, are kept for each choice of the others; for the
-cheapest plan every choice has a state.
+least latency every choice has a state.
 
 A cut whose link takes longer than the limit has to be charged to a group of several at one of its
 ends; it is two places then, one for each. Where links differ, each device is taken to have the best
@@ -101,20 +101,18 @@ class GroupSearch:
         places, members = self._places(limit_s), self._members(limit_s)
         return _Fewest(self.problem, places, members, fewest, must).find()
 
-    def cheapest(self, limit_s: float, *, by_latency: bool) -> GroupStages | None:
-        """The plan of least cost with a period of at most `limit_s`, or None.
+    def soonest(self, limit_s: float) -> GroupStages | None:
+        """The plan of least latency on its worst route with a period of at most `limit_s`, or None.
 
         Args:
             limit_s: seconds; infinity for no limit.
-            by_latency: the latency of the worst route; else what its cuts cost among equals.
 
         Raises:
             OverBudget: there are too many groups, or the time is over.
         """
         places, members = self._places(limit_s), self._members(limit_s)
-        costs = self._latencies(places) if by_latency else None
         must = self._must_have(limit_s)
-        return _Cheapest(self.problem, places, members, costs, must).find()
+        return _Soonest(self.problem, places, members, self._latencies(places), must).find()
 
     def _must_have(self, limit_s: float) -> int:
         """The caller's class where no plan without its device is within the limit; else -1.
@@ -391,15 +389,15 @@ class _Fewest(_Groups):
         raise ArithmeticError("no stage leads to a state that was reached")
 
 
-class _Cheapest(_Groups):
-    """The plan of least cost: every choice of devices has a state."""
+class _Soonest(_Groups):
+    """The plan of least latency: every choice of devices has a state."""
 
     def __init__(
         self,
         problem: GroupProblem,
         places: _Places,
         members: tuple[_Member, ...],
-        latencies: tuple[Floats, ...] | None,
+        latencies: tuple[Floats, ...],
         must: int,
     ) -> None:
         super().__init__(problem, places, members)
@@ -414,16 +412,8 @@ class _Cheapest(_Groups):
 
     def _cost(self, group: tuple[int, ...]) -> Floats:
         self.deadline.check()
-        if self.latencies is None:
-            stops = self.places.at.clip(max=self.problem.chain.num_pieces)
-            cuts = np.where(np.arange(len(stops)) < len(stops) - 1, self._tie_row()[stops], 0.0)
-            cost = np.broadcast_to(cuts, self.shape)
-        else:
-            cost = np.maximum.reduce([self.latencies[c] for c, n in enumerate(group) if n])
+        cost = np.maximum.reduce([self.latencies[c] for c, n in enumerate(group) if n])
         return np.where(self.keeps_up(group), cost, math.inf)
-
-    def _tie_row(self) -> Floats:
-        return self.problem.chain.tie_cost
 
     def find(self) -> GroupStages | None:
         if self.must == -2:
