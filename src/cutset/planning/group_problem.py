@@ -364,13 +364,6 @@ class GroupProblem:
             for c in stage.classes
         )
 
-    def ties(self, stages: GroupStages) -> tuple[float, int]:
-        """What decides among plans of equal objective: the cuts, then how many devices."""
-        return (
-            float(sum(self.chain.tie_cost[stage.stop] for stage in stages[:-1])),
-            sum(stage.size for stage in stages),
-        )
-
 
 def caps(demands: Demands, limit_s: float) -> Floats:
     """The largest share of a member in a plan of this period, up to `MOST_SHARE`; 0 for none."""
