@@ -277,6 +277,8 @@ def test_several_inputs_outputs_and_tensors_across_a_cut(tmp_path: Path) -> None
         ({"engine": "kubernetes"}, EngineError, "this version has: local"),
         ({"micro_batch": 0}, ValueError, "from 1 to 16777216, got 0"),
         ({"window": 0}, ValueError, "from 1 to 4096, got 0"),
+        ({"window": 4097}, ValueError, "from 1 to 4096, got 4097"),
+        ({"num_threads": 0}, ValueError, "num_threads .* from 1 to"),
     ],
 )
 def test_unknown_options_are_refused_before_anything_starts(
